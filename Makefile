@@ -1,0 +1,54 @@
+# Everything a person or a machine does with this tree. `make` alone lists the targets.
+# .venv is made by .ci/setup; a target that needs it depends on `setup`, which costs nothing when it is current.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+# More options for pytest, for example: make test PYTEST_ARGS='-k leases -x'
+PYTEST_ARGS ?=
+
+.PHONY: help setup test check format protos demo demo-verify bench soak clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## make .venv and install everything into it (a no-op when it is current)
+	@.ci/setup
+
+check: setup  ## ruff, mypy --strict and the import contracts
+	@echo "check: ruff"
+	@$(BIN)/ruff check --quiet .
+	@echo "check: mypy"
+	@$(BIN)/mypy --no-error-summary
+	@echo "check: import contracts"
+	@$(BIN)/lint-imports --verbose >.venv/import-contracts.log 2>&1 || { cat .venv/import-contracts.log; exit 1; }
+
+test: check  ## check, then the whole test suite
+	@echo "test: pytest"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+format: setup  ## rewrite the sources in the project's layout
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+protos: setup  ## generate atoll/v1 again from protos/atoll/v1
+	@$(BIN)/python protos/generate.py
+
+demo: setup  ## two real sites and 36 twins on this machine, pictures in out/
+	@$(BIN)/atoll demo
+
+demo-verify: setup  ## make the demo's pictures again without Atoll and compare their pixels
+	@$(BIN)/atoll demo --verify
+
+bench: setup  ## print the figures of this machine
+	@$(BIN)/python -m sims.bench
+
+soak: setup  ## simulate seed after seed until interrupted
+	@$(BIN)/python -m sims.soak
+
+clean:  ## remove what the tools leave (.venv and out/ stay)
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
