@@ -1,0 +1,201 @@
+"""Everything that can happen to an agent, in the past tense.
+
+Decides the form of the agent core's input. Must not know which runtime or network observed it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atoll.model.assignment import Assignment
+from atoll.model.attempt import AttemptState, Failure, PhaseTimes, ResultManifest
+from atoll.model.ids import AttemptKey, ModelId, NodeId, SlotRef
+from atoll.model.report import RateFacts, Welcome
+from atoll.model.replica import ReplicaFact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOpened:
+    """The orchestrator answered the hello."""
+
+    welcome: Welcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionClosed:
+    """The stream to the orchestrator ended; work goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignmentReceived:
+    """A snapshot or delta of the desired state came down."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveredSlot:
+    """What a runtime found in one slot when it started: replicas in memory, and the attempt still executing there, if any."""
+
+    slot: SlotRef
+    replicas: tuple[ReplicaFact, ...] = ()
+    running: AttemptKey | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeStarted:
+    """The runtime is ready. Lists every slot with its memory, what survived the agent, which models the nodes' disks hold,
+    and the manifests of attempts that finished while no agent watched."""
+
+    slots: tuple[RecoveredSlot, ...]
+    disk_models: tuple[tuple[NodeId, ModelId, str], ...] = ()  # node, model, weights_digest
+    finished: tuple[ResultManifest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsFetched:
+    """A node's disk now holds a model, verified."""
+
+    node_id: NodeId
+    model_id: ModelId
+    weights_digest: str
+    bytes: int
+    elapsed_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchFailed:
+    """A fetch ended without the weights; nothing of it is left on disk."""
+
+    node_id: NodeId
+    model_id: ModelId
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsDeleted:
+    """A node's disk no longer holds a model."""
+
+    node_id: NodeId
+    model_id: ModelId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaLoaded:
+    """A model is resident in a slot. `memory_bytes` as measured."""
+
+    slot: SlotRef
+    model_id: ModelId
+    memory_bytes: int
+    elapsed_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaLoadFailed:
+    """A load ended without a replica; its memory is free again."""
+
+    slot: SlotRef
+    model_id: ModelId
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaEvicted:
+    """A model left the memory of a slot."""
+
+    slot: SlotRef
+    model_id: ModelId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptAdvanced:
+    """An executing attempt reached a phase (running or uploading) or a further step."""
+
+    key: AttemptKey
+    state: AttemptState
+    steps_done: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFinished:
+    """An attempt's outputs are stored and its manifest is committed. `times` holds run and upload."""
+
+    key: AttemptKey
+    manifest: ResultManifest
+    times: PhaseTimes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptErrored:
+    """An executing attempt ended without a result."""
+
+    key: AttemptKey
+    failure: Failure
+    times: PhaseTimes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptHalted:
+    """An executing attempt stopped because it was told to; its slot is free."""
+
+    key: AttemptKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotLost:
+    """The process of a slot died: its replicas are gone, its attempt with them. The runtime restarts it by itself."""
+
+    slot: SlotRef
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotReady:
+    """The process of a slot is up again, empty."""
+
+    slot: SlotRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatesMeasured:
+    """The runtime measured rates by its own reads, loads and fetches."""
+
+    rates: RateFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeMeasured:
+    """The probes measured a node: free memory of the host, of its disk cache, and of each GPU by index."""
+
+    node_id: NodeId
+    host_free_bytes: int
+    disk_free_bytes: int
+    gpu_free_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimerFired:
+    """`next_deadline()` was reached."""
+
+
+AgentEvent = (
+    SessionOpened
+    | SessionClosed
+    | AssignmentReceived
+    | RuntimeStarted
+    | WeightsFetched
+    | FetchFailed
+    | WeightsDeleted
+    | ReplicaLoaded
+    | ReplicaLoadFailed
+    | ReplicaEvicted
+    | AttemptAdvanced
+    | AttemptFinished
+    | AttemptErrored
+    | AttemptHalted
+    | SlotLost
+    | SlotReady
+    | RatesMeasured
+    | NodeMeasured
+    | TimerFired
+)

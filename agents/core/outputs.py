@@ -1,0 +1,149 @@
+"""What the agent's core answers to an event: one AgentStep of records and commands.
+
+Records (the outbox, the identity) must be on the agent's disk before the commands of the step are performed. Decides the form only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, SlotRef, Term
+from atoll.model.job import JobSpec
+from atoll.model.modelspec import ModelSpec
+from atoll.model.report import AttemptEvent, SiteReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxAppended:
+    """An event that the orchestrator must hear of, whatever happens to this process."""
+
+    event: AttemptEvent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxTrimmed:
+    """Events up to this one were acknowledged and may be forgotten."""
+
+    acked_event_seq: EventSeq
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityChanged:
+    """The fleet this site belongs to, and the highest term it has seen."""
+
+    fleet_id: FleetId
+    term: Term
+
+
+AgentRecord = OutboxAppended | OutboxTrimmed | IdentityChanged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchWeights:
+    """Bring a model to a node's disk, verified by digest. Answered by WeightsFetched or FetchFailed. At most one per node and model."""
+
+    node_id: NodeId
+    model: ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteWeights:
+    """Remove a model from a node's disk. Answered by WeightsDeleted."""
+
+    node_id: NodeId
+    model_id: ModelId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReplica:
+    """Load a model from the node's disk into a slot. Answered by ReplicaLoaded or ReplicaLoadFailed."""
+
+    slot: SlotRef
+    model: ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvictReplica:
+    """Unload an idle replica. Answered by ReplicaEvicted."""
+
+    slot: SlotRef
+    model_id: ModelId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunAttempt:
+    """Execute on the resident replica, store outputs, commit the manifest. Answered by AttemptAdvanced and one of
+    AttemptFinished, AttemptErrored, AttemptHalted. `stop_after_ms` is enforced where it executes, even if this agent dies."""
+
+    slot: SlotRef
+    key: AttemptKey
+    spec: JobSpec
+    model: ModelSpec
+    stop_after_ms: int
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopAttempt:
+    """Stop an executing attempt at the next step boundary."""
+
+    slot: SlotRef
+    key: AttemptKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewAttempts:
+    """The orchestrator was heard: these executing attempts may go on for another stop_after."""
+
+    keys: tuple[AttemptKey, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendReport:
+    """Report facts, if connected."""
+
+    report: SiteReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendEvents:
+    """Deliver outbox events, if connected."""
+
+    events: tuple[AttemptEvent, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestResync:
+    """Ask for a snapshot: the delta at hand does not fit what is held."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefuseOrchestrator:
+    """Close the stream and say why: another fleet, or a term that was deposed."""
+
+    message: str
+
+
+AgentCommand = (
+    FetchWeights
+    | DeleteWeights
+    | LoadReplica
+    | EvictReplica
+    | RunAttempt
+    | StopAttempt
+    | RenewAttempts
+    | SendReport
+    | SendEvents
+    | RequestResync
+    | RefuseOrchestrator
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentStep:
+    """Records, then commands: in this order they take effect."""
+
+    records: tuple[AgentRecord, ...] = ()
+    commands: tuple[AgentCommand, ...] = ()

@@ -1,0 +1,55 @@
+"""The desired state of one site: what the orchestrator sends down a site's stream.
+
+Decides the form only. Start = an attempt appears; cancel = it is marked `stop`; acknowledge = `acked_event_seq` passes its events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, SlotRef, Term
+from atoll.model.job import JobSpec
+from atoll.model.modelspec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignedAttempt:
+    """One attempt the site should be running. Durations are fleet time, counted on the agent's own monotonic clock.
+
+    `evict` names the models whose replicas leave this slot before the attempt's model is loaded.
+    """
+
+    key: AttemptKey
+    spec: JobSpec
+    slot: SlotRef
+    evict: tuple[ModelId, ...] = ()
+    stop: bool = False
+    stop_reason: str = ""
+    # Work without a renewal stops itself after this long; enforced where the work runs.
+    stop_after_ms: int
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """A snapshot (`base_generation` 0) or a delta on `base_generation`; a site that holds another generation asks for a snapshot.
+
+    Every `models` entry that an attempt of this message needs is in it. `evict` lists models that should leave every tier of the
+    site once idle. A snapshot that drops more than half of what runs is held back by the agent unless `confirm_shrink`.
+    """
+
+    fleet_id: FleetId
+    term: Term
+    generation: Generation
+    base_generation: Generation = Generation(0)
+    attempts: tuple[AssignedAttempt, ...] = ()
+    removed: tuple[AttemptKey, ...] = ()  # of a delta: attempts that are settled
+    models: tuple[ModelSpec, ...] = ()
+    evict: tuple[ModelId, ...] = ()
+    acked_event_seq: EventSeq = EventSeq(0)
+    confirm_shrink: bool = False
+
+    @property
+    def full(self) -> bool:
+        """Whether this replaces everything the agent knew."""
+        return self.base_generation == 0

@@ -1,0 +1,68 @@
+"""Typed errors that name the field, the value and what would be right.
+
+Decides how an error reads. Must not know gRPC or HTTP: `orchestrator.api` maps these to status codes.
+"""
+
+from __future__ import annotations
+
+# A value is quoted in an error so that a person recognises it; more than this many characters only hide the message.
+_QUOTED_CHARS = 80
+
+
+def quoted(value: object) -> str:
+    """`value` as one short printable line, whatever it holds (newlines, NUL, a megabyte of text)."""
+    text = repr(value)
+    if len(text) > _QUOTED_CHARS:
+        text = f"{text[:_QUOTED_CHARS]}... ({len(text)} characters)"
+    return text
+
+
+class AtollError(Exception):
+    """Root of every error that Atoll raises on purpose."""
+
+
+class FieldError(AtollError):
+    """An input is wrong. `field` is a dotted path, `expected` says what would be right."""
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        super().__init__(f"{field} is {quoted(value)}: expected {expected}")
+        self.field = field
+        self.value = value
+        self.expected = expected
+
+
+class SourceError(AtollError):
+    """A mistake in a file: names file, line (from 1; 0 where a file has no such line), field, value and the remedy."""
+
+    def __init__(self, file: str, line: int, field: str, value: object, expected: str) -> None:
+        super().__init__(f"{file}:{line}: {field} is {quoted(value)}: expected {expected}")
+        self.file = file
+        self.line = line
+        self.field = field
+        self.value = value
+        self.expected = expected
+
+
+class NotFoundError(AtollError):
+    """There is no such thing, or it is not the caller's: one text for both."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"no {kind} {quoted(name)}")
+        self.kind = kind
+        self.name = name
+
+
+class ConflictError(AtollError):
+    """The thing exists already with other content (same idempotency key, other payload; a site of that name)."""
+
+
+class StateError(AtollError):
+    """The thing is not in a state that allows this (a stale attempt, an illegal transition, removing a busy site)."""
+
+
+class LimitError(AtollError):
+    """A bound was reached. `retry_after_ms` says when another try makes sense (0: not by waiting)."""
+
+    def __init__(self, message: str, *, retry_after_ms: int = 0) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms

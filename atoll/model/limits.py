@@ -1,0 +1,57 @@
+"""The bounds of what Atoll accepts, each with the reason for its value.
+
+Decides sizes only; who refuses what, and how, is said where the bound is used.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Prompts of the longest text encoders in use hold some thousand tokens; 16 KiB is four times that and keeps 100,000 queued jobs in memory.
+PROMPT_BYTES: Final = 16 * 1024
+# 16K is the largest output any model of the catalogue makes (after up-scaling); 8 is the latent factor of every VAE in it.
+SIDE_PX_MIN: Final = 8
+SIDE_PX_MAX: Final = 16_384
+# 64 megapixels a frame: beyond it no GPU of the catalogue holds the activations.
+FRAME_PX_MAX: Final = 64 * 1024 * 1024
+# Two minutes at 60 frames a second.
+FRAMES_MAX: Final = 7_200
+STEPS_MAX: Final = 1_000
+CFG_PASSES_MAX: Final = 3
+BATCH_MAX: Final = 32
+GUIDANCE_MILLI_MAX: Final = 100_000
+ADAPTERS_MAX: Final = 8
+ADAPTER_SCALE_MILLI_MAX: Final = 10_000
+GANG_SIZES: Final = (1, 2, 4, 8)
+CONSTRAINT_NAMES_MAX: Final = 256
+# A client that wants an answer later than this wants a batch: 7 days.
+DEADLINE_MS_MAX: Final = 7 * 24 * 3600 * 1000
+PRICE_USD_MICROS_MAX: Final = 1_000_000_000_000
+# Jobs in one SubmitBatch: the answer and the transaction stay well under a gRPC message of 4 MiB and an etcd transaction's 1.5 MiB when split.
+BATCH_JOBS_MAX: Final = 1_000
+# The queue in all and per tenant; beyond it Submit answers RESOURCE_EXHAUSTED.
+QUEUED_JOBS_MAX: Final = 1_000_000
+QUEUED_JOBS_PER_TENANT_MAX: Final = 500_000
+SITES_MAX: Final = 10_000
+POOLS_PER_SITE_MAX: Final = 64
+NODES_PER_POOL_MAX: Final = 4_096
+GPUS_PER_NODE_MAX: Final = 72
+MODELS_MAX: Final = 20_000
+MODELS_PER_NODE_MAX: Final = 2_000
+REPLICAS_PER_SLOT_MAX: Final = 64
+ATTEMPTS_PER_JOB_MAX: Final = 32
+EVENTS_PER_MESSAGE_MAX: Final = 1_000
+REASON_CHARS_MAX: Final = 500
+# Candidates kept with a decision: the chosen and the 8 next best.
+CANDIDATES_KEPT: Final = 9
+PAGE_SIZE_MAX: Final = 1_000
+# One chunk of an upload or download: a quarter of gRPC's default message limit.
+CHUNK_BYTES: Final = 1024 * 1024
+# Largest input file of a job.
+INPUT_BYTES_MAX: Final = 512 * 1024 * 1024
+INPUTS_MAX: Final = 16
+RESULT_ARTIFACTS_MAX: Final = 64
+LOG_LINES_MAX: Final = 2_000
+# Figures of one resource: an exabyte. Larger is a mistake of units.
+BYTES_MAX: Final = 10**18
+RATE_BYTES_PER_S_MAX: Final = 10**15

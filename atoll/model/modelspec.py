@@ -1,0 +1,86 @@
+"""A model: what is served, how large it is, and the figures from which physics computes its times.
+
+Decides nothing. `weights_digest` is empty for models known from the catalogue only: those run at twins, never at a real site.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from atoll.model.ids import AdapterId, ModelId
+from atoll.model.shape import Precision, Shape
+
+
+class Modality(StrEnum):
+    """What a model makes."""
+
+    IMAGE = "image"
+    VIDEO = "video"
+    AUDIO = "audio"
+    THREE_D = "3d"
+
+
+class DenoiserKind(StrEnum):
+    """How FLOPs grow with the shape: a transformer by tokens, the rest by the table's reference."""
+
+    TRANSFORMER = "transformer"
+    UNET = "unet"
+    LINEAR = "linear"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPhysics:
+    """Figures of `models.csv`. FLOPs are of one denoiser forward at `reference`; parameters are counts.
+
+    `tokenwise_params` are those that touch every token (0 where the table's FLOPs must be scaled instead).
+    """
+
+    kind: DenoiserKind
+    denoiser_params: int
+    tokenwise_params: int
+    text_params: int
+    vae_params: int
+    layers: int
+    hidden: int
+    text_tokens: int
+    reference: Shape
+    reference_tokens: int
+    reference_forward_flops: int
+    reference_attention_flops: int
+    reference_decode_flops: int
+    temporal_factor: int = 1  # frames per latent frame beyond the first
+    estimated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """One model. `weights_bytes` in storage; `resident_bytes` in GPU memory when loaded; `activation_bytes` on top at its reference shape."""
+
+    model_id: ModelId
+    title: str
+    family: str
+    modality: Modality
+    pipeline_class: str
+    weights_bytes: int
+    resident_bytes: int
+    activation_bytes: int
+    default_shape: Shape
+    precision: Precision = Precision.BF16
+    weights_digest: str = ""  # "sha256:<hex>"
+    origin_path: str = ""  # folder below the origin store
+    physics: ModelPhysics
+    source: str = ""
+
+    @property
+    def servable(self) -> bool:
+        """Whether there are weights that a real site can load."""
+        return bool(self.weights_digest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterUse:
+    """A LoRA on top of the model, with its scale in thousandths."""
+
+    adapter_id: AdapterId
+    scale_milli: int = 1000

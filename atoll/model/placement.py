@@ -1,0 +1,79 @@
+"""Why a job went where it went: candidates in seconds by term, rejections by reason, deferrals.
+
+Decides the form in which decisions are kept. Must not know how costs are computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from atoll.model.ids import NodeId, PoolId, SiteId
+
+
+class Reason(StrEnum):
+    """Why a pool cannot take a job. Each is counted as a metric and printed with what would have to change."""
+
+    NOT_CONNECTED = "not_connected"
+    CORDONED = "cordoned"
+    DRAINING = "draining"
+    SITE_NOT_ALLOWED = "site_not_allowed"
+    REGION_NOT_ALLOWED = "region_not_allowed"
+    GPU_TYPE_NOT_ALLOWED = "gpu_type_not_allowed"
+    PRICE_TOO_HIGH = "price_too_high"
+    MEMORY_TOO_SMALL = "memory_too_small"
+    MEMORY_BUSY = "memory_busy"  # would fit if pinned or busy replicas went
+    PRECISION_UNSUPPORTED = "precision_unsupported"
+    GANG_TOO_LARGE = "gang_too_large"
+    DISK_TOO_SMALL = "disk_too_small"
+    WEIGHTS_UNAVAILABLE = "weights_unavailable"
+    SIMULATED_SITE = "simulated_site"  # a twin, and the job wants a real result
+    REAL_SITE = "real_site"  # a real site, and the job is a rehearsal
+    RECENT_FAILURE = "recent_failure"  # this job failed there a moment ago
+    NO_SLOT = "no_slot"  # every slot has as much work as may be bound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A place with its cost. `terms_us` are parallel to `Explanation.term_names`; int64 microseconds."""
+
+    site_id: SiteId
+    pool_id: PoolId
+    total_us: int
+    terms_us: tuple[int, ...]
+    cold: bool
+    wait_us: int = 0  # > 0: no slot can be bound now, this is the deferral's price
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """How many pools were rejected for this reason."""
+
+    reason: Reason
+    pools: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deferral:
+    """Waiting was the cheapest candidate (or there was none): what for, and until when it is looked at again."""
+
+    since_us: int
+    until_us: int
+    waits_for: Candidate | None
+    rejections: tuple[Rejection, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """One decision, bounded: the chosen, the next best, the rejections counted. `term_names` orders every `terms_us`."""
+
+    decided_us: int
+    policy: str
+    term_names: tuple[str, ...]
+    chosen: Candidate
+    node_id: NodeId
+    others: tuple[Candidate, ...]
+    rejections: tuple[Rejection, ...]
+    evicted: tuple[str, ...] = ()  # models whose replicas made room
+    deferrals: int = 0  # how often the job had waited by choice before
+    queued_us: int = 0  # time in the queue before this decision

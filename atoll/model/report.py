@@ -1,0 +1,113 @@
+"""What an agent says: the hello, numbered reports of facts, and numbered events of attempts.
+
+Decides the form only. Reports are soft and superseded by the next; events are kept by the agent until acknowledged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from atoll.model.attempt import AttemptState, Failure, PhaseTimes, ResultManifest
+from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, PoolId, SiteId, Term
+from atoll.model.replica import ReplicaFact
+from atoll.model.site import PoolSpec, SiteRuntime
+
+# Version of the wire contract spoken here. The orchestrator accepts this one; another is refused with both numbers.
+PROTOCOL_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotFacts:
+    """One GPU of a node: free memory as measured, and what is resident. `ready`: its process can take work."""
+
+    index: int
+    memory_free_bytes: int
+    ready: bool = True
+    replicas: tuple[ReplicaFact, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """One host: free memory and disk, models held in host memory and on disk, and its slots."""
+
+    pool_id: PoolId
+    node_id: NodeId
+    host_free_bytes: int
+    disk_free_bytes: int
+    host_models: tuple[ModelId, ...] = ()
+    disk_models: tuple[ModelId, ...] = ()
+    slots: tuple[SlotFacts, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateFacts:
+    """Rates measured by the site's own reads, loads and fetches, bytes per second; 0: nothing measured yet."""
+
+    disk_bytes_per_s: int = 0
+    h2d_bytes_per_s: int = 0
+    origin_bytes_per_s: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptProgress:
+    """Where a live attempt stands at the site. Soft."""
+
+    key: AttemptKey
+    state: AttemptState
+    steps_done: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteHello:
+    """First message of an agent's stream. `boot_id` differs at each start of the agent's process."""
+
+    site_id: SiteId
+    fleet_id: FleetId  # "": never joined one
+    term: Term  # highest seen; 0: none
+    protocol_version: int
+    agent_version: str
+    boot_id: str
+    runtime: SiteRuntime
+    pools: tuple[PoolSpec, ...]
+    next_event_seq: EventSeq
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteReport:
+    """Numbered facts. `full` replaces all nodes known before; else only changed nodes are listed. `progress` lists every live attempt."""
+
+    seq: int
+    full: bool
+    generation: Generation  # of the assignment that the site holds
+    nodes: tuple[NodeFacts, ...] = ()
+    progress: tuple[AttemptProgress, ...] = ()
+    rates: RateFacts = RateFacts()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEvent:
+    """The end of an attempt, kept until acknowledged. `state` is succeeded, failed, refused or stopped.
+
+    `manifest` is there exactly for succeeded, `failure` for failed and refused.
+    """
+
+    seq: EventSeq
+    key: AttemptKey
+    state: AttemptState
+    manifest: ResultManifest | None = None
+    failure: Failure | None = None
+    times: PhaseTimes = PhaseTimes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """Answer to the hello. `time_scale_milli`: fleet time runs this many thousandths as fast as real time."""
+
+    fleet_id: FleetId
+    term: Term
+    time_scale_milli: int
+    report_interval_ms: int  # fleet time
+    origin_url: str
+    artifacts_url: str
+    credential: str = ""  # issued once, in exchange for a join token

@@ -1,0 +1,58 @@
+"""The shape of a generation: what decides its FLOPs, its memory and its bytes.
+
+Decides which shapes are possible at all; which a model can make is the catalogue's and the engine's matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from atoll.model import limits
+from atoll.model.errors import FieldError
+
+
+class Precision(StrEnum):
+    """Number format of the denoiser's arithmetic."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    FP8 = "fp8"
+    FP4 = "fp4"
+
+
+def parse_int(field: str, value: object, low: int, high: int) -> int:
+    """`value` if it is a whole number in low..high; else FieldError (bool, NaN, text and fractions are refused)."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise FieldError(field, value, f"a whole number from {low} to {high}")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Shape:
+    """width and height in pixels, frames (1 = an image), denoising steps, passes of the denoiser per step, results per job."""
+
+    width: int
+    height: int
+    frames: int = 1
+    steps: int
+    cfg_passes: int = 1
+    batch: int = 1
+
+    def check(self, field: str = "shape") -> Shape:
+        """Self, if every figure is possible; else FieldError naming the figure."""
+        parse_int(f"{field}.width", self.width, limits.SIDE_PX_MIN, limits.SIDE_PX_MAX)
+        parse_int(f"{field}.height", self.height, limits.SIDE_PX_MIN, limits.SIDE_PX_MAX)
+        parse_int(f"{field}.frames", self.frames, 1, limits.FRAMES_MAX)
+        parse_int(f"{field}.steps", self.steps, 1, limits.STEPS_MAX)
+        parse_int(f"{field}.cfg_passes", self.cfg_passes, 1, limits.CFG_PASSES_MAX)
+        parse_int(f"{field}.batch", self.batch, 1, limits.BATCH_MAX)
+        pixels = self.width * self.height
+        if pixels > limits.FRAME_PX_MAX:
+            raise FieldError(field, f"{self.width}x{self.height}", f"at most {limits.FRAME_PX_MAX} pixels a frame")
+        return self
+
+    def __str__(self) -> str:
+        frames = f"x{self.frames}" if self.frames > 1 else ""
+        return f"{self.width}x{self.height}{frames}/{self.steps}"

@@ -1,0 +1,79 @@
+"""What readers see of sites: the durable record beside what is observed now.
+
+Decides the form only; soft figures are as of the last report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atoll.model.ids import GpuTypeId, JobId, ModelId, PoolId, SiteId
+from atoll.model.site import Drain, SiteAdmin, SiteConnection, SiteRuntime, SiteSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolView:
+    """A pool as it is now. `slots_used` counts slots with at least one live attempt; `warm` the models resident, at most 32, by name."""
+
+    pool_id: PoolId
+    gpu_type: GpuTypeId
+    nodes: int
+    slots: int
+    slots_used: int
+    attempts: int
+    warm: tuple[ModelId, ...]
+    usd_micros_per_gpu_hour: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteView:
+    """A site as it is now. `connection` is None for a site that has never connected; `live_attempts` counts stopping ones too."""
+
+    spec: SiteSpec
+    admin: SiteAdmin
+    connection: SiteConnection | None
+    runtime: SiteRuntime | None
+    reason: str
+    drain: Drain | None
+    pools: tuple[PoolView, ...]
+    live_attempts: int
+    last_report_us: int
+    agent_version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainMove:
+    """What a drain would do to one live attempt: `ends_us` is its predicted end; `action` is wait, move or stop_at_deadline."""
+
+    job_id: JobId
+    action: str
+    ends_us: int
+    to_site: SiteId | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainPlan:
+    """The prediction of a drain: when the site is empty, and which models lose their last warm replica."""
+
+    site_id: SiteId
+    deadline_us: int
+    predicted_end_us: int
+    moves: tuple[DrainMove, ...]
+    last_warm: tuple[ModelId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetView:
+    """The fleet in one look. Counts as of now."""
+
+    fleet_id: str
+    term: int
+    now_us: int
+    time_scale_milli: int
+    sites: int
+    sites_connected: int
+    gpus: int
+    gpus_used: int
+    jobs_queued: int
+    jobs_live: int
+    jobs_ended: int

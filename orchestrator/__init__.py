@@ -1,0 +1,1 @@
+"""The orchestrator: places jobs, keeps promises. `core` decides and is pure; everything beside it acts."""

@@ -1,0 +1,42 @@
+"""What a store hands to the core at start: everything that was promised.
+
+Decides the form only. Must not know which store it comes from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atoll.model.ids import ChangeSeq, FleetId, JobId, TenantId, Term
+from atoll.model.job import Job
+from atoll.model.modelspec import ModelSpec
+from atoll.model.site import LinkSpec, SiteRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedKey:
+    """The idempotency key of a terminal job that is still retained."""
+
+    tenant: TenantId
+    idempotency_key: str
+    job_id: JobId
+    payload_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """Jobs that are not terminal, and the whole of the rest.
+
+    `fleet_time_us` is the highest fleet time that was ever written; `last_audit_seq` 0: no audit yet.
+    """
+
+    fleet_id: FleetId
+    term: Term
+    fleet_time_us: int
+    last_audit_seq: ChangeSeq
+    jobs: tuple[Job, ...] = ()
+    sites: tuple[SiteRecord, ...] = ()
+    links: tuple[LinkSpec, ...] = ()
+    models: tuple[ModelSpec, ...] = ()
+    ended_keys: tuple[EndedKey, ...] = ()
+    ended_count: int = 0

@@ -1,0 +1,1 @@
+"""Where records live. `base` is the Protocol, `sqlite` the embedded default."""

@@ -1,0 +1,54 @@
+"""The store: one transaction per commit, guarded by the leadership term.
+
+Decides the contract that every store keeps. Must not know why a record exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Protocol
+
+from atoll.model.audit import AuditEvent
+from atoll.model.ids import ChangeSeq, JobId, TenantId, Term
+from atoll.model.job import Job, JobState
+from orchestrator.core.durable import Stored
+from orchestrator.core.outputs import Record
+
+
+class CommitOutcome(StrEnum):
+    """What became of a commit. After `refused` and `unknown` the core is dropped and loaded again."""
+
+    COMMITTED = "committed"
+    REFUSED = "refused"  # the term was deposed
+    UNKNOWN = "unknown"  # applied or not: nobody can say
+
+
+class Store(Protocol):
+    """A durable store. Methods run off the event loop or are coroutines; `commit` is called with one batch at a time."""
+
+    async def take_over(self) -> Stored:
+        """Become the one writer (term + 1, durably) and read everything. Raises StateError when another process holds the store."""
+
+    async def commit(self, term: Term, now_us: int, records: Sequence[Record]) -> CommitOutcome:
+        """Write all records in one transaction if `term` is still the store's; durable when it returns `committed`."""
+
+    async def get_job(self, job_id: JobId) -> Job | None:
+        """A job, terminal ones included as long as they are retained."""
+
+    async def list_ended(
+        self, *, tenant: TenantId | None, states: frozenset[JobState], before: tuple[int, JobId] | None, limit: int
+    ) -> tuple[Job, ...]:
+        """Terminal jobs, by (ended_us, job_id) descending, strictly before `before`."""
+
+    async def list_audit(self, *, after: ChangeSeq, limit: int) -> tuple[AuditEvent, ...]:
+        """Audit lines with seq > `after`, ascending."""
+
+    async def sweep(self, *, now_us: int, retention_ms: int, max_ended: int) -> int:
+        """Forget terminal jobs older than the retention or beyond the count; how many went. In small transactions."""
+
+    async def backup(self, path: str) -> int:
+        """Write a consistent copy to `path` (which must not exist); its size in bytes."""
+
+    async def close(self) -> None:
+        """Finish the commit in flight and let go."""
