@@ -20,7 +20,7 @@ setup:  ## make .venv and install everything into it (a no-op when it is current
 
 check: setup  ## ruff, mypy --strict and the import contracts
 	@echo "check: ruff"
-	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff check --quiet --output-format=concise .
 	@echo "check: mypy"
 	@$(BIN)/mypy --no-error-summary
 	@echo "check: import contracts"

@@ -29,7 +29,7 @@ GENERATED_PATTERNS = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi"
 
 
 class GenerationError(RuntimeError):
-    """protoc refused the files, or there was nothing to compile. The text is protoc's own, which names file and line."""
+    """protoc refused the files, or there are none. The text is protoc's own, which names file and line."""
 
 
 def generate(into: Path) -> list[Path]:
