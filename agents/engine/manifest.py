@@ -271,9 +271,8 @@ def _check_content(folder: Path, manifest: ModelManifest) -> None:
             _check_safetensors(folder / file.path, file.path)
         elif name.endswith(".json") and file.bytes > JSON_BYTES_MAX:
             raise BadWeightsError(file.path, f"{file.bytes} bytes of JSON", f"at most {JSON_BYTES_MAX}")
-        elif name.endswith("config.json"):
-            if "auto_map" in _read_object(folder / file.path, file.path):
-                raise BadWeightsError(file.path, "auto_map names code outside of the installed packages", "no auto_map")
+        elif name.endswith("config.json") and "auto_map" in _read_object(folder / file.path, file.path):
+            raise BadWeightsError(file.path, "auto_map names code outside of the installed packages", "no auto_map")
     index = _read_object(folder / INDEX_NAME, INDEX_NAME)
     found = index.get("_class_name")
     if found != manifest.pipeline_class:

@@ -82,7 +82,7 @@ class Engine:
         with quiet_loading():
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
                 str(folder),
-                torch_dtype=getattr(self._torch, _DTYPES[precision]),
+                dtype=getattr(self._torch, _DTYPES[precision]),
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -178,12 +178,13 @@ class LoadedPipeline:
         cannot make, EngineError(BAD_INPUT, OUT_OF_MEMORY or EXECUTION_FAILED) else; StateError while another call
         runs or after `unload`.
         """
-        call = plan_call(self._pipeline, request.check())
+        request.check()
         if not self._busy.acquire(blocking=False):
             raise StateError(f"{self.manifest.model_id} is generating already: one call at a time")
         try:
             if self._pipeline is None:
                 raise StateError(f"{self.manifest.model_id} was unloaded")
+            call = plan_call(self._pipeline, request)
             watch = _StepWatch(self._pipeline, request.shape.steps, on_step, should_stop, self._synchronize)
             return self._generate(request, dict(call.arguments), call.guidance, watch)
         finally:
