@@ -1,0 +1,81 @@
+"""The desired state of a site <-> messages."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from atoll.model import limits
+from atoll.model.assignment import AssignedAttempt, Assignment
+from atoll.model.ids import EventSeq, FleetId, Generation, ModelId, Term, parse_name
+from atoll.v1 import site_service_pb2 as pb
+from atoll.wire import bounds
+from atoll.wire.attempts import attempt_key_from_proto, attempt_key_to_proto, slot_ref_from_proto, slot_ref_to_proto
+from atoll.wire.jobs import job_spec_from_proto, job_spec_to_proto
+from atoll.wire.models import model_spec_from_proto, model_spec_to_proto
+from atoll.wire.placement import EVICTED_MAX
+from atoll.wire.reports import PROGRESS_MAX
+
+# As many as a site may have live, for every list of attempts.
+ATTEMPTS_MAX: Final = PROGRESS_MAX
+
+
+def assigned_attempt_to_proto(attempt: AssignedAttempt) -> pb.AssignedAttempt:
+    """One attempt that should run."""
+    return pb.AssignedAttempt(
+        key=attempt_key_to_proto(attempt.key),
+        spec=job_spec_to_proto(attempt.spec),
+        slot=slot_ref_to_proto(attempt.slot),
+        evict=attempt.evict,
+        stop=attempt.stop,
+        stop_reason=bounds.line(attempt.stop_reason),
+        stop_after_ms=attempt.stop_after_ms,
+        request_id=attempt.request_id,
+    )
+
+
+def assigned_attempt_from_proto(msg: pb.AssignedAttempt) -> AssignedAttempt:
+    """FieldError naming the figure that cannot be."""
+    evict = bounds.names("evict", msg.evict, EVICTED_MAX)
+    return AssignedAttempt(
+        key=bounds.part("key", msg.key, attempt_key_from_proto),
+        spec=bounds.part("spec", msg.spec, job_spec_from_proto),
+        slot=bounds.part("slot", msg.slot, slot_ref_from_proto),
+        evict=tuple([ModelId(name) for name in evict]),
+        stop=msg.stop,
+        stop_reason=bounds.line(msg.stop_reason),
+        stop_after_ms=bounds.number("stop_after_ms", msg.stop_after_ms, 0, bounds.TIME_MS_MAX),
+        request_id=bounds.label("request_id", msg.request_id),
+    )
+
+
+def assignment_to_proto(assignment: Assignment) -> pb.Assignment:
+    """A snapshot or a delta."""
+    return pb.Assignment(
+        fleet_id=assignment.fleet_id,
+        term=assignment.term,
+        generation=assignment.generation,
+        base_generation=assignment.base_generation,
+        attempts=[assigned_attempt_to_proto(attempt) for attempt in assignment.attempts],
+        removed=[attempt_key_to_proto(key) for key in assignment.removed],
+        models=[model_spec_to_proto(model) for model in assignment.models],
+        evict=assignment.evict,
+        acked_event_seq=assignment.acked_event_seq,
+        confirm_shrink=assignment.confirm_shrink,
+    )
+
+
+def assignment_from_proto(msg: pb.Assignment) -> Assignment:
+    """FieldError naming the figure that cannot be."""
+    evict = bounds.names("evict", msg.evict, limits.MODELS_MAX)
+    return Assignment(
+        fleet_id=FleetId(parse_name("fleet_id", msg.fleet_id)),
+        term=Term(bounds.number("term", msg.term, 1, bounds.COUNT_MAX)),
+        generation=Generation(bounds.number("generation", msg.generation, 1, bounds.COUNT_MAX)),
+        base_generation=Generation(bounds.number("base_generation", msg.base_generation, 0, bounds.COUNT_MAX)),
+        attempts=bounds.each("attempts", msg.attempts, ATTEMPTS_MAX, assigned_attempt_from_proto),
+        removed=bounds.each("removed", msg.removed, ATTEMPTS_MAX, attempt_key_from_proto),
+        models=bounds.each("models", msg.models, limits.MODELS_MAX, model_spec_from_proto),
+        evict=tuple([ModelId(name) for name in evict]),
+        acked_event_seq=EventSeq(bounds.number("acked_event_seq", msg.acked_event_seq, 0, bounds.COUNT_MAX)),
+        confirm_shrink=msg.confirm_shrink,
+    )

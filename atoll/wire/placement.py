@@ -1,0 +1,111 @@
+"""Decisions and their reasons <-> messages.
+
+Costs come from the orchestrator alone, so any int64 is believed; texts and ids are checked as everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from atoll.model import limits
+from atoll.model.errors import FieldError
+from atoll.model.ids import NodeId, PoolId, SiteId, parse_name
+from atoll.model.placement import Candidate, Deferral, Explanation, Reason, Rejection
+from atoll.v1 import types_pb2 as pb
+from atoll.wire import bounds
+
+# A policy has about ten terms; more than this is no policy of ours.
+TERMS_MAX: Final = 64
+# A gang of eight slots, each emptied.
+EVICTED_MAX: Final = 8 * limits.REPLICAS_PER_SLOT_MAX
+_REASONS: Final = {reason.value: reason for reason in Reason}
+
+
+def candidate_to_proto(candidate: Candidate) -> pb.Candidate:
+    """A place with its cost."""
+    return pb.Candidate(
+        site_id=candidate.site_id,
+        pool_id=candidate.pool_id,
+        total_us=candidate.total_us,
+        terms_us=candidate.terms_us,
+        cold=candidate.cold,
+        wait_us=candidate.wait_us,
+    )
+
+
+def candidate_from_proto(msg: pb.Candidate) -> Candidate:
+    """FieldError for a place that cannot be."""
+    bounds.bounded("terms_us", msg.terms_us, TERMS_MAX)
+    return Candidate(
+        site_id=SiteId(parse_name("site_id", msg.site_id)),
+        pool_id=PoolId(parse_name("pool_id", msg.pool_id)),
+        total_us=msg.total_us,
+        terms_us=tuple(msg.terms_us),
+        cold=msg.cold,
+        wait_us=msg.wait_us,
+    )
+
+
+def rejection_to_proto(rejection: Rejection) -> pb.Rejection:
+    """How many pools for one reason."""
+    return pb.Rejection(reason=rejection.reason.value, pools=rejection.pools)
+
+
+def rejection_from_proto(msg: pb.Rejection) -> Rejection:
+    """FieldError for an unknown reason."""
+    reason = _REASONS.get(msg.reason)
+    if reason is None:
+        raise FieldError("reason", msg.reason, f"one of {', '.join(_REASONS)}")
+    return Rejection(reason=reason, pools=bounds.number("pools", msg.pools, 0, bounds.COUNT_MAX))
+
+
+def deferral_to_proto(deferral: Deferral) -> pb.Deferral:
+    """What a job waits for."""
+    return pb.Deferral(
+        since_us=deferral.since_us,
+        until_us=deferral.until_us,
+        waits_for=None if deferral.waits_for is None else candidate_to_proto(deferral.waits_for),
+        rejections=[rejection_to_proto(rejection) for rejection in deferral.rejections],
+    )
+
+
+def deferral_from_proto(msg: pb.Deferral) -> Deferral:
+    """FieldError naming the figure that cannot be."""
+    return Deferral(
+        since_us=bounds.instant("since_us", msg.since_us),
+        until_us=bounds.instant("until_us", msg.until_us),
+        waits_for=bounds.part("waits_for", msg.waits_for, candidate_from_proto) if msg.HasField("waits_for") else None,
+        rejections=bounds.each("rejections", msg.rejections, len(Reason), rejection_from_proto),
+    )
+
+
+def explanation_to_proto(explanation: Explanation) -> pb.Explanation:
+    """One decision, bounded."""
+    return pb.Explanation(
+        decided_us=explanation.decided_us,
+        policy=explanation.policy,
+        term_names=explanation.term_names,
+        chosen=candidate_to_proto(explanation.chosen),
+        node_id=explanation.node_id,
+        others=[candidate_to_proto(candidate) for candidate in explanation.others],
+        rejections=[rejection_to_proto(rejection) for rejection in explanation.rejections],
+        evicted=explanation.evicted,
+        deferrals=explanation.deferrals,
+        queued_us=explanation.queued_us,
+    )
+
+
+def explanation_from_proto(msg: pb.Explanation) -> Explanation:
+    """FieldError naming the figure that cannot be."""
+    return Explanation(
+        decided_us=bounds.instant("decided_us", msg.decided_us),
+        policy=bounds.label("policy", msg.policy),
+        term_names=bounds.labels("term_names", msg.term_names, TERMS_MAX),
+        chosen=bounds.part("chosen", msg.chosen, candidate_from_proto),
+        node_id=NodeId(parse_name("node_id", msg.node_id)),
+        others=bounds.each("others", msg.others, limits.CANDIDATES_KEPT, candidate_from_proto),
+        rejections=bounds.each("rejections", msg.rejections, len(Reason), rejection_from_proto),
+        evicted=bounds.labels("evicted", msg.evicted, EVICTED_MAX),
+        deferrals=bounds.number("deferrals", msg.deferrals, 0, bounds.COUNT_MAX),
+        queued_us=bounds.instant("queued_us", msg.queued_us),
+    )
