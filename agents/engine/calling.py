@@ -117,9 +117,7 @@ def plan_call(pipeline: Any, request: GenerationRequest) -> Call:
     return Call(arguments={name: value for name, value in arguments.items() if name in takes}, guidance=guidance)
 
 
-def _guidance(
-    pipeline: Any, request: GenerationRequest, takes: Mapping[str, inspect.Parameter], arguments: dict[str, Any]
-) -> float | None:
+def _guidance(pipeline: Any, request: GenerationRequest, takes: Mapping[str, inspect.Parameter], arguments: dict[str, Any]) -> float | None:
     """Set the guidance argument in `arguments`; the value that will apply."""
     name = "guidance_scale"
     if "true_cfg_scale" in takes:

@@ -151,9 +151,7 @@ def _encode_item(item: GeneratedItem, facts: PictureFacts, *, video: bool) -> En
         decoded = pixel_digest_of_frames(_decode_mp4(io.BytesIO(data)))
         return EncodedItem(name=f"{facts.index}.mp4", media_type=MP4, data=data, pixel_digest=decoded)
     data = encode_png(item.frames[0], facts.to_text())
-    return EncodedItem(
-        name=f"{facts.index}.png", media_type=PNG, data=data, pixel_digest=pixel_digest_of_frames(item.frames)
-    )
+    return EncodedItem(name=f"{facts.index}.png", media_type=PNG, data=data, pixel_digest=pixel_digest_of_frames(item.frames))
 
 
 def encode_png(image: Any, text: dict[str, str]) -> bytes:
@@ -257,7 +255,8 @@ def _png_text(path: Path) -> dict[str, str]:
 
     with Image.open(path, formats=["PNG"]) as image:
         image.load()
-        return {str(key): str(value) for key, value in image.text.items() if len(value) <= _TEXT_BYTES_MAX}
+        text: dict[str, str] = getattr(image, "text", {})
+        return {str(key): str(value) for key, value in text.items() if len(value) <= _TEXT_BYTES_MAX}
 
 
 def _mp4_text(path: Path) -> dict[str, str]:

@@ -129,9 +129,7 @@ def parse_manifest(data: bytes, where: str) -> ModelManifest:
     if value["modality"] not in {Modality.IMAGE.value, Modality.VIDEO.value}:
         raise BadWeightsError(where, f"modality {quoted(value['modality'])}", "'image' or 'video'")
     files = _parse_files(value["files"], where)
-    manifest = ModelManifest(
-        model_id=model_id, pipeline_class=pipeline_class, modality=Modality(value["modality"]), files=files
-    )
+    manifest = ModelManifest(model_id=model_id, pipeline_class=pipeline_class, modality=Modality(value["modality"]), files=files)
     if value["digest"] != manifest.digest:
         raise BadWeightsError(where, f"digest {quoted(value['digest'])}", f"{manifest.digest}, which its files give")
     return manifest
@@ -189,9 +187,7 @@ def write_manifest(folder: Path, *, model_id: ModelId, modality: Modality) -> Mo
     return manifest
 
 
-def verify_folder(
-    folder: Path, *, digests: bool = True, on_bytes: Callable[[int], None] | None = None
-) -> ModelManifest:
+def verify_folder(folder: Path, *, digests: bool = True, on_bytes: Callable[[int], None] | None = None) -> ModelManifest:
     """The manifest of a folder that holds exactly what it says; else BadWeightsError naming the file.
 
     Without `digests` names, sizes, kinds and headers are checked but contents are not hashed: for folders whose
@@ -281,9 +277,7 @@ def _check_content(folder: Path, manifest: ModelManifest) -> None:
         if name.startswith("_") or not isinstance(component, list):
             continue
         if component != [None, None] and not _component_is_installed_code(component):
-            raise BadWeightsError(
-                INDEX_NAME, f"component {name} is {quoted(component)}", "a class of diffusers or transformers"
-            )
+            raise BadWeightsError(INDEX_NAME, f"component {name} is {quoted(component)}", "a class of diffusers or transformers")
 
 
 def _component_is_installed_code(component: list[Any]) -> bool:

@@ -190,9 +190,7 @@ class LoadedPipeline:
         finally:
             self._busy.release()
 
-    def _generate(
-        self, request: GenerationRequest, arguments: dict[str, Any], guidance: float | None, watch: _StepWatch
-    ) -> Generation:
+    def _generate(self, request: GenerationRequest, arguments: dict[str, Any], guidance: float | None, watch: _StepWatch) -> Generation:
         seeds = [request.seed + index for index in range(request.shape.batch)]
         # Noise is drawn on the CPU: the same numbers whatever the device.
         generators = [self._torch.Generator("cpu").manual_seed(seed) for seed in seeds]
@@ -234,9 +232,7 @@ class LoadedPipeline:
         sizes = {(*frame.size, len(frames)) for frames in made for frame in frames}
         if len(made) != len(seeds) or sizes != {(shape.width, shape.height, shape.frames)}:
             what = f"{len(made)} results of (width, height, frames) {sorted(sizes)[:3]}"
-            raise EngineError(
-                FailureKind.BAD_INPUT, f"{self.manifest.pipeline_class} made {what} instead of {len(seeds)} of {shape}"
-            )
+            raise EngineError(FailureKind.BAD_INPUT, f"{self.manifest.pipeline_class} made {what} instead of {len(seeds)} of {shape}")
         return tuple(
             GeneratedItem(frames=tuple(frame.convert("RGB") for frame in frames), seed=seed)
             for frames, seed in zip(made, seeds, strict=True)

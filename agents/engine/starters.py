@@ -98,9 +98,7 @@ class StarterModel:
     reused: bool
 
 
-def build_starters(
-    root: Path, *, only: tuple[str, ...] = (), on_progress: Callable[[str], None] | None = None
-) -> tuple[StarterModel, ...]:
+def build_starters(root: Path, *, only: tuple[str, ...] = (), on_progress: Callable[[str], None] | None = None) -> tuple[StarterModel, ...]:
     """The starter models below `root` (all, or those named in `only`), built where they are missing or damaged.
 
     A model is stored as `root/<model id>`, which appears complete or not at all. `on_progress` hears one line per

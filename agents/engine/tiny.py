@@ -134,9 +134,7 @@ def build_tiny_video(folder: Path) -> None:
     _fill(transformer, "tiny-video/transformer", {"attn2.to_out": 3.0})
     _fill(vae, "tiny-video/vae", {"decoder.conv_out": 1.0})
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    pipeline = WanPipeline(
-        tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae, scheduler=scheduler
-    )
+    pipeline = WanPipeline(tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, vae=vae, scheduler=scheduler)
     pipeline.save_pretrained(str(folder), safe_serialization=True)
 
 
@@ -146,9 +144,7 @@ def _clip_tokenizer() -> Any:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = sorted([chr(byte) for byte in printable] + [chr(256 + index) for index in range(256 - len(printable))])
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(
-        vocab={word: index for index, word in enumerate(words)}, merges=[], model_max_length=_CLIP_TOKENS
-    )
+    return CLIPTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[], model_max_length=_CLIP_TOKENS)
 
 
 def _t5_tokenizer() -> Any:

@@ -64,9 +64,7 @@ def test_every_build_of_a_starter_gives_the_same_bytes(starters: dict[str, Start
     assert not any(starter.reused for starter in again)
 
 
-def test_a_built_starter_is_used_again_and_a_damaged_one_is_built_again(
-    starters: dict[str, StarterModel], tmp_path: Path
-) -> None:
+def test_a_built_starter_is_used_again_and_a_damaged_one_is_built_again(starters: dict[str, StarterModel], tmp_path: Path) -> None:
     original = starters["tiny-image"]
     shutil.copytree(original.folder, tmp_path / "tiny-image")
     lines: list[str] = []
@@ -108,9 +106,7 @@ def test_load_reports_bytes_and_times(starters: dict[str, StarterModel], image_m
 
 
 @pytest.mark.parametrize("name", ["image", "video"])
-def test_same_seed_same_pixels_and_each_input_matters(
-    name: str, image_model: LoadedPipeline, video_model: LoadedPipeline
-) -> None:
+def test_same_seed_same_pixels_and_each_input_matters(name: str, image_model: LoadedPipeline, video_model: LoadedPipeline) -> None:
     model, request = (image_model, IMAGE) if name == "image" else (video_model, VIDEO)
     first = digest_of(model, request)
     assert digest_of(model, request) == first
@@ -196,18 +192,14 @@ def test_an_error_of_the_listener_is_the_callers_and_leaves_the_pipeline_usable(
     assert digest_of(image_model, IMAGE) == before
 
 
-def test_a_pipeline_without_step_callback_is_observed_through_its_scheduler(
-    engine: Engine, starters: dict[str, StarterModel]
-) -> None:
+def test_a_pipeline_without_step_callback_is_observed_through_its_scheduler(engine: Engine, starters: dict[str, StarterModel]) -> None:
     import diffusers
 
-    class NoCallback(diffusers.StableDiffusionPipeline):
+    class NoCallback(diffusers.StableDiffusionPipeline):  # type: ignore[misc]
         def __call__(  # type: ignore[no-untyped-def]
             self, prompt, height, width, num_inference_steps, output_type, return_dict, generator=None
         ):
-            return super().__call__(
-                prompt, height, width, num_inference_steps, output_type=output_type, generator=generator
-            )
+            return super().__call__(prompt, height, width, num_inference_steps, output_type=output_type, generator=generator)
 
     model = engine.load(starters["tiny-image"].folder)
     expected = digest_of(model, IMAGE)
@@ -288,9 +280,7 @@ def test_devices_and_precisions_that_are_not_there(engine: Engine, starters: dic
         engine.load(folder, precision=Precision.FP8)
 
 
-def test_bf16_runs_and_takes_half_the_memory(
-    engine: Engine, starters: dict[str, StarterModel], image_model: LoadedPipeline
-) -> None:
+def test_bf16_runs_and_takes_half_the_memory(engine: Engine, starters: dict[str, StarterModel], image_model: LoadedPipeline) -> None:
     model = engine.load(starters["tiny-image"].folder, precision=Precision.BF16)
     assert model.report.resident_bytes < 0.6 * image_model.report.resident_bytes
     assert digest_of(model, IMAGE) == digest_of(model, IMAGE)
@@ -334,23 +324,19 @@ def test_unsound_folders_are_never_loaded(engine: Engine, starters: dict[str, St
         engine.load(folder)
 
 
-def test_a_class_that_diffusers_does_not_have(
-    engine: Engine, starters: dict[str, StarterModel], tmp_path: Path
-) -> None:
+def test_a_class_that_diffusers_does_not_have(engine: Engine, starters: dict[str, StarterModel], tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(starters["tiny-image"].folder, folder)
     index = folder / "model_index.json"
     for name in ("MyOwnPipeline", "UNet2DConditionModel"):
         index.write_text(index.read_text().replace("StableDiffusionPipeline", name))
         write_manifest(folder, model_id=ModelId("mine"), modality=Modality.IMAGE)
-        with pytest.raises(BadWeightsError, match=f"{name}.*expected a pipeline class of diffusers"):
+        with pytest.raises(BadWeightsError, match=rf"{name}.*expected a pipeline class of diffusers"):
             engine.load(folder)
         index.write_text(index.read_text().replace(name, "StableDiffusionPipeline"))
 
 
-def test_weights_that_do_not_fit_their_configuration(
-    engine: Engine, starters: dict[str, StarterModel], tmp_path: Path
-) -> None:
+def test_weights_that_do_not_fit_their_configuration(engine: Engine, starters: dict[str, StarterModel], tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(starters["tiny-image"].folder, folder)
     config = folder / "unet" / "config.json"
@@ -362,9 +348,7 @@ def test_weights_that_do_not_fit_their_configuration(
 
 
 def test_a_job_becomes_a_request() -> None:
-    spec = JobSpec(
-        tenant=TenantId("t"), model_id=ModelId("tiny-image"), prompt="p", seed=3, shape=IMAGE.shape, guidance_milli=4500
-    )
+    spec = JobSpec(tenant=TenantId("t"), model_id=ModelId("tiny-image"), prompt="p", seed=3, shape=IMAGE.shape, guidance_milli=4500)
     assert GenerationRequest.of_job(spec) == GenerationRequest(prompt="p", seed=3, shape=IMAGE.shape, guidance=4.5)
     assert GenerationRequest.of_job(replace(spec, guidance_milli=0)).guidance is None
 
