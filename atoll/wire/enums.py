@@ -30,9 +30,7 @@ PRECISION_TO: Final = {precision: pb.Precision.Value(f"PRECISION_{precision.name
 MODALITY_TO: Final = {modality: pb.Modality.Value(f"MODALITY_{modality.name}") for modality in Modality}
 DENOISER_KIND_TO: Final = {kind: pb.DenoiserKind.Value(f"DENOISER_KIND_{kind.name}") for kind in DenoiserKind}
 SITE_RUNTIME_TO: Final = {runtime: pb.SiteRuntime.Value(f"SITE_RUNTIME_{runtime.name}") for runtime in SiteRuntime}
-SITE_CONNECTION_TO: Final = {
-    connection: pb.SiteConnection.Value(f"SITE_CONNECTION_{connection.name}") for connection in SiteConnection
-}
+SITE_CONNECTION_TO: Final = {connection: pb.SiteConnection.Value(f"SITE_CONNECTION_{connection.name}") for connection in SiteConnection}
 SITE_ADMIN_TO: Final = {admin: pb.SiteAdmin.Value(f"SITE_ADMIN_{admin.name}") for admin in SiteAdmin}
 REPLICA_STATE_TO: Final = {state: pb.ReplicaState.Value(f"REPLICA_STATE_{state.name}") for state in ReplicaState}
 SEVERITY_TO: Final = {severity: pb.Severity.Value(f"SEVERITY_{severity.name}") for severity in Severity}

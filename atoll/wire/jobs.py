@@ -143,9 +143,7 @@ def job_spec_to_proto(spec: JobSpec) -> pb.JobSpec:
     )
 
 
-def job_spec_from_proto(
-    msg: pb.JobSpec, *, default: ModelSpec | None = None, tenant: TenantId | None = None
-) -> JobSpec:
+def job_spec_from_proto(msg: pb.JobSpec, *, default: ModelSpec | None = None, tenant: TenantId | None = None) -> JobSpec:
     """A checked specification; else FieldError for the first field that is wrong.
 
     `default` fills shape and precision where the client names none; without it they must be complete (a specification that was

@@ -244,9 +244,7 @@ def _enum(hint: type[Enum]) -> _Rule:
             raise RecordingError("", data, f"one of {', '.join(str(value) for value in values)}")
         return found
 
-    return _Rule(
-        encode=texts.__getitem__, decode=decode, kinds=frozenset(type(value) for value in values), accepts=(hint,)
-    )
+    return _Rule(encode=texts.__getitem__, decode=decode, kinds=frozenset(type(value) for value in values), accepts=(hint,))
 
 
 def _items(data: Any, decode: Callable[[Any], Any]) -> list[Any]:
@@ -277,9 +275,7 @@ def _sequence(item: _Rule, build: Callable[[Iterable[Any]], Any], *, ordered: bo
 
 def _fixed_tuple(rules: list[_Rule]) -> _Rule:
     def encode(value: Any) -> list[Any]:
-        return [
-            entry if rule.encode is None else rule.encode(entry) for entry, rule in zip(value, rules, strict=True)
-        ]
+        return [entry if rule.encode is None else rule.encode(entry) for entry, rule in zip(value, rules, strict=True)]
 
     def decode(data: Any) -> tuple[Any, ...]:
         if not isinstance(data, list) or len(data) != len(rules):
