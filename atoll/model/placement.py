@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from atoll.model.ids import NodeId, PoolId, SiteId
 
@@ -31,6 +32,28 @@ class Reason(StrEnum):
     REAL_SITE = "real_site"  # a real site, and the job is a rehearsal
     RECENT_FAILURE = "recent_failure"  # this job failed there a moment ago
     NO_SLOT = "no_slot"  # every slot has as much work as may be bound
+
+
+# What would have to change for a pool that rejects a job to take it; shown with explanations.
+REMEDIES: Final[dict[Reason, str]] = {
+    Reason.NOT_CONNECTED: "the site's agent has to report again",
+    Reason.CORDONED: "an operator has to uncordon the site",
+    Reason.DRAINING: "an operator has to uncordon the site",
+    Reason.SITE_NOT_ALLOWED: "the job's constraints have to name the site",
+    Reason.REGION_NOT_ALLOWED: "the job's constraints have to name the region",
+    Reason.GPU_TYPE_NOT_ALLOWED: "the job's constraints have to name the GPU type",
+    Reason.PRICE_TOO_HIGH: "the job's price limit has to rise, or the pool's price to fall",
+    Reason.MEMORY_TOO_SMALL: "the job needs a smaller shape, or a GPU with more memory",
+    Reason.MEMORY_BUSY: "a replica there has to become idle",
+    Reason.PRECISION_UNSUPPORTED: "the job needs a precision that the GPU has units for",
+    Reason.GANG_TOO_LARGE: "the node has fewer GPUs than the gang",
+    Reason.DISK_TOO_SMALL: "the node needs a larger model cache",
+    Reason.WEIGHTS_UNAVAILABLE: "the model needs weights: it is known from the catalogue only",
+    Reason.SIMULATED_SITE: "the site is a twin and the job wants a real result",
+    Reason.REAL_SITE: "the site is real and the job is a rehearsal",
+    Reason.RECENT_FAILURE: "the job failed there a moment ago: it is tried elsewhere first",
+    Reason.NO_SLOT: "every slot has its work: one has to come free",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

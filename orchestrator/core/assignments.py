@@ -1,0 +1,66 @@
+"""What each site is told: its assignment as a snapshot or a delta, made from the attempts that it should hold.
+
+Decides form and generation. Must not know how it travels; a lost one is noticed by the generation in the site's reports.
+"""
+
+from __future__ import annotations
+
+from atoll.model.assignment import AssignedAttempt, Assignment
+from atoll.model.attempt import AttemptState
+from atoll.model.ids import Generation, ModelId
+from orchestrator.core.context import Context
+from orchestrator.core.outputs import SendAssignment
+from orchestrator.core.state import LiveAttempt, Site
+
+
+def send_touched(ctx: Context) -> None:
+    """Send every touched site with a session what changed since it was last told."""
+    for site_id in ctx.touched_sites:
+        site = ctx.state.sites.get(site_id)
+        if site is None or site.session is None:
+            continue
+        nothing_new = not site.changed and not site.removed and not site.evict and site.acked_sent == site.acked_event_seq
+        if nothing_new and not site.needs_snapshot:
+            continue
+        assignment = _make(ctx, site)
+        ctx.commands.append(SendAssignment(site_id=site.site_id, session=site.session, assignment=assignment))
+    ctx.touched_sites = {}
+
+
+def _make(ctx: Context, site: Site) -> Assignment:
+    full = site.needs_snapshot
+    base = Generation(0) if full else site.generation
+    site.generation = Generation(site.generation + 1)
+    lives = site.attempts.values() if full else [site.attempts[key] for key in site.changed if key in site.attempts]
+    attempts = tuple(_assigned(ctx, live) for live in lives)
+    wanted: dict[ModelId, None] = {live.model_id: None for live in lives}
+    models = tuple(ctx.state.models[model_id] for model_id in wanted if model_id in ctx.state.models)
+    assignment = Assignment(
+        fleet_id=ctx.state.fleet_id,
+        term=ctx.state.term,
+        generation=site.generation,
+        base_generation=base,
+        attempts=attempts,
+        removed=() if full else tuple(site.removed),
+        models=models,
+        evict=tuple(site.evict),
+        acked_event_seq=site.acked_event_seq,
+        confirm_shrink=full and site.dropped,
+    )
+    site.needs_snapshot = False
+    site.changed, site.removed, site.evict = {}, {}, {}
+    site.sent_us, site.acked_sent = ctx.now_us, site.acked_event_seq
+    return assignment
+
+
+def _assigned(ctx: Context, live: LiveAttempt) -> AssignedAttempt:
+    return AssignedAttempt(
+        key=live.key,
+        spec=live.spec,
+        slot=live.attempt.slot,
+        evict=live.evict,
+        stop=live.attempt.state is AttemptState.STOPPING,
+        stop_reason=live.stop_reason,
+        stop_after_ms=ctx.policy.stop_after_ms,
+        request_id=live.request_id,
+    )

@@ -1,0 +1,221 @@
+"""Attempts that hold slots: how they end, how they are stopped and given up, and when their slot is free again.
+
+Decides which results are accepted: those of a live ordinal. Must not know how places are chosen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from atoll.model.attempt import ATTEMPT_TABLE, PHASES, AttemptState, Failure, FailureKind
+from atoll.model.ids import EventSeq, SlotRef
+from atoll.model.replica import ReplicaState
+from atoll.model.report import AttemptEvent, AttemptProgress
+from orchestrator.core import drains, jobs
+from orchestrator.core.context import Context, put_attempt
+from orchestrator.core.events import AttemptsEnded
+from orchestrator.core.outputs import AttemptSettled, LateResultRefused
+from orchestrator.core.placement.columns import Column
+from orchestrator.core.state import JobEntry, LiveAttempt, Site, Slot
+
+# A slot's predicted end is corrected when it moved by more than this; smaller moves only shuffle equal candidates.
+_DRIFT_US = 100_000
+
+
+def find_slot(ctx: Context, site: Site, ref: SlotRef) -> tuple[Column, Slot] | None:
+    """The slot that a reference means at a site, if the site (still) has it."""
+    column = ctx.columns.by_pool.get((site.site_id, ref.pool_id))
+    if column is None:
+        return None
+    node_index = column.pool.node_index.get(ref.node_id)
+    if node_index is None or not 0 <= ref.index < column.pool.spec.gpus_per_node:
+        return None
+    return column, column.slot(node_index, ref.index)
+
+
+def ended(ctx: Context, event: AttemptsEnded) -> None:
+    """An agent delivered ends of attempts: each counts once, however often it is delivered; all are acknowledged."""
+    site = ctx.state.sites.get(event.site_id)
+    if site is None or site.session != event.session:
+        return
+    for one in event.events:
+        if one.seq <= site.acked_event_seq:
+            continue
+        _settle_event(ctx, site, one)
+        site.acked_event_seq = one.seq
+    ctx.touch_assignment(site)
+    drains.advance(ctx, site)
+
+
+def _settle_event(ctx: Context, site: Site, event: AttemptEvent) -> None:
+    live = site.attempts.get(event.key)
+    if live is None or event.state not in ATTEMPT_TABLE[AttemptState.STOPPING]:
+        if event.state is AttemptState.SUCCEEDED:
+            ctx.decisions.append(LateResultRefused(key=event.key, site_id=site.site_id))
+        return
+    if event.state is AttemptState.SUCCEEDED and (event.manifest is None or event.manifest.key != event.key):
+        failure = Failure(kind=FailureKind.INTERNAL, message="success without a manifest of its own")
+        event = replace(event, state=AttemptState.FAILED, manifest=None, failure=failure)
+    release(ctx, site, live, ran=event.state is AttemptState.SUCCEEDED)
+    entry = ctx.state.jobs.get(event.key.job_id)
+    if live.given_up or entry is None:
+        if event.state is AttemptState.SUCCEEDED:
+            ctx.decisions.append(LateResultRefused(key=event.key, site_id=site.site_id))
+        return
+    failure_now = _failure_of(live, event)
+    attempt = replace(live.attempt, state=event.state, ended_us=ctx.now_us, failure=failure_now, times=event.times)
+    put_attempt(entry, attempt)
+    ctx.decisions.append(AttemptSettled(attempt=attempt, model_id=live.model_id))
+    if event.state is AttemptState.SUCCEEDED and event.manifest is not None:
+        jobs.attempt_succeeded(ctx, entry, event.manifest)
+    else:
+        jobs.attempt_failed(ctx, entry, attempt, failure_now or Failure(kind=FailureKind.INTERNAL, message="ended without a reason"))
+
+
+def _failure_of(live: LiveAttempt, event: AttemptEvent) -> Failure | None:
+    match event.state:
+        case AttemptState.SUCCEEDED:
+            return None
+        case AttemptState.STOPPED:
+            # An attempt that stopped unasked ran out of stop_after: the site had not heard of us.
+            return Failure(kind=live.on_stop or FailureKind.TIMED_OUT, message=live.stop_reason or "stopped by the site")
+        case AttemptState.REFUSED:
+            return Failure(kind=FailureKind.REFUSED, message=event.failure.message if event.failure else "refused")
+        case _:
+            return event.failure or Failure(kind=FailureKind.INTERNAL, message="failed without a reason")
+
+
+def release(ctx: Context, site: Site, live: LiveAttempt, *, ran: bool = False) -> None:
+    """The attempt holds nothing any more: its slot is free for the next, the assignment forgets it.
+
+    `ran`: it executed to its end, so its model is in memory even if no report has said so yet.
+    """
+    del site.attempts[live.key]
+    site.changed.pop(live.key, None)
+    site.removed[live.key] = None
+    site.dropped = True
+    ctx.touch_assignment(site)
+    found = find_slot(ctx, site, live.attempt.slot)
+    if found is None:
+        return
+    column, slot = found
+    clear_fetch(ctx, column, slot, live)
+    was_free = slot.ready and not slot.attempts
+    if live.key in slot.attempts:
+        slot.attempts.remove(live.key)
+    slot.last_used_us = ctx.now_us
+    replica = slot.replicas.get(live.model_id)
+    if replica is not None:
+        replica.last_used_us = ctx.now_us
+        if ran:
+            replica.state = ReplicaState.WARM
+        elif not slot.attempts and replica.state is ReplicaState.ABSENT:
+            del slot.replicas[live.model_id]
+    slot.busy_until_us = ctx.now_us + sum(site.attempts[key].exec_us for key in slot.attempts)
+    ctx.columns.slot_changed(column, slot, was_free)
+    ctx.queue.wake_for_slot(column.index)
+
+
+def clear_fetch(ctx: Context, column: Column, slot: Slot, live: LiveAttempt) -> None:
+    """The node no longer fetches for this attempt, unless another attempt of its model waits on the node."""
+    node = column.pool.nodes[slot.node_index]
+    if live.model_id not in node.fetching:
+        return
+    site = column.site
+    if any(other.model_id == live.model_id and other.attempt.slot.node_id == node.node_id for other in site.attempts.values()):
+        return
+    forget_fetch(ctx, column, slot.node_index, live)
+
+
+def forget_fetch(ctx: Context, column: Column, node_index: int, live: LiveAttempt) -> None:
+    """A fetch to this node is over."""
+    del column.pool.nodes[node_index].fetching[live.model_id]
+    ctx.columns.node_changed(column, node_index, "fetching", live.model_id, present=False)
+    column.site.fetches -= 1
+    ctx.columns.refresh_site(column.site)
+
+
+def stop(ctx: Context, site: Site, live: LiveAttempt, kind: FailureKind, reason: str) -> None:
+    """Mark an attempt to be stopped; it holds its slot until the site says so."""
+    if live.attempt.state is AttemptState.STOPPING:
+        return
+    live.attempt = replace(live.attempt, state=AttemptState.STOPPING)
+    live.on_stop, live.stop_reason = kind, reason
+    site.changed[live.key] = None
+    ctx.touch_assignment(site)
+    entry = ctx.state.jobs.get(live.key.job_id)
+    if entry is not None and not live.given_up:
+        put_attempt(entry, live.attempt)
+
+
+def stop_live(ctx: Context, entry: JobEntry, kind: FailureKind, reason: str) -> None:
+    """The job needs its live attempt no more."""
+    if not entry.job.attempts:
+        return
+    last = entry.job.attempts[-1]
+    site = ctx.state.sites.get(last.site_id)
+    live = site.attempts.get(last.key) if site is not None else None
+    if site is not None and live is not None and not live.given_up:
+        stop(ctx, site, live, kind, reason)
+        live.given_up = True
+
+
+def give_up(ctx: Context, site: Site, live: LiveAttempt, message: str) -> None:
+    """The site was silent too long: the job goes elsewhere. The slot stays taken until the site is heard or gone."""
+    live.given_up = True
+    entry = ctx.state.jobs.get(live.key.job_id)
+    failure = Failure(kind=FailureKind.LOST, message=message)
+    attempt = replace(live.attempt, state=AttemptState.LOST, ended_us=ctx.now_us, failure=failure)
+    live.attempt = replace(live.attempt, state=AttemptState.STOPPING)
+    live.on_stop, live.stop_reason = FailureKind.LOST, message
+    site.changed[live.key] = None
+    ctx.touch_assignment(site)
+    if entry is not None:
+        put_attempt(entry, attempt)
+        ctx.decisions.append(AttemptSettled(attempt=attempt, model_id=live.model_id))
+        jobs.attempt_failed(ctx, entry, attempt, failure)
+
+
+def progressed(ctx: Context, site: Site, progress: AttemptProgress) -> None:
+    """A report tells where a live attempt stands. Phases only move forward; what does not fit is ignored."""
+    live = site.attempts.get(progress.key)
+    if live is None or live.given_up:
+        return
+    old = live.attempt
+    advanced = progress.state in PHASES and progress.state in ATTEMPT_TABLE[old.state]
+    steps = max(old.steps_done, min(progress.steps_done, live.spec.shape.steps))
+    if not advanced and steps == old.steps_done:
+        return
+    state = progress.state if advanced else old.state
+    running_us = old.running_us or (ctx.now_us if state is AttemptState.RUNNING else 0)
+    live.attempt = replace(old, state=state, steps_done=steps, running_us=running_us)
+    entry = ctx.state.jobs.get(live.key.job_id)
+    if entry is None:
+        return
+    put_attempt(entry, live.attempt)
+    if state in (AttemptState.RUNNING, AttemptState.UPLOADING):
+        jobs.began_running(ctx, entry)
+    ctx.show_job(entry.job)
+    _correct_end(ctx, site, live)
+
+
+def _correct_end(ctx: Context, site: Site, live: LiveAttempt) -> None:
+    """Predict the end of the slot's work from the steps that are done."""
+    found = find_slot(ctx, site, live.attempt.slot)
+    if found is None or live.attempt.state is not AttemptState.RUNNING:
+        return
+    column, slot = found
+    if not slot.attempts or slot.attempts[0] != live.key:
+        return
+    steps = live.spec.shape.steps
+    left_us = live.exec_us * (steps - live.attempt.steps_done) // steps
+    behind_us = sum(site.attempts[key].exec_us for key in slot.attempts[1:])
+    end_us = ctx.now_us + left_us + behind_us
+    if abs(end_us - slot.busy_until_us) > _DRIFT_US:
+        slot.busy_until_us = end_us
+        ctx.columns.slot_changed(column, slot, was_free=False)
+
+
+def acknowledge_from(site: Site) -> None:
+    """A new session: the agent delivers whatever it still holds, and every event is looked at again."""
+    site.acked_event_seq = EventSeq(0)

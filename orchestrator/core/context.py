@@ -1,0 +1,148 @@
+"""What every handler works with: the state, its indexes, the timers, and the Step being built.
+
+Decides nothing about the fleet; collects effects in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from heapq import heappop, heappush
+
+from atoll.model.attempt import Attempt
+from atoll.model.audit import AuditEvent, Severity
+from atoll.model.ids import ChangeSeq, SiteId
+from atoll.model.job import Job
+from orchestrator.core.events import RequestRef
+from orchestrator.core.outputs import (
+    Answer,
+    AppendAudit,
+    Command,
+    Decision,
+    PublishAudit,
+    PublishJob,
+    PublishSite,
+    PutJob,
+    PutSite,
+    Record,
+    Refusal,
+    RefusalCode,
+    Reply,
+    Step,
+)
+from orchestrator.core.placement.columns import Columns
+from orchestrator.core.placement.estimate import Estimator
+from orchestrator.core.placement.policy import Policy
+from orchestrator.core.queue import Queue
+from orchestrator.core.state import JobEntry, Site, State
+
+
+class TimerKind(IntEnum):
+    """What a timer is for. The subject is a site, a job or nothing; a timer whose reason is gone does nothing when it fires."""
+
+    SITE_SILENCE = 0
+    SITE_LOSSES = 1
+    DRAIN_DEADLINE = 2
+    JOB_EXPIRY = 3
+    RETRY = 4
+    PLACING = 5
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """The core's working set. `now_us` is the time of the event at hand; the lists are the Step so far."""
+
+    state: State
+    policy: Policy
+    columns: Columns
+    estimator: Estimator
+    queue: Queue
+    now_us: int = 0
+    timers: list[tuple[int, TimerKind, str]] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    touched_jobs: dict[str, Job] = field(default_factory=dict)
+    touched_sites: dict[SiteId, None] = field(default_factory=dict)
+
+    def arm(self, at_us: int, kind: TimerKind, subject: str = "") -> None:
+        """Have a handler called at this fleet time, or as soon after as time is told."""
+        heappush(self.timers, (at_us, kind, subject))
+
+    def due(self) -> list[tuple[TimerKind, str]]:
+        """Timers whose time has come, in order, each once."""
+        fired: dict[tuple[TimerKind, str], None] = {}
+        while self.timers and self.timers[0][0] <= self.now_us:
+            _, kind, subject = heappop(self.timers)
+            fired[(kind, subject)] = None
+        return list(fired)
+
+    def save_job(self, entry: JobEntry) -> None:
+        """The job as it is at the end of this step becomes durable, then visible."""
+        self.touched_jobs[entry.job.job_id] = entry.job
+
+    def save_ended(self, job: Job) -> None:
+        """A job that has just left memory becomes durable, then visible."""
+        self.touched_jobs[job.job_id] = job
+
+    def show_job(self, job: Job) -> None:
+        """A soft change: visible, not durable."""
+        if job.job_id not in self.touched_jobs:
+            self.commands.append(PublishJob(job=job))
+
+    def save_site(self, site: Site) -> None:
+        """The site's record becomes durable, then visible."""
+        self.records.append(PutSite(site=site.record))
+        self.commands.append(PublishSite(site=site.record))
+
+    def touch_assignment(self, site: Site) -> None:
+        """Something of this site's assignment changed: it is sent at the end of the step."""
+        self.touched_sites[site.site_id] = None
+
+    def answer(self, request: RequestRef, reply: Reply) -> None:
+        """Answer a caller once this step is durable."""
+        self.commands.append(Answer(request=request, reply=reply))
+
+    def refuse(self, request: RequestRef, code: RefusalCode, message: str, field_name: str = "") -> None:
+        """Answer a caller that nothing changed, and why."""
+        self.answer(request, Refusal(code=code, message=message, field=field_name))
+
+    def audit(
+        self, verb: str, subject: str, *, actor: str = "atoll", reason: str = "", detail: str = "", severity: Severity = Severity.INFO
+    ) -> None:
+        """Add a line to the fleet's history."""
+        self.state.audit_seq = ChangeSeq(self.state.audit_seq + 1)
+        event = AuditEvent(
+            seq=self.state.audit_seq,
+            at_us=self.now_us,
+            severity=severity,
+            actor=actor,
+            verb=verb,
+            subject=subject,
+            reason=reason,
+            detail=detail,
+        )
+        self.records.append(AppendAudit(event=event))
+        self.commands.append(PublishAudit(event=event))
+
+    def take_step(self) -> Step:
+        """The Step built so far; the next begins empty. One record and one publication per job, with its last state."""
+        jobs = tuple(self.touched_jobs.values())
+        step = Step(
+            records=(*(PutJob(job=job) for job in jobs), *self.records),
+            commands=(*(PublishJob(job=job) for job in jobs), *self.commands),
+            decisions=tuple(self.decisions),
+        )
+        self.records, self.commands, self.decisions, self.touched_jobs = [], [], [], {}
+        return step
+
+
+def with_attempt(job: Job, attempt: Attempt) -> tuple[Attempt, ...]:
+    """The job's attempts with this one in the place of its ordinal."""
+    index = attempt.key.ordinal - 1
+    return (*job.attempts[:index], attempt, *job.attempts[index + 1 :])
+
+
+def put_attempt(entry: JobEntry, attempt: Attempt) -> None:
+    """Show an attempt's present state in its job."""
+    entry.job = replace(entry.job, attempts=with_attempt(entry.job, attempt))

@@ -1,0 +1,109 @@
+"""The promises of the design as checks on the core's state. Tests and the simulator run them after every event.
+
+Decides nothing; raises at the first broken promise.
+"""
+
+from __future__ import annotations
+
+from atoll.model.attempt import ENDED, AttemptState
+from atoll.model.errors import AtollError
+from atoll.model.job import TERMINAL, JobState
+from orchestrator.core.context import Context
+from orchestrator.core.machine import Machine
+from orchestrator.core.state import JobEntry, Pool, Site, Slot
+
+
+class InvariantViolation(AtollError):  # noqa: N818 - it names what was found, not what went wrong in finding it
+    """A promise is broken: a bug of ours."""
+
+
+def _must(holds: bool, promise: str, detail: object) -> None:
+    if not holds:
+        raise InvariantViolation(f"{promise}: {detail}")
+
+
+def check(machine: Machine) -> None:
+    """Raise InvariantViolation if any promise is broken just now."""
+    ctx = machine.context
+    for entry in ctx.state.jobs.values():
+        _check_job(ctx, entry)
+    for site in ctx.state.sites.values():
+        _check_site(ctx, site)
+    _check_columns(ctx)
+    _check_queue(ctx)
+
+
+def _check_job(ctx: Context, entry: JobEntry) -> None:
+    job = entry.job
+    _must(job.state not in TERMINAL, "terminal jobs leave memory", job.job_id)
+    ordinals = [attempt.key.ordinal for attempt in job.attempts]
+    _must(ordinals == list(range(1, len(ordinals) + 1)), "attempts are ordered without gaps", (job.job_id, ordinals))
+    _must(all(attempt.state is not AttemptState.SUCCEEDED for attempt in job.attempts), "a success ends its job", job.job_id)
+    _must(all(attempt.state in ENDED for attempt in job.attempts[:-1]), "only the last attempt is live", job.job_id)
+    known = ctx.state.keys.get((job.spec.tenant, job.idempotency_key))
+    _must(known is not None and known.job_id == job.job_id, "one job per idempotency key", job.job_id)
+    live = [
+        other
+        for site in ctx.state.sites.values()
+        for other in site.attempts.values()
+        if other.key.job_id == job.job_id and not other.given_up
+    ]
+    if job.state is JobState.QUEUED:
+        _must(not live, "a queued job holds no slot", job.job_id)
+        waits = job.job_id in ctx.queue or entry.not_before_us > ctx.now_us
+        due = any(subject == job.job_id for _, _, subject in ctx.timers)
+        _must(waits or due, "a queued job waits in the queue or for its back-off", job.job_id)
+        return
+    _must(job.job_id not in ctx.queue, "a placed job does not wait", job.job_id)
+    _must(len(live) == 1, "a placed job has exactly one live attempt", (job.job_id, [str(other.key) for other in live]))
+    _must(live[0].key == job.attempts[-1].key, "the live attempt is the last", job.job_id)
+
+
+def _check_site(ctx: Context, site: Site) -> None:
+    held = [key for pool in site.pools.values() for slot in _slots(pool) for key in slot.attempts]
+    _must(len(held) == len(set(held)), "an attempt holds one slot", site.site_id)
+    _must(set(held) <= set(site.attempts), "no slot is held by an attempt that ended", (site.site_id, set(held) - set(site.attempts)))
+    for live in site.attempts.values():
+        pool = site.pools.get(live.attempt.slot.pool_id)
+        known = pool is not None and live.attempt.slot.node_id in pool.node_index
+        _must(not known or live.key in held, "capacity is freed only when the site says so", str(live.key))
+    fetching = sum(len(node.fetching) for pool in site.pools.values() for node in pool.nodes)
+    _must(fetching == site.fetches, "flows are counted", (site.site_id, fetching, site.fetches))
+    for pool in site.pools.values():
+        for slot in _slots(pool):
+            _check_slot(ctx, site, slot)
+
+
+def _slots(pool: Pool) -> list[Slot]:
+    return [slot for node in pool.nodes for slot in node.slots]
+
+
+def _check_slot(ctx: Context, site: Site, slot: Slot) -> None:
+    bound = len(slot.attempts)
+    _must(bound <= ctx.policy.slot_depth, "reservations never exceed capacity", (site.site_id, slot.ref, bound))
+    models = {site.attempts[key].model_id for key in slot.attempts}
+    _must(len(models) <= 1, "attempts of one slot share a model", (site.site_id, slot.ref, sorted(models)))
+    if slot.ready:
+        _must(models <= set(slot.replicas), "a bound model has its memory reserved", (site.site_id, slot.ref))
+
+
+def _check_columns(ctx: Context) -> None:
+    for column in ctx.columns.columns:
+        free = [slot for slot in _slots(column.pool) if slot.ready and not slot.attempts]
+        _must(column.free_slots == len(free), "free capacity is counted", (column.site.site_id, column.pool.pool_id))
+        _must(int(ctx.columns.free[column.index]) == len(free), "free capacity is shown", column.pool.pool_id)
+        _must(sum(column.node_free) == len(free), "free capacity is counted by node", column.pool.pool_id)
+        _must((column.top(column.free) is not None) == bool(free), "a free slot can be found", column.pool.pool_id)
+        for model_id, warm in column.warm.items():
+            there = {
+                (slot.node_index, slot.index) for slot in _slots(column.pool) if slot.ready and model_id in slot.replicas
+            }
+            _must(warm.slots == there, "warm replicas are indexed", (column.pool.pool_id, model_id))
+
+
+def _check_queue(ctx: Context) -> None:
+    waiting = sum(len(known.members) for known in ctx.queue.classes.values())
+    _must(waiting == len(ctx.queue), "the queue counts its jobs", (waiting, len(ctx.queue)))
+    for key, known in ctx.queue.classes.items():
+        _must(bool(known.members), "no class is empty", key.model_id)
+        _must(known.resting or key in ctx.queue.ready, "every waiting class rests until an instant or is ready", key.model_id)

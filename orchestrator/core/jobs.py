@@ -1,0 +1,220 @@
+"""Jobs: acceptance, cancelling, expiry, retries and ends.
+
+Decides which submissions are promised and what follows when an attempt ends. Must not know where jobs run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from atoll.model import limits
+from atoll.model.attempt import RETRIES, Attempt, Failure, FailureKind, ResultManifest
+from atoll.model.ids import JobId, SiteId, TenantId
+from atoll.model.job import Job, JobState, check_job_state
+from orchestrator.core import attempts
+from orchestrator.core.context import Context, TimerKind
+from orchestrator.core.events import JobCancelRequested, JobsSubmitted, Submission
+from orchestrator.core.outputs import Accepted, Done, JobSettled, Refusal, RefusalCode, RetryScheduled, SubmitReply
+from orchestrator.core.placement.classes import NO_AVOIDANCE, Avoidance, class_of
+from orchestrator.core.state import JobEntry, KeyEntry
+
+# Keys of ended jobs that stay known, so that a late retry of a client meets its job: at 60 jobs a second that is an
+# hour and a half, ten times longer than any client retries, for about 100 MB.
+ENDED_KEYS_MAX = 300_000
+# A caller that met a full queue should try again when some of it has drained.
+_FULL_RETRY_MS = 5_000
+
+
+def submitted(ctx: Context, event: JobsSubmitted) -> None:
+    """Accept or refuse each submission on its own; one answer for all."""
+    outcomes = tuple(_submit(ctx, submission) for submission in event.submissions)
+    ctx.answer(event.request, SubmitReply(outcomes=outcomes))
+
+
+def _submit(ctx: Context, submission: Submission) -> Accepted | Refusal:
+    state, spec = ctx.state, submission.spec
+    key = (spec.tenant, submission.idempotency_key)
+    known = state.keys.get(key) or state.ended_keys.get(key)
+    if known is not None:
+        if known.payload_digest == submission.payload_digest:
+            return Accepted(job_id=known.job_id, existing=True)
+        return Refusal(
+            code=RefusalCode.CONFLICT,
+            field="idempotency_key",
+            message=f"idempotency key {submission.idempotency_key!r} belongs to job {known.job_id} with another payload",
+        )
+    refusal = _refusal(ctx, submission)
+    if refusal is not None:
+        return refusal
+    state.accept_seq += 1
+    job = Job(
+        job_id=submission.job_id,
+        spec=spec,
+        state=JobState.QUEUED,
+        idempotency_key=submission.idempotency_key,
+        payload_digest=submission.payload_digest,
+        request_id=submission.request_id,
+        accepted_us=ctx.now_us,
+    )
+    entry = JobEntry(job=job, accept_seq=state.accept_seq)
+    state.jobs[job.job_id] = entry
+    state.keys[key] = KeyEntry(job_id=job.job_id, payload_digest=submission.payload_digest)
+    state.tenant_jobs[spec.tenant] = state.tenant_jobs.get(spec.tenant, 0) + 1
+    ctx.save_job(entry)
+    watch_expiry(ctx, job)
+    ctx.queue.add(class_of(spec), entry.accept_seq, job.job_id)
+    return Accepted(job_id=job.job_id)
+
+
+def _refusal(ctx: Context, submission: Submission) -> Refusal | None:
+    state, spec = ctx.state, submission.spec
+    if submission.job_id in state.jobs:
+        return Refusal(code=RefusalCode.CONFLICT, field="job_id", message=f"job id {submission.job_id} is taken")
+    if spec.model_id not in state.models:
+        return Refusal(code=RefusalCode.INVALID, field="model_id", message=f"no model {spec.model_id!r} in this fleet")
+    unmeant = [("adapters", bool(spec.adapters)), ("gang_size", spec.gang_size != 1), ("inputs", bool(spec.inputs))]
+    for field, used in unmeant:
+        if used:
+            return Refusal(code=RefusalCode.INVALID, field=field, message=f"{field} is not supported by this version: leave it out")
+    if len(ctx.queue) >= limits.QUEUED_JOBS_MAX:
+        message = f"the queue is full ({limits.QUEUED_JOBS_MAX} jobs)"
+        return Refusal(code=RefusalCode.UNAVAILABLE, message=message, retry_after_ms=_FULL_RETRY_MS)
+    if state.tenant_jobs.get(spec.tenant, 0) >= limits.QUEUED_JOBS_PER_TENANT_MAX:
+        message = f"tenant {spec.tenant} has {limits.QUEUED_JOBS_PER_TENANT_MAX} jobs that have not ended"
+        return Refusal(code=RefusalCode.QUOTA, message=message, retry_after_ms=_FULL_RETRY_MS)
+    return None
+
+
+def watch_expiry(ctx: Context, job: Job) -> None:
+    """Arm the job's deadline and start timeout."""
+    for limit_ms in (job.spec.deadline_ms, job.spec.start_timeout_ms):
+        if limit_ms:
+            ctx.arm(job.accepted_us + limit_ms * 1_000, TimerKind.JOB_EXPIRY, job.job_id)
+
+
+def expire(ctx: Context, job_id: JobId) -> None:
+    """End a job whose deadline passed, or that did not begin to execute in time."""
+    entry = ctx.state.jobs.get(job_id)
+    if entry is None:
+        return
+    job = entry.job
+    age_us = ctx.now_us - job.accepted_us
+    late = bool(job.spec.deadline_ms) and age_us >= job.spec.deadline_ms * 1_000
+    unstarted = bool(job.spec.start_timeout_ms) and age_us >= job.spec.start_timeout_ms * 1_000 and not job.started_us
+    if late or unstarted:
+        what = f"deadline of {job.spec.deadline_ms} ms" if late else f"start timeout of {job.spec.start_timeout_ms} ms"
+        end(ctx, entry, JobState.EXPIRED, reason=f"{what} passed")
+
+
+def cancel_requested(ctx: Context, event: JobCancelRequested) -> None:
+    """A client's cancel: at once for the job, as soon as the site says so for its slot. A second cancel changes nothing."""
+    entry = ctx.state.jobs.get(event.job_id)
+    if entry is None or entry.job.spec.tenant != event.tenant:
+        ctx.refuse(event.request, RefusalCode.NOT_FOUND, f"no live job {event.job_id!r}")
+        return
+    end(ctx, entry, JobState.CANCELLED, reason=event.reason)
+    ctx.answer(event.request, Done(changed=(event.job_id,)))
+
+
+def end(
+    ctx: Context,
+    entry: JobEntry,
+    state: JobState,
+    *,
+    reason: str = "",
+    failure: Failure | None = None,
+    result: ResultManifest | None = None,
+) -> None:
+    """A job becomes terminal: durable, out of memory, its live attempt told to stop."""
+    check_job_state(entry.job.job_id, entry.job.state, state)
+    ctx.queue.discard(entry.job.job_id)
+    if result is None:
+        attempts.stop_live(ctx, entry, FailureKind.MOVED, reason or state.value)
+    entry.job = replace(
+        entry.job, state=state, ended_us=ctx.now_us, cancel_reason=reason, failure=failure, result=result, deferral=None
+    )
+    job = entry.job
+    del ctx.state.jobs[job.job_id]
+    ctx.state.jobs_ended += 1
+    _count_down(ctx, job.spec.tenant)
+    _retire_key(ctx, job)
+    ctx.save_ended(job)
+    ctx.decisions.append(JobSettled(job_id=job.job_id, state=state, queued_to_end_us=ctx.now_us - job.accepted_us))
+
+
+def _count_down(ctx: Context, tenant: TenantId) -> None:
+    left = ctx.state.tenant_jobs[tenant] - 1
+    if left:
+        ctx.state.tenant_jobs[tenant] = left
+    else:
+        del ctx.state.tenant_jobs[tenant]
+
+
+def _retire_key(ctx: Context, job: Job) -> None:
+    """Keep the key of an ended job, as the youngest of a bounded number."""
+    state = ctx.state
+    key = (job.spec.tenant, job.idempotency_key)
+    state.ended_keys[key] = state.keys.pop(key)
+    if len(state.ended_keys) > ENDED_KEYS_MAX:
+        del state.ended_keys[next(iter(state.ended_keys))]
+
+
+def attempt_failed(ctx: Context, entry: JobEntry, attempt: Attempt, failure: Failure) -> None:
+    """An attempt ended without a result: back to the queue within the cause's budget, else the job fails."""
+    rule = RETRIES[failure.kind]
+    spent = sum(1 for other in entry.job.attempts if other.failure is not None and other.failure.kind is failure.kind)
+    if spent > rule.budget or len(entry.job.attempts) >= limits.ATTEMPTS_PER_JOB_MAX:
+        end(ctx, entry, JobState.FAILED, failure=failure)
+        return
+    check_job_state(entry.job.job_id, entry.job.state, JobState.QUEUED)
+    # Each further failure of a kind waits twice as long, up to 32 times the first wait.
+    backoff_us = rule.backoff_ms * 1_000 * 2 ** min(max(spent - 1, 0), 5)
+    entry.not_before_us = ctx.now_us + backoff_us
+    entry.job = replace(entry.job, state=JobState.QUEUED)
+    ctx.save_job(entry)
+    ctx.decisions.append(RetryScheduled(key=attempt.key, kind=failure.kind, not_before_us=entry.not_before_us))
+    enqueue(ctx, entry)
+
+
+def enqueue(ctx: Context, entry: JobEntry) -> None:
+    """Put a queued job among its class, or hold it until its back-off is over."""
+    if entry.not_before_us > ctx.now_us:
+        ctx.arm(entry.not_before_us, TimerKind.RETRY, entry.job.job_id)
+        return
+    avoidance = avoidance_of(entry.job, ctx.now_us)
+    if avoidance.sites:
+        ctx.arm(avoidance.until_us, TimerKind.RETRY, entry.job.job_id)
+    ctx.queue.add(class_of(entry.job.spec, avoidance), entry.accept_seq, entry.job.job_id)
+
+
+def retry_due(ctx: Context, job_id: JobId) -> None:
+    """A back-off, or the avoidance of a site, is over."""
+    entry = ctx.state.jobs.get(job_id)
+    if entry is not None and entry.job.state is JobState.QUEUED:
+        ctx.queue.discard(job_id)
+        enqueue(ctx, entry)
+
+
+def avoidance_of(job: Job, now_us: int) -> Avoidance:
+    """Sites where this job's attempts failed so recently that it should not go there."""
+    sites: set[SiteId] = set()
+    until_us = 0
+    for attempt in job.attempts:
+        if attempt.failure is None:
+            continue
+        over_us = attempt.ended_us + RETRIES[attempt.failure.kind].avoid_ms * 1_000
+        if over_us > now_us:
+            sites.add(attempt.site_id)
+            until_us = min(until_us, over_us) if until_us else over_us
+    return Avoidance(sites=frozenset(sites), until_us=until_us) if sites else NO_AVOIDANCE
+
+
+def attempt_succeeded(ctx: Context, entry: JobEntry, manifest: ResultManifest) -> None:
+    """The one visible result of a job."""
+    end(ctx, entry, JobState.SUCCEEDED, result=manifest)
+
+
+def began_running(ctx: Context, entry: JobEntry) -> None:
+    """The live attempt executes: soft, so visible at once and not durable."""
+    if entry.job.state is JobState.PLACED:
+        entry.job = replace(entry.job, state=JobState.RUNNING, started_us=entry.job.started_us or ctx.now_us)

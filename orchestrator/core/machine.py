@@ -1,0 +1,182 @@
+"""The orchestrator's brain: one event and the time go in, one Step comes out. Dispatch only; handlers by noun are beside it.
+
+Decides the order within a step: the event, timers that are due, placing, then what sites are told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import assert_never
+
+from atoll.model.gpu import GpuType
+from atoll.model.ids import GpuTypeId, JobId, ModelId, SiteId
+from atoll.model.site import SiteRecord
+from atoll.model.views import DrainPlan, FleetView, SiteView
+from orchestrator.core import assignments, attempts, drains, explain, jobs, leases, models, operators, placing, sites
+from orchestrator.core import snapshot as snapshots
+from orchestrator.core.context import Context, TimerKind
+from orchestrator.core.durable import Stored
+from orchestrator.core.events import (
+    AttemptsEnded,
+    Event,
+    JobCancelRequested,
+    JobsSubmitted,
+    ModelRemoved,
+    ModelsAdded,
+    ResyncRequested,
+    SiteAdded,
+    SiteConnected,
+    SiteCordoned,
+    SiteDisconnected,
+    SiteDrainRequested,
+    SiteRemoveRequested,
+    SiteReported,
+    SitesApplied,
+    SiteUncordoned,
+    TimerFired,
+    TookOver,
+)
+from orchestrator.core.outputs import Refusal, Step
+from orchestrator.core.placement.policy import Policy
+from orchestrator.core.snapshot import Snapshot
+
+
+class Machine:
+    """The state machine. Every method that asks only asks."""
+
+    __slots__ = ("_ctx",)
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+
+    @property
+    def context(self) -> Context:
+        """The working set, for invariants and tests."""
+        return self._ctx
+
+    def handle(self, event: Event, now_us: int) -> Step:
+        """Let an event happen at fleet time `now_us` (never before that of an earlier event). Illegal events change nothing."""
+        ctx = self._ctx
+        ctx.now_us = max(now_us, ctx.now_us)
+        _dispatch(ctx, event)
+        _fire_timers(ctx)
+        placing.wake_due(ctx)
+        placing.place_ready(ctx)
+        assignments.send_touched(ctx)
+        return ctx.take_step()
+
+    def next_deadline(self) -> int | None:
+        """Fleet time in microseconds at which TimerFired is wanted; None: nothing is waited for."""
+        timers = self._ctx.timers
+        wake_us = self._ctx.queue.next_wake_us()
+        times = [at_us for at_us in (timers[0][0] if timers else None, wake_us) if at_us is not None]
+        return min(times, default=None)
+
+    def snapshot(self) -> Snapshot:
+        """Everything, as a frozen value: `restore` of it goes on with equal steps."""
+        return snapshots.take(self._ctx)
+
+    def site_views(self) -> tuple[SiteView, ...]:
+        """All sites as they are now, by name."""
+        found = self._ctx.state.sites
+        return tuple(explain.site_view(found[site_id]) for site_id in sorted(found))
+
+    def site_view(self, site_id: SiteId) -> SiteView | None:
+        """One site as it is now."""
+        site = self._ctx.state.sites.get(site_id)
+        return None if site is None else explain.site_view(site)
+
+    def fleet_view(self, now_us: int, time_scale_milli: int) -> FleetView:
+        """The fleet in one look."""
+        return explain.fleet_view(self._ctx, now_us, time_scale_milli)
+
+    def queue_position(self, job_id: JobId) -> tuple[int, int]:
+        """(place from 1, 0 if it does not wait; how many wait)."""
+        return explain.queue_position(self._ctx, job_id)
+
+    def queue_depths(self) -> tuple[tuple[str, int], ...]:
+        """How many jobs wait, by priority."""
+        return tuple(self._ctx.queue.depth_by_priority())
+
+    def plan_drain(self, site_id: SiteId, deadline_ms: int, now_us: int) -> DrainPlan | Refusal:
+        """What a drain begun now would do."""
+        return explain.plan_drain(self._ctx, site_id, deadline_ms, now_us)
+
+    def model_usage(self, model_id: ModelId) -> tuple[tuple[SiteId, ...], int, int]:
+        """(sites where it is warm, replicas, jobs that wait for it)."""
+        return explain.model_usage(self._ctx, model_id)
+
+    def site_credential(self, site_id: SiteId) -> SiteRecord | None:
+        """The durable record of a site, with the digests of its token and credential."""
+        site = self._ctx.state.sites.get(site_id)
+        return None if site is None else site.record
+
+
+def _dispatch(ctx: Context, event: Event) -> None:  # noqa: C901 - one case per event and nothing else
+    match event:
+        case JobsSubmitted():
+            jobs.submitted(ctx, event)
+        case JobCancelRequested():
+            jobs.cancel_requested(ctx, event)
+        case SiteReported():
+            sites.reported(ctx, event)
+        case AttemptsEnded():
+            attempts.ended(ctx, event)
+        case SiteConnected():
+            sites.connected(ctx, event)
+        case SiteDisconnected():
+            sites.disconnected(ctx, event)
+        case ResyncRequested():
+            sites.resync(ctx, event)
+        case SitesApplied():
+            operators.applied(ctx, event)
+        case SiteAdded():
+            operators.added(ctx, event)
+        case SiteCordoned():
+            operators.cordoned(ctx, event)
+        case SiteUncordoned():
+            operators.uncordoned(ctx, event)
+        case SiteDrainRequested():
+            operators.drain_requested(ctx, event)
+        case SiteRemoveRequested():
+            operators.remove_requested(ctx, event)
+        case ModelsAdded():
+            models.added(ctx, event)
+        case ModelRemoved():
+            models.removed(ctx, event)
+        case TookOver():
+            ctx.state.fleet_id, ctx.state.term = event.fleet_id, event.term
+            leases.took_over(ctx)
+        case TimerFired():
+            pass
+        case _:
+            assert_never(event)
+
+
+def _fire_timers(ctx: Context) -> None:
+    for kind, subject in ctx.due():
+        match kind:
+            case TimerKind.SITE_SILENCE:
+                leases.silence_due(ctx, SiteId(subject))
+            case TimerKind.SITE_LOSSES:
+                leases.losses_due(ctx, SiteId(subject))
+            case TimerKind.DRAIN_DEADLINE:
+                drains.deadline_reached(ctx, SiteId(subject))
+            case TimerKind.JOB_EXPIRY:
+                jobs.expire(ctx, JobId(subject))
+            case TimerKind.RETRY:
+                jobs.retry_due(ctx, JobId(subject))
+            case TimerKind.PLACING:
+                pass
+            case _:
+                assert_never(kind)
+
+
+def new_machine(stored: Stored, policy: Policy, gpus: Mapping[GpuTypeId, GpuType]) -> Machine:
+    """A machine from what a store holds. The first event must be TookOver."""
+    return Machine(snapshots.from_stored(stored, policy, gpus))
+
+
+def restore(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, GpuType]) -> Machine:
+    """A machine that goes on where the snapshot was taken."""
+    return Machine(snapshots.from_snapshot(snapshot, policy, gpus))

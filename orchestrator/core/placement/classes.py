@@ -1,0 +1,60 @@
+"""Classes of jobs: jobs of one class cost the same at the same place, so they are scored together.
+
+Decides which jobs are alike. Must not know the fleet's present state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from atoll.model.ids import ModelId, SiteId
+from atoll.model.job import PRIORITY_RANK, Constraints, JobSpec, Priority
+from atoll.model.shape import Precision, Shape
+
+
+class ClassKey(NamedTuple):
+    """What makes jobs alike. `avoid`: sites where these jobs failed a moment ago, until `avoid_until_us`."""
+
+    model_id: ModelId
+    shape: Shape
+    precision: Precision
+    priority: Priority
+    constraints: Constraints
+    origin_site: SiteId | None
+    simulated: bool
+    gang_size: int
+    avoid: frozenset[SiteId]
+    avoid_until_us: int
+
+    @property
+    def rank(self) -> int:
+        """Lower goes first."""
+        return PRIORITY_RANK[self.priority]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Avoidance:
+    """Sites to avoid until an instant of fleet time."""
+
+    sites: frozenset[SiteId] = frozenset()
+    until_us: int = 0
+
+
+NO_AVOIDANCE = Avoidance()
+
+
+def class_of(spec: JobSpec, avoidance: Avoidance = NO_AVOIDANCE) -> ClassKey:
+    """The class of a job."""
+    return ClassKey(
+        model_id=spec.model_id,
+        shape=spec.shape,
+        precision=spec.precision,
+        priority=spec.priority,
+        constraints=spec.constraints,
+        origin_site=spec.origin_site,
+        simulated=spec.simulated,
+        gang_size=spec.gang_size,
+        avoid=avoidance.sites,
+        avoid_until_us=avoidance.until_us,
+    )

@@ -1,0 +1,77 @@
+"""Hard filters: which pools can never run a class of jobs as the fleet is built now, each with a reason.
+
+Decides feasibility, for everybody who asks. Whether a pool's site takes work just now (`Columns.accepting`) and whether a slot is free
+are dynamic and looked at beside this; memory of a slot is checked against the whole GPU, because idle replicas can be evicted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from atoll.model.modelspec import ModelSpec
+from atoll.model.placement import Reason
+from atoll.model.shape import Precision
+from orchestrator.core.placement.classes import ClassKey
+from orchestrator.core.placement.columns import Columns
+from orchestrator.core.placement.rows import AnyArray, Bools, Ints
+
+# Index into this tuple is what `static_reasons` answers; 0 is feasible.
+REASONS: tuple[Reason | None, ...] = (
+    None,
+    Reason.SITE_NOT_ALLOWED,
+    Reason.REGION_NOT_ALLOWED,
+    Reason.GPU_TYPE_NOT_ALLOWED,
+    Reason.SIMULATED_SITE,
+    Reason.REAL_SITE,
+    Reason.RECENT_FAILURE,
+    Reason.WEIGHTS_UNAVAILABLE,
+    Reason.PRECISION_UNSUPPORTED,
+    Reason.MEMORY_TOO_SMALL,
+    Reason.DISK_TOO_SMALL,
+    Reason.PRICE_TOO_HIGH,
+)
+_CODE = {reason: code for code, reason in enumerate(REASONS) if reason is not None}
+
+
+def supports(precision: Precision, *, fp8_flops: int, fp4_flops: int) -> bool:
+    """Whether a GPU with these units can run at this precision. Narrow formats need units; wide ones run everywhere, perhaps slowly."""
+    match precision:
+        case Precision.FP8:
+            return fp8_flops > 0
+        case Precision.FP4:
+            return fp4_flops > 0
+        case Precision.BF16 | Precision.FP16 | Precision.FP32:
+            return True
+
+
+def static_reasons(key: ClassKey, model: ModelSpec, memory_bytes: int, price_usd_micros: Ints, columns: Columns) -> Ints:
+    """Per pool the code of the first filter that rejects it, 0 if none does. `memory_bytes`: of the model with its activations."""
+    count = len(columns.columns)
+    codes = np.zeros(count, dtype=np.int64)
+
+    def reject(mask: Bools | AnyArray, reason: Reason) -> None:
+        codes[(codes == 0) & mask] = _CODE[reason]
+
+    wanted = key.constraints
+    if wanted.sites:
+        reject(~np.array([site in wanted.sites for site in columns.site_ids], dtype=np.bool_), Reason.SITE_NOT_ALLOWED)
+    if wanted.regions:
+        reject(~np.array([region in wanted.regions for region in columns.regions], dtype=np.bool_), Reason.REGION_NOT_ALLOWED)
+    if wanted.gpu_types:
+        allowed = np.array([gpu.gpu_type in wanted.gpu_types for gpu in columns.gpu_types] or [True], dtype=np.bool_)
+        reject(~allowed[columns.gpu], Reason.GPU_TYPE_NOT_ALLOWED)
+    if key.simulated:
+        reject(~columns.simulated, Reason.REAL_SITE)
+    else:
+        reject(columns.simulated, Reason.SIMULATED_SITE)
+        if not model.servable:
+            reject(~columns.simulated, Reason.WEIGHTS_UNAVAILABLE)
+    if key.avoid:
+        reject(np.array([site in key.avoid for site in columns.site_ids], dtype=np.bool_), Reason.RECENT_FAILURE)
+    capable = [supports(key.precision, fp8_flops=gpu.fp8_flops, fp4_flops=gpu.fp4_flops) for gpu in columns.gpu_types]
+    reject(~np.array(capable or [True], dtype=np.bool_)[columns.gpu], Reason.PRECISION_UNSUPPORTED)
+    reject(columns.memory < memory_bytes, Reason.MEMORY_TOO_SMALL)
+    reject(columns.node_disk < model.weights_bytes, Reason.DISK_TOO_SMALL)
+    if wanted.max_price_usd_micros:
+        reject(price_usd_micros > wanted.max_price_usd_micros, Reason.PRICE_TOO_HIGH)
+    return codes

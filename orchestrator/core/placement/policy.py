@@ -1,0 +1,52 @@
+"""The policy: exchange rates between seconds, money and risk, and the times after which silence counts.
+
+Decides figures only. Every default argues its value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from atoll.model.job import Priority
+
+
+def _weights() -> dict[Priority, int]:
+    # An urgent job's second is worth five of a normal one, a batch job's a fifth: enough to outbid money, not to ignore it.
+    return {Priority.URGENT: 5_000, Priority.NORMAL: 1_000, Priority.BATCH: 200}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Figures of one named policy. Durations are fleet time."""
+
+    name: str = "default"
+    # A person waiting at $60 an hour of attention: a minute of delay weighs as much as a dollar of GPU.
+    seconds_per_dollar: int = 60
+    priority_weight_milli: dict[Priority, int] = field(default_factory=_weights)
+    # One executes, one waits with its weights at hand: the gap between two jobs is then one message, not one round trip.
+    slot_depth: int = 2
+    # Agents report each second: five missed reports are no hiccup of a link.
+    report_interval_ms: int = 1_000
+    silent_after_ms: int = 5_000
+    # Twice the predicted time of the attempt, within these bounds: a short job is not given up for a re-dial,
+    # a long one not kept for an hour.
+    lost_after_min_ms: int = 60_000
+    lost_after_max_ms: int = 600_000
+    # An hour without a word of the orchestrator: work at the site stops itself.
+    stop_after_ms: int = 3_600_000
+    # Fewer silent sites than this are single losses; from here on, and if they are most of the fleet, the trouble is likely ours.
+    brake_sites_min: int = 3
+    # How long a brake holds before it looks again.
+    brake_recheck_ms: int = 5_000
+    # A job that waits is looked at again at least this often: the liveness bound is five times as long.
+    recheck_max_ms: int = 2_000
+    recheck_min_ms: int = 20
+    # Ties: within 50 ms or 2 % of the best, other virtues decide.
+    tie_us: int = 50_000
+    tie_milli: int = 20
+    # A report that shows another generation than was sent this long ago means that a message was lost.
+    resend_after_ms: int = 3_000
+
+    def weight_milli(self, priority: Priority) -> int:
+        """What a second of this priority's delay is worth, in thousandths of a normal job's."""
+        return self.priority_weight_milli[priority]

@@ -1,0 +1,1 @@
+"""One cost term a file: its unit, formula, source and failure mode in the docstring. `registry` puts them together."""

@@ -1,0 +1,18 @@
+"""T_init: building the pipeline around the weights.
+
+Unit: microseconds. Formula: `atoll.physics.coldstart.init_us` of the model where it is not resident; the slot's process itself is warm.
+Source: coldstart figures of the catalogue. Fails low after a slot's process died: its restart is not counted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from orchestrator.core.placement.rows import Ints, Rows
+
+NAME = "init"
+
+
+def cost_us(rows: Rows) -> Ints:
+    """Microseconds of initialisation, per row."""
+    return np.where(rows.resident, 0, rows.init_us)

@@ -1,0 +1,16 @@
+"""T_out: how long the result takes to the asker.
+
+Unit: microseconds. Formula: RTT + output bytes / link rate to the asker's nearest site, or bytes / the site's own uplink
+where the job names none. Source: links of `clusters.yaml`, sizes of `atoll.physics.output`. Fails low on a crowded uplink.
+"""
+
+from __future__ import annotations
+
+from orchestrator.core.placement.rows import Ints, Rows
+
+NAME = "output"
+
+
+def cost_us(rows: Rows) -> Ints:
+    """Microseconds of transfer from the site, per row."""
+    return rows.output_us

@@ -1,0 +1,206 @@
+"""The placing round: ready classes in order, each scored, its jobs bound or put to rest.
+
+Decides when a job is bound and when it waits. Waiting is a candidate: a job rests when the cheapest place is one that is busy now.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from atoll.model.attempt import Attempt, AttemptState
+from atoll.model.ids import AttemptKey, JobId, ModelId, Ordinal
+from atoll.model.job import JobState
+from atoll.model.modelspec import ModelSpec
+from atoll.model.placement import Candidate, Deferral, Explanation
+from orchestrator.core import jobs, leases, sites
+from orchestrator.core.context import Context, TimerKind
+from orchestrator.core.outputs import JobPlaced, JobsDeferred
+from orchestrator.core.placement.choose import Board, cold_slot, cold_source, score, warm_slot
+from orchestrator.core.placement.classes import ClassKey
+from orchestrator.core.placement.columns import Column
+from orchestrator.core.placement.eviction import victims
+from orchestrator.core.placement.registry import TERM_NAMES
+from orchestrator.core.queue import JobClass
+from orchestrator.core.state import JobEntry, LiveAttempt, Slot
+
+# Scorings in one step: about 10 ms of work. What is left goes on in the next step, so that reports and results are heard in between.
+_SCORINGS_PER_STEP = 256
+
+
+def place_ready(ctx: Context) -> None:
+    """Score ready classes in order of priority and age, and bind or rest their jobs."""
+    left = _SCORINGS_PER_STEP
+    for key in ctx.queue.in_order():
+        if left <= 0:
+            ctx.arm(ctx.now_us, TimerKind.PLACING)
+            return
+        left -= _place_class(ctx, key, left)
+
+
+def _place_class(ctx: Context, key: ClassKey, budget: int) -> int:
+    """Bind jobs of a class until it is empty, rests, or the budget is spent; how many scorings it took."""
+    model = ctx.state.models[key.model_id]
+    estimate = ctx.estimator.of(key, model)
+    for spent in range(1, budget + 1):
+        waiting = ctx.queue.classes.get(key)
+        if waiting is None:
+            return spent
+        board = score(key, estimate, ctx.columns, ctx.policy, ctx.now_us)
+        bound = board.best(board.bindable, ctx.policy)
+        patient = board.best(board.possible & ~board.bindable, ctx.policy)
+        position = _who_binds(board, bound, patient, waiting)
+        if position is None or bound is None:
+            _rest(ctx, waiting, board, patient)
+            return spent
+        job_id = waiting.nth(position)
+        _bind(ctx, ctx.state.jobs[job_id], model, board, bound)
+    return budget
+
+
+def _who_binds(board: Board, bound: int | None, patient: int | None, waiting: JobClass) -> int | None:
+    """Which job of the class takes the best place that can be had now, by its position in the class; None: all wait.
+
+    The first waits only while the busy place would still serve it sooner; each further one would wait for those before it.
+    """
+    if bound is None:
+        return None
+    if patient is None:
+        return 0
+    ahead_us = int(board.costs.total[bound]) - int(board.costs.total[patient])
+    if ahead_us <= 0:
+        return 0
+    column = board.columns.columns[patient % len(board.columns.columns)]
+    warm = column.warm.get(waiting.key.model_id)
+    servers = max(len(warm.slots) if warm is not None else 1, 1)
+    each_us = max(int(board.rows.execution_us[patient]) // servers, 1)
+    position = ahead_us // each_us + 1
+    return position if position < len(waiting.members) else None
+
+
+def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None) -> None:
+    """Nothing to bind: say why, and when it is looked at again."""
+    policy = ctx.policy
+    candidate: Candidate | None = None
+    pool = -1
+    rest_us = policy.recheck_max_ms * 1_000
+    if patient is not None:
+        candidate = board.candidate(patient)
+        pool = patient % len(board.columns.columns)
+        rest_us = int(np.clip(candidate.wait_us, policy.recheck_min_ms * 1_000, rest_us))
+    deferral = Deferral(
+        since_us=ctx.now_us, until_us=ctx.now_us + rest_us, waits_for=candidate, rejections=board.rejections()
+    )
+    ctx.queue.rest(waiting.key, ctx.now_us + rest_us, pool)
+    ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
+    _tell_head(ctx, waiting.head[1], deferral)
+
+
+def _tell_head(ctx: Context, job_id: JobId, deferral: Deferral) -> None:
+    """The first job of a class carries its class's deferral, for those who ask; the others wait behind it."""
+    entry = ctx.state.jobs[job_id]
+    old = entry.job.deferral
+    same = old is not None and _place(old.waits_for) == _place(deferral.waits_for) and old.rejections == deferral.rejections
+    since_us = old.since_us if same and old is not None else deferral.since_us
+    entry.deferrals += 0 if same else 1
+    entry.job = replace(entry.job, deferral=replace(deferral, since_us=since_us))
+    if not same:
+        ctx.show_job(entry.job)
+
+
+def _place(candidate: Candidate | None) -> tuple[str, str] | None:
+    return None if candidate is None else (candidate.site_id, candidate.pool_id)
+
+
+def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: int) -> None:
+    """Lease the next attempt of this job to the slot that the row means, and reserve everything it needs in the same step."""
+    count = len(board.columns.columns)
+    column = board.columns.columns[row % count]
+    cold = row >= count
+    slot = cold_slot(column, model.model_id, ctx.now_us) if cold else warm_slot(column, model.model_id)
+    assert slot is not None, "a bindable row has a slot"
+    evict = victims(slot, model.model_id, board.estimate.memory_bytes) if not slot.attempts else ()
+    exec_us = int(board.rows.execution_us[row])
+    delay_us = int(board.costs.delay[row])
+    job = entry.job
+    key = AttemptKey(job_id=job.job_id, ordinal=Ordinal(len(job.attempts) + 1))
+    explanation = Explanation(
+        decided_us=ctx.now_us,
+        policy=ctx.policy.name,
+        term_names=TERM_NAMES,
+        chosen=board.candidate(row),
+        node_id=slot.ref.node_id,
+        others=board.others(row),
+        rejections=board.rejections(),
+        evicted=evict,
+        deferrals=entry.deferrals,
+        queued_us=ctx.now_us - max(job.accepted_us, entry.not_before_us),
+    )
+    attempt = Attempt(
+        key=key,
+        site_id=column.site.site_id,
+        slot=slot.ref,
+        state=AttemptState.LEASED,
+        cold=cold,
+        leased_us=ctx.now_us,
+        predicted_us=delay_us,
+        explanation=explanation,
+    )
+    live = LiveAttempt(
+        attempt=attempt,
+        spec=job.spec,
+        request_id=job.request_id,
+        evict=evict,
+        exec_us=exec_us,
+        lost_after_us=leases.lost_after_us(ctx, delay_us),
+    )
+    entry.job = replace(job, state=JobState.PLACED, attempts=(*job.attempts, attempt), deferral=None)
+    ctx.queue.discard(job.job_id)
+    ctx.save_job(entry)
+    ctx.decisions.append(JobPlaced(key=key, explanation=explanation))
+    _reserve(ctx, column, slot, live, model, board, row)
+
+
+def _reserve(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, model: ModelSpec, board: Board, row: int) -> None:
+    site = column.site
+    was_free = slot.ready and not slot.attempts
+    for model_id in live.evict:
+        del slot.replicas[model_id]
+    sites.reserve(slot, model.model_id, model.resident_bytes)
+    slot.replicas[model.model_id].last_used_us = ctx.now_us
+    busy_from_us = max(slot.busy_until_us, ctx.now_us) if slot.attempts else ctx.now_us
+    slot.attempts.append(live.key)
+    loading_us = int(board.costs.delay[row]) - int(board.rows.execution_us[row]) - int(board.rows.output_us[row])
+    slot.busy_until_us = busy_from_us + live.exec_us + (loading_us if row >= len(board.columns.columns) else 0)
+    if row >= len(board.columns.columns):
+        _note_fetch(ctx, column, slot, model.model_id, int(board.rows.fetch_us[row]))
+    ctx.columns.slot_changed(column, slot, was_free)
+    site.attempts[live.key] = live
+    site.changed[live.key] = None
+    ctx.touch_assignment(site)
+
+
+def _note_fetch(ctx: Context, column: Column, slot: Slot, model_id: ModelId, fetch_us: int) -> None:
+    """Others that need this model on this node join the fetch; others at the site share its rate."""
+    node = column.pool.nodes[slot.node_index]
+    source, _, _ = cold_source(column, model_id, ctx.now_us)
+    if fetch_us == 0 or source == slot.node_index or model_id in node.fetching:
+        return
+    node.fetching[model_id] = ctx.now_us + fetch_us
+    ctx.columns.node_changed(column, slot.node_index, "fetching", model_id, present=True)
+    column.site.fetches += 1
+    ctx.columns.refresh_site(column.site)
+
+
+def wake_due(ctx: Context) -> None:
+    """Classes whose rest is over are ready again."""
+    ctx.queue.wake_due(ctx.now_us)
+
+
+def requeue_all(ctx: Context) -> None:
+    """After a restore: every queued job waits again, in the order of acceptance, and all expiries are armed."""
+    for entry in sorted(ctx.state.jobs.values(), key=lambda entry: entry.accept_seq):
+        jobs.watch_expiry(ctx, entry.job)
+        if entry.job.state is JobState.QUEUED:
+            jobs.enqueue(ctx, entry)

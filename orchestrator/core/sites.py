@@ -1,0 +1,236 @@
+"""Sites as they speak: connecting, reporting, going away; the pools they say they have.
+
+Decides what is believed of a report, and when a site takes part in placing. Must not know what operators want (`operators`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from atoll.model.attempt import AttemptState
+from atoll.model.ids import ModelId, PoolId, SlotRef
+from atoll.model.replica import ReplicaFact, ReplicaState
+from atoll.model.report import PROTOCOL_VERSION, NodeFacts, SiteHello, SlotFacts
+from atoll.model.site import PoolSpec, SiteAdmin
+from orchestrator.core import attempts, leases
+from orchestrator.core.context import Context
+from orchestrator.core.events import ResyncRequested, SiteConnected, SiteDisconnected, SiteReported
+from orchestrator.core.outputs import CloseSession, Refusal, RefusalCode
+from orchestrator.core.placement.columns import Column
+from orchestrator.core.state import Node, Pool, Replica, Site, Slot
+
+_RESIDENT: Final = (ReplicaState.LOADING, ReplicaState.WARM, ReplicaState.BUSY)
+
+
+def connected(ctx: Context, event: SiteConnected) -> None:
+    """An agent's stream begins: refused, or the site's one session from now on."""
+    site = ctx.state.sites.get(event.site_id)
+    refusal = _refusal(ctx, site, event)
+    if refusal is not None or site is None:
+        assert refusal is not None
+        ctx.commands.append(CloseSession(site_id=event.site_id, session=event.session, refusal=refusal))
+        return
+    if event.credential_sha256:
+        site.record = replace(
+            site.record, join_token_sha256="", credential_sha256=event.credential_sha256, updated_us=ctx.now_us
+        )
+        ctx.save_site(site)
+        ctx.audit("site_joined", f"site/{site.site_id}", actor=f"site/{site.site_id}")
+    pools_changed = site.hello is None or site.hello.pools != event.hello.pools
+    site.session, site.hello, site.reported = event.session, event.hello, False
+    site.last_report_seq = 0
+    site.needs_snapshot = True
+    attempts.acknowledge_from(site)
+    leases.heard(ctx, site)
+    if pools_changed:
+        build_pools(ctx, site, event.hello)
+    ctx.columns.refresh_site(site)
+    ctx.touch_assignment(site)
+
+
+def _refusal(ctx: Context, site: Site | None, event: SiteConnected) -> Refusal | None:
+    hello = event.hello
+    if site is None or site.record.admin is SiteAdmin.REMOVED:
+        return Refusal(code=RefusalCode.NOT_FOUND, field="site_id", message=f"no site {event.site_id!r}: add it first (atoll sites add)")
+    if hello.protocol_version != PROTOCOL_VERSION:
+        message = f"the agent speaks protocol {hello.protocol_version}, this orchestrator {PROTOCOL_VERSION}: install the same version"
+        return Refusal(code=RefusalCode.WRONG_STATE, field="protocol_version", message=message)
+    if hello.fleet_id not in ("", ctx.state.fleet_id):
+        message = f"the agent belongs to fleet {hello.fleet_id}, this is {ctx.state.fleet_id}"
+        return Refusal(code=RefusalCode.WRONG_STATE, field="fleet_id", message=message)
+    alive_us = site.last_heard_us + ctx.policy.silent_after_ms * 1_000
+    same_agent = site.hello is not None and site.hello.boot_id == hello.boot_id
+    if site.session is not None and not same_agent and ctx.now_us < alive_us:
+        message = f"another agent speaks as site {event.site_id}: stop it first, or give this one a name of its own"
+        return Refusal(code=RefusalCode.CONFLICT, field="site_id", message=message, retry_after_ms=ctx.policy.silent_after_ms)
+    for pool in hello.pools:
+        if pool.gpu_type not in ctx.state.gpus:
+            known = ", ".join(sorted(ctx.state.gpus)[:6])
+            message = f"pool {pool.pool_id} has GPU type {pool.gpu_type!r}, which the catalogue lacks (it knows {known}, ...)"
+            return Refusal(code=RefusalCode.INVALID, field="pools.gpu_type", message=message)
+    return None
+
+
+def declare_pools(ctx: Context, site: Site) -> None:
+    """Pools as declared, while no agent has said what there is; live attempts hold their slots."""
+    _make_pools(ctx, site, site.record.spec.pools)
+
+
+def build_pools(ctx: Context, site: Site, hello: SiteHello) -> None:
+    """Make the pools anew from what the agent has; live attempts keep their slots."""
+    _make_pools(ctx, site, hello.pools)
+    ctx.columns.rebuild(list(ctx.state.sites.values()))
+    ctx.estimator.forget()
+    ctx.queue.forget_pools()
+
+
+def _make_pools(ctx: Context, site: Site, specs: tuple[PoolSpec, ...]) -> None:
+    site.pools = {spec.pool_id: make_pool(ctx, site, spec) for spec in specs if spec.gpu_type in ctx.state.gpus}
+    site.fetches = 0
+    for live in site.attempts.values():
+        slot = _slot_of(site, live.attempt.slot)
+        if slot is not None:
+            slot.attempts.append(live.key)
+            slot.busy_until_us = max(slot.busy_until_us, ctx.now_us) + live.exec_us
+            reserve(slot, live.model_id, ctx.state.models[live.model_id].resident_bytes if live.model_id in ctx.state.models else 0)
+
+
+def _slot_of(site: Site, ref: SlotRef) -> Slot | None:
+    pool = site.pools.get(ref.pool_id)
+    node_index = pool.node_index.get(ref.node_id) if pool is not None else None
+    if pool is None or node_index is None or not 0 <= ref.index < pool.spec.gpus_per_node:
+        return None
+    return pool.nodes[node_index].slots[ref.index]
+
+
+def make_pool(ctx: Context, site: Site, spec: PoolSpec) -> Pool:
+    """An empty pool of this shape; its slots are not ready until reported."""
+    gpu = ctx.state.gpus[spec.gpu_type]
+    memory = spec.gpu_memory_bytes or gpu.memory_bytes
+    nodes = []
+    for node_index in range(spec.nodes):
+        node_id = spec.node_id(node_index)
+        slots = [
+            Slot(
+                ref=SlotRef(pool_id=spec.pool_id, node_id=node_id, index=index),
+                node_index=node_index,
+                index=index,
+                memory_bytes=memory,
+            )
+            for index in range(spec.gpus_per_node)
+        ]
+        nodes.append(Node(node_id=node_id, slots=slots))
+    index = {node.node_id: position for position, node in enumerate(nodes)}
+    return Pool(site_id=site.site_id, spec=spec, gpu=gpu, nodes=nodes, node_index=index)
+
+
+def reserve(slot: Slot, model_id: ModelId, memory_bytes: int) -> None:
+    """The slot's memory holds, or will hold, this model for a bound attempt."""
+    if model_id not in slot.replicas:
+        slot.replicas[model_id] = Replica(model_id=model_id, memory_bytes=memory_bytes, state=ReplicaState.ABSENT)
+
+
+def disconnected(ctx: Context, event: SiteDisconnected) -> None:
+    """A stream ended: nothing new goes there, and silence is counted from the last word."""
+    site = ctx.state.sites.get(event.site_id)
+    if site is None or site.session != event.session:
+        return
+    site.session, site.reported = None, False
+    ctx.columns.refresh_site(site)
+
+
+def resync(ctx: Context, event: ResyncRequested) -> None:
+    """The agent wants a snapshot."""
+    site = ctx.state.sites.get(event.site_id)
+    if site is not None and site.session == event.session:
+        leases.heard(ctx, site)
+        site.needs_snapshot = True
+        ctx.touch_assignment(site)
+
+
+def reported(ctx: Context, event: SiteReported) -> None:
+    """Take over the facts of a report of the current session; an older report than the last is ignored."""
+    site, report = ctx.state.sites.get(event.site_id), event.report
+    if site is None or site.session != event.session or report.seq <= site.last_report_seq:
+        return
+    missed = report.seq != site.last_report_seq + 1 and not report.full
+    site.last_report_seq = report.seq
+    leases.heard(ctx, site)
+    for facts in report.nodes:
+        pool = site.pools.get(facts.pool_id)
+        node_index = pool.node_index.get(facts.node_id) if pool is not None else None
+        if node_index is not None:
+            _node_reported(ctx, ctx.columns.by_pool[(site.site_id, PoolId(facts.pool_id))], node_index, facts)
+    for progress in report.progress:
+        attempts.progressed(ctx, site, progress)
+    site.rates = report.rates
+    first = report.full and not site.reported
+    site.reported = site.reported or report.full
+    ctx.columns.refresh_site(site)
+    if first:
+        ctx.queue.wake_all()
+    _check_generation(ctx, site, report.generation, missed=missed, unknown=any(p.key not in site.attempts for p in report.progress))
+
+
+def _check_generation(ctx: Context, site: Site, generation: int, *, missed: bool, unknown: bool) -> None:
+    """A site that still holds another generation than was sent a while ago, or runs what it should not, gets a snapshot."""
+    overdue = ctx.now_us - site.sent_us > ctx.policy.resend_after_ms * 1_000
+    if overdue and (generation != site.generation or unknown or (missed and not site.reported)):
+        site.needs_snapshot = True
+        ctx.touch_assignment(site)
+
+
+def _node_reported(ctx: Context, column: Column, node_index: int, facts: NodeFacts) -> None:
+    node = column.pool.nodes[node_index]
+    node.host_free_bytes, node.disk_free_bytes = facts.host_free_bytes, facts.disk_free_bytes
+    for kind, known, told in (("disk", node.disk_models, facts.disk_models), ("host", node.host_models, facts.host_models)):
+        now_there = set(told)
+        if now_there == known:
+            continue
+        for model_id in sorted(now_there - known):
+            known.add(model_id)
+            ctx.columns.node_changed(column, node_index, kind, model_id, present=True)
+            ctx.queue.wake_model(model_id)
+        for model_id in sorted(known - now_there):
+            known.discard(model_id)
+            ctx.columns.node_changed(column, node_index, kind, model_id, present=False)
+    for model_id in [model_id for model_id in node.fetching if model_id in node.disk_models]:
+        del node.fetching[model_id]
+        column.site.fetches -= 1
+        ctx.columns.node_changed(column, node_index, "fetching", model_id, present=False)
+    for slot_facts in facts.slots:
+        if 0 <= slot_facts.index < len(node.slots):
+            _slot_reported(ctx, column, node.slots[slot_facts.index], slot_facts)
+
+
+def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -> None:
+    """Believe what is resident, but for victims that bound attempts will evict, and keep room for models they will load."""
+    lives = [column.site.attempts[key] for key in slot.attempts if key in column.site.attempts]
+    leaving = {model_id for live in lives if live.attempt.state is not AttemptState.STOPPING for model_id in live.evict}
+    told: dict[ModelId, ReplicaFact] = {
+        fact.model_id: fact for fact in facts.replicas if fact.state in _RESIDENT and fact.model_id not in leaving
+    }
+    wanted = {live.model_id for live in lives}
+    present = set(told) | wanted
+    changed = present != set(slot.replicas) or facts.ready != slot.ready
+    was_free = slot.ready and not slot.attempts
+    for model_id in [model_id for model_id in slot.replicas if model_id not in present]:
+        del slot.replicas[model_id]
+    for model_id in sorted(present):
+        fact = told.get(model_id)
+        if model_id not in slot.replicas:
+            slot.replicas[model_id] = Replica(model_id=model_id, memory_bytes=0, state=ReplicaState.ABSENT)
+        replica = slot.replicas[model_id]
+        if fact is not None:
+            replica.memory_bytes, replica.state = fact.memory_bytes, fact.state
+        else:
+            replica.state = ReplicaState.ABSENT
+    if not changed:
+        return
+    slot.ready = facts.ready
+    ctx.columns.slot_changed(column, slot, was_free)
+    for model_id in sorted(told):
+        ctx.queue.wake_model(model_id)
+    if slot.ready and not was_free:
+        ctx.queue.wake_for_slot(column.index)

@@ -1,0 +1,192 @@
+"""The mutable state of the core, by noun. Everything here is primary: indexes that can be rebuilt live in `placement.columns` and `queue`.
+
+Decides nothing; the handlers beside it do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from atoll.model.attempt import Attempt, AttemptState, FailureKind
+from atoll.model.gpu import GpuType
+from atoll.model.ids import (
+    AttemptKey,
+    ChangeSeq,
+    EventSeq,
+    FleetId,
+    Generation,
+    GpuTypeId,
+    JobId,
+    ModelId,
+    NodeId,
+    PoolId,
+    SiteId,
+    SlotRef,
+    TenantId,
+    Term,
+)
+from atoll.model.job import Job, JobSpec
+from atoll.model.modelspec import ModelSpec
+from atoll.model.replica import ReplicaState
+from atoll.model.report import RateFacts, SiteHello
+from atoll.model.site import LinkSpec, PoolSpec, SiteConnection, SiteRecord
+from orchestrator.core.events import SessionRef
+
+
+@dataclass(slots=True, kw_only=True)
+class JobEntry:
+    """A job that is not terminal. `accept_seq` orders equals; `not_before_us` holds a retry back."""
+
+    job: Job
+    accept_seq: int
+    not_before_us: int = 0
+    deferrals: int = 0
+    deferral_since_us: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Replica:
+    """A model in a slot's memory, resident or about to be loaded by a bound attempt."""
+
+    model_id: ModelId
+    memory_bytes: int
+    state: ReplicaState
+    last_used_us: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Slot:
+    """One GPU. All attempts bound to it at a time are of one model, the first executes. `version` grows at each change."""
+
+    ref: SlotRef
+    node_index: int
+    index: int
+    memory_bytes: int
+    ready: bool = False
+    replicas: dict[ModelId, Replica] = field(default_factory=dict)
+    attempts: list[AttemptKey] = field(default_factory=list)
+    busy_until_us: int = 0
+    last_used_us: int = 0
+    version: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Node:
+    """One host: what its disk and memory hold, what is being fetched to it and when that should be there."""
+
+    node_id: NodeId
+    slots: list[Slot]
+    host_free_bytes: int = 0
+    disk_free_bytes: int = 0
+    host_models: set[ModelId] = field(default_factory=set)
+    disk_models: set[ModelId] = field(default_factory=set)
+    fetching: dict[ModelId, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Pool:
+    """Identical GPUs within a site."""
+
+    site_id: SiteId
+    spec: PoolSpec
+    gpu: GpuType
+    nodes: list[Node]
+    node_index: dict[NodeId, int] = field(default_factory=dict)
+
+    @property
+    def pool_id(self) -> PoolId:
+        """Its id within the site."""
+        return self.spec.pool_id
+
+
+@dataclass(slots=True, kw_only=True)
+class LiveAttempt:
+    """An attempt that holds a slot of a site. `given_up`: its job no longer waits for it, but the site has not said that it ended.
+
+    `evict` are the victims in its slot; `on_stop` is why it is being stopped, None unless its state is `stopping`.
+    """
+
+    attempt: Attempt
+    spec: JobSpec
+    request_id: str
+    evict: tuple[ModelId, ...]
+    exec_us: int
+    lost_after_us: int
+    given_up: bool = False
+    on_stop: FailureKind | None = None
+    stop_reason: str = ""
+
+    @property
+    def key(self) -> AttemptKey:
+        """Its fencing key."""
+        return self.attempt.key
+
+    @property
+    def model_id(self) -> ModelId:
+        """The model it runs."""
+        return self.spec.model_id
+
+    @property
+    def begun(self) -> bool:
+        """Whether the site has spent anything on it."""
+        return self.attempt.state is not AttemptState.LEASED
+
+
+@dataclass(slots=True, kw_only=True)
+class Site:
+    """A site: the durable record, and what is observed and promised now."""
+
+    record: SiteRecord
+    connection: SiteConnection | None = None
+    session: SessionRef | None = None
+    hello: SiteHello | None = None
+    reported: bool = False  # a full report came in this session
+    last_heard_us: int = 0
+    last_report_seq: int = 0
+    rates: RateFacts = field(default_factory=RateFacts)
+    pools: dict[PoolId, Pool] = field(default_factory=dict)
+    attempts: dict[AttemptKey, LiveAttempt] = field(default_factory=dict)
+    # The assignment as sent: its generation, when, and what changed since.
+    generation: Generation = Generation(0)
+    sent_us: int = 0
+    acked_event_seq: EventSeq = EventSeq(0)
+    acked_sent: EventSeq = EventSeq(0)
+    needs_snapshot: bool = False
+    dropped: bool = False  # this incarnation settled attempts of the site: a shrinking snapshot is meant
+    changed: dict[AttemptKey, None] = field(default_factory=dict)
+    removed: dict[AttemptKey, None] = field(default_factory=dict)
+    evict: dict[ModelId, None] = field(default_factory=dict)
+    fetches: int = 0  # flows from the origin that placed attempts are waiting for
+
+    @property
+    def site_id(self) -> SiteId:
+        """Its name."""
+        return self.record.spec.site_id
+
+
+@dataclass(slots=True, kw_only=True)
+class KeyEntry:
+    """Which job an idempotency key belongs to, and the digest of its payload."""
+
+    job_id: JobId
+    payload_digest: str
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """All of it. `gpus` is the catalogue."""
+
+    fleet_id: FleetId
+    term: Term
+    gpus: dict[GpuTypeId, GpuType]
+    jobs: dict[JobId, JobEntry] = field(default_factory=dict)
+    sites: dict[SiteId, Site] = field(default_factory=dict)
+    models: dict[ModelId, ModelSpec] = field(default_factory=dict)
+    links: dict[tuple[SiteId, SiteId], LinkSpec] = field(default_factory=dict)
+    keys: dict[tuple[TenantId, str], KeyEntry] = field(default_factory=dict)
+    ended_keys: dict[tuple[TenantId, str], KeyEntry] = field(default_factory=dict)
+    tenant_jobs: dict[TenantId, int] = field(default_factory=dict)
+    accept_seq: int = 0
+    audit_seq: ChangeSeq = ChangeSeq(0)
+    jobs_ended: int = 0
+    braked: bool = False
