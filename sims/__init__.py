@@ -1,0 +1,1 @@
+"""The simulated world: the real machines of orchestrator and agents under simulated networks, stores, sites and clocks."""

@@ -1,0 +1,99 @@
+"""Operators of the simulated fleet: they declare it at the start, and cordon, drain and take it back while it works.
+
+Decides what operators ask for, and keeps asking until they are answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from atoll.model.ids import SiteId
+from atoll.model.site import SiteAdmin
+from orchestrator.core.events import (
+    Event,
+    ModelsAdded,
+    RequestRef,
+    SiteCordoned,
+    SiteDrainRequested,
+    SitesApplied,
+    SiteUncordoned,
+)
+from orchestrator.core.outputs import Done, Reply
+from sims.checks import Violation
+from sims.faults import Fault, Faults
+from sims.fleet import Fleet
+from sims.orchestrator import Orchestrators
+from sims.store import SimStore
+from sims.world import SECOND_US, World
+
+_ACTOR: Final = "operator"
+_TAKE_BACK_US: Final = (5 * SECOND_US, 40 * SECOND_US)
+_RETRY_US: Final = SECOND_US
+_DEADLINES_MS: Final = (0, 1_000, 20_000, 120_000)
+
+
+class Operators:
+    """The people who run the fleet."""
+
+    def __init__(self, world: World, faults: Faults, orchestrators: Orchestrators, store: SimStore) -> None:
+        self._world = world
+        self._faults = faults
+        self._orchestrators = orchestrators
+        self._store = store
+        self._random = world.stream("operators")
+
+    def declare(self, fleet: Fleet) -> None:
+        """The first thing that happens in a fleet's life."""
+
+        def sites(reference: RequestRef) -> Event:
+            return SitesApplied(request=reference, actor=_ACTOR, reason="first light", sites=fleet.sites, links=fleet.links)
+
+        def models(reference: RequestRef) -> Event:
+            return ModelsAdded(request=reference, actor=_ACTOR, models=fleet.models)
+
+        self._ask(sites, must=True)
+        self._ask(models, must=True)
+
+    def meddle(self) -> None:
+        """Cordon or drain a site, and take it back later."""
+        site_id = self._random.choice(sorted(self._store.sites))
+        if self._random.random() < 0.4:
+            self._ask(partial(_cordon, site_id))
+        else:
+            self._ask(partial(_drain, site_id, self._random.choice(_DEADLINES_MS)))
+        self._faults.strike(Fault.OPERATOR, site_id)
+        self._world.after(self._random.randint(*_TAKE_BACK_US), lambda: self._ask(partial(_uncordon, site_id)))
+
+    def open_all(self) -> None:
+        """Part of healing: every site may be used again."""
+        for site_id, site in sorted(self._store.sites.items()):
+            if site.admin is not SiteAdmin.OPEN:
+                self._ask(partial(_uncordon, site_id))
+
+    def _ask(self, make: Callable[[RequestRef], Event], *, must: bool = False) -> None:
+        def done(reply: Reply | None) -> None:
+            if reply is None:
+                self._world.after(_RETRY_US, again)
+            elif must and not isinstance(reply, Done):
+                raise Violation(f"the fleet could not be declared: {reply}")
+
+        again = partial(self._ask, make, must=must)
+        leader = self._orchestrators.leader()
+        if leader is None:
+            self._world.after(_RETRY_US, again)
+        else:
+            leader.request(make, done)
+
+
+def _cordon(site_id: SiteId, reference: RequestRef) -> Event:
+    return SiteCordoned(request=reference, actor=_ACTOR, reason="maintenance", site_id=site_id)
+
+
+def _uncordon(site_id: SiteId, reference: RequestRef) -> Event:
+    return SiteUncordoned(request=reference, actor=_ACTOR, reason="done", site_id=site_id)
+
+
+def _drain(site_id: SiteId, deadline_ms: int, reference: RequestRef) -> Event:
+    return SiteDrainRequested(request=reference, actor=_ACTOR, reason="maintenance", site_id=site_id, deadline_ms=deadline_ms)

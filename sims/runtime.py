@@ -1,0 +1,393 @@
+"""The simulated runtime of a site: disks, slots and executions that outlive the agent, and what goes wrong in them.
+
+Decides how long things take (by the hidden truth, never by the estimator's prior) and when they fail. It knows nothing of the
+orchestrator and answers as every runtime does: through the sink, with events of `agents.core.events`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from agents.core.events import (
+    AgentEvent,
+    AttemptAdvanced,
+    AttemptErrored,
+    AttemptFinished,
+    AttemptHalted,
+    FetchFailed,
+    NodeMeasured,
+    RecoveredSlot,
+    ReplicaEvicted,
+    ReplicaLoaded,
+    ReplicaLoadFailed,
+    RuntimeStarted,
+    SlotLost,
+    SlotReady,
+    WeightsDeleted,
+    WeightsFetched,
+)
+from agents.core.outputs import (
+    DeleteWeights,
+    EvictReplica,
+    FetchWeights,
+    LoadReplica,
+    RenewAttempts,
+    RunAttempt,
+    StopAttempt,
+)
+from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
+from atoll.model.ids import AttemptKey, ModelId, NodeId, SlotRef
+from atoll.model.modelspec import ModelSpec
+from atoll.model.replica import ReplicaFact, ReplicaState
+from atoll.model.site import PoolSpec, SiteSpec
+from sims.checks import History
+from sims.faults import Fault, Faults
+from sims.truth import Truth
+from sims.world import MILLISECOND_US, SECOND_US, Timer, World
+
+RuntimeCommand = FetchWeights | DeleteWeights | LoadReplica | EvictReplica | RunAttempt | StopAttempt | RenewAttempts
+
+_EVICT_US: Final = 300 * MILLISECOND_US
+_PROCESS_START_US: Final = (SECOND_US, 4 * SECOND_US)
+_FAILURE_US: Final = (50 * MILLISECOND_US, 3 * SECOND_US)
+_UPLOAD_US: Final = (20 * MILLISECOND_US, 400 * MILLISECOND_US)
+# A GPU that is throttled or shared with somebody: this many times slower.
+_SLOW_FACTOR: Final = 6
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    command: RunAttempt
+    started_us: int
+    step_us: int
+    steps_done: int = 0
+    stopping: bool = False
+    hangs: bool = False
+    timer: Timer | None = None
+    expiry: Timer | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Slot:
+    memory_bytes: int
+    alive: bool = True
+    replicas: dict[ModelId, int] = field(default_factory=dict)
+    loading: Timer | None = None
+    run: _Run | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Node:
+    pool: PoolSpec
+    disk: dict[ModelId, tuple[int, str]] = field(default_factory=dict)  # bytes, digest
+    fetching: dict[ModelId, Timer] = field(default_factory=dict)
+
+    def disk_free_bytes(self) -> int:
+        return self.pool.node.disk_cache_bytes - sum(size for size, _ in self.disk.values())
+
+
+class SimRuntime:
+    """Everything at a site but the agent. `pools` is what there is; a lying site's agent claims more."""
+
+    def __init__(self, world: World, faults: Faults, history: History, truth: Truth, spec: SiteSpec) -> None:
+        self.sink: Callable[[AgentEvent], None] | None = None
+        self._world = world
+        self._faults = faults
+        self._history = history
+        self._truth = truth
+        self._site_id = spec.site_id
+        self._random = world.stream(f"site/{spec.site_id}")
+        self._nodes: dict[NodeId, _Node] = {}
+        self._slots: dict[SlotRef, _Slot] = {}
+        self._finished: dict[AttemptKey, ResultManifest] = {}
+        for pool in spec.pools:
+            for index in range(pool.nodes):
+                node_id = pool.node_id(index)
+                self._nodes[node_id] = _Node(pool=pool)
+                for gpu in range(pool.gpus_per_node):
+                    slot = SlotRef(pool_id=pool.pool_id, node_id=node_id, index=gpu)
+                    self._slots[slot] = _Slot(memory_bytes=pool.gpu_memory_bytes)
+
+    # --- what an agent sees when it starts -------------------------------------------------------------------------------------
+
+    @property
+    def settled(self) -> bool:
+        """Whether no slot is in the middle of a load or a start: an agent that starts waits for that."""
+        return all(slot.alive and slot.loading is None for slot in self._slots.values())
+
+    def started(self) -> RuntimeStarted:
+        """What an agent finds."""
+        return RuntimeStarted(
+            slots=tuple(
+                RecoveredSlot(
+                    slot=ref,
+                    replicas=tuple(
+                        ReplicaFact(
+                            model_id=model_id,
+                            state=ReplicaState.BUSY
+                            if slot.run is not None and slot.run.command.model.model_id == model_id
+                            else ReplicaState.WARM,
+                            memory_bytes=size,
+                        )
+                        for model_id, size in slot.replicas.items()
+                    ),
+                    running=None if slot.run is None else slot.run.command.key,
+                )
+                for ref, slot in self._slots.items()
+            ),
+            disk_models=tuple(
+                (node_id, model_id, digest) for node_id, node in self._nodes.items() for model_id, (_, digest) in node.disk.items()
+            ),
+            finished=tuple(self._finished.values()),
+        )
+
+    def measured(self) -> tuple[NodeMeasured, ...]:
+        """What the probes read now."""
+        return tuple(
+            NodeMeasured(
+                node_id=node_id,
+                host_free_bytes=node.pool.node.host_memory_bytes,
+                disk_free_bytes=max(node.disk_free_bytes(), 0),
+                gpu_free_bytes=tuple(
+                    max(slot.memory_bytes - sum(slot.replicas.values()), 0) for ref, slot in self._slots.items() if ref.node_id == node_id
+                ),
+            )
+            for node_id, node in self._nodes.items()
+        )
+
+    def kept(self, key: AttemptKey) -> None:
+        """The agent has the end of this attempt on its disk: no later start need be told of it."""
+        self._finished.pop(key, None)
+
+    # --- commands ----------------------------------------------------------------------------------------------------------------
+
+    def perform(self, command: RuntimeCommand) -> None:
+        """Begin a command; the outcome comes through the sink."""
+        match command:
+            case FetchWeights():
+                self._fetch(self._nodes[command.node_id], command)
+            case DeleteWeights():
+                self._nodes[command.node_id].disk.pop(command.model_id, None)
+                self._say(WeightsDeleted(node_id=command.node_id, model_id=command.model_id))
+            case LoadReplica():
+                self._load(self._slots[command.slot], command.slot, command.model)
+            case EvictReplica():
+                self._world.after(_EVICT_US, partial(self._evicted, command.slot, command.model_id))
+            case RunAttempt():
+                self._run(self._slots[command.slot], command)
+            case StopAttempt():
+                run = self._slots[command.slot].run
+                if run is not None and run.command.key == command.key:
+                    run.stopping = True
+                    if run.hangs:
+                        self._slot_dies(command.slot, "killed: it did not stop")
+            case RenewAttempts():
+                for slot in self._slots.values():
+                    if slot.run is not None and slot.run.command.key in command.keys:
+                        self._renew(slot.run)
+
+    def _fetch(self, node: _Node, command: FetchWeights) -> None:
+        model = command.model
+        if model.model_id in node.fetching:
+            self._history.fail(f"{self._site_id} was told to fetch {model.model_id} to {command.node_id} twice at once")
+        if node.disk_free_bytes() < model.weights_bytes:
+            self._fail_fetch(command, FailureKind.DISK_FULL)
+            return
+        elapsed_us = self._truth.fetch_us(self._site_id, model)
+        if self._faults.strikes(Fault.FETCH_FAILS):
+            kind = self._random.choice((FailureKind.FETCH_FAILED, FailureKind.BAD_WEIGHTS, FailureKind.DISK_FULL))
+            fail = partial(self._fail_fetch, command, kind)
+            node.fetching[model.model_id] = self._world.after(self._random.randint(*_FAILURE_US), fail)
+            return
+
+        def fetched() -> None:
+            node.fetching.pop(model.model_id, None)
+            node.disk[model.model_id] = (model.weights_bytes, model.weights_digest)
+            self._say(
+                WeightsFetched(
+                    node_id=command.node_id,
+                    model_id=model.model_id,
+                    weights_digest=model.weights_digest,
+                    bytes=model.weights_bytes,
+                    elapsed_us=elapsed_us,
+                )
+            )
+
+        node.fetching[model.model_id] = self._world.after(elapsed_us, fetched)
+
+    def _fail_fetch(self, command: FetchWeights, kind: FailureKind) -> None:
+        self._nodes[command.node_id].fetching.pop(command.model.model_id, None)
+        failure = Failure(kind=kind, message=f"simulated: {kind}")
+        self._say(FetchFailed(node_id=command.node_id, model_id=command.model.model_id, failure=failure))
+
+    def _load(self, slot: _Slot, ref: SlotRef, model: ModelSpec) -> None:
+        if not slot.alive:
+            return  # SlotLost is on its way, or was said
+        if slot.loading is not None or slot.run is not None:
+            self._history.fail(f"{self._site_id} was told to load {model.model_id} into {ref}, which is at work")
+        if model.model_id not in self._nodes[ref.node_id].disk:
+            self._history.fail(f"{self._site_id} was told to load {model.model_id}, which is not on the disk of {ref.node_id}")
+        elapsed_us = self._truth.load_us(self._site_id, ref.pool_id, model)
+        kind: FailureKind | None = None
+        if sum(slot.replicas.values()) + model.resident_bytes > slot.memory_bytes:
+            self._history.overcommitted(self._site_id, ref, model.model_id)
+            kind = FailureKind.OUT_OF_MEMORY
+        elif self._faults.strikes(Fault.OUT_OF_MEMORY):
+            kind = FailureKind.OUT_OF_MEMORY
+
+        def loaded() -> None:
+            slot.loading = None
+            if kind is None:
+                slot.replicas[model.model_id] = model.resident_bytes
+                self._say(ReplicaLoaded(slot=ref, model_id=model.model_id, memory_bytes=model.resident_bytes, elapsed_us=elapsed_us))
+            else:
+                failure = Failure(kind=kind, message="simulated: out of memory")
+                self._say(ReplicaLoadFailed(slot=ref, model_id=model.model_id, failure=failure))
+
+        slot.loading = self._world.after(elapsed_us, loaded)
+
+    def _evicted(self, ref: SlotRef, model_id: ModelId) -> None:
+        slot = self._slots[ref]
+        if slot.run is not None and slot.run.command.model.model_id == model_id:
+            self._history.fail(f"{self._site_id} evicts {model_id} from {ref}, where {slot.run.command.key} runs on it")
+        if slot.alive:
+            slot.replicas.pop(model_id, None)
+            self._say(ReplicaEvicted(slot=ref, model_id=model_id))
+
+    # --- execution ---------------------------------------------------------------------------------------------------------------
+
+    def _run(self, slot: _Slot, command: RunAttempt) -> None:
+        if not slot.alive:
+            return  # SlotLost is on its way, or was said
+        running = None if slot.run is None else slot.run.command.key
+        self._history.executes(self._site_id, command.slot, command.key, running)
+        if command.model.model_id not in slot.replicas:
+            self._history.fail(f"{self._site_id} runs {command.key} in {command.slot} without {command.model.model_id}")
+        step_us = self._truth.step_us(self._site_id, command.slot.pool_id, command.model, command.spec)
+        if self._faults.strikes(Fault.SLOW_GPU):
+            step_us *= _SLOW_FACTOR
+        run = _Run(command=command, started_us=self._world.now_us, step_us=step_us)
+        slot.run = run
+        self._renew(run)
+        if self._faults.strikes(Fault.HANG):
+            run.hangs = True
+        elif self._faults.strikes(Fault.EXECUTION_FAILS):
+            kind = self._random.choice((FailureKind.EXECUTION_FAILED, FailureKind.OUT_OF_MEMORY, FailureKind.INTERNAL))
+            run.timer = self._world.after(self._random.randint(*_FAILURE_US), partial(self._errored, slot, run, kind))
+        elif self._faults.strikes(Fault.SLOT_DIES):
+            dies = partial(self._slot_dies, command.slot, "simulated: the process died")
+            run.timer = self._world.after(self._random.randint(*_FAILURE_US), dies)
+        else:
+            run.timer = self._world.after(step_us, partial(self._stepped, slot, run))
+        self._say(AttemptAdvanced(key=command.key, state=AttemptState.RUNNING, steps_done=0))
+
+    def _stepped(self, slot: _Slot, run: _Run) -> None:
+        if run.stopping:
+            self._end(slot, run)
+            self._say(AttemptHalted(key=run.command.key))
+            return
+        run.steps_done += 1
+        done = run.steps_done >= run.command.spec.shape.steps
+        state = AttemptState.UPLOADING if done else AttemptState.RUNNING
+        if done:
+            upload = partial(self._uploaded, slot, run)
+            run.timer = self._world.after(self._random.randint(*_UPLOAD_US), upload)
+        else:
+            run.timer = self._world.after(run.step_us, partial(self._stepped, slot, run))
+        self._say(AttemptAdvanced(key=run.command.key, state=state, steps_done=run.steps_done))
+
+    def _uploaded(self, slot: _Slot, run: _Run) -> None:
+        key = run.command.key
+        manifest = ResultManifest(
+            key=key,
+            artifacts=(
+                Artifact(
+                    name="out-0.png",
+                    media_type="image/png",
+                    bytes=1_000,
+                    digest=f"sha256:{run.command.spec.seed:064x}",
+                ),
+            ),
+            seed=run.command.spec.seed,
+            simulated=True,
+        )
+        self._end(slot, run)
+        self._history.produced(manifest)
+        self._finished[key] = manifest
+        times = PhaseTimes(run_us=self._world.now_us - run.started_us, upload_us=_UPLOAD_US[0])
+        self._say(AttemptFinished(key=key, manifest=manifest, times=times))
+
+    def _errored(self, slot: _Slot, run: _Run, kind: FailureKind) -> None:
+        self._end(slot, run)
+        failure = Failure(kind=kind, message=f"simulated: {kind}")
+        times = PhaseTimes(run_us=self._world.now_us - run.started_us)
+        self._say(AttemptErrored(key=run.command.key, failure=failure, times=times))
+
+    def _renew(self, run: _Run) -> None:
+        if run.expiry is not None:
+            run.expiry.cancel()
+
+        def expire() -> None:
+            self._slot_dies(run.command.slot, "killed: no renewal within stop_after")
+
+        run.expiry = self._world.after(run.command.stop_after_ms * MILLISECOND_US, expire)
+
+    def _end(self, slot: _Slot, run: _Run) -> None:
+        for timer in (run.timer, run.expiry):
+            if timer is not None:
+                timer.cancel()
+        slot.run = None
+
+    def _slot_dies(self, ref: SlotRef, message: str) -> None:
+        slot = self._slots[ref]
+        self._clear(slot)
+        slot.alive = False
+        self._world.after(self._random.randint(*_PROCESS_START_US), partial(self._slot_starts, slot, ref))
+        self._say(SlotLost(slot=ref, message=message))
+
+    def _slot_starts(self, slot: _Slot, ref: SlotRef) -> None:
+        if not slot.alive:
+            slot.alive = True
+            self._say(SlotReady(slot=ref))
+
+    def _clear(self, slot: _Slot) -> None:
+        if slot.run is not None:
+            self._end(slot, slot.run)
+        if slot.loading is not None:
+            slot.loading.cancel()
+            slot.loading = None
+        slot.replicas.clear()
+
+    # --- what befalls the site -----------------------------------------------------------------------------------------------------
+
+    def agent_died(self) -> None:
+        """The agent's process ended: its fetches end with it, what executes goes on."""
+        self.sink = None
+        for node in self._nodes.values():
+            for timer in node.fetching.values():
+                timer.cancel()
+            node.fetching.clear()
+
+    def power_lost(self, *, disk_lost: bool) -> None:
+        """The hosts restart: nothing is in memory any more; committed results are in the artifact store all the same."""
+        self.agent_died()
+        for slot in self._slots.values():
+            self._clear(slot)
+            slot.alive = True
+        if disk_lost:
+            self._finished.clear()
+            for node in self._nodes.values():
+                node.disk.clear()
+
+    def heal(self) -> None:
+        """What hangs is found and killed."""
+        for ref, slot in self._slots.items():
+            if slot.run is not None and slot.run.hangs:
+                self._slot_dies(ref, "killed: it hung")
+
+    def _say(self, event: AgentEvent) -> None:
+        if self.sink is not None:
+            self.sink(event)
