@@ -316,7 +316,7 @@ def test_unsound_folders_are_never_loaded(engine: Engine, starters: dict[str, St
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     kept = weights.read_bytes()
     weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
-    with pytest.raises(BadWeightsError, match="vae/diffusion_pytorch_model.safetensors: sha256"):
+    with pytest.raises(BadWeightsError, match=r"vae/diffusion_pytorch_model.safetensors: sha256"):
         engine.load(folder, verify_digests=True)
     weights.write_bytes(kept)
     (folder / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,19 @@ def test_an_mp4_carries_its_facts_and_decodes_the_same_everywhere(tmp_path: Path
         assert len(frames) == 9
         assert container.streams.video[0].average_rate == 8
         assert container.streams.video[0].codec_context.name == "h264"
+
+
+@pytest.mark.parametrize("side", [48, 64, 96])
+def test_equal_frames_give_equal_bytes_whatever_is_in_memory(side: int) -> None:
+    noise = random.Random(1)
+    frames = [
+        Image.frombytes("RGB", (side // 8, side // 8), noise.randbytes(side // 8 * side // 8 * 3)).resize((side, side)) for _ in range(9)
+    ]
+    films, held = set(), []
+    for _ in range(25):
+        held.append(noise.randbytes(noise.randrange(1, 300_000)))
+        films.add(encode.encode_mp4(frames, fps=16, text={}))
+    assert len(films) == 1
 
 
 @settings(max_examples=60, deadline=None)
