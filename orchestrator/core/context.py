@@ -86,8 +86,10 @@ class Context:
         self.touched_jobs[job.job_id] = job
 
     def show_job(self, job: Job) -> None:
-        """A soft change: visible, not durable."""
-        if job.job_id not in self.touched_jobs:
+        """A soft change: visible, and durable only if this step writes the job anyway."""
+        if job.job_id in self.touched_jobs:
+            self.touched_jobs[job.job_id] = job
+        else:
             self.commands.append(PublishJob(job=job))
 
     def save_site(self, site: Site) -> None:

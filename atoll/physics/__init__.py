@@ -1,0 +1,1 @@
+"""FLOPs, bytes and times of a generation on a GPU, from the catalogue's figures. Pure."""

@@ -1,0 +1,91 @@
+"""Any history of the core keeps its promises, and a snapshot in the midst of it goes on with equal steps."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from atoll.model.attempt import AttemptState, FailureKind
+from atoll.model.ids import SiteId
+from atoll.model.job import Priority
+from orchestrator.core import events
+from orchestrator.core.machine import restore
+from tests.unit.fleet_of_machines import GPUS, Fleet, model, pool, site, spec
+
+_ACTION = st.one_of(
+    st.tuples(st.just("submit"), st.sampled_from(["m", "x", "huge"]), st.integers(1, 4), st.sampled_from(list(Priority))),
+    st.tuples(st.just("end"), st.sampled_from(["a", "b", "c"]), st.sampled_from([*FailureKind, None])),
+    st.tuples(st.just("run"), st.sampled_from(["a", "b", "c"])),
+    st.tuples(st.just("report"), st.sampled_from(["a", "b", "c"])),
+    st.tuples(st.just("stop"), st.sampled_from(["a", "b", "c"])),
+    st.tuples(st.just("reconnect"), st.sampled_from(["a", "b", "c"])),
+    st.tuples(st.just("drop"), st.sampled_from(["a", "b", "c"])),
+    st.tuples(st.just("wait"), st.sampled_from([0.5, 3.0, 20.0, 90.0])),
+    st.tuples(st.just("cancel"), st.integers(0, 30)),
+    st.tuples(st.just("admin"), st.sampled_from(["a", "b"]), st.sampled_from(["cordon", "uncordon", "drain"])),
+    st.tuples(st.just("warm"), st.sampled_from(["a", "b", "c"]), st.sampled_from(["m", "x"])),
+)
+
+
+def _act(fleet: Fleet, action: tuple) -> None:  # type: ignore[type-arg]  # the strategies above say what is in it
+    match action:
+        case ("submit", model_id, count, priority):
+            fleet.submit(*(spec(model_id, prompt=str(number), priority=priority) for number in range(count)))
+        case ("end", name, kind):
+            _end(fleet, name, kind)
+        case ("stop", name):
+            for key, told in list(fleet.agents[SiteId(name)].attempts.items()):
+                if told.stop:
+                    fleet.end_attempt(name, key, AttemptState.STOPPED)
+        case ("run", name):
+            for key in list(fleet.agents[SiteId(name)].attempts)[:1]:
+                fleet.running(name, key)
+        case ("report", name):
+            fleet.report(name)
+        case ("reconnect", name):
+            fleet.connect(fleet.agents[SiteId(name)].site)
+        case ("drop", name):
+            fleet.happen(events.SiteDisconnected(site_id=SiteId(name), session=fleet.agents[SiteId(name)].session))
+        case ("wait", seconds):
+            fleet.wait(seconds, reporting=("b",))
+        case ("cancel", number):
+            jobs = sorted(fleet.jobs)
+            if jobs:
+                job = fleet.jobs[jobs[number % len(jobs)]]
+                fleet.ask(events.JobCancelRequested, tenant=job.spec.tenant, job_id=job.job_id, reason="r")
+        case ("admin", name, "cordon"):
+            fleet.ask(events.SiteCordoned, actor="t", reason="r", site_id=name)
+        case ("admin", name, "uncordon"):
+            fleet.ask(events.SiteUncordoned, actor="t", reason="r", site_id=name)
+        case ("admin", name, "drain"):
+            fleet.ask(events.SiteDrainRequested, actor="t", reason="r", site_id=name, deadline_ms=10_000)
+        case ("warm", name, model_id):
+            one = fleet.agents[SiteId(name)].site.pools[0]
+            fleet.warm(name, one.node_id(0), 0, model_id)
+            fleet.report(name)
+
+
+def _end(fleet: Fleet, name: str, kind: FailureKind | None) -> None:
+    keys = list(fleet.agents[SiteId(name)].attempts)
+    if keys:
+        state = AttemptState.SUCCEEDED if kind is None else AttemptState.FAILED
+        fleet.end_attempt(name, keys[0], state, kind)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(_ACTION, max_size=25), st.lists(_ACTION, min_size=1, max_size=15))
+def test_promises_hold_and_a_restored_snapshot_takes_equal_steps(before: list[tuple], after: list[tuple]) -> None:  # type: ignore[type-arg]
+    sites = (site("a", pool("p", gpus=2)), site("b", pool("q", "small", nodes=2, gpus=1)), site("c", pool("r", gpus=1)))
+    fleet = Fleet(*sites, models=(model("m"), model("x", 14), model("huge", 500)))
+    for action in before:
+        _act(fleet, action)
+    snapshot = fleet.machine.snapshot()
+    twin = restore(snapshot, fleet.policy, GPUS)
+    assert twin.snapshot() == snapshot
+    begun, taken = len(fleet.recording), len(fleet.steps)
+    for action in after:
+        _act(fleet, action)
+    steps = fleet.steps[taken:]
+    for (now_us, event), step in zip(fleet.recording[begun:], steps, strict=True):
+        assert twin.handle(event, now_us) == step
+    assert twin.snapshot() == fleet.machine.snapshot()

@@ -1,0 +1,142 @@
+"""Placing in the core: where jobs go, when they wait, what is reserved and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from atoll.model.attempt import AttemptState
+from atoll.model.ids import SiteId
+from atoll.model.job import JobState
+from orchestrator.core.placement.registry import TERM_NAMES
+from tests.unit.fleet_of_machines import BATCH, URGENT, Fleet, model, pool, site, spec
+
+
+def _places(fleet: Fleet) -> Counter[str]:
+    return Counter(job.attempts[-1].site_id for job in fleet.jobs.values() if job.attempts)
+
+
+def test_a_warm_replica_wins_over_a_faster_cold_gpu_when_loading_costs_more() -> None:
+    fleet = Fleet(site("cold", pool("p", "big")), site("warm", pool("p", "small")))
+    fleet.warm("warm", "p-0", 0, "m")
+    fleet.report("warm")
+    fleet.submit(spec())
+    (job,) = fleet.jobs.values()
+    assert job.attempts[0].site_id == "warm"
+    assert not job.attempts[0].cold
+    explanation = job.attempts[0].explanation
+    assert explanation is not None
+    cold = [other for other in explanation.others if other.site_id == "cold"]
+    assert cold and all(other.total_us > explanation.chosen.total_us for other in cold)
+
+
+def test_terms_add_up_to_the_total_of_every_candidate() -> None:
+    fleet = Fleet(site("a"), site("b", pool("p", "small"), pool("q", "big")))
+    fleet.submit(spec())
+    (job,) = fleet.jobs.values()
+    explanation = job.attempts[0].explanation
+    assert explanation is not None and explanation.term_names == TERM_NAMES
+    for candidate in (explanation.chosen, *explanation.others):
+        assert sum(candidate.terms_us) == candidate.total_us
+        assert all(term >= 0 for term in candidate.terms_us[:-1])
+
+
+def test_weights_on_disk_are_preferred_to_a_fetch() -> None:
+    fleet = Fleet(site("a"), site("b"))
+    fleet.agents[SiteId("b")].disk = {"m"}
+    fleet.report("b")
+    fleet.submit(spec())
+    (job,) = fleet.jobs.values()
+    assert job.attempts[0].site_id == "b"
+
+
+def test_a_burst_is_spread_by_reservations_although_reports_are_stale() -> None:
+    fleet = Fleet(*(site(name, pool("p", gpus=4)) for name in "abcdef"))
+    fleet.submit(*(spec(prompt=str(number)) for number in range(24)))
+    places = _places(fleet)
+    assert len(places) == 6, places
+    assert max(places.values()) <= 8
+
+
+def test_a_job_waits_for_a_busy_warm_replica_rather_than_load_for_longer() -> None:
+    fleet = Fleet(site("far", origin_gbs=1), site("warm", pool("p", gpus=1)), models=(model("m", weights_gb=60),))
+    fleet.warm("warm", "p-0", 0, "m", size_gb=60)
+    fleet.report("warm")
+    for number in range(4):
+        fleet.submit(spec(prompt=str(number)))
+    places = _places(fleet)
+    assert places == {"warm": 2}
+    waiting = [job for job in fleet.jobs.values() if job.state is JobState.QUEUED]
+    assert len(waiting) == 2
+    assert waiting[0].deferral is not None and waiting[0].deferral.waits_for is not None
+    assert waiting[0].deferral.waits_for.site_id == "warm"
+    first = next(iter(fleet.agents[SiteId("warm")].attempts))
+    fleet.end_attempt("warm", first)
+    assert _places(fleet) == {"warm": 3}
+
+
+def test_when_too_many_wait_for_a_warm_replica_the_last_ones_go_cold() -> None:
+    fleet = Fleet(site("cold", pool("p", gpus=8)), site("warm", pool("p", gpus=1)), models=(model("m", weights_gb=2),))
+    fleet.warm("warm", "p-0", 0, "m", size_gb=2)
+    fleet.report("warm")
+    fleet.submit(*(spec(prompt=str(number)) for number in range(40)))
+    assert _places(fleet)["cold"] >= 4
+
+
+def test_evictions_take_the_longest_idle_and_no_more_than_needed() -> None:
+    fleet = Fleet(site("a", pool("p", "small", gpus=1)), models=(model("m"), model("x", 8), model("y", 8)))
+    fleet.submit(spec("x"))
+    (key,) = fleet.agents[SiteId("a")].attempts
+    fleet.warm("a", "p-0", 0, "x", 8)
+    fleet.end_attempt("a", key)
+    fleet.report("a", after_us=1_000_000)
+    fleet.submit(spec("y"))
+    (key,) = fleet.agents[SiteId("a")].attempts
+    assert fleet.agents[SiteId("a")].attempts[key].evict == ()
+    fleet.warm("a", "p-0", 0, "y", 8)
+    fleet.end_attempt("a", key)
+    fleet.report("a", after_us=1_000_000)
+    fleet.submit(spec("m"))
+    (attempt,) = fleet.agents[SiteId("a")].attempts.values()
+    assert attempt.evict == ("x",)
+
+
+def test_urgent_goes_before_normal_before_batch() -> None:
+    fleet = Fleet(site("a", pool("p", gpus=1)))
+    fleet.submit(spec(), spec(prompt="2"))
+    fleet.submit(spec(prompt="batch", priority=BATCH))
+    fleet.submit(spec(prompt="normal"))
+    fleet.submit(spec(prompt="urgent", priority=URGENT))
+    order = []
+    for _ in range(5):
+        key = next(iter(fleet.agents[SiteId("a")].attempts))
+        order.append(fleet.jobs[key.job_id].spec.prompt)
+        fleet.warm("a", "p-0", 0, "m")
+        fleet.end_attempt("a", key)
+        fleet.report("a")
+    assert order[2:] == ["urgent", "normal", "batch"]
+
+
+def test_nothing_is_placed_before_the_first_report_nor_after_the_stream_ended() -> None:
+    fleet = Fleet(site("a"))
+    agent = fleet.agents[SiteId("a")]
+    from orchestrator.core import events
+
+    fleet.happen(events.SiteDisconnected(site_id=SiteId("a"), session=agent.session))
+    fleet.submit(spec())
+    (job,) = fleet.jobs.values()
+    assert job.state is JobState.QUEUED
+    fleet.connect(agent.site)
+    assert fleet.jobs[job.job_id].state is JobState.PLACED
+
+
+def test_a_refusal_is_a_fact_to_replan_with() -> None:
+    fleet = Fleet(site("a"), site("b"))
+    fleet.submit(spec())
+    (job,) = fleet.jobs.values()
+    first = job.attempts[0]
+    from atoll.model.attempt import FailureKind
+
+    fleet.end_attempt(first.site_id, first.key, AttemptState.REFUSED, FailureKind.REFUSED)
+    fleet.wait(1, reporting=("a", "b"))
+    second = fleet.jobs[job.job_id].attempts[-1]
+    assert second.key.ordinal == 2 and second.site_id != first.site_id
