@@ -175,8 +175,8 @@ def _reserve(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, model:
     slot.busy_until_us = busy_from_us + live.exec_us + (loading_us if row >= len(board.columns.columns) else 0)
     if row >= len(board.columns.columns):
         _note_fetch(ctx, column, slot, model.model_id, int(board.rows.fetch_us[row]))
-    ctx.columns.slot_changed(column, slot, was_free)
     site.attempts[live.key] = live
+    ctx.columns.slot_changed(column, slot, was_free)
     site.changed[live.key] = None
     ctx.touch_assignment(site)
 

@@ -231,8 +231,7 @@ class Fleet:
             manifest = ResultManifest(key=key, artifacts=(artifact,), seed=0, simulated=False)
         failure = Failure(kind=kind, message="because") if kind is not None else None
         event = AttemptEvent(seq=EventSeq(agent.event_seq), key=key, state=state, manifest=manifest, failure=failure)
-        step = self.happen(events.AttemptsEnded(site_id=agent.site.site_id, session=agent.session, events=(event,)), after_us)
-        return step
+        return self.happen(events.AttemptsEnded(site_id=agent.site.site_id, session=agent.session, events=(event,)), after_us)
 
     def running(self, name: str, key: AttemptKey, steps: int = 1) -> Step:
         """The site's agent reports that an attempt executes."""

@@ -32,7 +32,7 @@ class WarmIndex:
 
     free: list[_Entry] = field(default_factory=list)  # by -last_used: the most recently used first, so that others stay evictable
     open: list[_Entry] = field(default_factory=list)  # by busy_until: may take one more
-    full: list[_Entry] = field(default_factory=list)  # by busy_until
+    full: list[_Entry] = field(default_factory=list)  # by busy_until: takes no more now, or executes another model
     slots: set[tuple[int, int]] = field(default_factory=set)
 
 
@@ -204,6 +204,7 @@ class Columns:
         else:
             self._add_entry(column, column.free, (slot.last_used_us, *entry))
         bound = slot.attempts
+        executing = column.site.attempts[bound[0]].model_id if bound else None
         for model_id, replica in slot.replicas.items():
             warm = column.warm.get(model_id)
             if warm is None:
@@ -212,7 +213,7 @@ class Columns:
             warm.slots.add(where)
             if not bound:
                 self._add_entry(column, warm.free, (-replica.last_used_us, *entry))
-            elif len(bound) < self.depth:
+            elif model_id == executing and len(bound) < self.depth:
                 self._add_entry(column, warm.open, (slot.busy_until_us, *entry))
             else:
                 self._add_entry(column, warm.full, (slot.busy_until_us, *entry))
