@@ -10,14 +10,19 @@ from enum import StrEnum
 from typing import Protocol
 
 from atoll.model.audit import AuditEvent
+from atoll.model.errors import AtollError
 from atoll.model.ids import ChangeSeq, JobId, TenantId, Term
 from atoll.model.job import Job, JobState
-from orchestrator.core.durable import Stored
+from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.outputs import Record
 
 
+class StoreError(AtollError):
+    """The store failed: full, broken, unreachable. It may work again later; whether a commit that met it was applied is not known."""
+
+
 class CommitOutcome(StrEnum):
-    """What became of a commit. After `refused` and `unknown` the core is dropped and loaded again."""
+    """What became of a commit. After `refused`, `unknown` and a StoreError the core is dropped and loaded again by `take_over`."""
 
     COMMITTED = "committed"
     REFUSED = "refused"  # the term was deposed
@@ -25,10 +30,16 @@ class CommitOutcome(StrEnum):
 
 
 class Store(Protocol):
-    """A durable store. Methods run off the event loop or are coroutines; `commit` is called with one batch at a time."""
+    """A durable store. Methods run off the event loop or are coroutines; `commit` is called with one batch at a time.
+
+    Every method may raise StoreError. `take_over` comes first, and again after every commit that was not `committed`.
+    """
 
     async def take_over(self) -> Stored:
-        """Become the one writer (term + 1, durably) and read everything. Raises StateError when another process holds the store."""
+        """Become the one writer (term + 1, durably) and read everything. Raises StateError when another process holds the store.
+
+        Jobs come in the order in which they were first written; `ended_keys` are the youngest, in the order in which they ended.
+        """
 
     async def commit(self, term: Term, now_us: int, records: Sequence[Record]) -> CommitOutcome:
         """Write all records in one transaction if `term` is still the store's; durable when it returns `committed`."""
@@ -36,10 +47,13 @@ class Store(Protocol):
     async def get_job(self, job_id: JobId) -> Job | None:
         """A job, terminal ones included as long as they are retained."""
 
+    async def find_keys(self, *, tenant: TenantId, keys: Sequence[str]) -> tuple[EndedKey, ...]:
+        """The retained terminal jobs of these idempotency keys: also those too old for `Stored.ended_keys`."""
+
     async def list_ended(
         self, *, tenant: TenantId | None, states: frozenset[JobState], before: tuple[int, JobId] | None, limit: int
     ) -> tuple[Job, ...]:
-        """Terminal jobs, by (ended_us, job_id) descending, strictly before `before`."""
+        """Terminal jobs, by (ended_us, job_id) descending, strictly before `before`. No `states`: any."""
 
     async def list_audit(self, *, after: ChangeSeq, limit: int) -> tuple[AuditEvent, ...]:
         """Audit lines with seq > `after`, ascending."""
@@ -48,7 +62,7 @@ class Store(Protocol):
         """Forget terminal jobs older than the retention or beyond the count; how many went. In small transactions."""
 
     async def backup(self, path: str) -> int:
-        """Write a consistent copy to `path` (which must not exist); its size in bytes."""
+        """Write a consistent copy to `path` (which must not exist); its size in bytes. FieldError when `path` cannot be written."""
 
     async def close(self) -> None:
         """Finish the commit in flight and let go."""

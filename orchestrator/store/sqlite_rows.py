@@ -1,0 +1,272 @@
+"""Records -> rows, and rows -> what was promised.
+
+Decides the statements. Within one transaction only the last state of each noun is written: the whole of it replaces what was there.
+Must not know transactions, terms or threads.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, assert_never
+
+from atoll.model.audit import AuditEvent
+from atoll.model.errors import StateError
+from atoll.model.ids import ChangeSeq, FleetId, JobId, ModelId, SiteId, TenantId, Term
+from atoll.model.job import TERMINAL, Job, JobState
+from atoll.model.modelspec import ModelSpec
+from atoll.model.site import LinkSpec, SiteRecord
+from atoll.wire import stored
+from orchestrator.core.durable import EndedKey, Stored
+from orchestrator.core.outputs import AppendAudit, DeleteModel, DeleteSite, PutJob, PutLinks, PutModel, PutSite, Record
+
+_INSERT_JOB: Final = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_SPEC: Final = "INSERT INTO specs VALUES (?, ?)"
+_UPDATE_JOB: Final = "UPDATE jobs SET state = ?, live = ?, ended_us = ?, progress = ? WHERE n = ?"
+# The youngest job has the key: an ended one that the core no longer remembers gives way.
+_FREE_KEY: Final = "UPDATE jobs SET idempotency_key = NULL WHERE tenant = ? AND idempotency_key = ? AND live = 0"
+
+
+@dataclass(slots=True, kw_only=True)
+class LiveRows:
+    """Row numbers of jobs that are not terminal, so that an update needs no search; `next_n` is the number of the next new row."""
+
+    by_job: dict[JobId, int] = field(default_factory=dict)
+    next_n: int = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class Changes:
+    """What a transaction is to write: the last state of each noun. None: deleted."""
+
+    jobs: dict[JobId, Job] = field(default_factory=dict)
+    sites: dict[SiteId, SiteRecord | None] = field(default_factory=dict)
+    models: dict[ModelId, ModelSpec | None] = field(default_factory=dict)
+    links: tuple[LinkSpec, ...] | None = None
+    audit: list[AuditEvent] = field(default_factory=list)
+
+
+def changes_of(records: Sequence[Record]) -> Changes:
+    """The records, folded."""
+    changes = Changes()
+    for record in records:
+        match record:
+            case PutJob(job=job):
+                changes.jobs[job.job_id] = job
+            case PutSite(site=site):
+                changes.sites[site.spec.site_id] = site
+            case DeleteSite(site_id=site_id):
+                changes.sites[site_id] = None
+            case PutLinks(links=links):
+                changes.links = links
+            case PutModel(model=model):
+                changes.models[model.model_id] = model
+            case DeleteModel(model_id=model_id):
+                changes.models[model_id] = None
+            case AppendAudit(event=event):
+                changes.audit.append(event)
+            case _:
+                assert_never(record)
+    return changes
+
+
+def write(connection: sqlite3.Connection, rows: LiveRows, changes: Changes) -> list[tuple[JobId, int]]:
+    """Execute within the open transaction; the row numbers of jobs that are new. `rows` stays as it is: the commit may fail."""
+    new = _write_jobs(connection, rows, changes.jobs)
+    for site_id, site in changes.sites.items():
+        if site is None:
+            connection.execute("DELETE FROM sites WHERE site_id = ?", (site_id,))
+        else:
+            connection.execute("INSERT OR REPLACE INTO sites VALUES (?, ?)", (site_id, stored.encode_site(site)))
+    for model_id, model in changes.models.items():
+        if model is None:
+            connection.execute("DELETE FROM models WHERE model_id = ?", (model_id,))
+        else:
+            connection.execute("INSERT OR REPLACE INTO models VALUES (?, ?)", (model_id, stored.encode_model(model)))
+    if changes.links is not None:
+        connection.execute("INSERT OR REPLACE INTO links VALUES (1, ?)", (stored.encode_links(changes.links),))
+    if changes.audit:
+        lines = [(event.seq, stored.encode_audit(event)) for event in changes.audit]
+        connection.executemany("INSERT INTO audit VALUES (?, ?)", lines)
+    return new
+
+
+def settle(rows: LiveRows, changes: Changes, new: list[tuple[JobId, int]]) -> None:
+    """The transaction is durable: take note of the rows it made and of the jobs that ended."""
+    rows.by_job.update(new)
+    rows.next_n += len(new)
+    for job_id, job in changes.jobs.items():
+        if job.state in TERMINAL:
+            rows.by_job.pop(job_id, None)
+
+
+def _write_jobs(connection: sqlite3.Connection, rows: LiveRows, jobs: dict[JobId, Job]) -> list[tuple[JobId, int]]:
+    updated: list[tuple[str, bool, int, bytes, int]] = []
+    inserted: list[tuple[int, str, str, str | None, str, str, bool, int, bytes]] = []
+    specs: list[tuple[int, bytes]] = []
+    new: list[tuple[JobId, int]] = []
+    for job_id, job in jobs.items():
+        live = job.state not in TERMINAL
+        progress = stored.encode_job_progress(job)
+        n = rows.by_job.get(job_id)
+        if n is None and (job.attempts or not live):
+            # Not a new job, or one that ended in the transaction that accepted it.
+            found = connection.execute("SELECT n FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+            n = found[0] if found else None
+        if n is not None:
+            updated.append((job.state.value, live, job.ended_us, progress, n))
+            continue
+        n = rows.next_n + len(new)
+        new.append((job_id, n))
+        key = job.idempotency_key or None
+        inserted.append((n, job_id, job.spec.tenant, key, job.payload_digest, job.state.value, live, job.ended_us, progress))
+        specs.append((n, stored.encode_job_spec(job.spec)))
+    connection.executemany(_UPDATE_JOB, updated)
+    try:
+        connection.executemany(_INSERT_JOB, inserted)
+    except sqlite3.IntegrityError:
+        _insert_singly(connection, inserted)
+    connection.executemany(_INSERT_SPEC, specs)
+    return new
+
+
+def _insert_singly(connection: sqlite3.Connection, inserted: list[tuple[int, str, str, str | None, str, str, bool, int, bytes]]) -> None:
+    """As `executemany` stopped half-way: what is missing, each with a free key. IntegrityError when a live job has it."""
+    for row in inserted:
+        if connection.execute("SELECT 1 FROM jobs WHERE n = ?", (row[0],)).fetchone() is None:
+            if row[3] is not None:
+                connection.execute(_FREE_KEY, (row[2], row[3]))
+            connection.execute(_INSERT_JOB, row)
+
+
+# --- reading ------------------------------------------------------------------------------------------------------------------
+
+
+def job_of(progress: bytes, spec: bytes) -> Job:
+    """A job of its two blobs."""
+    return stored.decode_job_progress(progress, stored.decode_job_spec(spec))
+
+
+def load(connection: sqlite3.Connection, *, ended_keys_max: int) -> tuple[Stored, LiveRows]:
+    """Everything that was promised, as of one instant."""
+    connection.execute("BEGIN")
+    try:
+        fleet_id, term, fleet_time_us = connection.execute("SELECT fleet_id, term, fleet_time_us FROM fleet").fetchone()
+        rows = LiveRows()
+        jobs: list[Job] = []
+        live = "SELECT n, progress, spec FROM jobs JOIN specs USING (n) WHERE live = 1 ORDER BY n"
+        for n, progress, spec in connection.execute(live):
+            job = job_of(progress, spec)
+            jobs.append(job)
+            rows.by_job[job.job_id] = n
+        rows.next_n = (connection.execute("SELECT max(n) FROM jobs").fetchone()[0] or 0) + 1
+        links = connection.execute("SELECT links FROM links").fetchone()
+        loaded = Stored(
+            fleet_id=FleetId(fleet_id),
+            term=Term(term),
+            fleet_time_us=fleet_time_us,
+            last_audit_seq=ChangeSeq(connection.execute("SELECT max(seq) FROM audit").fetchone()[0] or 0),
+            jobs=tuple(jobs),
+            sites=tuple(stored.decode_site(row[0]) for row in connection.execute("SELECT site FROM sites ORDER BY site_id")),
+            links=stored.decode_links(links[0]) if links else (),
+            models=tuple(stored.decode_model(row[0]) for row in connection.execute("SELECT model FROM models ORDER BY model_id")),
+            ended_keys=_youngest_keys(connection, ended_keys_max),
+            ended_count=count_ended(connection),
+        )
+    finally:
+        connection.execute("ROLLBACK")
+    return loaded, rows
+
+
+def _youngest_keys(connection: sqlite3.Connection, most: int) -> tuple[EndedKey, ...]:
+    youngest = (
+        "SELECT tenant, idempotency_key, job_id, payload_digest FROM jobs INDEXED BY jobs_ended"
+        " WHERE live = 0 AND idempotency_key IS NOT NULL ORDER BY ended_us DESC, job_id DESC LIMIT ?"
+    )
+    keys = [_key_of(row) for row in connection.execute(youngest, (most,))]
+    keys.reverse()
+    return tuple(keys)
+
+
+def _key_of(row: tuple[str, str, str, str]) -> EndedKey:
+    tenant, key, job_id, payload_digest = row
+    return EndedKey(tenant=TenantId(tenant), idempotency_key=key, job_id=JobId(job_id), payload_digest=payload_digest)
+
+
+def count_ended(connection: sqlite3.Connection) -> int:
+    """How many terminal jobs are retained."""
+    return int(connection.execute("SELECT count(*) FROM jobs INDEXED BY jobs_ended WHERE live = 0").fetchone()[0])
+
+
+def get_job(connection: sqlite3.Connection, job_id: JobId) -> Job | None:
+    """One job, live or ended."""
+    row = connection.execute("SELECT progress, spec FROM jobs JOIN specs USING (n) WHERE job_id = ?", (job_id,)).fetchone()
+    return None if row is None else job_of(row[0], row[1])
+
+
+def find_keys(connection: sqlite3.Connection, tenant: TenantId, keys: Sequence[str]) -> tuple[EndedKey, ...]:
+    """Terminal jobs of these keys."""
+    one = "SELECT tenant, idempotency_key, job_id, payload_digest FROM jobs WHERE tenant = ? AND idempotency_key = ? AND live = 0"
+    found = (connection.execute(one, (tenant, key)).fetchone() for key in keys)
+    return tuple(_key_of(row) for row in found if row is not None)
+
+
+def list_ended(
+    connection: sqlite3.Connection, tenant: TenantId | None, states: frozenset[JobState], before: tuple[int, JobId] | None, limit: int
+) -> tuple[Job, ...]:
+    """A page of terminal jobs, youngest first."""
+    where, values = ["live = 0"], list[str | int]()
+    if tenant is not None:
+        where.append("tenant = ?")
+        values.append(tenant)
+    if states:
+        where.append(f"state IN ({','.join('?' * len(states))})")
+        values.extend(sorted(states))
+    if before is not None:
+        where.append("(ended_us, job_id) < (?, ?)")
+        values.extend(before)
+    index = "jobs_ended" if tenant is None else "jobs_ended_of_tenant"
+    # Only constants are put together here; every value is bound.
+    page = (
+        f"SELECT progress, spec FROM jobs INDEXED BY {index} JOIN specs USING (n) WHERE {' AND '.join(where)}"  # noqa: S608
+        " ORDER BY ended_us DESC, job_id DESC LIMIT ?"
+    )
+    return tuple(job_of(progress, spec) for progress, spec in connection.execute(page, (*values, limit)))
+
+
+def list_audit(connection: sqlite3.Connection, after: ChangeSeq, limit: int) -> tuple[AuditEvent, ...]:
+    """Lines after a number, in order."""
+    page = "SELECT line FROM audit WHERE seq > ? ORDER BY seq LIMIT ?"
+    return tuple(stored.decode_audit(row[0]) for row in connection.execute(page, (after, limit)))
+
+
+# --- forgetting ---------------------------------------------------------------------------------------------------------------
+
+
+def forget_ended(connection: sqlite3.Connection, *, before_us: int, limit: int) -> int:
+    """Delete the oldest terminal jobs that ended before an instant, at most `limit`; how many went."""
+    oldest = "SELECT n FROM jobs INDEXED BY jobs_ended WHERE live = 0 AND ended_us < ? ORDER BY ended_us, job_id LIMIT ?"
+    numbers = connection.execute(oldest, (before_us, limit)).fetchall()
+    connection.executemany("DELETE FROM specs WHERE n = ?", numbers)
+    connection.executemany("DELETE FROM jobs WHERE n = ?", numbers)
+    return len(numbers)
+
+
+def forget_audit(connection: sqlite3.Connection, *, keep: int, limit: int) -> int:
+    """Delete the oldest lines beyond the last `keep`, at most `limit`; how many went."""
+    last = connection.execute("SELECT max(seq) FROM audit").fetchone()[0] or 0
+    oldest = "DELETE FROM audit WHERE seq IN (SELECT seq FROM audit WHERE seq <= ? ORDER BY seq LIMIT ?)"
+    return connection.execute(oldest, (last - keep, limit)).rowcount
+
+
+def check_term(connection: sqlite3.Connection, term: Term, now_us: int) -> bool:
+    """Whether `term` is still the store's, within the open transaction; notes the fleet time with it."""
+    guarded = "UPDATE fleet SET fleet_time_us = max(fleet_time_us, ?) WHERE term = ?"
+    return connection.execute(guarded, (now_us, term)).rowcount == 1
+
+
+def raise_term(connection: sqlite3.Connection) -> None:
+    """The next term begins, within the open transaction."""
+    if connection.execute("UPDATE fleet SET term = term + 1").rowcount != 1:
+        raise StateError("the store has no fleet: it is damaged, restore a backup")

@@ -1,0 +1,127 @@
+"""Stores under test, each behind the same few handles, and small nouns to put into them.
+
+A further store joins the conformance tests by one entry in `BACKENDS`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind
+from atoll.model.audit import AuditEvent, Severity
+from atoll.model.ids import AttemptKey, ChangeSeq, JobId, ModelId, NodeId, Ordinal, PoolId, SiteId, SlotRef, TenantId
+from atoll.model.job import Job, JobSpec, JobState
+from atoll.model.modelspec import DenoiserKind, Modality, ModelPhysics, ModelSpec
+from atoll.model.shape import Shape
+from atoll.model.site import LinkSpec, SiteRecord, SiteSpec
+from orchestrator.store.base import Store
+from orchestrator.store.sqlite import SqliteStore
+
+SHAPE = Shape(width=64, height=64, steps=4)
+
+
+class Backend(Protocol):
+    """One store's storage, which outlives the objects that open it."""
+
+    def open(self) -> Store:
+        """A store on this storage, not taken over yet."""
+
+    async def depose(self) -> None:
+        """Another one leads from now on, whatever those think who took over before."""
+
+
+class SqliteBackend:
+    """A file. Its lock keeps a second leader out, so deposing is done behind its back."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "state" / "atoll.db"
+
+    def open(self) -> Store:
+        return SqliteStore(self.path)
+
+    async def depose(self) -> None:
+        connection = sqlite3.connect(self.path, isolation_level=None)
+        connection.execute("UPDATE fleet SET term = term + 1")
+        connection.close()
+
+
+BACKENDS: dict[str, Callable[[Path], Backend]] = {"sqlite": SqliteBackend}
+
+
+def queued(name: str, *, tenant: str = "team-a", accepted_us: int = 1, key: str | None = None, prompt: str = "a lighthouse") -> Job:
+    return Job(
+        job_id=JobId(name),
+        spec=JobSpec(tenant=TenantId(tenant), model_id=ModelId("tiny-image"), prompt=prompt, shape=SHAPE),
+        state=JobState.QUEUED,
+        idempotency_key=f"key-{name}" if key is None else key,
+        payload_digest="sha256:" + "0" * 64,
+        request_id="r1",
+        accepted_us=accepted_us,
+    )
+
+
+def placed(job: Job) -> Job:
+    attempt = Attempt(
+        key=AttemptKey(job_id=job.job_id, ordinal=Ordinal(len(job.attempts) + 1)),
+        site_id=SiteId("aws-use1"),
+        slot=SlotRef(pool_id=PoolId("h100"), node_id=NodeId("h100-0"), index=0),
+        state=AttemptState.LEASED,
+        cold=True,
+        leased_us=job.accepted_us + 1,
+        predicted_us=5,
+    )
+    return replace(job, state=JobState.PLACED, attempts=(*job.attempts, attempt))
+
+
+def ended(job: Job, ended_us: int, state: JobState = JobState.CANCELLED) -> Job:
+    failure = Failure(kind=FailureKind.INTERNAL, message="broke") if state is JobState.FAILED else None
+    return replace(job, state=state, ended_us=ended_us, failure=failure)
+
+
+def site(name: str, reason: str = "") -> SiteRecord:
+    spec = SiteSpec(site_id=SiteId(name), region="eu", wan_bytes_per_s=1, origin_bytes_per_s=1)
+    return SiteRecord(spec=spec, reason=reason)
+
+
+def link(src: str, dst: str) -> LinkSpec:
+    return LinkSpec(src=SiteId(src), dst=SiteId(dst), rtt_us=1_000, bytes_per_s=10**9)
+
+
+def model(name: str, title: str = "") -> ModelSpec:
+    physics = ModelPhysics(
+        kind=DenoiserKind.UNET,
+        denoiser_params=1,
+        tokenwise_params=0,
+        text_params=1,
+        vae_params=1,
+        layers=1,
+        hidden=1,
+        text_tokens=1,
+        reference=SHAPE,
+        reference_tokens=1,
+        reference_forward_flops=1,
+        reference_attention_flops=1,
+        reference_decode_flops=1,
+    )
+    return ModelSpec(
+        model_id=ModelId(name),
+        title=title,
+        family="tiny",
+        modality=Modality.IMAGE,
+        pipeline_class="StableDiffusionPipeline",
+        weights_bytes=1,
+        resident_bytes=1,
+        activation_bytes=1,
+        default_shape=SHAPE,
+        physics=physics,
+    )
+
+
+def audit(seq: int, detail: str = "") -> AuditEvent:
+    return AuditEvent(
+        seq=ChangeSeq(seq), at_us=seq, severity=Severity.INFO, actor="ops", verb="site_cordoned", subject="site/a", detail=detail
+    )
