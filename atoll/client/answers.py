@@ -1,0 +1,97 @@
+"""What calls answer that is no noun of `atoll.model` itself.
+
+Decides the form only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atoll.client.errors import ClientError
+from atoll.model.ids import JobId, SiteId
+from atoll.model.job import Job
+from atoll.model.modelspec import ModelSpec
+from atoll.model.views import DrainPlan, SiteView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """One entry of a batch: the job, or why it was not accepted. `existing`: the idempotency key was known, this is its job."""
+
+    job_id: JobId | None
+    existing: bool = False
+    error: ClientError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobChange:
+    """A job after a change. After a long break the present state comes instead of every change in between."""
+
+    seq: int
+    job: Job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobExplained:
+    """A job with where it stands in the queue (position from 1; 0: not queued) and the fleet time of the answer."""
+
+    job: Job
+    queue_position: int
+    queue_length: int
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobLogs:
+    """The last lines of one attempt's log."""
+
+    site_id: SiteId | None
+    ordinal: int
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SitesApplied:
+    """What applying a fleet file did, or would do. `not_declared` are known to the orchestrator and absent from the file."""
+
+    added: tuple[SiteId, ...]
+    updated: tuple[SiteId, ...]
+    unchanged: tuple[SiteId, ...]
+    not_declared: tuple[SiteId, ...]
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteAdded:
+    """A new site. `join_token` is shown this once; "" where the orchestrator asks for no credential."""
+
+    site_id: SiteId
+    join_token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainStarted:
+    """A drain, or with `dry_run` what it would be. Instants of the plan are fleet time; `now_us` is that of the answer."""
+
+    site: SiteView | None
+    plan: DrainPlan
+    now_us: int
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelView:
+    """A model and where it is warm."""
+
+    spec: ModelSpec
+    warm_sites: tuple[SiteId, ...]
+    warm_replicas: int
+    jobs_queued: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackedUp:
+    """A copy of the store, on the orchestrator's machine."""
+
+    path: str
+    bytes: int

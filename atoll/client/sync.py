@@ -1,0 +1,318 @@
+"""The synchronous client. What is said is in `job_calls` and `operator_calls`; here it is sent, waited for and repeated.
+
+Decides nothing that `AsyncClient` decides differently.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, TypeVar, Unpack
+
+import grpc
+
+from atoll.client import job_calls, operator_calls, transfers
+from atoll.client.answers import BackedUp, DrainStarted, JobChange, JobExplained, JobLogs, ModelView, SiteAdded, SitesApplied, Submitted
+from atoll.client.calls import JOBS, OPERATOR, Call, Stream, Stubs, checked
+from atoll.client.channel import metadata, open_sync
+from atoll.client.errors import ClientError, DeadlineError, JobEndedError, UnavailableError, of_rpc, refuse_unreachable
+from atoll.client.patience import BACKUP_TIMEOUT_S, CONNECT_TIMEOUT_S, PROBE_S, TIMEOUT_S, Patience, Resuming
+from atoll.client.requests import JobFields, JobRequest, batches
+from atoll.client.settings import Settings, resolve
+from atoll.model.attempt import Artifact
+from atoll.model.audit import AuditEvent
+from atoll.model.ids import JobId, ModelId, SiteId
+from atoll.model.job import TERMINAL, InputRef, Job, JobState
+from atoll.model.modelspec import ModelSpec
+from atoll.model.site import LinkSpec, SiteSpec
+from atoll.model.views import FleetView, SiteView
+from atoll.v1 import job_service_pb2 as job_pb
+from atoll.v1 import operator_service_pb2 as operator_pb
+
+T = TypeVar("T")
+
+
+
+class Client:
+    """Submit jobs and operate the fleet.
+
+    Where and who come from the arguments, else from ATOLL_ADDRESS, ATOLL_TOKEN and ATOLL_CA, else from ~/.config/atoll/config.yaml, else
+    it is 127.0.0.1:7443 without a credential. `timeout_s` bounds each unary call with its repeats. May be used from several threads.
+    Every method raises subclasses of `atoll.client.ClientError`.
+
+        with Client() as client:
+            job_id = client.submit("tiny-image", "a lighthouse", seed=7)
+            client.result(job_id, timeout_s=60)
+            client.download(job_id, "lighthouse.png")
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        token: str | None = None,
+        ca: str | None = None,
+        config: str | None = None,
+        settings: Settings | None = None,
+        timeout_s: float = TIMEOUT_S,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> None:
+        self.settings = settings or resolve(address=address, token=token, ca=ca, config=config)
+        self._timeout_s = timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._channel = open_sync(self.settings)
+        self._stubs = Stubs(self._channel)
+        self._connected = False
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connection back; calls in flight end."""
+        self._channel.close()
+
+    # --- jobs ----------------------------------------------------------------------------------------------------------------
+
+    def submit(self, model: str, prompt: str = "", **fields: Unpack[JobFields]) -> JobId:
+        """Submit one job; `fields` are those of `JobRequest`. Answers once the job is durable.
+
+        A repeat after a lost answer is the same job: an idempotency key is made for this call unless one is given.
+        """
+        return self.submit_request(JobRequest(model=model, prompt=prompt, **fields))
+
+    def submit_request(self, request: JobRequest) -> JobId:
+        """Submit one job; the same request again is the same job."""
+        submitted = self.run(job_calls.submit(request))
+        assert submitted.job_id is not None
+        return submitted.job_id
+
+    def submit_many(self, requests: Iterable[JobRequest]) -> tuple[Submitted, ...]:
+        """Submit any number of jobs, in batches. Each is accepted or refused on its own; the outcomes are in the order of the requests."""
+        outcomes: list[Submitted] = []
+        for batch in batches(requests):
+            answered = self.run(job_calls.submit_batch(batch))
+            outcomes.extend(answered)
+        return tuple(outcomes)
+
+    def get(self, job_id: str) -> Job:
+        """A job as it is."""
+        return self.run(job_calls.get(job_id))
+
+    def list(self, *, states: Collection[JobState] = (), tenant: str = "", page_size: int = 100) -> Iterator[Job]:
+        """Jobs, newest first, page by page. A job that ends meanwhile may come twice."""
+        token = ""
+        while True:
+            jobs, token = self.run(job_calls.page(tenant, states, page_size, token))
+            yield from jobs
+            if not token:
+                return
+
+    def watch(
+        self, job_ids: Sequence[str] = (), *, until_terminal: bool = False, after_seq: int = 0, timeout_s: float | None = None
+    ) -> Iterator[JobChange]:
+        """The present state of these jobs (of all, if there are none), then every change; outlives broken connections.
+
+        With `until_terminal` it ends when all of them have. A change may come twice after a break.
+        """
+        return self.follow(job_calls.watch(job_ids, until_terminal=until_terminal), after_seq=after_seq, timeout_s=timeout_s)
+
+    def stream(self, job_id: str, *, timeout_s: float | None = None) -> Iterator[Job]:
+        """A job as it moves on, until it ends."""
+        last: Job | None = None
+        for change in self.watch([job_id], until_terminal=True, timeout_s=timeout_s):
+            if change.job != last:
+                last = change.job
+                yield change.job
+
+    def wait(self, job_id: str, timeout_s: float | None = None) -> Job:
+        """The job once it has ended, however. DeadlineError when that takes longer; the job goes on."""
+        last: Job | None = None
+        try:
+            for job in self.stream(job_id, timeout_s=timeout_s):
+                last = job
+        except DeadlineError:
+            state = f" and is {last.state}" if last else ""
+            raise DeadlineError(f"job {job_id} has not ended within {timeout_s} s{state}") from None
+        if last is None or last.state not in TERMINAL:
+            raise UnavailableError(f"the orchestrator ended the stream before job {job_id} had ended")
+        return last
+
+    def result(self, job_id: str, timeout_s: float | None = None) -> Job:
+        """The job once it has succeeded. JobEndedError when it ended otherwise, DeadlineError when it takes longer."""
+        job = self.wait(job_id, timeout_s)
+        if job.state is not JobState.SUCCEEDED:
+            raise JobEndedError(job)
+        return job
+
+    def cancel(self, job_id: str, reason: str = "") -> Job:
+        """Cancel a job; one that is cancelled already stays so. StateError when it has ended otherwise."""
+        return self.run(job_calls.cancel(job_id, reason))
+
+    def explain(self, job_id: str) -> JobExplained:
+        """Why a job is where it is."""
+        return self.run(job_calls.explain(job_id))
+
+    def logs(self, job_id: str, *, ordinal: int = 0, lines: int = 0) -> JobLogs:
+        """The end of an attempt's log: of the latest attempt unless `ordinal` names one."""
+        return self.run(job_calls.logs(job_id, ordinal, lines))
+
+    def upload(self, source: transfers.Source, *, name: str | None = None) -> InputRef:
+        """Store a file for jobs to come, under its own name or `name`."""
+        safe, digest = transfers.upload_name(source, name), transfers.digest_of(source)
+        patience = Patience(repeatable=True, deadline_s=time.monotonic() + self._timeout_s)
+        send = self._method(JOBS, "Upload")
+        while True:
+            try:
+                response = send(transfers.file_messages(source, safe), metadata=metadata(self.settings))
+                return checked("Upload", lambda answer: transfers.uploaded(answer, digest), response)
+            except grpc.RpcError as error:
+                time.sleep(patience.pause_s(self._error(error), time.monotonic()))
+
+    def download(self, job_id: str, to: transfers.Target, *, artifact: str | None = None) -> Artifact:
+        """Write a file of a result to a path (complete or not at all) or a binary file object. Checked by its digest.
+
+        `artifact` names it where there are several. A broken connection is taken up where it broke.
+        """
+        chosen = transfers.choose(self.get(job_id), artifact)
+        resuming = Resuming()
+        receive = self._method(JOBS, "Download")
+        with transfers.Sink(chosen, to) as sink:
+            while not sink.complete:
+                request = job_pb.DownloadRequest(job_id=job_id, artifact=chosen.name, offset=sink.received)
+                try:
+                    for message in receive(request, metadata=metadata(self.settings)):
+                        if message.chunk:
+                            resuming.heard()
+                            sink.write(message.chunk)
+                    if not sink.complete:
+                        raise UnavailableError(f"the orchestrator sent {sink.received} of {chosen.bytes} bytes of {chosen.name}")
+                except (grpc.RpcError, UnavailableError) as error:
+                    time.sleep(resuming.pause_s(self._error(error), time.monotonic()))
+            sink.finish()
+        return chosen
+
+    # --- the fleet -----------------------------------------------------------------------------------------------------------
+
+    def fleet(self) -> FleetView:
+        """The fleet in one look."""
+        return self.run(operator_calls.fleet())
+
+    def sites_apply(
+        self, sites: Sequence[SiteSpec], links: Sequence[LinkSpec] = (), *, reason: str = "", dry_run: bool = False
+    ) -> SitesApplied:
+        """Declare sites and links; none is removed. With `dry_run` only say what would change."""
+        return self.run(operator_calls.sites_apply(sites, links, reason, dry_run=dry_run))
+
+    def sites_add(self, spec: SiteSpec, *, reason: str = "") -> SiteAdded:
+        """Add a site; the answer holds the one-time token of its agent."""
+        return self.run(operator_calls.sites_add(spec, reason))
+
+    def sites_list(self) -> tuple[SiteView, ...]:
+        """All sites."""
+        return self.run(operator_calls.sites_list())
+
+    def sites_get(self, site_id: str) -> SiteView:
+        """One site."""
+        return self.run(operator_calls.sites_get(site_id))
+
+    def sites_cordon(self, site_id: str, *, reason: str) -> SiteView:
+        """No new placements there; what runs goes on."""
+        return self.run(operator_calls.sites_cordon(site_id, reason))
+
+    def sites_uncordon(self, site_id: str, *, reason: str = "") -> SiteView:
+        """Take back a cordon or a drain."""
+        return self.run(operator_calls.sites_uncordon(site_id, reason))
+
+    def sites_drain(self, site_id: str, *, reason: str, deadline_ms: int, dry_run: bool = False) -> DrainStarted:
+        """Let work end there until the deadline (fleet time from now), then move it. With `dry_run` only say what would happen."""
+        return self.run(operator_calls.sites_drain(site_id, reason, deadline_ms, dry_run=dry_run))
+
+    def sites_remove(self, site_id: str, *, reason: str, force: bool = False) -> SiteId:
+        """Forget a site. StateError when it is not empty, unless forced: then its work is given up and placed elsewhere."""
+        return self.run(operator_calls.sites_remove(site_id, reason, force=force))
+
+    def models_add(self, models: Sequence[ModelSpec]) -> tuple[ModelId, ...]:
+        """Declare models; answers those that are new or changed."""
+        return self.run(operator_calls.models_add(models))
+
+    def models_list(self) -> tuple[ModelView, ...]:
+        """All models, and where they are warm."""
+        return self.run(operator_calls.models_list())
+
+    def models_get(self, model_id: str) -> ModelView:
+        """One model, and where it is warm."""
+        return self.run(operator_calls.models_get(model_id))
+
+    def models_remove(self, model_id: str, *, reason: str) -> ModelId:
+        """Forget a model; jobs that wait for it fail."""
+        return self.run(operator_calls.models_remove(model_id, reason))
+
+    def events(self, *, after_seq: int = 0, follow: bool = False) -> Iterator[AuditEvent]:
+        """The audit after a number: who did what and why. With `follow` it goes on as things happen."""
+        return self.follow(operator_calls.events(follow=follow), after_seq=after_seq)
+
+    def backup(self, path: str) -> BackedUp:
+        """Copy the store to a new file on the orchestrator's machine."""
+        return self.run(operator_calls.backup(path), timeout_s=max(self._timeout_s, BACKUP_TIMEOUT_S))
+
+    # --- sending -------------------------------------------------------------------------------------------------------------
+
+    def run(self, call: Call[T], timeout_s: float | None = None) -> T:
+        """Make a call, and again where that cannot double its effect, until it is answered or its time is over."""
+        send = self._method(call.service, call.method)
+        patience = Patience(repeatable=call.repeatable, deadline_s=time.monotonic() + (timeout_s or self._timeout_s))
+        headers = metadata(self.settings)
+        while True:
+            try:
+                return call.answer(send(call.request, timeout=patience.left_s(time.monotonic()), metadata=headers))
+            except grpc.RpcError as error:
+                time.sleep(patience.pause_s(self._error(error), time.monotonic()))
+
+    def follow(self, stream: Stream[T], *, after_seq: int = 0, timeout_s: float | None = None) -> Iterator[T]:
+        """The items of a stream, taken up again where it breaks. Raises DeadlineError after `timeout_s`."""
+        receive = self._method(stream.service, stream.method)
+        resuming = Resuming(after_seq=after_seq)
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = None if deadline_s is None else max(deadline_s - time.monotonic(), 0.001)
+            messages = receive(stream.request_after(resuming.after_seq), timeout=left_s, metadata=metadata(self.settings))
+            try:
+                for message in messages:
+                    resuming.advance(stream.position(message))
+                    item = stream.item(message)
+                    if item is not None:
+                        yield item
+                return
+            except grpc.RpcError as error:
+                pause_s = resuming.pause_s(self._error(error), time.monotonic())
+            finally:
+                messages.cancel()
+            time.sleep(pause_s if left_s is None else min(pause_s, left_s))
+
+    def _method(self, service: str, method: str) -> Callable[..., Any]:
+        self._connect()
+        found: Callable[..., Any] = self._stubs.method(service, method)
+        return found
+
+    def _connect(self) -> None:
+        """Wait for the first connection; UnavailableError says why there is none."""
+        if self._connected:
+            return
+        try:
+            grpc.channel_ready_future(self._channel).result(timeout=self._connect_timeout_s)
+        except grpc.FutureTimeoutError:
+            probe = self._stubs.method(OPERATOR, "GetFleet")
+            try:
+                probe(operator_pb.GetFleetRequest(), timeout=PROBE_S)
+            except grpc.RpcError as error:
+                refuse_unreachable(self._error(error), self.settings.shown_address)
+        self._connected = True
+
+    def _error(self, error: Exception) -> ClientError:
+        if isinstance(error, ClientError):
+            return error
+        return of_rpc(error, address=self.settings.shown_address)
