@@ -1,0 +1,97 @@
+"""Watch: the present state or what was missed, then every change as it is committed.
+
+Decides the order in which a watcher hears of things: never back in time for a job, never a change left out without `resync`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+from atoll.model import limits
+from atoll.model.errors import FieldError, NotFoundError
+from atoll.model.ids import ChangeSeq, JobId, TenantId, parse_name
+from atoll.model.job import TERMINAL, Job
+from atoll.v1 import job_service_pb2 as pb
+from atoll.wire.jobs import job_to_proto
+from orchestrator.api.auth import CALLER
+from orchestrator.readers import ReadModel
+from orchestrator.store.base import Store
+from orchestrator.watchers import Change, JobWatchers, Watcher
+
+# Half of what idle connections are commonly cut after.
+KEEP_ALIVE_S: Final = 15.0
+
+
+async def find_job(readers: ReadModel, store: Store, tenant: TenantId | None, job_id: JobId) -> Job:
+    """A job of this tenant (None: of any). Raises NotFoundError, with one text for none and for somebody else's."""
+    job = readers.job(job_id) or await store.get_job(job_id)
+    if job is None or (tenant is not None and job.spec.tenant != tenant):
+        raise NotFoundError("job", job_id)
+    return job
+
+
+class Follower:
+    """Answers Watch."""
+
+    def __init__(self, *, readers: ReadModel, watchers: JobWatchers, store: Store) -> None:
+        self._readers = readers
+        self._watchers = watchers
+        self._store = store
+
+    async def follow(self, request: pb.WatchJobsRequest) -> AsyncIterator[pb.WatchJobsResponse]:
+        """The stream of one watcher. Raises FieldError, NotFoundError, and RefusedError when it is cut off."""
+        caller = CALLER.get()
+        tenant = None if caller.operator else caller.tenant
+        if len(request.job_ids) > limits.BATCH_JOBS_MAX:
+            raise FieldError("job_ids", f"{len(request.job_ids)} jobs", f"at most {limits.BATCH_JOBS_MAX}, or none for all")
+        if request.until_terminal and not request.job_ids:
+            raise FieldError("until_terminal", True, "job_ids to wait for")
+        if request.after_seq < 0:
+            raise FieldError("after_seq", request.after_seq, "0, or the seq of an earlier answer")
+        job_ids = frozenset(JobId(parse_name("job_ids", job_id)) for job_id in request.job_ids)
+        # From the store before anything is watched: those have ended and do not change any more.
+        found = {job_id: await find_job(self._readers, self._store, tenant, job_id) for job_id in sorted(job_ids)}
+        watcher = self._watchers.open(tenant, job_ids)
+        try:
+            async for response in self._stream(request, tenant, found, watcher):
+                yield response
+        finally:
+            self._watchers.close(watcher, tenant, job_ids)
+
+    async def _stream(
+        self, request: pb.WatchJobsRequest, tenant: TenantId | None, found: dict[JobId, Job], watcher: Watcher[Change]
+    ) -> AsyncIterator[pb.WatchJobsResponse]:
+        # No await up to the first yield: `seq`, the present and the replay are of one moment, and `watcher` tells all that follows.
+        seq = self._watchers.seq
+        present = [self._readers.job(job_id) or job for job_id, job in found.items()]
+        unfinished = {job.job_id for job in present if job.state not in TERMINAL}
+        missed: list[Change] | None = None
+        if request.after_seq:
+            missed = self._watchers.replay(ChangeSeq(request.after_seq), lambda job: _concerns(job, tenant, found))
+        if missed is None:
+            resync = request.after_seq != 0
+            if not found:
+                present = list(self._readers.live(tenant))[::-1]
+                if resync:
+                    present = [*self._readers.recent(tenant), *present]
+            missed = [(seq, job) for job in present]
+            if resync:
+                yield pb.WatchJobsResponse(seq=seq, resync=True)
+        for number, job in missed:
+            yield pb.WatchJobsResponse(seq=number, job=job_to_proto(job))
+        while unfinished or not request.until_terminal:
+            change = await watcher.next(KEEP_ALIVE_S)
+            if change is None:
+                yield pb.WatchJobsResponse(seq=self._watchers.seq)
+                continue
+            number, job = change
+            yield pb.WatchJobsResponse(seq=number, job=job_to_proto(job))
+            if job.state in TERMINAL:
+                unfinished.discard(job.job_id)
+
+
+def _concerns(job: Job, tenant: TenantId | None, found: dict[JobId, Job]) -> bool:
+    if found:
+        return job.job_id in found
+    return tenant is None or job.spec.tenant == tenant

@@ -1,0 +1,252 @@
+"""OperatorService: sites, models, the fleet and its history. Every verb that takes something away wants a reason."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Final
+
+from atoll.model import limits
+from atoll.model.errors import FieldError, NotFoundError
+from atoll.model.gpu import GpuType
+from atoll.model.ids import ChangeSeq, GpuTypeId, ModelId, SiteId, parse_name
+from atoll.model.modelspec import ModelSpec
+from atoll.model.site import LinkSpec, SiteSpec
+from atoll.model.views import DrainPlan
+from atoll.v1 import operator_service_pb2 as pb
+from atoll.v1 import types_pb2
+from atoll.v1.operator_service_pb2_grpc import OperatorServiceServicer
+from atoll.wire.audit import audit_event_to_proto
+from atoll.wire.bounds import COUNT_MAX, each, label, number, part
+from atoll.wire.jobs import checked_reason
+from atoll.wire.models import model_spec_from_proto, model_spec_to_proto
+from atoll.wire.sites import link_spec_from_proto, site_spec_from_proto
+from atoll.wire.views import drain_plan_to_proto, fleet_view_to_proto, site_view_to_proto
+from orchestrator.api.auth import CALLER
+from orchestrator.api.interceptor import Context
+from orchestrator.api.status import did_you_mean
+from orchestrator.core.events import (
+    Event,
+    ModelRemoved,
+    ModelsAdded,
+    RequestRef,
+    SiteAdded,
+    SiteCordoned,
+    SiteDrainRequested,
+    SiteRemoveRequested,
+    SitesApplied,
+    SiteUncordoned,
+)
+from orchestrator.core.outputs import Done, Refusal, SubmitReply
+from orchestrator.driver import Driver
+from orchestrator.identity import digest_of, new_secret
+from orchestrator.inbox import Lane
+from orchestrator.readers import ReadModel
+from orchestrator.refusals import RefusedError
+from orchestrator.store.base import Store
+from orchestrator.watchers import AuditWatchers
+
+_AUDIT_PAGE: Final = 500
+# An idle stream is looked at this often; its connection is kept alive below this layer.
+_IDLE_S: Final = 60.0
+_JOIN_PREFIX: Final = "atoll-join"
+_LINKS_MAX: Final = limits.SITES_MAX * 36
+
+
+class OperatorService(OperatorServiceServicer):
+    """The servicer. Errors are raised; the interceptor maps them."""
+
+    def __init__(
+        self,
+        *,
+        driver: Driver,
+        readers: ReadModel,
+        store: Store,
+        audit: AuditWatchers,
+        gpus: Mapping[GpuTypeId, GpuType],
+        credentials: bool,
+    ) -> None:
+        self._driver = driver
+        self._readers = readers
+        self._store = store
+        self._audit = audit
+        self._gpus = gpus
+        self._credentials = credentials
+
+    # --- sites ---------------------------------------------------------------------------------------------------------------
+
+    async def ApplySites(self, request: pb.ApplySitesRequest, context: Context) -> pb.ApplySitesResponse:
+        """Declare sites and links, or say what that would change."""
+        sites = each("sites", request.sites, limits.SITES_MAX, site_spec_from_proto)
+        links = each("links", request.links, _LINKS_MAX, link_spec_from_proto)
+        reason = label("reason", request.reason, limits.REASON_CHARS_MAX)
+        self._check_declared(sites, links)
+        known = self._readers.sites
+        response = pb.ApplySitesResponse(
+            added=sorted(site.site_id for site in sites if site.site_id not in known),
+            updated=sorted(site.site_id for site in sites if site.site_id in known and known[site.site_id].spec != site),
+            unchanged=sorted(site.site_id for site in sites if site.site_id in known and known[site.site_id].spec == site),
+            not_declared=sorted(known.keys() - {site.site_id for site in sites}),
+        )
+        if not request.dry_run:
+            await self._ask(lambda ref: SitesApplied(request=ref, actor=_actor(), reason=reason, sites=sites, links=links))
+        return response
+
+    async def AddSite(self, request: pb.AddSiteRequest, context: Context) -> pb.AddSiteResponse:
+        """One site and the token with which its agent joins, shown this once."""
+        spec = part("spec", request.spec, site_spec_from_proto)
+        reason = label("reason", request.reason, limits.REASON_CHARS_MAX)
+        self._check_declared((spec,), ())
+        token = new_secret(_JOIN_PREFIX) if self._credentials else ""
+        digest = digest_of(token) if token else ""
+        await self._ask(lambda ref: SiteAdded(request=ref, actor=_actor(), reason=reason, spec=spec, join_token_sha256=digest))
+        return pb.AddSiteResponse(site_id=spec.site_id, join_token=token)
+
+    async def ListSites(self, request: pb.ListSitesRequest, context: Context) -> pb.ListSitesResponse:
+        """All sites as they are now."""
+        return pb.ListSitesResponse(sites=[site_view_to_proto(view) for view in self._driver.machine.site_views()])
+
+    async def GetSite(self, request: pb.GetSiteRequest, context: Context) -> types_pb2.SiteView:
+        """One site as it is now."""
+        return self._site(SiteId(parse_name("site_id", request.site_id)))
+
+    async def CordonSite(self, request: pb.CordonSiteRequest, context: Context) -> types_pb2.SiteView:
+        """No new placements there."""
+        site_id, reason = _site_and_reason(request.site_id, request.reason)
+        await self._ask(lambda ref: SiteCordoned(request=ref, actor=_actor(), reason=reason, site_id=site_id))
+        return self._site(site_id)
+
+    async def UncordonSite(self, request: pb.UncordonSiteRequest, context: Context) -> types_pb2.SiteView:
+        """Take back a cordon or a drain."""
+        site_id = SiteId(parse_name("site_id", request.site_id))
+        reason = label("reason", request.reason, limits.REASON_CHARS_MAX)
+        await self._ask(lambda ref: SiteUncordoned(request=ref, actor=_actor(), reason=reason, site_id=site_id))
+        return self._site(site_id)
+
+    async def DrainSite(self, request: pb.DrainSiteRequest, context: Context) -> pb.DrainSiteResponse:
+        """Cordon, let work end until the deadline, then move it; or say what that would do."""
+        site_id, reason = _site_and_reason(request.site_id, request.reason)
+        deadline_ms = number("deadline_ms", request.deadline_ms, 1, limits.DEADLINE_MS_MAX)
+        plan = self._plan(site_id, deadline_ms)
+        if not request.dry_run:
+            await self._ask(
+                lambda ref: SiteDrainRequested(request=ref, actor=_actor(), reason=reason, site_id=site_id, deadline_ms=deadline_ms)
+            )
+        return pb.DrainSiteResponse(site=self._site(site_id), plan=drain_plan_to_proto(plan), now_us=self._driver.clock.now_us())
+
+    async def RemoveSite(self, request: pb.RemoveSiteRequest, context: Context) -> pb.RemoveSiteResponse:
+        """Forget an empty site; with force, settle what is there first."""
+        site_id, reason = _site_and_reason(request.site_id, request.reason)
+        await self._ask(lambda ref: SiteRemoveRequested(request=ref, actor=_actor(), reason=reason, site_id=site_id, force=request.force))
+        return pb.RemoveSiteResponse(site_id=site_id)
+
+    # --- models --------------------------------------------------------------------------------------------------------------
+
+    async def AddModels(self, request: pb.AddModelsRequest, context: Context) -> pb.AddModelsResponse:
+        """Add or replace models."""
+        models = each("models", request.models, limits.MODELS_MAX, model_spec_from_proto)
+        if len({model.model_id for model in models}) != len(models):
+            raise FieldError("models", [model.model_id for model in models], "each model once")
+        done = await self._ask(lambda ref: ModelsAdded(request=ref, actor=_actor(), models=models))
+        return pb.AddModelsResponse(changed=done.changed)
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        """All models, and where they are warm."""
+        models = sorted(self._readers.models.values(), key=lambda model: model.model_id)
+        return pb.ListModelsResponse(models=[self._model(model) for model in models])
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.ModelView:
+        """One model, and where it is warm."""
+        model_id = ModelId(parse_name("model_id", request.model_id))
+        model = self._readers.models.get(model_id)
+        if model is None:
+            raise NotFoundError("model", model_id)
+        return self._model(model)
+
+    async def RemoveModel(self, request: pb.RemoveModelRequest, context: Context) -> pb.RemoveModelResponse:
+        """Forget a model; jobs that wait for it fail."""
+        model_id = ModelId(parse_name("model_id", request.model_id))
+        reason = checked_reason("reason", request.reason)
+        await self._ask(lambda ref: ModelRemoved(request=ref, actor=_actor(), reason=reason, model_id=model_id))
+        return pb.RemoveModelResponse(model_id=model_id)
+
+    # --- the fleet -----------------------------------------------------------------------------------------------------------
+
+    async def GetFleet(self, request: pb.GetFleetRequest, context: Context) -> pb.FleetView:
+        """The fleet in one look."""
+        clock = self._driver.clock
+        return fleet_view_to_proto(self._driver.machine.fleet_view(clock.now_us(), clock.time_scale_milli))
+
+    async def Events(self, request: pb.EventsRequest, context: Context) -> AsyncIterator[types_pb2.AuditEvent]:
+        """The audit after a number: from the store, then as it grows."""
+        last = ChangeSeq(number("after_seq", request.after_seq, 0, COUNT_MAX))
+        # Before the store is read, so that no line falls between.
+        watcher = self._audit.open()
+        try:
+            while page := await self._store.list_audit(after=last, limit=_AUDIT_PAGE):
+                for event in page:
+                    yield audit_event_to_proto(event)
+                    last = event.seq
+            while request.follow:
+                live = await watcher.next(_IDLE_S)
+                if live is not None and live.seq > last:
+                    yield audit_event_to_proto(live)
+                    last = live.seq
+        finally:
+            self._audit.close(watcher)
+
+    async def Backup(self, request: pb.BackupRequest, context: Context) -> pb.BackupResponse:
+        """A consistent copy of the store on the orchestrator's machine."""
+        size = await self._store.backup(request.path)
+        return pb.BackupResponse(path=request.path, bytes=size)
+
+    # --- shared --------------------------------------------------------------------------------------------------------------
+
+    async def _ask(self, make: Callable[[RequestRef], Event]) -> Done:
+        reply = await self._driver.ask(Lane.OPERATORS, make)
+        match reply:
+            case Done():
+                return reply
+            case Refusal():
+                raise RefusedError(reply)
+            case SubmitReply():
+                raise AssertionError("an operator's request is answered by Done")
+
+    def _site(self, site_id: SiteId) -> types_pb2.SiteView:
+        view = self._driver.machine.site_view(site_id)
+        if view is None:
+            raise NotFoundError("site", site_id)
+        return site_view_to_proto(view)
+
+    def _plan(self, site_id: SiteId, deadline_ms: int) -> DrainPlan:
+        plan = self._driver.machine.plan_drain(site_id, deadline_ms, self._driver.clock.now_us())
+        if isinstance(plan, Refusal):
+            raise RefusedError(plan)
+        return plan
+
+    def _model(self, model: ModelSpec) -> pb.ModelView:
+        warm_sites, replicas, queued = self._driver.machine.model_usage(model.model_id)
+        return pb.ModelView(spec=model_spec_to_proto(model), warm_sites=warm_sites, warm_replicas=replicas, jobs_queued=queued)
+
+    def _check_declared(self, sites: tuple[SiteSpec, ...], links: tuple[LinkSpec, ...]) -> None:
+        """Names that must exist: GPU types in the catalogue, sites at the ends of links."""
+        seen: set[SiteId] = set()
+        for index, site in enumerate(sites):
+            if site.site_id in seen:
+                raise FieldError(f"sites[{index}].site_id", site.site_id, "each site once")
+            seen.add(site.site_id)
+            for position, pool in enumerate(site.pools):
+                if pool.gpu_type not in self._gpus:
+                    raise did_you_mean(f"sites[{index}].pools[{position}].gpu_type", pool.gpu_type, "GPU type", list(self._gpus))
+        known = seen | self._readers.sites.keys()
+        for index, link in enumerate(links):
+            for end, site_id in (("src", link.src), ("dst", link.dst)):
+                if site_id not in known:
+                    raise did_you_mean(f"links[{index}].{end}", site_id, "site", sorted(known))
+
+
+def _actor() -> str:
+    return CALLER.get().name
+
+
+def _site_and_reason(site_id: str, reason: str) -> tuple[SiteId, str]:
+    return SiteId(parse_name("site_id", site_id)), checked_reason("reason", reason)

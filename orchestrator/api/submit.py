@@ -1,0 +1,163 @@
+"""Submit and SubmitBatch: from a client's message to a Submission that the core can accept.
+
+Decides which jobs are well formed and name things that exist. Whether there is room is the driver's and the core's matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+
+from atoll.model import limits
+from atoll.model.errors import FieldError
+from atoll.model.gpu import GpuType
+from atoll.model.ids import GpuTypeId, JobId, ModelId, TenantId, parse_key, parse_name
+from atoll.model.job import JobSpec
+from atoll.v1 import job_service_pb2 as pb
+from atoll.wire.jobs import job_spec_from_proto
+from orchestrator.api.auth import CALLER, REQUEST_ID, Caller, own_tenant
+from orchestrator.api.status import CODES, did_you_mean, field_refusal
+from orchestrator.core.events import JobsSubmitted, RequestRef, Submission
+from orchestrator.core.jobs import ENDED_KEYS_MAX
+from orchestrator.core.outputs import Accepted, Done, Refusal, RefusalCode, SubmitReply
+from orchestrator.driver import Driver
+from orchestrator.identity import new_job_id
+from orchestrator.inbox import Lane
+from orchestrator.readers import ReadModel
+from orchestrator.refusals import RefusedError
+from orchestrator.store.base import Store
+
+
+class Submitter:
+    """Takes jobs in."""
+
+    def __init__(self, *, driver: Driver, readers: ReadModel, store: Store, gpus: Mapping[GpuTypeId, GpuType]) -> None:
+        self._driver = driver
+        self._readers = readers
+        self._store = store
+        self._gpus = gpus
+
+    async def one(self, request: pb.SubmitRequest) -> pb.SubmitResponse:
+        """Accept one job, durably. Raises FieldError or RefusedError."""
+        submission = self._submission(request, CALLER.get())
+        outcome = (await self._forgotten([submission])).get(submission.job_id) or (await self._ask([submission]))[0]
+        if isinstance(outcome, Refusal):
+            raise RefusedError(outcome)
+        return pb.SubmitResponse(job_id=outcome.job_id, existing=outcome.existing)
+
+    async def many(self, request: pb.SubmitBatchRequest) -> pb.SubmitBatchResponse:
+        """Accept or refuse each on its own. Raises when the message as a whole cannot be taken."""
+        if len(request.jobs) > limits.BATCH_JOBS_MAX:
+            raise FieldError("jobs", f"{len(request.jobs)} jobs", f"at most {limits.BATCH_JOBS_MAX} in one message")
+        caller = CALLER.get()
+        read = [self._read(job, caller) for job in request.jobs]
+        good = [submission for submission in read if isinstance(submission, Submission)]
+        known = await self._forgotten(good)
+        new = [submission for submission in good if submission.job_id not in known]
+        if new:
+            known.update(zip((submission.job_id for submission in new), await self._ask(new), strict=True))
+        return pb.SubmitBatchResponse(outcomes=[_outcome(known[one.job_id] if isinstance(one, Submission) else one) for one in read])
+
+    async def _forgotten(self, submissions: Sequence[Submission]) -> dict[JobId, Accepted | Refusal]:
+        """Outcomes of those whose key belongs to a job that ended so long ago that only the store knows it."""
+        if self._readers.ended_count <= ENDED_KEYS_MAX:
+            return {}
+        by_tenant: dict[TenantId, dict[str, Submission]] = {}
+        for submission in submissions:
+            by_tenant.setdefault(submission.spec.tenant, {})[submission.idempotency_key] = submission
+        found: dict[JobId, Accepted | Refusal] = {}
+        for tenant, by_key in by_tenant.items():
+            for ended in await self._store.find_keys(tenant=tenant, keys=list(by_key)):
+                submission = by_key[ended.idempotency_key]
+                if ended.payload_digest == submission.payload_digest:
+                    found[submission.job_id] = Accepted(job_id=ended.job_id, existing=True)
+                else:
+                    found[submission.job_id] = Refusal(
+                        code=RefusalCode.CONFLICT,
+                        field="idempotency_key",
+                        message=f"idempotency key {ended.idempotency_key!r} belongs to job {ended.job_id} with another payload",
+                    )
+        return found
+
+    def _read(self, request: pb.SubmitRequest, caller: Caller) -> Submission | Refusal:
+        try:
+            return self._submission(request, caller)
+        except FieldError as error:
+            return field_refusal(error)
+
+    async def _ask(self, submissions: Sequence[Submission]) -> tuple[Accepted | Refusal, ...]:
+        def submitted(request: RequestRef) -> JobsSubmitted:
+            return JobsSubmitted(request=request, submissions=tuple(submissions))
+
+        reply = await self._driver.ask(Lane.SUBMITS, submitted, jobs=len(submissions))
+        match reply:
+            case SubmitReply(outcomes=outcomes):
+                return outcomes
+            case Refusal():
+                raise RefusedError(reply)
+            case Done():
+                raise AssertionError("a submission is answered by outcomes")
+
+    def _submission(self, request: pb.SubmitRequest, caller: Caller) -> Submission:
+        message = request.spec
+        tenant = own_tenant(caller, "tenant", message.tenant)
+        message.tenant = tenant
+        # Over what the client sent, not over what the model's defaults make of it today: a retry tomorrow is still the same.
+        payload = sha256(message.SerializeToString(deterministic=True)).hexdigest()
+        model_id = ModelId(parse_name("model_id", message.model_id))
+        model = self._readers.models.get(model_id)
+        if model is None:
+            raise did_you_mean("model_id", model_id, "model", list(self._readers.models))
+        spec = job_spec_from_proto(message, default=model, tenant=tenant)
+        if not spec.simulated and not model.servable:
+            raise FieldError(
+                "model_id",
+                model_id,
+                "a model whose weights are in the origin store (this one is known by its figures only: "
+                "it can be rehearsed, with simulated set)",
+            )
+        _refuse_what_has_no_meaning_yet(spec)
+        self._check_places(spec)
+        job_id = new_job_id(self._driver.clock.now_us())
+        return Submission(
+            job_id=job_id,
+            spec=spec,
+            idempotency_key=parse_key("idempotency_key", request.idempotency_key) if request.idempotency_key else f"auto-{job_id}",
+            payload_digest=f"sha256:{payload}",
+            request_id=REQUEST_ID.get(""),
+        )
+
+    def _check_places(self, spec: JobSpec) -> None:
+        """A constraint that names what does not exist would wait for ever."""
+        sites = self._readers.sites
+        for site_id in spec.constraints.sites:
+            if site_id not in sites:
+                raise did_you_mean("constraints.sites", site_id, "site", list(sites))
+        if spec.origin_site is not None and spec.origin_site not in sites:
+            raise did_you_mean("origin_site", spec.origin_site, "site", list(sites))
+        for gpu_type in spec.constraints.gpu_types:
+            if gpu_type not in self._gpus:
+                raise did_you_mean("constraints.gpu_types", gpu_type, "GPU type", list(self._gpus))
+        if spec.constraints.regions:
+            regions = self._readers.regions()
+            for region in spec.constraints.regions:
+                if region not in regions:
+                    raise did_you_mean("constraints.regions", region, "region of a site", list(regions))
+
+
+def _refuse_what_has_no_meaning_yet(spec: JobSpec) -> None:
+    if spec.adapters:
+        raise FieldError("adapters", f"{len(spec.adapters)} adapters", "none: adapters are not supported yet")
+    if spec.gang_size != 1:
+        raise FieldError("gang_size", spec.gang_size, "1: jobs on several GPUs are not supported yet")
+    if spec.inputs:
+        raise FieldError("inputs", f"{len(spec.inputs)} inputs", "none: jobs with input files are not supported yet")
+
+
+def _outcome(outcome: Accepted | Refusal) -> pb.SubmitOutcome:
+    if isinstance(outcome, Accepted):
+        return pb.SubmitOutcome(job_id=outcome.job_id, existing=outcome.existing)
+    number: int = CODES[outcome.code].value[0]
+    return pb.SubmitOutcome(
+        refusal=pb.Refusal(code=number, message=outcome.message, field=outcome.field, retry_after_ms=outcome.retry_after_ms)
+    )

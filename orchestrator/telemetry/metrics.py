@@ -1,0 +1,162 @@
+"""Prometheus metrics. Every label set is bounded: enumerations of ours, names of terms and methods, never a tenant's or a model's.
+
+Decides names and buckets. Must not know why something was counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, assert_never
+from wsgiref.simple_server import WSGIServer
+
+import grpc
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from atoll.model.attempt import Attempt, PhaseTimes
+from atoll.model.job import TERMINAL, JobState, Priority
+from atoll.model.views import FleetView
+from orchestrator.core.outputs import (
+    AttemptSettled,
+    Decision,
+    JobPlaced,
+    JobsDeferred,
+    JobSettled,
+    LateResultRefused,
+    RetryScheduled,
+)
+from orchestrator.inbox import Lane
+from orchestrator.store.base import CommitOutcome
+
+# From a fifth of a millisecond (SQLite's quickest commit) to what a stalled disk takes.
+_COMMIT_BUCKETS_S: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+_RECORD_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
+# Actual over predicted, symmetric in the logarithm: what placement learns is clipped to [1/4, 4].
+_RATIO_BUCKETS: Final = (0.25, 0.5, 0.67, 0.8, 0.9, 0.95, 1.05, 1.11, 1.25, 1.5, 2.0, 4.0)
+_JOB_BUCKETS_S: Final = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3_600, 14_400, 86_400)
+# Shorter than this a phase is all overhead, and its ratio says nothing.
+_RESIDUAL_FROM_US: Final = 1_000
+
+# Which measured phases are the actual of which predicted terms. Terms of one phase are compared as their sum.
+_PHASES: Final[tuple[tuple[str, tuple[str, ...], Callable[[PhaseTimes], int]], ...]] = (
+    ("queue", ("queue",), lambda times: times.waiting_us),
+    ("fetch", ("fetch",), lambda times: times.fetch_us),
+    ("load", ("stage", "init"), lambda times: times.load_us),
+    ("execution", ("execution",), lambda times: times.run_us),
+    ("output", ("output",), lambda times: times.upload_us),
+)
+
+
+class Metrics:
+    """All metrics of one orchestrator, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self._calls = Histogram("atoll_call_seconds", "Calls by method and status", ["method", "code"], registry=r)
+        self._decisions = Counter("atoll_decisions", "Decisions of the core by kind", ["decision"], registry=r)
+        self._rejections = Counter("atoll_rejections", "Pools rejected when a job was placed or deferred", ["reason"], registry=r)
+        self._cold = Counter("atoll_placements", "Placements by whether the replica had to be loaded", ["start"], registry=r)
+        self._attempts = Counter("atoll_attempts", "Attempts by how they ended, and why", ["outcome", "cause"], registry=r)
+        self._jobs = Histogram("atoll_job_seconds", "From acceptance to the end, fleet time", ["state"], buckets=_JOB_BUCKETS_S, registry=r)
+        self._retries = Counter("atoll_retries", "Jobs sent back to the queue by cause", ["cause"], registry=r)
+        self._residual = Histogram("atoll_residual_ratio", "Actual over predicted, by term", ["term"], buckets=_RATIO_BUCKETS, registry=r)
+        self._commit_s = Histogram("atoll_commit_seconds", "Commits by outcome", ["outcome"], buckets=_COMMIT_BUCKETS_S, registry=r)
+        self._commit_records = Histogram("atoll_commit_records", "Records per commit", buckets=_RECORD_BUCKETS, registry=r)
+        self._inbox = Gauge("atoll_inbox_events", "Events waiting to be handled", ["lane"], registry=r)
+        self._pending = Gauge("atoll_submits_pending", "Jobs handed in and not yet answered", registry=r)
+        self._live_jobs = Gauge("atoll_live_jobs", "Jobs that are not terminal", ["priority", "state"], registry=r)
+        self._sessions = Gauge("atoll_sessions", "Streams of agents that are open", registry=r)
+        self._gpus = Gauge("atoll_gpus", "GPUs of connected sites", ["which"], registry=r)
+        self._sites = Gauge("atoll_sites", "Sites", ["which"], registry=r)
+        self._shed = Counter("atoll_shed", "Requests turned away because too much was waiting", ["lane"], registry=r)
+
+    def called(self, method: str, code: grpc.StatusCode, elapsed_s: float) -> None:
+        """A call ended."""
+        self._calls.labels(method, code.name).observe(elapsed_s)
+
+    def committed(self, outcome: CommitOutcome, elapsed_s: float, records: int) -> None:
+        """A commit ended."""
+        self._commit_s.labels(outcome.value).observe(elapsed_s)
+        self._commit_records.observe(records)
+
+    def depths(self, inbox: Mapping[Lane, int], pending_jobs: int) -> None:
+        """What waits just now."""
+        for lane, depth in inbox.items():
+            self._inbox.labels(lane.name.lower()).set(depth)
+        self._pending.set(pending_jobs)
+
+    def shed(self, lane: Lane) -> None:
+        """A request was turned away."""
+        self._shed.labels(lane.name.lower()).inc()
+
+    def decided(self, decision: Decision) -> None:
+        """Count one decision."""
+        self._decisions.labels(type(decision).__name__).inc()
+        match decision:
+            case JobPlaced(explanation=explanation):
+                self._cold.labels("cold" if explanation.chosen.cold else "warm").inc()
+                for rejection in explanation.rejections:
+                    self._rejections.labels(rejection.reason.value).inc(rejection.pools)
+            case JobsDeferred(deferral=deferral):
+                for rejection in deferral.rejections:
+                    self._rejections.labels(rejection.reason.value).inc(rejection.pools)
+            case AttemptSettled(attempt=attempt):
+                self._settled(attempt)
+            case JobSettled(state=state, queued_to_end_us=elapsed_us):
+                self._jobs.labels(state.value).observe(elapsed_us / 1_000_000)
+            case RetryScheduled(kind=kind):
+                self._retries.labels(kind.value).inc()
+            case LateResultRefused():
+                pass  # counted above, by its name
+            case _:
+                assert_never(decision)
+
+    def _settled(self, attempt: Attempt) -> None:
+        cause = attempt.failure.kind.value if attempt.failure is not None else ""
+        self._attempts.labels(attempt.state.value, cause).inc()
+        if attempt.explanation is None or attempt.failure is not None:
+            return
+        predicted = dict(zip(attempt.explanation.term_names, attempt.explanation.chosen.terms_us, strict=False))
+        for name, terms, actual_of in _PHASES:
+            predicted_us = sum(predicted.get(term, 0) for term in terms)
+            actual_us = actual_of(attempt.times)
+            if predicted_us >= _RESIDUAL_FROM_US and actual_us >= _RESIDUAL_FROM_US:
+                self._residual.labels(name).observe(actual_us / predicted_us)
+        if attempt.predicted_us and attempt.ended_us > attempt.leased_us:
+            self._residual.labels("total").observe((attempt.ended_us - attempt.leased_us) / attempt.predicted_us)
+
+    def sampled(self, *, jobs: Mapping[tuple[Priority, JobState], int], sessions: int, fleet: FleetView | None) -> None:
+        """Figures that are set now and then rather than counted: the scraping thread may not touch what the loop changes."""
+        for priority in Priority:
+            for state in JobState:
+                if state not in TERMINAL:
+                    self._live_jobs.labels(priority.value, state.value).set(jobs.get((priority, state), 0))
+        self._sessions.set(sessions)
+        if fleet is not None:
+            self._gpus.labels("all").set(fleet.gpus)
+            self._gpus.labels("used").set(fleet.gpus_used)
+            self._sites.labels("all").set(fleet.sites)
+            self._sites.labels("connected").set(fleet.sites_connected)
+
+    def serve(self, host: str, port: int) -> MetricsServer:
+        """Answer scrapes on this address, on a thread of its own. Raises OSError when the port is in use."""
+        server, thread = start_http_server(port, addr=host, registry=self.registry)
+        return MetricsServer(server, thread)
+
+
+class MetricsServer:
+    """The listener for scrapes."""
+
+    def __init__(self, server: WSGIServer, thread: object) -> None:
+        self._server = server
+        self._thread = thread
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return self._server.server_port
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
