@@ -148,7 +148,7 @@ def _where_else(ctx: Context, live: LiveAttempt, site_id: SiteId, now_us: int) -
     if model is None or live.attempt.state is AttemptState.STOPPING:
         return None
     key = class_of(live.spec)
-    board = score(key, ctx.estimator.of(key, model), ctx.columns, ctx.policy, now_us)
+    board = score(key, ctx.estimator.of(key, model), ctx.columns, now_us)
     count = len(ctx.columns.columns)
     elsewhere = board.possible.copy()
     for row in range(2 * count):

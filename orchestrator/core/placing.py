@@ -47,7 +47,7 @@ def _place_class(ctx: Context, key: ClassKey, budget: int) -> int:
         waiting = ctx.queue.classes.get(key)
         if waiting is None:
             return spent
-        board = score(key, estimate, ctx.columns, ctx.policy, ctx.now_us)
+        board = score(key, estimate, ctx.columns, ctx.now_us)
         bound = board.best(board.bindable, ctx.policy)
         patient = board.best(board.possible & ~board.bindable, ctx.policy)
         position = _who_binds(board, bound, patient, waiting)
@@ -68,13 +68,13 @@ def _who_binds(board: Board, bound: int | None, patient: int | None, waiting: Jo
         return None
     if patient is None:
         return 0
-    ahead_us = int(board.costs.total[bound]) - int(board.costs.total[patient])
+    ahead_us = int(board.total_us[bound]) - int(board.total_us[patient])
     if ahead_us <= 0:
         return 0
     column = board.columns.columns[patient % len(board.columns.columns)]
     warm = column.warm.get(waiting.key.model_id)
     servers = max(len(warm.slots) if warm is not None else 1, 1)
-    each_us = max(int(board.rows.execution_us[patient]) // servers, 1)
+    each_us = max(int(board.estimate.execution_us[patient]) // servers, 1)
     position = ahead_us // each_us + 1
     return position if position < len(waiting.members) else None
 
@@ -86,7 +86,7 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None) ->
     pool = -1
     rest_us = policy.recheck_max_ms * 1_000
     if patient is not None:
-        candidate = board.candidate(patient)
+        (candidate,) = board.candidates([patient])
         pool = patient % len(board.columns.columns)
         rest_us = int(np.clip(candidate.wait_us, policy.recheck_min_ms * 1_000, rest_us))
     deferral = Deferral(
@@ -121,17 +121,18 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
     slot = cold_slot(column, model.model_id, ctx.now_us) if cold else warm_slot(column, model.model_id)
     assert slot is not None, "a bindable row has a slot"
     evict = victims(slot, model.model_id, board.estimate.memory_bytes) if not slot.attempts else ()
-    exec_us = int(board.rows.execution_us[row])
-    delay_us = int(board.costs.delay[row])
+    exec_us = int(board.estimate.execution_us[row])
+    delay_us = board.delay_us(row)
+    chosen, *others = board.candidates([row, *board.next_best(row)])
     job = entry.job
     key = AttemptKey(job_id=job.job_id, ordinal=Ordinal(len(job.attempts) + 1))
     explanation = Explanation(
         decided_us=ctx.now_us,
         policy=ctx.policy.name,
         term_names=TERM_NAMES,
-        chosen=board.candidate(row),
+        chosen=chosen,
         node_id=slot.ref.node_id,
-        others=board.others(row),
+        others=tuple(others),
         rejections=board.rejections(),
         evicted=evict,
         deferrals=entry.deferrals,
@@ -171,10 +172,10 @@ def _reserve(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, model:
     slot.replicas[model.model_id].last_used_us = ctx.now_us
     busy_from_us = max(slot.busy_until_us, ctx.now_us) if slot.attempts else ctx.now_us
     slot.attempts.append(live.key)
-    loading_us = int(board.costs.delay[row]) - int(board.rows.execution_us[row]) - int(board.rows.output_us[row])
+    loading_us = board.delay_us(row) - int(board.estimate.execution_us[row]) - int(board.estimate.output_us[row])
     slot.busy_until_us = busy_from_us + live.exec_us + (loading_us if row >= len(board.columns.columns) else 0)
     if row >= len(board.columns.columns):
-        _note_fetch(ctx, column, slot, model.model_id, int(board.rows.fetch_us[row]))
+        _note_fetch(ctx, column, slot, model.model_id, int(board.fetch_us[row]))
     site.attempts[live.key] = live
     ctx.columns.slot_changed(column, slot, was_free)
     site.changed[live.key] = None

@@ -47,8 +47,14 @@ class JobClass:
         self.trim()
         if position <= 0:
             return self.order[0][1]
-        live = [job_id for seq, job_id in self.order if self.members.get(job_id) == seq]
-        return live[min(position, len(live) - 1)]
+        found = self.order[0][1]
+        for seq, job_id in self.order:
+            if self.members.get(job_id) == seq:
+                found = job_id
+                if position == 0:
+                    break
+                position -= 1
+        return found
 
 
 class Queue:

@@ -11,104 +11,116 @@ import numpy as np
 
 from atoll.model import limits
 from atoll.model.ids import ModelId
-from atoll.model.placement import Candidate, Reason, Rejection
+from atoll.model.placement import Candidate, Rejection
 from orchestrator.core.placement.classes import ClassKey
-from orchestrator.core.placement.columns import Column, Columns, WarmIndex
+from orchestrator.core.placement.columns import REASONS, Column, Columns, WarmIndex
 from orchestrator.core.placement.estimate import Estimate
-from orchestrator.core.placement.filters import REASONS
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.placement.registry import Costs, costs
-from orchestrator.core.placement.rows import Bools, Ints, Rows
+from orchestrator.core.placement.registry import STAGE, terms_of, totals
+from orchestrator.core.placement.rows import Bools, Ints
 from orchestrator.core.state import Slot
 
 # Beyond any sum of terms, and far from overflowing when summed.
-_UNREACHABLE = 2**60
+_UNREACHABLE = 2**59
 # Waiting longer than this is no plan: a pool whose first slot is a day away is as good as none.
 _WAIT_MAX_US = 24 * 3600 * 1_000_000
 
 
 @dataclass(slots=True, kw_only=True)
 class Board:
-    """All rows of one class, scored. `bindable`: a slot can be bound now; `possible`: now or after waiting."""
+    """All rows of one class, scored. `bindable`: a slot can be bound now; `possible`: now or after waiting. Microseconds per row."""
 
     columns: Columns
     estimate: Estimate
     now_us: int
-    rows: Rows
-    costs: Costs
+    wait_us: Ints
+    fetch_us: Ints
+    total_us: Ints
     bindable: Bools
     possible: Bools
+    savings: dict[int, int]  # rows whose weights come from host memory, and what that saves
 
     def best(self, mask: Bools, policy: Policy) -> int | None:
         """The row of least cost among `mask`, ties resolved; None if there is none."""
-        if not mask.any():
+        total = np.where(mask, self.total_us, _UNREACHABLE)
+        if len(total) == 0:
             return None
-        total = np.where(mask, self.costs.total, _UNREACHABLE)
         least = int(total.min())
+        if least >= _UNREACHABLE:
+            return None
         margin = max(policy.tie_us, least * policy.tie_milli // 1_000)
-        tied = np.flatnonzero(total <= least + margin)
+        (tied,) = np.nonzero(total <= least + margin)
         if len(tied) == 1:
             return int(tied[0])
-        return min((int(row) for row in tied), key=lambda row: self._virtues(row, total))
+        # Among equals: already resident, nothing to fetch, cheaper, more free slots, then the order of names.
+        free = np.minimum(self.columns.free[tied % len(self.columns.columns)], 2**20 - 1)
+        virtue = self.estimate.virtue[tied] | ((2**20 - 1 - free) << 16) | np.where(self.fetch_us[tied] > 0, 1 << 60, 0)
+        return int(tied[int(virtue.argmin())])
 
-    def _virtues(self, row: int, total: Ints) -> tuple[int, int, int, int, int]:
-        """Among equals: already resident, nothing to fetch, cheaper, more free slots, then the row's own order of names."""
+    def delay_us(self, row: int) -> int:
+        """Predicted time from decision to result, without what money is worth."""
+        return int(self.total_us[row]) - int(self.estimate.fixed.money_us[row])
+
+    def candidates(self, rows: list[int]) -> tuple[Candidate, ...]:
+        """Rows as they are kept in an explanation."""
+        index = np.array(rows, dtype=np.int64)
+        terms = terms_of(self.estimate.fixed, index, self.wait_us, self.fetch_us).T.tolist()
+        totals_us = self.total_us[index].tolist()
         count = len(self.columns.columns)
-        pool = row % count
-        fetched = int(self.rows.fetch_us[row] > 0)
-        return (int(row >= count), fetched, int(self.columns.price[pool]), -int(self.columns.free[pool]), row)
+        found = []
+        for row, term, total_us in zip(rows, terms, totals_us, strict=True):
+            term[STAGE] -= self.savings.get(row, 0)
+            column = self.columns.columns[row % count]
+            found.append(
+                Candidate(
+                    site_id=column.site.site_id,
+                    pool_id=column.pool.pool_id,
+                    total_us=total_us,
+                    terms_us=tuple(term),
+                    cold=row >= count,
+                    wait_us=0 if self.bindable[row] else int(self.wait_us[row]),
+                )
+            )
+        return tuple(found)
 
-    def candidate(self, row: int) -> Candidate:
-        """The row as it is kept in an explanation."""
-        count = len(self.columns.columns)
-        column = self.columns.columns[row % count]
-        return Candidate(
-            site_id=column.site.site_id,
-            pool_id=column.pool.pool_id,
-            total_us=int(self.costs.total[row]),
-            terms_us=tuple(self.costs.terms[:, row].tolist()),
-            cold=row >= count,
-            wait_us=0 if self.bindable[row] else int(self.rows.wait_us[row]),
-        )
-
-    def others(self, chosen: int) -> tuple[Candidate, ...]:
+    def next_best(self, chosen: int) -> list[int]:
         """The next best rows besides `chosen`, cheapest first."""
-        total = np.where(self.possible, self.costs.total, _UNREACHABLE)
+        total = np.where(self.possible, self.total_us, _UNREACHABLE)
         total[chosen] = _UNREACHABLE
-        keep = min(limits.CANDIDATES_KEPT - 1, int((total < _UNREACHABLE).sum()))
-        if keep == 0:
-            return ()
-        nearest = np.argpartition(total, keep - 1)[:keep]
-        order = nearest[np.lexsort((nearest, total[nearest]))]
-        return tuple(self.candidate(int(row)) for row in order)
+        keep = min(limits.CANDIDATES_KEPT - 1, len(total) - 1)
+        nearest = np.argpartition(total, keep)[:keep] if keep else np.empty(0, dtype=np.int64)
+        ranked = sorted((cost, row) for cost, row in zip(total[nearest].tolist(), nearest.tolist(), strict=True))
+        return [row for cost, row in ranked if cost < _UNREACHABLE]
 
     def rejections(self) -> tuple[Rejection, ...]:
         """Pools that cannot be bound now, counted by reason; the order is that of `Reason`."""
-        counts: dict[Reason, int] = {}
-        codes = self.estimate.codes
-        count = len(codes)
-        for code, pools in enumerate(np.bincount(codes, minlength=len(REASONS)).tolist()):
+        count = len(self.columns.columns)
+        closed = self.estimate.feasible & ~(self.bindable[:count] | self.bindable[count:])
+        counts = self.estimate.rejected + np.bincount(self.columns.reason[closed], minlength=len(REASONS))
+        found = []
+        for code in np.flatnonzero(counts).tolist():
             reason = REASONS[code]
-            if reason is not None and pools:
-                counts[reason] = pools
-        open_now = (codes == 0) & ~(self.bindable[:count] | self.bindable[count:])
-        for pool in np.flatnonzero(open_now).tolist():
-            reason = self.columns.reason[pool]
-            counts[reason] = counts.get(reason, 0) + 1
-        return tuple(Rejection(reason=reason, pools=counts[reason]) for reason in Reason if reason in counts)
+            if reason is not None:
+                found.append(Rejection(reason=reason, pools=int(counts[code])))
+        return tuple(found)
 
 
-def score(key: ClassKey, estimate: Estimate, columns: Columns, policy: Policy, now_us: int) -> Board:
+def score(key: ClassKey, estimate: Estimate, columns: Columns, now_us: int) -> Board:
     """Cost every row of a class."""
     count = len(columns.columns)
-    feasible = (estimate.codes == 0) & columns.accepting
-    cold_wait = np.where(columns.free > 0, 0, np.clip(columns.soonest - now_us, 1, _UNREACHABLE))
-    wait = np.concatenate([np.full(count, _UNREACHABLE, dtype=np.int64), cold_wait])
-    fetch = np.concatenate([np.zeros(count, dtype=np.int64), estimate.fetch_alone_us * (1 + columns.flows)])
-    stage = np.concatenate([np.zeros(count, dtype=np.int64), estimate.stage_us])
-    resident = np.zeros(2 * count, dtype=np.bool_)
-    bindable = np.concatenate([np.zeros(count, dtype=np.bool_), feasible & (columns.free > 0)])
-    possible = np.concatenate([np.zeros(count, dtype=np.bool_), feasible & (cold_wait < _WAIT_MAX_US)])
+    feasible = estimate.feasible & columns.accepting
+    free = columns.free > 0
+    wait = np.empty(2 * count, dtype=np.int64)
+    fetch = np.empty(2 * count, dtype=np.int64)
+    bindable = np.zeros(2 * count, dtype=np.bool_)
+    possible = np.zeros(2 * count, dtype=np.bool_)
+    wait[:count] = _UNREACHABLE
+    wait[count:] = np.where(free, 0, np.maximum(columns.soonest - now_us, 1))
+    fetch[:count] = 0
+    fetch[count:] = estimate.fetch_alone_us * (columns.flows + 1)
+    bindable[count:] = feasible & free
+    possible[count:] = feasible & (wait[count:] < _WAIT_MAX_US)
+    savings: dict[int, int] = {}
     for pool in columns.by_model.get(key.model_id, ()):
         if not feasible[pool]:
             continue
@@ -116,29 +128,24 @@ def score(key: ClassKey, estimate: Estimate, columns: Columns, policy: Policy, n
         warm = column.warm.get(key.model_id)
         if warm is not None:
             _warm_row(column, warm, pool, now_us, wait, bindable, possible)
-            resident[pool] = possible[pool]
-        row = count + pool
         _, ready_us, from_host = cold_source(column, key.model_id, now_us)
         if ready_us is not None:
-            fetch[row] = ready_us
+            fetch[count + pool] = ready_us
             if from_host:
-                stage[row] = estimate.stage_host_us[pool]
-    twice = np.concatenate
-    rows = Rows(
-        resident=resident,
-        wait_us=np.where(possible, wait, 0),
-        fetch_us=fetch,
-        input_us=twice([estimate.input_us, estimate.input_us]),
-        stage_us=stage,
-        init_us=np.full(2 * count, estimate.init_us, dtype=np.int64),
-        execution_us=twice([estimate.execution_us, estimate.execution_us]),
-        output_us=twice([estimate.output_us, estimate.output_us]),
-        usd_micros_per_hour=twice([columns.price, columns.price]),
-        weight_milli=policy.weight_milli(key.priority),
-        seconds_per_dollar=policy.seconds_per_dollar,
-    )
+                savings[count + pool] = int(estimate.host_saving_us[pool])
+    total = totals(estimate.fixed, wait, fetch)
+    for row, saving_us in savings.items():
+        total[row] -= saving_us
     return Board(
-        columns=columns, estimate=estimate, now_us=now_us, rows=rows, costs=costs(rows), bindable=bindable, possible=possible
+        columns=columns,
+        estimate=estimate,
+        now_us=now_us,
+        wait_us=wait,
+        fetch_us=fetch,
+        total_us=total,
+        bindable=bindable,
+        possible=possible,
+        savings=savings,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from typing import Final
 
 import numpy as np
 
@@ -18,6 +19,10 @@ from atoll.model.placement import Reason
 from atoll.model.site import SiteAdmin, SiteConnection, SiteRuntime
 from orchestrator.core.placement.rows import Bools, Ints
 from orchestrator.core.state import Pool, Site, Slot
+
+# Every reason by a small number, so that rejections are counted in arrays. 0: none.
+REASONS: Final[tuple[Reason | None, ...]] = (None, *Reason)
+REASON_CODE: Final = {reason: code for code, reason in enumerate(REASONS) if reason is not None}
 
 # (key, node index, slot index, version): valid while the slot's version is this one.
 _Entry = tuple[int, int, int, int]
@@ -81,6 +86,7 @@ class Columns:
     node_disk: Ints
     origin_rate: Ints
     price: Ints  # micro-dollars per GPU and hour
+    reason: Ints  # index into REASONS: why the pool cannot be bound just now, if its slots are not the reason
     simulated: Bools
     soonest: Ints  # fleet time at which the first busy slot is predicted to be free
 
@@ -107,7 +113,7 @@ class Columns:
         self.memory, self.node_disk, self.price = (np.zeros(count, dtype=np.int64) for _ in range(3))
         self.accepting = np.zeros(count, dtype=np.bool_)
         self.simulated = np.zeros(count, dtype=np.bool_)
-        self.reason: list[Reason] = [Reason.NOT_CONNECTED] * count
+        self.reason = np.full(count, REASON_CODE[Reason.NOT_CONNECTED], dtype=np.int64)
         self.gpu_types: list[GpuType] = []
         gpu_index: dict[GpuTypeId, int] = {}
         self.site_ids = [column.site.site_id for column in self.columns]
@@ -161,7 +167,7 @@ class Columns:
         for column in self.of_site(site):
             index = column.index
             self.accepting[index] = reason is None
-            self.reason[index] = reason or Reason.NO_SLOT
+            self.reason[index] = REASON_CODE[reason or Reason.NO_SLOT]
             node = column.pool.spec.node
             rates = (
                 site.rates.disk_bytes_per_s or node.disk_bytes_per_s,

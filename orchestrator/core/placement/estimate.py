@@ -18,10 +18,11 @@ from atoll.physics.execution import execution_us
 from atoll.physics.memory import peak_bytes
 from atoll.physics.output import output_bytes
 from orchestrator.core.placement.classes import ClassKey
-from orchestrator.core.placement.columns import Columns
+from orchestrator.core.placement.columns import REASONS, Columns
 from orchestrator.core.placement.filters import static_reasons
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.placement.rows import Ints, Rows
+from orchestrator.core.placement.registry import Fixed, fixed
+from orchestrator.core.placement.rows import Bools, Ints, Rows
 from orchestrator.core.placement.terms import money
 
 # Classes kept; beyond it the oldest estimate is dropped and computed again when asked for: 600 models x some shapes fit, memory stays flat.
@@ -32,18 +33,19 @@ _RATE_MIN = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Per pool, int64: `codes` of static rejection, times in microseconds; `memory_bytes` of the model with its activations."""
+    """Per pool `codes` of static rejection, `rejected` counts them; the rest per row (twice the pools) or in all. Microseconds, bytes."""
 
     version: int
     codes: Ints
+    rejected: Ints
+    feasible: Bools
     memory_bytes: int
+    fixed: Fixed
     execution_us: Ints
-    stage_us: Ints  # from the node's disk
-    stage_host_us: Ints  # from its host memory
-    fetch_alone_us: Ints  # from the origin with no other flow
-    init_us: int
-    input_us: Ints
     output_us: Ints
+    host_saving_us: Ints  # per pool: what staging from host memory saves over disk
+    fetch_alone_us: Ints  # per pool: from the origin with no other flow
+    virtue: Ints  # per row: the part of the tie-break that does not change
 
 
 class Estimator:
@@ -76,27 +78,43 @@ class Estimator:
         columns = self._columns
         by_type = [execution_us(model, key.shape, gpu, key.precision) for gpu in columns.gpu_types]
         execution = np.array(by_type or [0], dtype=np.int64)[columns.gpu]
-        weights = model.weights_bytes
-        h2d = _transfer(weights, columns.h2d_rate)
-        disk = _transfer(weights, columns.disk_rate)
-        input_time, output_time = self._transfers(key, model)
-        started = init_us(model)
+        h2d = _transfer(model.weights_bytes, columns.h2d_rate)
+        stage = np.maximum(h2d, _transfer(model.weights_bytes, columns.disk_rate))
+        rows = self._rows(key, model, execution, stage)
         memory = model.resident_bytes + peak_bytes(model, key.shape)
-        stage = np.maximum(h2d, disk)
-        price = money.price_usd_micros(
-            _price_rows(execution, stage, started, columns.price, self._policy.weight_milli(key.priority), self._policy.seconds_per_dollar)
-        )
+        count = len(columns.columns)
+        codes = static_reasons(key, model, memory, money.price_usd_micros(rows)[count:], columns)
         return Estimate(
             version=columns.version,
-            codes=static_reasons(key, model, memory, price, columns),
+            codes=codes,
+            rejected=np.bincount(codes, minlength=len(REASONS)),
+            feasible=codes == 0,
             memory_bytes=memory,
-            execution_us=execution,
-            stage_us=stage,
-            stage_host_us=h2d,
-            fetch_alone_us=_transfer(weights, columns.origin_rate),
-            init_us=started,
-            input_us=input_time,
-            output_us=output_time,
+            fixed=fixed(rows),
+            execution_us=rows.execution_us,
+            output_us=rows.output_us,
+            host_saving_us=stage - h2d,
+            fetch_alone_us=_transfer(model.weights_bytes, columns.origin_rate),
+            virtue=tie_break(rows.resident, columns.price),
+        )
+
+    def _rows(self, key: ClassKey, model: ModelSpec, execution: Ints, stage: Ints) -> Rows:
+        """Both rows of every pool, as of no waiting and no fetch."""
+        count = len(execution)
+        zero = np.zeros(2 * count, dtype=np.int64)
+        input_time, output_time = self._transfers(key, model)
+        return Rows(
+            resident=np.arange(2 * count) < count,
+            wait_us=zero,
+            fetch_us=zero,
+            input_us=np.concatenate([input_time, input_time]),
+            stage_us=np.concatenate([stage, stage]),
+            init_us=np.full(2 * count, init_us(model), dtype=np.int64),
+            execution_us=np.concatenate([execution, execution]),
+            output_us=np.concatenate([output_time, output_time]),
+            usd_micros_per_hour=np.concatenate([self._columns.price, self._columns.price]),
+            weight_milli=self._policy.weight_milli(key.priority),
+            seconds_per_dollar=self._policy.seconds_per_dollar,
         )
 
     def _transfers(self, key: ClassKey, model: ModelSpec) -> tuple[Ints, Ints]:
@@ -123,18 +141,12 @@ def _transfer(size: int, rates: Ints) -> Ints:
     return np.asarray(size // 1_000 * 1_000_000 // np.maximum(rates // 1_000, _RATE_MIN), dtype=np.int64)
 
 
-def _price_rows(execution: Ints, stage: Ints, started: int, price: Ints, weight_milli: int, seconds_per_dollar: int) -> Rows:
-    zero = np.zeros(len(execution), dtype=np.int64)
-    return Rows(
-        resident=np.zeros(len(execution), dtype=np.bool_),
-        wait_us=zero,
-        fetch_us=zero,
-        input_us=zero,
-        stage_us=stage,
-        init_us=np.full(len(execution), started, dtype=np.int64),
-        execution_us=execution,
-        output_us=zero,
-        usd_micros_per_hour=price,
-        weight_milli=weight_milli,
-        seconds_per_dollar=seconds_per_dollar,
-    )
+def tie_break(resident: Bools, price: Ints) -> Ints:
+    """The unchanging part of a row's place among equals, most important first: resident, (fetch), cheaper, (free slots), row.
+
+    Bits: 61 cold, 60 fetch, 36-59 price in thousandths of a cent per hour, 16-35 free slots (inverted), 0-15 row. Lower wins.
+    """
+    row = np.arange(len(resident), dtype=np.int64)
+    cents = np.minimum(np.concatenate([price, price]) // 10, 2**24 - 1)
+    cold = np.where(resident, np.int64(0), np.int64(1 << 61))
+    return np.asarray(cold | (cents << 36) | np.minimum(row, 2**16 - 1), dtype=np.int64)

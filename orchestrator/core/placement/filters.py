@@ -12,25 +12,8 @@ from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason
 from atoll.model.shape import Precision
 from orchestrator.core.placement.classes import ClassKey
-from orchestrator.core.placement.columns import Columns
+from orchestrator.core.placement.columns import REASON_CODE, Columns
 from orchestrator.core.placement.rows import AnyArray, Bools, Ints
-
-# Index into this tuple is what `static_reasons` answers; 0 is feasible.
-REASONS: tuple[Reason | None, ...] = (
-    None,
-    Reason.SITE_NOT_ALLOWED,
-    Reason.REGION_NOT_ALLOWED,
-    Reason.GPU_TYPE_NOT_ALLOWED,
-    Reason.SIMULATED_SITE,
-    Reason.REAL_SITE,
-    Reason.RECENT_FAILURE,
-    Reason.WEIGHTS_UNAVAILABLE,
-    Reason.PRECISION_UNSUPPORTED,
-    Reason.MEMORY_TOO_SMALL,
-    Reason.DISK_TOO_SMALL,
-    Reason.PRICE_TOO_HIGH,
-)
-_CODE = {reason: code for code, reason in enumerate(REASONS) if reason is not None}
 
 
 def supports(precision: Precision, *, fp8_flops: int, fp4_flops: int) -> bool:
@@ -45,12 +28,15 @@ def supports(precision: Precision, *, fp8_flops: int, fp4_flops: int) -> bool:
 
 
 def static_reasons(key: ClassKey, model: ModelSpec, memory_bytes: int, price_usd_micros: Ints, columns: Columns) -> Ints:
-    """Per pool the code of the first filter that rejects it, 0 if none does. `memory_bytes`: of the model with its activations."""
+    """Per pool the number (`REASON_CODE`) of the first filter that rejects it, 0 if none does.
+
+    `memory_bytes`: of the model with its activations.
+    """
     count = len(columns.columns)
     codes = np.zeros(count, dtype=np.int64)
 
     def reject(mask: Bools | AnyArray, reason: Reason) -> None:
-        codes[(codes == 0) & mask] = _CODE[reason]
+        codes[(codes == 0) & mask] = REASON_CODE[reason]
 
     wanted = key.constraints
     if wanted.sites:

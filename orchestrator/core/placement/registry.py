@@ -38,25 +38,54 @@ TERMS: Final = (
 # What concurrency saves, never positive: with it the printed terms add up to the total exactly.
 OVERLAP: Final = "overlap"
 TERM_NAMES: Final = (*(term.name for term in TERMS), OVERLAP)
-_CONCURRENT: Final = [index for index, term in enumerate(TERMS) if term.concurrent]
+_QUEUE: Final = TERM_NAMES.index(queue.NAME)
+_FETCH: Final = TERM_NAMES.index(fetch.NAME)
+_INPUT: Final = TERM_NAMES.index(input_term.NAME)
 _MONEY: Final = TERM_NAMES.index(money.NAME)
+STAGE: Final = TERM_NAMES.index(stage.NAME)
+_CONCURRENT: Final = [index for index, term in enumerate(TERMS) if term.concurrent]
+_SERIAL: Final = [index for index, term in enumerate(TERMS) if not term.concurrent]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
-    """Per row: `terms` (one line per name of TERM_NAMES), their sum `total`, and `delay`, the total without money."""
-
-    terms: Ints
-    total: Ints
-    delay: Ints
-
-
-def costs(rows: Rows) -> Costs:
-    """All terms of all rows, and their sum; microseconds."""
+def all_terms(rows: Rows) -> Ints:
+    """All terms of all rows in microseconds, one line per name of TERM_NAMES; each column's sum is the row's total."""
     terms = np.empty((len(TERM_NAMES), len(rows.wait_us)), dtype=np.int64)
     for index, term in enumerate(TERMS):
         terms[index] = term.cost_us(rows)
+    _set_overlap(terms)
+    return terms
+
+
+def _set_overlap(terms: Ints) -> None:
     concurrent = terms[_CONCURRENT]
     terms[-1] = concurrent.max(axis=0) - concurrent.sum(axis=0)
-    total = terms.sum(axis=0)
-    return Costs(terms=terms, total=total, delay=total - terms[_MONEY])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fixed:
+    """What does not change between decisions of a class: `terms` as of no waiting and no fetch, and the sum of the serial ones."""
+
+    terms: Ints
+    serial_us: Ints
+    input_us: Ints
+    money_us: Ints
+
+
+def fixed(rows: Rows) -> Fixed:
+    """The terms of a class whose waiting and fetching are not known yet (zero in `rows`)."""
+    terms = all_terms(rows)
+    return Fixed(terms=terms, serial_us=terms[_SERIAL].sum(axis=0), input_us=terms[_INPUT].copy(), money_us=terms[_MONEY].copy())
+
+
+def totals(known: Fixed, wait_us: Ints, fetch_us: Ints) -> Ints:
+    """Total per row once waiting and fetching are known: the same sum as of `all_terms`, without building the terms."""
+    return np.maximum(np.maximum(wait_us, fetch_us), known.input_us) + known.serial_us
+
+
+def terms_of(known: Fixed, rows: Ints, wait_us: Ints, fetch_us: Ints) -> Ints:
+    """The terms of a few rows, by index, for an explanation: columns in the order of `rows`."""
+    terms = np.asarray(known.terms[:, rows])
+    terms[_QUEUE] = wait_us[rows]
+    terms[_FETCH] = fetch_us[rows]
+    _set_overlap(terms)
+    return terms
