@@ -31,7 +31,6 @@ MESSAGE_CHARS: Final = 2_000
 LOG_LINE_CHARS: Final = 4_000
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
-_HEX_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 # One component of a path on any file system and in any URL.
 _FILE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+=@-]{0,126}[A-Za-z0-9])?\Z")
 _MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}/[a-z0-9][a-z0-9.+-]{0,63}\Z")
@@ -85,13 +84,6 @@ def optional_digest(field: str, value: str) -> str:
     return digest(field, value) if value else ""
 
 
-def payload_digest(field: str, value: str) -> str:
-    """`value` if it is a digest with or without its "sha256:", or empty."""
-    if not value or _HEX_DIGEST.match(value):
-        return value
-    return digest(field, value)
-
-
 def file_name(field: str, value: str) -> str:
     """`value` if it is one safe component of a path."""
     if _FILE_NAME.match(value) and ".." not in value:
@@ -124,13 +116,8 @@ def url(field: str, value: str) -> str:
     return value
 
 
-def name(field: str, value: str) -> str:
-    """`value` if it is a legal name of Atoll's."""
-    return parse_name(field, value)
-
-
 def optional_name(field: str, value: str) -> str:
-    """As `name`, or empty."""
+    """`value` if it is a legal name of Atoll's, or empty."""
     return parse_name(field, value) if value else ""
 
 

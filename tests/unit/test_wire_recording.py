@@ -18,6 +18,7 @@ from atoll.model.ids import AttemptKey, JobId, NodeId, Ordinal, PoolId, SlotRef
 from atoll.wire.recording import RecordingError, TaggedCodec
 from orchestrator.core import events as orchestrator_events
 from orchestrator.core import outputs as orchestrator_outputs
+from orchestrator.core.snapshot import Snapshot
 
 Name = NewType("Name", str)
 
@@ -189,8 +190,8 @@ def test_a_value_that_lies_about_its_type_is_refused() -> None:
 
 
 def test_both_cores_speak_in_recordable_classes() -> None:
-    """Every event and step there is has a canonical text: compiled here, or `--record` would fail on a live fleet."""
-    orchestrator = TaggedCodec([*get_args(orchestrator_events.Event), orchestrator_outputs.Step])
+    """Every event, step and snapshot there is has a canonical text: compiled here, or `--record` would fail on a live fleet."""
+    orchestrator = TaggedCodec([*get_args(orchestrator_events.Event), orchestrator_outputs.Step, Snapshot])
     agent = TaggedCodec([*get_args(agent_events.AgentEvent), agent_outputs.AgentStep])
     fired = orchestrator_events.TimerFired()
     assert orchestrator.decode(orchestrator.encode(fired)) == fired
