@@ -83,7 +83,7 @@ class Incarnation:
         now_us = self.now_us()
         step = self.machine.handle(event, now_us)
         self._owner.history.event(self.name, event, step)
-        invariants.check(self.machine, now_us)
+        invariants.check(self.machine)
         if self._owner.rules.resnapshot:
             self.machine = restore(self.machine.snapshot(), self._owner.rules.policy, self._owner.rules.gpus)
         self._sequencer.offer(step)

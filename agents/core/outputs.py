@@ -121,9 +121,10 @@ class RequestResync:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefuseOrchestrator:
-    """Close the stream and say why: another fleet, or a term that was deposed."""
+    """Close the stream and say why: another fleet, or a term that was deposed. `final`: dialling again cannot help."""
 
     message: str
+    final: bool = False
 
 
 AgentCommand = (
@@ -143,7 +144,8 @@ AgentCommand = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentStep:
-    """Records, then commands: in this order they take effect."""
+    """Records, then commands: in this order they take effect. `notices` are lines for the log, without effect."""
 
     records: tuple[AgentRecord, ...] = ()
     commands: tuple[AgentCommand, ...] = ()
+    notices: tuple[str, ...] = ()

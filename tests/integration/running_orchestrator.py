@@ -131,7 +131,7 @@ async def orchestrator(
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for a condition that other tasks bring about."""
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for is other people's state
             await asyncio.sleep(0.005)
 
 
@@ -184,8 +184,12 @@ class ScriptedAgent:
         if first is grpc.aio.EOF:
             await self._raise()
         self.welcome = first.welcome
-        self._tasks = [asyncio.create_task(self._listen())]
-        await self.report()
+        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._report())]
+
+    async def _report(self) -> None:
+        while self.error is None:
+            await self.report()
+            await asyncio.sleep(0.1)
 
     async def leave(self) -> None:
         """Go away without a word."""
@@ -223,7 +227,7 @@ class ScriptedAgent:
                 match message.WhichOneof("message"):
                     case "assignment":
                         await self._assigned(message.assignment)
-                    case "log_request":
+                    case "log_request" if self.log:
                         chunk = sites_pb.LogChunk(request=message.log_request.request, lines=self.log)
                         await self._call.write(sites_pb.AgentMessage(log=chunk))
             await self._raise()

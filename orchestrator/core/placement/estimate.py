@@ -36,6 +36,7 @@ class Estimate:
     """Per pool `codes` of static rejection, `rejected` counts them; the rest per row (twice the pools) or in all. Microseconds, bytes."""
 
     version: int
+    model: ModelSpec
     codes: Ints
     rejected: Ints
     feasible: Bools
@@ -57,7 +58,7 @@ class Estimator:
         self._columns = columns
         self._policy = policy
         self._links = links
-        self._estimates: dict[tuple[ClassKey, ModelSpec], Estimate] = {}
+        self._estimates: dict[ClassKey, Estimate] = {}
 
     def forget(self) -> None:
         """Links changed: compute everything again when asked."""
@@ -65,13 +66,13 @@ class Estimator:
 
     def of(self, key: ClassKey, model: ModelSpec) -> Estimate:
         """The estimate of this class for the fleet as it is."""
-        known = self._estimates.get((key, model))
-        if known is not None and known.version == self._columns.version:
+        known = self._estimates.get(key)
+        if known is not None and known.version == self._columns.version and known.model is model:
             return known
         if len(self._estimates) >= _CLASSES_MAX:
             del self._estimates[next(iter(self._estimates))]
         estimate = self._compute(key, model)
-        self._estimates[(key, model)] = estimate
+        self._estimates[key] = estimate
         return estimate
 
     def _compute(self, key: ClassKey, model: ModelSpec) -> Estimate:
@@ -86,6 +87,7 @@ class Estimator:
         codes = static_reasons(key, model, memory, money.price_usd_micros(rows)[count:], columns)
         return Estimate(
             version=columns.version,
+            model=model,
             codes=codes,
             rejected=np.bincount(codes, minlength=len(REASONS)),
             feasible=codes == 0,
