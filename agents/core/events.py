@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from atoll.model.assignment import Assignment
 from atoll.model.attempt import AttemptState, Failure, PhaseTimes, ResultManifest
 from atoll.model.ids import AttemptKey, ModelId, NodeId, SlotRef
-from atoll.model.report import RateFacts, Welcome
 from atoll.model.replica import ReplicaFact
+from atoll.model.report import RateFacts, Welcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,90 @@
+"""What must hold of an agent's machine after every event, executed by tests and by the simulator.
+
+Decides nothing. A violation is a bug of ours, never of input.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from agents.core.machine import AgentMachine
+from agents.core.state import Slot, State
+from atoll.model.attempt import ATTEMPT_TABLE, AttemptState
+from atoll.model.ids import AttemptKey
+from atoll.model.replica import ReplicaState
+
+
+class InvariantViolation(Exception):  # noqa: N818 - named for what it is
+    """A promise of the core does not hold; the message names it."""
+
+
+def check(machine: AgentMachine, now_us: int) -> None:
+    """Raise InvariantViolation for the first promise that is broken at `now_us`."""
+    state = machine.state
+    holders: Counter[AttemptKey] = Counter()
+    for slot in state.slots.values():
+        _check_slot(state, slot)
+        holders.update(slot.queue)
+        if slot.executing is not None:
+            holders[slot.executing] += 1
+    _require(holders == Counter(state.works.keys()), "every attempt under way is held by exactly one slot, once")
+    _check_works(state, now_us)
+    _check_outbox(state)
+    _check_nodes(state)
+
+
+def _require(holds: bool, promise: str) -> None:
+    if not holds:
+        raise InvariantViolation(promise)
+
+
+def _check_slot(state: State, slot: Slot) -> None:
+    states = Counter(replica.state for replica in slot.replicas.values())
+    name = f"slot {slot.ref.node_id}.{slot.ref.index}"
+    if slot.memory_bytes:
+        _require(slot.used_bytes <= slot.memory_bytes, f"{name}: replicas stay within its memory")
+    _require(states[ReplicaState.LOADING] <= 1, f"{name}: one load at a time")
+    _require(states[ReplicaState.BUSY] <= 1, f"{name}: one attempt executes at a time")
+    if slot.executing is None:
+        _require(states[ReplicaState.BUSY] == 0, f"{name}: a busy replica executes something")
+    else:
+        work = state.works.get(slot.executing)
+        _require(work is not None and work.slot == slot.ref, f"{name}: what executes is under way, here")
+        _require(states[ReplicaState.LOADING] == 0, f"{name}: nothing is loaded beside what executes")
+        if work is not None and work.model is not None and work.assigned is not None and work.accepted_us >= 0:
+            replica = slot.replicas.get(work.model.model_id)
+            _require(replica is not None and replica.state is ReplicaState.BUSY, f"{name}: what executes has its replica")
+    if not slot.ready:
+        _require(not slot.replicas and slot.executing is None, f"{name}: a slot without a process holds nothing")
+    for key in slot.queue:
+        work = state.works.get(key)
+        _require(work is not None and work.slot == slot.ref, f"{name}: what waits is under way, here")
+        _require(work is not None and work.assigned is not None and work.model is not None, f"{name}: what waits was assigned")
+
+
+def _check_works(state: State, now_us: int) -> None:
+    for work in state.works.values():
+        _require(work.key not in state.ended, f"attempt {work.key} ended and is never run again")
+        _require(bool(ATTEMPT_TABLE[work.state]), f"attempt {work.key} is {work.state}: it is not under way any more")
+        executing = state.slots[work.slot].executing == work.key
+        _require(executing or work.state is not AttemptState.STOPPING, f"attempt {work.key} stops at once while it does not execute")
+        _require(work.accepted_us <= now_us, f"attempt {work.key} was accepted in the past")
+
+
+def _check_outbox(state: State) -> None:
+    seqs = list(state.outbox)
+    if seqs:
+        _require(seqs == list(range(seqs[0], seqs[0] + len(seqs))), "the outbox is dense")
+        _require(seqs[-1] + 1 == state.next_event_seq, "the outbox ends before the next number")
+    for seq, event in state.outbox.items():
+        _require(event.seq == seq, f"event {seq} is filed under its own number")
+        _require(event.key in state.ended, f"attempt {event.key} has an end to tell, so it ended")
+        _require((event.manifest is not None) == (event.state is AttemptState.SUCCEEDED), f"event {seq}: a manifest means success")
+    keys = Counter(event.key for event in state.outbox.values())
+    _require(all(count == 1 for count in keys.values()), "no attempt has two ends")
+
+
+def _check_nodes(state: State) -> None:
+    for node in state.nodes.values():
+        both = node.fetching.keys() & node.deleting.keys()
+        _require(not both, f"node {node.node_id} does not fetch and delete {sorted(both)} at once")

@@ -1,0 +1,36 @@
+"""What probes and runtimes measure: free memory and disk, rates.
+
+Decides when a measurement is news. Must not know how it was made.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from agents.core.context import Context
+from agents.core.events import NodeMeasured, RatesMeasured
+
+# Free memory of a host moves all the time; less than this decides no placement.
+_NEWS_BYTES: Final = 64 * 1024 * 1024
+
+
+def measured(ctx: Context, event: NodeMeasured) -> None:
+    """The probes measured a node."""
+    node = ctx.state.nodes.get(event.node_id)
+    if node is None:
+        ctx.notices.append(f"unknown node {event.node_id} was measured")
+        return
+    moved = [node.host_free_bytes - event.host_free_bytes, node.disk_free_bytes - event.disk_free_bytes]
+    node.host_free_bytes, node.disk_free_bytes = event.host_free_bytes, event.disk_free_bytes
+    for slot in node.slots:
+        if slot.ref.index < len(event.gpu_free_bytes):
+            free = event.gpu_free_bytes[slot.ref.index]
+            moved.append(slot.measured_free_bytes - free)
+            slot.measured_free_bytes = free
+    if any(abs(by) >= _NEWS_BYTES for by in moved):
+        ctx.state.dirty[node.node_id] = None
+
+
+def rates_measured(ctx: Context, event: RatesMeasured) -> None:
+    """The runtime measured rates."""
+    ctx.state.rates = event.rates

@@ -1,0 +1,133 @@
+"""What an agent's core knows: slots and their replicas, nodes and their disks, attempts under way, the outbox.
+
+Decides the form only. Everything is plain data, so that a snapshot covers all of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from atoll.model.assignment import AssignedAttempt
+from atoll.model.attempt import AttemptState, ResultManifest
+from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, PoolId, SiteId, SlotRef, Term
+from atoll.model.modelspec import ModelSpec
+from atoll.model.replica import ReplicaState
+from atoll.model.report import AttemptEvent, RateFacts
+from atoll.model.site import SiteRuntime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """A model in a slot's memory. `weights_digest` is "" where it is unknown (found after a restart, or a twin's)."""
+
+    model_id: ModelId
+    state: ReplicaState
+    memory_bytes: int
+    weights_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """An attempt that this site brings to an end. Instants are the agent's fleet time, -1: not yet.
+
+    `assigned` and `model` are None only for what was found executing after a restart and is not assigned (yet).
+    """
+
+    key: AttemptKey
+    slot: SlotRef
+    assigned: AssignedAttempt | None
+    model: ModelSpec | None
+    state: AttemptState = AttemptState.LEASED
+    steps_done: int = 0
+    accepted_us: int = -1
+    turn_us: int = -1  # when its slot turned to it
+    fetch_from_us: int = -1
+    fetch_us: int = -1
+    load_from_us: int = -1
+    load_us: int = -1
+    run_from_us: int = -1
+
+
+@dataclass(slots=True, kw_only=True)
+class Slot:
+    """One GPU. It loads, evicts or executes, one thing at a time; `queue` are the attempts that wait for it, in order of arrival."""
+
+    ref: SlotRef
+    memory_bytes: int  # 0: unknown, then nothing is refused for want of memory
+    ready: bool = False
+    replicas: dict[ModelId, Replica] = field(default_factory=dict)
+    queue: list[AttemptKey] = field(default_factory=list)
+    executing: AttemptKey | None = None
+    loading_for: AttemptKey | None = None  # the attempt that the load in flight is for; None if that one ended meanwhile
+    measured_free_bytes: int = -1
+
+    @property
+    def occupied(self) -> bool:
+        """Whether something is going on in it."""
+        return self.executing is not None or any(
+            replica.state in (ReplicaState.LOADING, ReplicaState.EVICTING) for replica in self.replicas.values()
+        )
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory of all replicas, those that load and leave included."""
+        return sum(replica.memory_bytes for replica in self.replicas.values())
+
+    def at_most_free(self, measured_bytes: int) -> int:
+        """`measured_bytes`, cut to what the other replicas leave: a GPU holds no more than it has, whatever a meter says."""
+        return min(measured_bytes, max(self.memory_bytes - self.used_bytes, 0)) if self.memory_bytes else measured_bytes
+
+
+@dataclass(slots=True, kw_only=True)
+class Node:
+    """One host: the models on its disk by digest, fetches and deletions under way, and what the probes measured last."""
+
+    pool_id: PoolId
+    node_id: NodeId
+    slots: list[Slot]
+    host_free_bytes: int
+    disk_free_bytes: int
+    disk: dict[ModelId, str] = field(default_factory=dict)
+    fetching: dict[ModelId, ModelSpec] = field(default_factory=dict)
+    deleting: dict[ModelId, None] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """Everything. `ended` are attempts that ended here and that the orchestrator may still name: they are never run again."""
+
+    site_id: SiteId
+    runtime: SiteRuntime
+    nodes: dict[NodeId, Node]
+    slots: dict[SlotRef, Slot]
+    fleet_id: FleetId = FleetId("")
+    term: Term = Term(0)
+    generation: Generation = Generation(0)
+    started: bool = False
+    # --- session
+    connected: bool = False
+    interval_us: int = 1_000_000
+    scale_milli: int = 1_000
+    contact_us: int = 0
+    renew_due_us: int = -1
+    resync_asked_us: int = -1
+    snapshots_taken: int = 0  # in this session
+    # --- attempts
+    works: dict[AttemptKey, Work] = field(default_factory=dict)
+    listed: dict[AttemptKey, AssignedAttempt] = field(default_factory=dict)
+    ended: dict[AttemptKey, None] = field(default_factory=dict)
+    finished: dict[AttemptKey, ResultManifest] = field(default_factory=dict)  # while no agent watched; until the first snapshot
+    leaving: dict[ModelId, None] = field(default_factory=dict)
+    # --- outbox
+    outbox: dict[EventSeq, AttemptEvent] = field(default_factory=dict)
+    next_event_seq: EventSeq = EventSeq(1)
+    sent_event_seq: EventSeq = EventSeq(0)  # highest sent in this session
+    events_sent_us: int = -1
+    # --- reports
+    rates: RateFacts = RateFacts()
+    dirty: dict[NodeId, None] = field(default_factory=dict)
+    report_seq: int = 0
+    reported_us: int = -1
+    prompt_us: int = -1  # when a prompt report is due; -1: none is
+    full_due: bool = False
+    refreshed: int = 0  # position of the rolling refresh among the nodes
