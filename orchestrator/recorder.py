@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -33,8 +32,8 @@ FORMAT_VERSION: Final = 1
 BYTES_MAX: Final = 10 * 1024**3
 # Events handed over and not yet written: a few seconds of a busy fleet. More means that the disk is not keeping up.
 _BACKLOG_MAX: Final = 50_000
-# Written at once, so that a killed process loses little.
-_FLUSH_EVERY: Final = 64
+# How long an end waits for the disk.
+_CLOSE_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +96,12 @@ class Recorder:
 
     def close(self) -> None:
         """Write what was handed over, and end."""
-        self._backlog.put(None)
-        self._thread.join()
+        if self._thread.is_alive():
+            try:
+                self._backlog.put(None, timeout=_CLOSE_S)
+            except queue.Full:
+                return  # a disk that hangs; the thread is a daemon and goes with the process
+        self._thread.join(_CLOSE_S)
 
     def _hand_over(self, item: Snapshot | tuple[int, Event, Step]) -> None:
         if self._ended:
@@ -106,42 +109,37 @@ class Recorder:
         try:
             self._backlog.put_nowait(item)
         except queue.Full:
-            self._ended = "writing did not keep up"
-            _log.error("recording_ended", reason=self._ended)
+            self._end("writing did not keep up")
 
     def _write(self) -> None:
+        """The thread: encode and write what is handed over; if that ends early, say so in the last line."""
         written = 0
         with self._file:
-            for count, line in enumerate(self._lines(), start=1):
-                try:
-                    written += self._file.write(line + b"\n")
-                    if count % _FLUSH_EVERY == 0 or self._backlog.empty():
+            try:
+                while (item := self._backlog.get()) is not None and not self._ended:
+                    written += self._file.write(_encoded(item, self._policy, self._gpus) + b"\n")
+                    if self._backlog.empty():
                         self._file.flush()
-                except OSError as error:
-                    self._end(f"the disk refused: {error.strerror}")
-                    continue
-                if written > self._bytes_max:
-                    self._end(f"the limit of {self._bytes_max} bytes was reached")
+                    if written > self._bytes_max:
+                        self._end(f"the limit of {self._bytes_max} bytes was reached")
+                if self._ended:
+                    self._file.write(codec().encode(RecordingEnded(reason=self._ended)) + b"\n")
+            except OSError as error:
+                self._end(f"the disk refused: {error.strerror}")
+            except (RecordingError, TypeError) as error:
+                self._end(f"a value has no canonical text: {error}")
 
     def _end(self, reason: str) -> None:
         if not self._ended:
             self._ended = reason
             _log.error("recording_ended", reason=reason)
 
-    def _lines(self) -> Iterator[bytes]:
-        """Encoded lines of what is handed over, until it ends; then why it did, if that was early."""
-        told = False
-        while (item := self._backlog.get()) is not None:
-            if told:
-                continue
-            if self._ended:
-                told = True
-                yield codec().encode(RecordingEnded(reason=self._ended))
-            elif isinstance(item, Snapshot):
-                yield codec().encode(RecordingBegun(version=FORMAT_VERSION, policy=self._policy, gpus=self._gpus, snapshot=item))
-            else:
-                now_us, event, step = item
-                yield codec().encode(Recorded(now_us=now_us, event=event, step_sha256=step_digest(step)))
+
+def _encoded(item: Snapshot | tuple[int, Event, Step], policy: Policy, gpus: tuple[GpuType, ...]) -> bytes:
+    if isinstance(item, Snapshot):
+        return codec().encode(RecordingBegun(version=FORMAT_VERSION, policy=policy, gpus=gpus, snapshot=item))
+    now_us, event, step = item
+    return codec().encode(Recorded(now_us=now_us, event=event, step_sha256=step_digest(step)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import pytest
 
 from atoll.model.address import Address
 from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, ResultManifest
@@ -31,10 +32,13 @@ from atoll.wire.sites import site_spec_to_proto
 from orchestrator.app import Catalogue, serve
 from orchestrator.config import OrchestratorConfig
 from orchestrator.core.placement.policy import Policy
-from tests.unit.fleet_of_machines import GB, GPUS, model, pool
+from tests.unit.fleet_of_machines import GB, GPUS, pool
 
 # Longer than anything here takes on a busy machine, shorter than the test's own limit.
 PATIENCE_S = 30.0
+
+# What a stream reads at its end; the stubs lack it.
+EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 
 # Silence is noticed soon, so that tests of it do not wait.
 QUICK = Policy(silent_after_ms=700, report_interval_ms=100)
@@ -51,10 +55,8 @@ class Running:
     """An orchestrator that answers, and stubs to ask it."""
 
     address: Address
-    channel: grpc.aio.Channel
-    metadata: tuple[tuple[str, str], ...]
-    task: asyncio.Task[int]
-    stop: asyncio.Event
+    channel: Any
+    metadata: tuple[tuple[str, str], ...] = ()
     jobs: Any = field(init=False)
     operators: Any = field(init=False)
     sites: Any = field(init=False)
@@ -97,6 +99,12 @@ class Running:
         return last
 
 
+def trailers(error: pytest.ExceptionInfo[grpc.aio.AioRpcError]) -> dict[str, str | bytes]:
+    """Trailing metadata of a refusal."""
+    metadata: Any = error.value.trailing_metadata()
+    return dict(metadata)
+
+
 def job(key: str = "", **spec: Any) -> jobs_pb.SubmitRequest:
     """A job for model `m`, unless the fields say otherwise."""
     fields = {"model_id": "m", "prompt": "a lighthouse", **spec}
@@ -111,17 +119,16 @@ async def orchestrator(
     ready: asyncio.Future[Address] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
     catalogue = Catalogue(gpus=GPUS, models=models)
-    task = asyncio.create_task(
-        serve(config(folder, **changes), policy=policy, catalogue=catalogue, ready=ready.set_result, stop=stop)
-    )
-    await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE_S)
+    task = asyncio.create_task(serve(config(folder, **changes), policy=policy, catalogue=catalogue, ready=ready.set_result, stop=stop))
+    first: set[asyncio.Future[Any]] = {task, ready}
+    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE_S)
     if task.done():
         task.result()
     address = ready.result()
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
     async with grpc.aio.insecure_channel(str(address)) as channel:
         try:
-            yield Running(address, channel, metadata, task, stop)
+            yield Running(address, channel, metadata)
         finally:
             stop.set()
             code = await asyncio.wait_for(task, PATIENCE_S)
@@ -181,7 +188,7 @@ class ScriptedAgent:
         }  # fmt: skip
         await self._call.write(sites_pb.AgentMessage(hello=hello_to_proto(SiteHello(**fields))))
         first = await asyncio.wait_for(self._call.read(), PATIENCE_S)
-        if first is grpc.aio.EOF:
+        if first is EOF:
             await self._raise()
         self.welcome = first.welcome
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._report())]
@@ -200,8 +207,9 @@ class ScriptedAgent:
             self._call.cancel()
 
     async def _raise(self) -> None:
+        call = self._call
         raise grpc.aio.AioRpcError(
-            await self._call.code(), await self._call.initial_metadata(), await self._call.trailing_metadata(), await self._call.details()
+            await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details(), None
         )
 
     async def report(self) -> None:
@@ -216,14 +224,12 @@ class ScriptedAgent:
             for one in self.pools for index in range(one.nodes)
         )  # fmt: skip
         progress = tuple(AttemptProgress(key=key, state=AttemptState.RUNNING, steps_done=3) for key in self.attempts)
-        report = SiteReport(
-            seq=self._report_seq, full=True, generation=Generation(self.generation), nodes=nodes, progress=progress
-        )
+        report = SiteReport(seq=self._report_seq, full=True, generation=Generation(self.generation), nodes=nodes, progress=progress)
         await self._call.write(sites_pb.AgentMessage(report=report_to_proto(report)))
 
     async def _listen(self) -> None:
         try:
-            while (message := await self._call.read()) is not grpc.aio.EOF:
+            while (message := await self._call.read()) is not EOF:
                 match message.WhichOneof("message"):
                     case "assignment":
                         await self._assigned(message.assignment)
@@ -240,8 +246,8 @@ class ScriptedAgent:
             self.attempts = {}
         for attempt in assignment.attempts:
             self.attempts[attempt_key_from_proto(attempt.key)] = attempt
-        for key in assignment.removed:
-            self.attempts.pop(attempt_key_from_proto(key), None)
+        for removed in assignment.removed:
+            self.attempts.pop(attempt_key_from_proto(removed), None)
         for seq in [seq for seq in self.outbox if seq <= assignment.acked_event_seq]:
             del self.outbox[seq]
         for key, attempt in list(self.attempts.items()):
@@ -273,8 +279,3 @@ class ScriptedAgent:
         """Send everything that is not acknowledged, again."""
         events = attempt_events_to_proto(tuple(self.outbox[seq] for seq in sorted(self.outbox)))
         await self._call.write(sites_pb.AgentMessage(events=events))
-
-
-def served_model(name: str = "m") -> ModelSpec:
-    """A model that real sites can load."""
-    return model(name)

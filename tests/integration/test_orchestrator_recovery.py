@@ -1,0 +1,207 @@
+"""What survives: kill -9, restarts, commits that nobody confirms, another process on the same store; and how each start can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import grpc.aio
+import pytest
+
+from atoll.model.address import Address
+from atoll.v1 import job_service_pb2 as jobs_pb
+from atoll.v1 import operator_service_pb2 as pb
+from atoll.v1 import types_pb2
+from orchestrator.app import serve
+from orchestrator.config import ExitCode, StartError, load_config
+from orchestrator.recorder import replay
+from tests.integration.running_orchestrator import (
+    PATIENCE_S,
+    Running,
+    ScriptedAgent,
+    config,
+    job,
+    orchestrator,
+    until,
+)
+from tests.unit.fleet_of_machines import model, site
+
+
+@asynccontextmanager
+async def process(folder: Path, port: int, **environ: str) -> AsyncIterator[tuple[Running, subprocess.Popen[bytes]]]:
+    """An orchestrator in a process of its own, reached once it answers; ended if it still runs."""
+    settings = {
+        "ATOLL_ORCHESTRATOR_LISTEN": f"127.0.0.1:{port}",
+        "ATOLL_ORCHESTRATOR_DATA_DIR": str(folder),
+        "ATOLL_ORCHESTRATOR_METRICS": "off",
+        **environ,
+    }
+    with (folder.parent / "log").open("ab") as log:
+        # Starting it is what takes a moment, and nothing else runs on this loop yet.
+        child = subprocess.Popen([sys.executable, "-m", "orchestrator"], env={**os.environ, **settings}, stderr=log)  # noqa: ASYNC220
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            running = Running(Address(host="127.0.0.1", port=port), channel)
+            await running.operators.GetFleet(pb.GetFleetRequest(), wait_for_ready=True, timeout=PATIENCE_S)
+            yield running, child
+    finally:
+        child.kill()
+        await asyncio.to_thread(child.wait)
+
+
+async def test_kill_9_in_mid_flight_loses_nothing_that_was_accepted(tmp_path: Path, free_ports: Callable[[], int]) -> None:
+    accepted: dict[str, str] = {}
+    keys = iter(f"key-{index}" for index in range(1_000_000))
+
+    async def submit_until_it_dies(running: Running) -> None:
+        while True:
+            key = next(keys)
+            try:
+                accepted[key] = (await running.jobs.Submit(job(key))).job_id
+            except grpc.aio.AioRpcError:
+                return
+
+    for round_ in range(3):
+        enough = len(accepted) + 100
+        async with process(tmp_path / "data", free_ports()) as (running, child):
+            if round_ == 0:
+                await running.add_models(model("m"))
+            submitters = [asyncio.create_task(submit_until_it_dies(running)) for _ in range(16)]
+            await until(lambda: len(accepted) >= enough)  # noqa: B023 - read within the round
+            child.kill()
+            await asyncio.gather(*submitters)
+    async with process(tmp_path / "data", free_ports()) as (running, child):
+        states = {one.state for one in await asyncio.gather(*(running.get(job_id) for job_id in accepted.values()))}
+        assert states == {types_pb2.JOB_STATE_QUEUED}
+        for key, job_id in list(accepted.items())[:20]:
+            again = await running.jobs.Submit(job(key))
+            assert (again.job_id, again.existing) == (job_id, True)
+        assert (await running.operators.GetFleet(pb.GetFleetRequest())).term == 4
+        child.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(child.wait, PATIENCE_S) == 0
+
+
+async def test_running_work_goes_on_over_a_restart(tmp_path: Path) -> None:
+    async with orchestrator(tmp_path) as running:
+        await running.add_models(model("m"))
+        await running.apply(site("a"))
+        async with ScriptedAgent(running, "a", hold=True) as agent:
+            job_id = await running.submit()
+            await until(lambda: bool(agent.attempts))
+            term, outbox = agent.term, agent.attempts
+    async with orchestrator(tmp_path) as running:
+        async with ScriptedAgent(running, "a", hold=True) as agent:
+            await until(lambda: agent.attempts.keys() == outbox.keys())
+            assert agent.term == term + 1
+            await agent.release()
+            await agent.deliver()  # twice: the second changes nothing
+            ended = (await running.ended(job_id))[job_id]
+        assert (ended.state, len(ended.attempts)) == (types_pb2.JOB_STATE_SUCCEEDED, 1)
+    async with orchestrator(tmp_path) as running:
+        assert (await running.get(job_id)).state == types_pb2.JOB_STATE_SUCCEEDED
+
+
+async def test_a_recording_of_a_live_run_replays_to_equal_steps(tmp_path: Path) -> None:
+    recording = tmp_path / "run.jsonl"
+    async with orchestrator(tmp_path / "data", record=recording) as running:
+        await running.add_models(model("m"), model("n"))
+        await running.apply(site("a"), site("b"))
+        async with ScriptedAgent(running, "a", hold=True) as a, ScriptedAgent(running, "b", hold=True) as b:
+            job_ids = await asyncio.gather(*(running.submit(seed=seed, model_id="mn"[seed % 2]) for seed in range(30)))
+            await running.jobs.Cancel(jobs_pb.CancelJobRequest(job_id=job_ids[0]))
+            await running.operators.DrainSite(pb.DrainSiteRequest(site_id="a", reason="test", deadline_ms=10_000))
+            await a.release()
+            await b.release()
+            await running.ended(*job_ids)
+    found = replay(recording)
+    assert (found.difference, found.ended, found.torn, found.cores) == (None, "", False, 1)
+    assert found.events > 40
+    torn = tmp_path / "torn.jsonl"
+    torn.write_bytes(recording.read_bytes()[:-10])
+    assert replay(torn).torn
+    lines = recording.read_bytes().splitlines(keepends=True)
+    changed = tmp_path / "changed.jsonl"
+    changed.write_bytes(b"".join(lines[:10] + lines[11:]))
+    difference = replay(changed).difference
+    assert difference is not None
+
+
+async def test_a_recording_ends_at_its_size_and_the_orchestrator_goes_on(tmp_path: Path) -> None:
+    recording = tmp_path / "run.jsonl"
+    async with orchestrator(tmp_path / "data", record=recording, record_bytes_max=20_000) as running:
+        await running.add_models(model("m"))
+        for _ in range(60):
+            await running.submit()
+    assert recording.stat().st_size < 30_000
+    assert "limit of 20000 bytes" in replay(recording).ended
+
+
+async def test_a_port_in_use_is_named_and_the_store_is_left_alone(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StartError) as error:
+            await serve(config(tmp_path / "data", listen=Address(host="127.0.0.1", port=port)))
+    assert error.value.code is ExitCode.ADDRESS_IN_USE
+    assert f"127.0.0.1:{port}" in str(error.value)
+    assert not (tmp_path / "data" / "atoll.sqlite").exists()
+
+
+async def test_a_second_orchestrator_on_the_store_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    async with orchestrator(tmp_path) as running:
+        with pytest.raises(StartError) as error:
+            await serve(config(tmp_path))
+        assert error.value.code is ExitCode.STORE_HELD
+        await running.add_models(model("m"))
+        assert await running.submit()
+
+
+async def test_a_data_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(StartError) as error:
+        await serve(config(blocker / "data"))
+    assert error.value.code is ExitCode.STORE_UNUSABLE
+    assert str(blocker / "data") in str(error.value)
+
+
+async def test_listening_to_everybody_wants_a_credential(tmp_path: Path) -> None:
+    environ = {"ATOLL_ORCHESTRATOR_LISTEN": "0.0.0.0:0", "ATOLL_ORCHESTRATOR_DATA_DIR": str(tmp_path)}
+    with pytest.raises(StartError) as error:
+        load_config({}, environ)
+    assert error.value.code is ExitCode.CONFIG
+    assert "ATOLL_ORCHESTRATOR_TOKEN" in str(error.value)
+    loaded = load_config({}, {**environ, "ATOLL_ORCHESTRATOR_TOKEN": "sixteen-characters"})
+    assert loaded.listen.host == "0.0.0.0"
+    assert "sixteen" not in repr(loaded)
+    with pytest.raises(StartError):
+        await serve(replace(config(tmp_path), listen=Address(host="192.0.2.1", port=0)))
+
+
+@pytest.mark.parametrize(
+    ("flags", "field"),
+    [
+        ({"listen": "nowhere:99999"}, "listen"),
+        ({"time_scale": "nan"}, "time_scale"),
+        ({"time_scale": 0}, "time_scale"),
+        ({"log_format": "xml"}, "log_format"),
+        ({"retention_hours": -1}, "retention_hours"),
+        ({"tls_cert": "/nowhere.pem"}, "tls_cert"),
+        ({"tokens": "/nowhere.yaml"}, "tokens"),
+        ({"colour": "blue"}, "flags"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(flags: dict[str, object], field: str) -> None:
+    with pytest.raises(StartError) as error:
+        load_config(flags, {})
+    assert error.value.code is ExitCode.CONFIG
+    assert str(error.value).startswith(f"{field} is ")
