@@ -1,0 +1,27 @@
+"""The figures that come with the program: GPU types, models, and the links of the reference fleet.
+
+Decides where packaged text lies. What it means is `atoll.catalog`'s; sources, licences and what is estimated stand in README.md beside it.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+
+def gpus_csv() -> str:
+    """Data-sheet figures of GPU types, one a row."""
+    return _text("gpus.csv")
+
+
+def models_csv() -> str:
+    """Figures of public models, one a row."""
+    return _text("models.csv")
+
+
+def fleet_wan_csv() -> str:
+    """Round trips and throughput between the sites of the reference fleet: synthetic."""
+    return _text("fleet_wan.csv")
+
+
+def _text(name: str) -> str:
+    return (files(__name__) / name).read_text(encoding="utf-8")
