@@ -155,6 +155,7 @@ class ScriptedAgent:
         self.site_id = SiteId(site_id)
         self.pools = pools or (pool("big"),)
         self.hold = hold
+        self.talks = True
         self.hello = hello
         self.token = hello.pop("token", "")
         self.welcome: sites_pb.Welcome | None = None
@@ -164,6 +165,7 @@ class ScriptedAgent:
         self.outbox: dict[int, AttemptEvent] = {}
         self.error: grpc.aio.AioRpcError | None = None
         self.log: tuple[str, ...] = ()
+        self._saying = asyncio.Lock()
         self._next_seq = 1
         self._report_seq = 0
         self._call: Any = None
@@ -186,7 +188,7 @@ class ScriptedAgent:
             "agent_version": "0", "boot_id": f"boot-{self.site_id}", "runtime": SiteRuntime.RAY, "pools": self.pools,
             "next_event_seq": EventSeq(self._next_seq), **self.hello,
         }  # fmt: skip
-        await self._call.write(sites_pb.AgentMessage(hello=hello_to_proto(SiteHello(**fields))))
+        await self.say(sites_pb.AgentMessage(hello=hello_to_proto(SiteHello(**fields))))
         first = await asyncio.wait_for(self._call.read(), PATIENCE_S)
         if first is EOF:
             await self._raise()
@@ -194,7 +196,7 @@ class ScriptedAgent:
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._report())]
 
     async def _report(self) -> None:
-        while self.error is None:
+        while self.talks:
             await self.report()
             await asyncio.sleep(0.1)
 
@@ -205,6 +207,11 @@ class ScriptedAgent:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._call is not None:
             self._call.cancel()
+
+    async def say(self, message: sites_pb.AgentMessage) -> None:
+        """One message up; a stream takes one at a time."""
+        async with self._saying:
+            await self._call.write(message)
 
     async def _raise(self) -> None:
         call = self._call
@@ -225,7 +232,7 @@ class ScriptedAgent:
         )  # fmt: skip
         progress = tuple(AttemptProgress(key=key, state=AttemptState.RUNNING, steps_done=3) for key in self.attempts)
         report = SiteReport(seq=self._report_seq, full=True, generation=Generation(self.generation), nodes=nodes, progress=progress)
-        await self._call.write(sites_pb.AgentMessage(report=report_to_proto(report)))
+        await self.say(sites_pb.AgentMessage(report=report_to_proto(report)))
 
     async def _listen(self) -> None:
         try:
@@ -235,7 +242,7 @@ class ScriptedAgent:
                         await self._assigned(message.assignment)
                     case "log_request" if self.log:
                         chunk = sites_pb.LogChunk(request=message.log_request.request, lines=self.log)
-                        await self._call.write(sites_pb.AgentMessage(log=chunk))
+                        await self.say(sites_pb.AgentMessage(log=chunk))
             await self._raise()
         except grpc.aio.AioRpcError as error:
             self.error = error
@@ -278,4 +285,4 @@ class ScriptedAgent:
     async def deliver(self) -> None:
         """Send everything that is not acknowledged, again."""
         events = attempt_events_to_proto(tuple(self.outbox[seq] for seq in sorted(self.outbox)))
-        await self._call.write(sites_pb.AgentMessage(events=events))
+        await self.say(sites_pb.AgentMessage(events=events))
