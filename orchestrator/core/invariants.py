@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from atoll.model.attempt import ENDED, AttemptState
 from atoll.model.errors import AtollError
+from atoll.model.ids import JobId
 from atoll.model.job import TERMINAL, JobState
-from orchestrator.core.context import Context
+from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.machine import Machine
-from orchestrator.core.state import JobEntry, Pool, Site, Slot
+from orchestrator.core.state import JobEntry, LiveAttempt, Pool, Site, Slot
 
 
 class InvariantViolation(AtollError):  # noqa: N818 - it names what was found, not what went wrong in finding it
@@ -25,15 +26,21 @@ def _must(holds: bool, promise: str, detail: object) -> None:
 def check(machine: Machine) -> None:
     """Raise InvariantViolation if any promise is broken just now."""
     ctx = machine.context
+    live: dict[JobId, list[LiveAttempt]] = {}
+    for site in ctx.state.sites.values():
+        for attempt in site.attempts.values():
+            if not attempt.given_up:
+                live.setdefault(attempt.key.job_id, []).append(attempt)
+    backing_off = {subject for _, kind, subject in ctx.timers if kind is TimerKind.RETRY}
     for entry in ctx.state.jobs.values():
-        _check_job(ctx, entry)
+        _check_job(ctx, entry, live.get(entry.job.job_id, []), backing_off)
     for site in ctx.state.sites.values():
         _check_site(ctx, site)
     _check_columns(ctx)
     _check_queue(ctx)
 
 
-def _check_job(ctx: Context, entry: JobEntry) -> None:
+def _check_job(ctx: Context, entry: JobEntry, live: list[LiveAttempt], backing_off: set[str]) -> None:
     job = entry.job
     _must(job.state not in TERMINAL, "terminal jobs leave memory", job.job_id)
     ordinals = [attempt.key.ordinal for attempt in job.attempts]
@@ -42,17 +49,10 @@ def _check_job(ctx: Context, entry: JobEntry) -> None:
     _must(all(attempt.state in ENDED for attempt in job.attempts[:-1]), "only the last attempt is live", job.job_id)
     known = ctx.state.keys.get((job.spec.tenant, job.idempotency_key))
     _must(known is not None and known.job_id == job.job_id, "one job per idempotency key", job.job_id)
-    live = [
-        other
-        for site in ctx.state.sites.values()
-        for other in site.attempts.values()
-        if other.key.job_id == job.job_id and not other.given_up
-    ]
     if job.state is JobState.QUEUED:
         _must(not live, "a queued job holds no slot", job.job_id)
         waits = job.job_id in ctx.queue or entry.not_before_us > ctx.now_us
-        due = any(subject == job.job_id for _, _, subject in ctx.timers)
-        _must(waits or due, "a queued job waits in the queue or for its back-off", job.job_id)
+        _must(waits or job.job_id in backing_off, "a queued job waits in the queue or for its back-off", job.job_id)
         return
     _must(job.job_id not in ctx.queue, "a placed job does not wait", job.job_id)
     _must(len(live) == 1, "a placed job has exactly one live attempt", (job.job_id, [str(other.key) for other in live]))

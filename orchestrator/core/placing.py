@@ -88,13 +88,23 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None) ->
     if patient is not None:
         (candidate,) = board.candidates([patient])
         pool = patient % len(board.columns.columns)
-        rest_us = int(np.clip(candidate.wait_us, policy.recheck_min_ms * 1_000, rest_us))
+        shortest_us = policy.recheck_min_ms * 1_000
+        if candidate.wait_us <= shortest_us:
+            # Overdue: its end wakes the class, so look the more rarely the longer that takes. A slot that hangs must not be polled.
+            shortest_us = max(shortest_us, _waited_us(ctx, waiting.head[1], candidate) // 8)
+        rest_us = int(np.clip(candidate.wait_us, min(shortest_us, rest_us), rest_us))
     deferral = Deferral(
         since_us=ctx.now_us, until_us=ctx.now_us + rest_us, waits_for=candidate, rejections=board.rejections()
     )
     ctx.queue.rest(waiting.key, ctx.now_us + rest_us, pool)
     ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
     _tell_head(ctx, waiting.head[1], deferral)
+
+
+def _waited_us(ctx: Context, job_id: JobId, candidate: Candidate) -> int:
+    """For how long a job has waited for this very place."""
+    deferral = ctx.state.jobs[job_id].job.deferral
+    return ctx.now_us - deferral.since_us if deferral is not None and _place(deferral.waits_for) == _place(candidate) else 0
 
 
 def _tell_head(ctx: Context, job_id: JobId, deferral: Deferral) -> None:

@@ -154,7 +154,6 @@ def reported(ctx: Context, event: SiteReported) -> None:
     site, report = ctx.state.sites.get(event.site_id), event.report
     if site is None or site.session != event.session or report.seq <= site.last_report_seq:
         return
-    missed = report.seq != site.last_report_seq + 1 and not report.full
     site.last_report_seq = report.seq
     leases.heard(ctx, site)
     for facts in report.nodes:
@@ -170,13 +169,14 @@ def reported(ctx: Context, event: SiteReported) -> None:
     ctx.columns.refresh_site(site)
     if first:
         ctx.queue.wake_all()
-    _check_generation(ctx, site, report.generation, missed=missed, unknown=any(p.key not in site.attempts for p in report.progress))
+    _check_generation(ctx, site, report.generation, unknown=any(p.key not in site.attempts for p in report.progress))
 
 
-def _check_generation(ctx: Context, site: Site, generation: int, *, missed: bool, unknown: bool) -> None:
-    """A site that still holds another generation than was sent a while ago, or runs what it should not, gets a snapshot."""
+def _check_generation(ctx: Context, site: Site, generation: int, *, unknown: bool) -> None:
+    """A site that still holds another generation than was sent a while ago, or runs what it should not, or whose full report is
+    missing, gets a snapshot: it answers one with a full report."""
     overdue = ctx.now_us - site.sent_us > ctx.policy.resend_after_ms * 1_000
-    if overdue and (generation != site.generation or unknown or (missed and not site.reported)):
+    if overdue and (generation != site.generation or unknown or not site.reported):
         site.needs_snapshot = True
         ctx.touch_assignment(site)
 
