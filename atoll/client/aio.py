@@ -35,7 +35,6 @@ from atoll.v1 import operator_service_pb2 as operator_pb
 T = TypeVar("T")
 
 
-
 class AsyncClient:
     """Submit jobs and operate the fleet.
 

@@ -33,7 +33,6 @@ from atoll.v1 import operator_service_pb2 as operator_pb
 T = TypeVar("T")
 
 
-
 class Client:
     """Submit jobs and operate the fleet.
 

@@ -133,7 +133,7 @@ def upload_name(source: Source, name: str | None) -> str:
 
 
 def digest_of(source: Source) -> str:
-    """"sha256:..." of what is uploaded. InputError when it cannot be read or is too large."""
+    """ "sha256:..." of what is uploaded. InputError when it cannot be read or is too large."""
     if isinstance(source, bytes):
         _check_size(len(source))
         return f"sha256:{hashlib.sha256(source).hexdigest()}"

@@ -1,0 +1,115 @@
+"""The command `atoll`: its verbs, and how every error becomes one line and one exit code.
+
+Decides what is loaded: the modules of the verbs are light, and each loads the SDK or a server only when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import typer
+
+from atoll.cli import events, fleet, jobs, models, servers, sites, store, submit, version
+from atoll.cli.exits import HELP, Exit, code_of, hint_of
+from atoll.cli.output import note, printable
+from atoll.cli.session import AddressOption, CaOption, ConfigOption, OutputOption, TokenOption, begin, examples
+from atoll.model.errors import AtollError
+
+# Typer exports the kinds of a wrong command line, not their root.
+_USAGE_ERROR: Final[Any] = typer.BadParameter.__bases__[0]
+DEBUG_VARIABLE: Final = "ATOLL_DEBUG"
+
+app = typer.Typer(
+    name="atoll",
+    help="Many uneven sites of GPUs that behave like one pool.\n\nSubmit jobs, follow them, and operate the sites that run them.",
+    epilog=examples(
+        """
+        atoll up  # an orchestrator and a site on this machine
+        atoll submit tiny-image --prompt "a lighthouse" --seed 7 --wait --out lighthouse.png
+        atoll jobs explain JOB  # why it ran where it ran
+        atoll sites drain aws-use1 --deadline 10m --reason "switch replaced" --dry-run
+        """
+    )
+    + f"\n\n{HELP}",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+
+@app.callback()
+def root(
+    address: AddressOption = None, token: TokenOption = None, ca: CaOption = None, config: ConfigOption = None, output: OutputOption = None
+) -> None:
+    """Options here hold for the verb that follows; they may stand after it too."""
+    begin({"address": address, "token": token, "ca": ca, "config": config, "output": output})
+
+
+for module in (submit, jobs, sites, models, events, fleet, servers, store, version):
+    module.register(app)
+
+
+@app.command("demo", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def demo(context: typer.Context) -> None:
+    """Two real sites and 36 twins on this machine; pictures and films in out/."""
+    from atoll.cli.demo import run
+
+    raise typer.Exit(run(list(context.args)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; its exit code. Prints one line for whatever goes wrong, and a traceback only with ATOLL_DEBUG=1."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(given, prog_name="atoll", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or Exit.OK)
+    except KeyboardInterrupt:
+        return _interrupted()
+    except BrokenPipeError:
+        return _nobody_reads()
+    except AtollError as error:
+        return _failed(str(error), code_of(error), hint_of(error), error)
+    except _USAGE_ERROR as error:
+        return _misused(error)
+    except typer.Abort:
+        return _interrupted()
+    except Exception as error:  # noqa: BLE001 - our bug: still one line, unless somebody wants to see it
+        hint = f"this is a bug of atoll's; {DEBUG_VARIABLE}=1 shows where"
+        return _failed(f"{type(error).__name__}: {error}", Exit.FAILED, hint, error)
+
+
+def _misused(error: Exception) -> int:
+    """A command line that cannot be read: what is wrong, and where the right form is explained."""
+    context = getattr(error, "ctx", None)
+    path = getattr(context, "command_path", "atoll")
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    if not message:  # a group without a verb: Typer has printed its help
+        return Exit.USAGE
+    return _failed(message.rstrip("."), Exit.USAGE, f"see '{path} --help'", error)
+
+
+def _failed(message: str, code: int, hint: str, error: BaseException) -> int:
+    if os.environ.get(DEBUG_VARIABLE) == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    note(f"error: {printable(message)}")
+    if hint:
+        note(f"hint: {printable(hint)}")
+    return int(code)
+
+
+def _interrupted() -> int:
+    note("interrupted")
+    return Exit.INTERRUPTED
+
+
+def _nobody_reads() -> int:
+    # What is left in the buffer would raise again at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return Exit.OK

@@ -1,0 +1,83 @@
+"""`atoll events`: the history of the fleet."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from atoll.cli import arguments
+from atoll.cli.figures import duration
+from atoll.cli.output import Column, Form, Listing, plain, printable, say, show_list
+from atoll.cli.session import session, verb
+from atoll.model.audit import AuditEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+EVENTS: Listing[AuditEvent] = Listing(
+    kind="event",
+    ref=lambda event: str(event.seq),
+    columns=(
+        Column(title="SEQ", cell=lambda event: str(event.seq), right=True),
+        Column(title="FLEET TIME", cell=lambda event: duration(event.at_us), right=True),
+        Column(title="SEVERITY", cell=lambda event: event.severity.value),
+        Column(title="ACTOR", cell=lambda event: event.actor),
+        Column(title="WHAT", cell=lambda event: event.verb.replace("_", " ")),
+        Column(title="SUBJECT", cell=lambda event: event.subject),
+        Column(title="REASON", cell=lambda event: event.reason),
+        Column(title="DETAIL", cell=lambda event: event.detail),
+    ),
+)
+
+
+def register(root: typer.Typer) -> None:
+    """Add the verb to the command."""
+    verb(
+        root,
+        "events",
+        epilog="""
+        atoll events
+        atoll events --follow --after 1200
+        atoll events --follow -o json  # one JSON object a line
+        """,
+    )(events)
+
+
+def events(
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as things happen, until interrupted.")] = False,
+    after: Annotated[str, typer.Option("--after", metavar="SEQ", help="Only what comes after this number.")] = "0",
+) -> None:
+    """Who did what to the fleet, when and why; and what it did by itself that a person should know."""
+    after_seq = arguments.whole("--after", after, 0, 2**61)
+    form = session().form
+    with session().client() as client:
+        found = client.events(after_seq=after_seq, follow=follow)
+        if follow:
+            _follow(form, found)
+        else:
+            show_list(form, EVENTS, found, empty="nothing has happened")
+
+
+def _follow(form: Form, found: Iterable[AuditEvent]) -> None:
+    """A line for each event, at once; columns have no common width, as nobody knows what comes."""
+    for event in found:
+        match form:
+            case Form.JSON:
+                say(json.dumps(plain(event)))
+            case Form.YAML:
+                say("---")
+                for name, value in plain(event).items():
+                    say(f"{name}: {json.dumps(value)}")
+            case Form.NAME:
+                say(f"event/{event.seq}")
+            case Form.TABLE | Form.WIDE:
+                why = f" ({event.reason})" if event.reason else ""
+                detail = f": {event.detail}" if event.detail else ""
+                loud = "" if event.severity.value == "info" else f"{event.severity.value.upper()} "
+                what = event.verb.replace("_", " ")
+                say(printable(f"{event.seq:>6}  {duration(event.at_us):>7}  {loud}{event.actor}: {what} {event.subject}{why}{detail}"))
+        sys.stdout.flush()

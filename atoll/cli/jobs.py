@@ -1,0 +1,273 @@
+"""`atoll jobs`: list, get, watch, cancel, explain, logs, download."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atoll.cli import arguments, explain, progress
+from atoll.cli.exits import CliError, Exit
+from atoll.cli.figures import NONE, change, duration, size
+from atoll.cli.output import Column, Form, Listing, note, printable, say, show_list, show_one, show_plain
+from atoll.cli.session import session, verb
+from atoll.model import limits
+from atoll.model.attempt import Attempt
+from atoll.model.errors import FieldError
+from atoll.model.job import TERMINAL, Job, JobState
+
+app = typer.Typer(name="jobs", help="Follow jobs, ask why they are where they are, fetch their results.", no_args_is_help=True)
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, with or without 'job/'.")]
+JobsArgument = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of jobs, with or without 'job/'.")]
+
+
+def register(root: typer.Typer) -> None:
+    """Add the noun to the command."""
+    root.add_typer(app)
+
+
+def _last(job: Job) -> Attempt | None:
+    return job.attempts[-1] if job.attempts else None
+
+
+def _site(job: Job) -> str:
+    last = _last(job)
+    return last.site_id if last and job.state is not JobState.QUEUED else NONE
+
+
+def _weights(job: Job) -> str:
+    last = _last(job)
+    return NONE if last is None else "cold" if last.cold else "warm"
+
+
+def _predicted(job: Job) -> str:
+    last = _last(job)
+    return duration(last.predicted_us) if last else NONE
+
+
+def _took(job: Job) -> str:
+    last = _last(job)
+    return duration(last.ended_us - last.leased_us) if last and last.ended_us else NONE
+
+
+def _off(job: Job) -> str:
+    last = _last(job)
+    if last is None or not last.ended_us or job.state is not JobState.SUCCEEDED:
+        return NONE
+    return change(last.predicted_us, last.ended_us - last.leased_us)
+
+
+def _files(job: Job) -> str:
+    if job.result is None:
+        return NONE
+    if job.result.simulated:
+        return "(simulated)"
+    return ", ".join(f"{artifact.name} {size(artifact.bytes)}" for artifact in job.result.artifacts)
+
+
+def _why(job: Job) -> str:
+    return f"{job.failure.kind}: {job.failure.message}" if job.failure else job.cancel_reason or NONE
+
+
+JOBS: Listing[Job] = Listing(
+    kind="job",
+    ref=lambda job: job.job_id,
+    columns=(
+        Column(title="JOB", cell=lambda job: job.job_id),
+        Column(title="MODEL", cell=lambda job: job.spec.model_id),
+        Column(title="STATE", cell=lambda job: job.state.value),
+        Column(title="SITE", cell=_site),
+        Column(title="WEIGHTS", cell=_weights),
+        Column(title="PREDICTED", cell=_predicted, right=True),
+        Column(title="TOOK", cell=_took, right=True),
+        Column(title="OFF", cell=_off, right=True, wide=True),
+        Column(title="TRIES", cell=lambda job: str(len(job.attempts)), right=True),
+        Column(title="PRIORITY", cell=lambda job: job.spec.priority.value, wide=True),
+        Column(title="SHAPE", cell=lambda job: str(job.spec.shape), wide=True),
+        Column(title="SEED", cell=lambda job: str(job.spec.seed), wide=True, right=True),
+        Column(title="TENANT", cell=lambda job: job.spec.tenant, wide=True),
+        Column(title="FILES", cell=_files, wide=True),
+        Column(title="WHY", cell=_why, wide=True),
+        Column(title="PROMPT", cell=lambda job: job.spec.prompt, wide=True),
+    ),
+)
+
+
+def job_id(text: str) -> str:
+    """The id in "job/ID" or "ID"; whether it is one is checked where it is sent."""
+    return text.removeprefix("job/")
+
+
+@verb(
+    app,
+    "list",
+    epilog="""
+    atoll jobs list
+    atoll jobs list --state running,placed -o wide
+    atoll jobs list --state failed --limit 0 -o json | jq '.[].failure'
+    """,
+)
+def list_jobs(
+    *,
+    state: Annotated[list[str] | None, typer.Option("--state", metavar="STATE", help="Only these states; may be repeated.")] = None,
+    tenant: Annotated[str, typer.Option("--tenant", help="Only this tenant's (operators see all).")] = "",
+    limit: Annotated[str, typer.Option("--limit", metavar="N", help="At most so many; 0: all.")] = "50",
+) -> None:
+    """List jobs, newest first."""
+    most = arguments.whole("--limit", limit, 0, 1_000_000)
+    states = []
+    for name in arguments.names(state):
+        try:
+            states.append(JobState(name.lower()))
+        except ValueError:
+            raise FieldError("--state", name, f"one of {', '.join(JobState)}") from None
+    form = session().form
+    with session().client() as client:
+        size_of_page = min(most or limits.PAGE_SIZE_MAX, limits.PAGE_SIZE_MAX)
+        jobs = client.list(states=states, tenant=tenant, page_size=size_of_page)
+        found = list(islice(jobs, most)) if most else list(jobs)
+    show_list(form, JOBS, found, empty="no jobs")
+    if most and len(found) == most and form in {Form.TABLE, Form.WIDE}:
+        note(f"the newest {most}; --limit 0 lists all")
+
+
+@verb(
+    app,
+    "get",
+    epilog="""
+    atoll jobs get JOB
+    atoll jobs get JOB -o json
+    """,
+)
+def get(*, jobs: JobsArgument) -> None:
+    """Show jobs as they are."""
+    form = session().form
+    with session().client() as client:
+        found = [client.get(job_id(text)) for text in jobs]
+    if len(found) == 1:
+        show_one(form, JOBS, found[0])
+    else:
+        show_list(form, JOBS, found)
+
+
+@verb(
+    app,
+    "watch",
+    epilog="""
+    atoll jobs watch JOB  # until it ends
+    atoll jobs watch  # everything, until interrupted
+    """,
+)
+def watch(
+    *,
+    jobs: Annotated[list[str] | None, typer.Argument(metavar="[JOB...]", help="Ids of jobs; none: all jobs.")] = None,
+    timeout: Annotated[str | None, typer.Option("--timeout", metavar="DURATION", help="Give up after this long.")] = None,
+) -> None:
+    """Follow jobs as they move through their states. Ends when all named jobs have; the exit code is 1 if one of them failed."""
+    timeout_s = arguments.duration_ms("--timeout", timeout) / 1_000 if timeout else None
+    with session().client() as client:
+        if jobs:
+            ended = progress.follow(client, [job_id(text) for text in jobs], timeout_s=timeout_s)
+            progress.refuse_failures(ended)
+        else:
+            progress.follow_everything(client, timeout_s=timeout_s)
+
+
+@verb(
+    app,
+    "cancel",
+    epilog="""
+    atoll jobs cancel JOB --reason "wrong prompt"
+    atoll jobs list --state queued -o name | xargs atoll jobs cancel
+    """,
+)
+def cancel(*, jobs: JobsArgument, reason: Annotated[str, typer.Option("--reason", help="Why; kept with the job.")] = "") -> None:
+    """Cancel jobs: queued ones at once, running ones between two steps. One that has ended stays as it is (exit code 6)."""
+    form = session().form
+    with session().client() as client:
+        found = [client.cancel(job_id(text), reason) for text in jobs]
+    show_list(form, JOBS, found)
+
+
+@verb(
+    app,
+    "explain",
+    epilog="""
+    atoll jobs explain JOB
+    atoll jobs explain JOB -o json
+    """,
+)
+def explain_job(*, job: JobArgument) -> None:
+    """Why a job ran, runs or waits where it does: every place with its cost in seconds, and why others could not take it."""
+    form = session().form
+    with session().client() as client:
+        found = client.explain(job_id(job))
+    match form:
+        case Form.JSON | Form.YAML:
+            from atoll.cli.output import plain
+
+            show_plain(form, plain(found))
+        case Form.NAME:
+            say(f"job/{found.job.job_id}")
+        case Form.TABLE | Form.WIDE:
+            moment = explain.Moment(
+                job=found.job, now_us=found.now_us, queue_position=found.queue_position, queue_length=found.queue_length
+            )
+            explain.show(moment)
+
+
+@verb(
+    app,
+    "logs",
+    epilog="""
+    atoll jobs logs JOB
+    atoll jobs logs JOB --attempt 1 --lines 500
+    """,
+)
+def logs(
+    *,
+    job: JobArgument,
+    attempt: Annotated[str | None, typer.Option("--attempt", metavar="N", help="Which attempt; default: the latest.")] = None,
+    lines: Annotated[str | None, typer.Option("--lines", metavar="N", help="How many lines from its end; default 200.")] = None,
+) -> None:
+    """Show the log of an attempt, read at its site."""
+    ordinal = arguments.whole("--attempt", attempt, 1, limits.ATTEMPTS_PER_JOB_MAX)
+    wanted = arguments.whole("--lines", lines, 1, limits.LOG_LINES_MAX)
+    form = session().form
+    with session().client() as client:
+        found = client.logs(job_id(job), ordinal=ordinal, lines=wanted)
+    if form in {Form.JSON, Form.YAML}:
+        from atoll.cli.output import plain
+
+        show_plain(form, plain(found))
+        return
+    note(f"attempt {found.ordinal} at {found.site_id}, {len(found.lines)} lines")
+    for line in found.lines:
+        say(printable(line))
+
+
+@verb(
+    app,
+    "download",
+    epilog="""
+    atoll jobs download JOB  # every file, into this folder
+    atoll jobs download JOB --out lighthouse.png
+    """,
+)
+def download(
+    *,
+    job: JobArgument,
+    out: Annotated[str, typer.Option("--out", metavar="PATH", help="A file, or a folder for all files.")] = ".",
+    artifact: Annotated[str | None, typer.Option("--artifact", metavar="NAME", help="Only this file of the result.")] = None,
+) -> None:
+    """Fetch the files of a result, checked by their digests. A file appears complete or not at all."""
+    with session().client() as client:
+        found = client.get(job_id(job))
+        if found.state not in TERMINAL:
+            hint = f"atoll jobs watch {found.job_id} waits for it"
+            raise CliError(f"job {found.job_id} is {found.state}: it has no result yet", code=Exit.CONFLICT, hint=hint)
+        for path in progress.save(client, found, Path(out), only=artifact):
+            say(str(path))

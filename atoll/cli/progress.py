@@ -1,0 +1,217 @@
+"""Jobs on their way: a live view on a terminal, plain lines elsewhere; and their files, once they are there.
+
+Decides what is worth a line. Progress goes to standard error, so that standard output holds answers only.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from atoll.cli.exits import CliError, Exit
+from atoll.cli.figures import change, count, duration
+from atoll.cli.output import STYLES, note, printable
+from atoll.cli.reasons import meaning
+from atoll.model import limits
+from atoll.model.attempt import ENDED, AttemptState
+from atoll.model.job import TERMINAL, Job, JobState
+
+if TYPE_CHECKING:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    from atoll.client import Client, JobChange
+
+# Jobs that a terminal shows one by one; the rest are counted.
+_LIVE_LINES: Final = 20
+
+
+class View(Protocol):
+    """Shows jobs as they change."""
+
+    def __enter__(self) -> View: ...
+    def __exit__(self, *ignored: object) -> None: ...
+    def changed(self, job: Job) -> None:
+        """A job has a new state, phase or step."""
+
+
+def follow(client: Client, job_ids: Sequence[str], *, timeout_s: float | None = None) -> tuple[Job, ...]:
+    """Show these jobs until all have ended; the jobs, in the order of their ids. Raises the SDK's errors."""
+    jobs: dict[str, Job] = {}
+    with _view(len(job_ids)) as view:
+        for start in range(0, len(job_ids), limits.BATCH_JOBS_MAX):
+            part = job_ids[start : start + limits.BATCH_JOBS_MAX]
+            for change_ in client.watch(part, until_terminal=True, timeout_s=timeout_s):
+                jobs[change_.job.job_id] = change_.job
+                view.changed(change_.job)
+    missing = [job_id for job_id in job_ids if job_id not in jobs or jobs[job_id].state not in TERMINAL]
+    if missing:
+        raise CliError(f"the orchestrator ended the stream before job {missing[0]} had ended", code=Exit.UNAVAILABLE)
+    return tuple(jobs[job_id] for job_id in job_ids)
+
+
+def follow_everything(client: Client, *, timeout_s: float | None = None) -> None:
+    """Print a line for each change of any job, until interrupted."""
+    changes: Iterator[JobChange] = client.watch(timeout_s=timeout_s)
+    view = PlainView(stream_is_answer=True)
+    for one in changes:
+        view.changed(one.job)
+
+
+def refuse_failures(jobs: Sequence[Job]) -> None:
+    """CliError when one of these jobs has ended without a result."""
+    bad = [job for job in jobs if job.state is not JobState.SUCCEEDED]
+    if not bad:
+        return
+    if len(jobs) == 1:
+        raise CliError(f"job {bad[0].job_id} {sentence(bad[0])}", hint=f"atoll jobs explain {bad[0].job_id}")
+    raise CliError(f"{len(bad)} of {count(len(jobs), 'job')} ended without a result; the first, {bad[0].job_id}, {sentence(bad[0])}")
+
+
+def save(client: Client, job: Job, out: Path, *, only: str | None = None) -> Iterator[Path]:
+    """Fetch a result's files to `out`: a folder, or a file (numbered when there are several). Yields each path once it is there."""
+    if job.result is None:
+        raise CliError(f"job {job.job_id} {sentence(job)}: it has no files", code=Exit.CONFLICT)
+    if job.result.simulated:
+        raise CliError(f"job {job.job_id} was simulated: its result has no files", code=Exit.CONFLICT)
+    found = [artifact for artifact in job.result.artifacts if only is None or artifact.name == only]
+    if not found:
+        names = ", ".join(artifact.name for artifact in job.result.artifacts) or "none"
+        raise CliError(f"job {job.job_id} has no file {only}: it has {names}", code=Exit.NOT_FOUND)
+    for number, artifact in enumerate(found, start=1):
+        path = out
+        if out.is_dir():
+            path = out / f"{job.job_id}-{artifact.name}"
+        elif len(found) > 1:
+            path = numbered(out, number)
+        client.download(job.job_id, path, artifact=artifact.name)
+        yield path
+
+
+def numbered(path: Path, number: int) -> Path:
+    """ "out.png" -> "out-3.png"."""
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def sentence(job: Job) -> str:
+    """Where a job stands, for a person: "is running at local, step 3 of 8"."""
+    last = job.attempts[-1] if job.attempts else None
+    match job.state:
+        case JobState.QUEUED:
+            return f"is queued{_why_waiting(job)}"
+        case JobState.PLACED | JobState.RUNNING if last is not None:
+            return f"is {job.state} at {last.site_id}{_phase(job)}"
+        case JobState.SUCCEEDED if last is not None:
+            took = last.ended_us - last.leased_us
+            kind = " (simulated)" if job.result and job.result.simulated else ""
+            off = f" ({change(last.predicted_us, took)})" if last.predicted_us else ""
+            return f"succeeded at {last.site_id} in {duration(took)}, predicted {duration(last.predicted_us)}{off}{kind}"
+        case _:
+            why = f": {job.failure.kind}: {job.failure.message}" if job.failure else f": {job.cancel_reason}" if job.cancel_reason else ""
+            return printable(f"{'is' if job.state not in TERMINAL else 'has'} {job.state}{why}".replace("has failed", "failed"))
+
+
+def _phase(job: Job) -> str:
+    last = job.attempts[-1]
+    steps = job.spec.shape.steps
+    match last.state:
+        case AttemptState.LEASED:
+            return f" ({'cold' if last.cold else 'warm'}), predicted {duration(last.predicted_us)}"
+        case AttemptState.RUNNING:
+            return f", step {last.steps_done} of {steps}" if last.steps_done else ""
+        case state if state in ENDED:
+            return ""
+        case state:
+            return f", {state}"
+
+
+def _why_waiting(job: Job) -> str:
+    tried = f" again after {count(len(job.attempts), 'attempt')}" if job.attempts else ""
+    deferral = job.deferral
+    if deferral is None:
+        return tried
+    if deferral.waits_for:
+        return f"{tried}, waiting for {deferral.waits_for.site_id}, free in about {duration(deferral.waits_for.wait_us)}"
+    reasons = ", ".join(f"{meaning(one.reason)} ({count(one.pools, 'pool')})" for one in deferral.rejections[:3])
+    return f"{tried}: no place can take it now{': ' + reasons if reasons else ''}"
+
+
+class PlainView:
+    """One line per change of state or phase; steps are not worth a line."""
+
+    def __init__(self, *, stream_is_answer: bool = False) -> None:
+        self._last: dict[str, tuple[object, ...]] = {}
+        self._to_output = stream_is_answer
+
+    def __enter__(self) -> PlainView:
+        return self
+
+    def __exit__(self, *ignored: object) -> None:
+        return None
+
+    def changed(self, job: Job) -> None:
+        """Print a line unless the last one of this job says the same."""
+        last = job.attempts[-1] if job.attempts else None
+        kind = (job.state, len(job.attempts), last.state if last else None, job.deferral.waits_for if job.deferral else None)
+        if self._last.get(job.job_id) == kind:
+            return
+        self._last[job.job_id] = kind
+        line = f"job/{job.job_id} {sentence(job)}"
+        if self._to_output:
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+        else:
+            note(line)
+
+
+class LiveView:
+    """A table that is drawn again as jobs move, and one line that counts them."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._jobs: dict[str, Job] = {}
+        self._total = total
+        self._live = Live(console=Console(stderr=True, highlight=False), refresh_per_second=8, transient=total > 1)
+
+    def __enter__(self) -> LiveView:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *ignored: object) -> None:
+        self._live.__exit__(None, None, None)
+
+    def changed(self, job: Job) -> None:
+        """Draw it again."""
+        self._jobs[job.job_id] = job
+        self._live.update(self._table())
+
+    def _table(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        drawn = Table(box=None, show_header=False, pad_edge=False)
+        moving = [job for job in self._jobs.values() if job.state not in TERMINAL]
+        shown = (moving or list(self._jobs.values()))[:_LIVE_LINES]
+        for job in shown:
+            drawn.add_row(Text(f"job/{job.job_id}"), Text(sentence(job), style=STYLES.get(job.state.value, "")), _bar(job))
+        if self._total > 1:
+            ended = len(self._jobs) - len(moving)
+            drawn.add_row(Text(f"{ended} of {count(self._total, 'job')} ended", style="bold"))
+        return drawn
+
+
+def _bar(job: Job) -> ProgressBar | str:
+    from rich.progress_bar import ProgressBar
+
+    last = job.attempts[-1] if job.attempts else None
+    if job.state is not JobState.RUNNING or last is None or not last.steps_done:
+        return ""
+    return ProgressBar(total=job.spec.shape.steps, completed=last.steps_done, width=20)
+
+
+def _view(total: int) -> View:
+    return LiveView(total) if sys.stderr.isatty() else PlainView()

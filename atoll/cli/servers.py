@@ -1,0 +1,109 @@
+"""`atoll orchestrator`: a server in this process. Its code is loaded when it is started, not before.
+
+Decides which flags there are; what they may hold is said by the server's own configuration.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Final
+
+import typer
+
+from atoll.cli.exits import CliError
+from atoll.cli.session import examples
+
+# The one-time token of a new site; read by `atoll agent`.
+JOIN_TOKEN_VARIABLE: Final = "ATOLL_JOIN_TOKEN"  # noqa: S105 - the name of a variable
+
+
+def register(root: typer.Typer) -> None:
+    """Add the verbs to the command."""
+    root.command(
+        "orchestrator",
+        epilog=examples(
+            """
+            atoll orchestrator
+            atoll orchestrator --data-dir /var/lib/atoll --listen 127.0.0.1:7443
+            ATOLL_ORCHESTRATOR_TOKEN=... atoll orchestrator --listen 0.0.0.0:7443 --tls-cert cert.pem --tls-key key.pem
+            """
+        ),
+    )(orchestrator)
+
+
+def orchestrator(
+    *,
+    listen: Annotated[str | None, typer.Option("--listen", metavar="HOST:PORT", help="Where; [127.0.0.1:7443].")] = None,
+    data_dir: Annotated[
+        str | None, typer.Option("--data-dir", metavar="FOLDER", help="Its store; [~/.local/state/atoll/orchestrator].")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Prometheus metrics; [127.0.0.1:7444], 'off': none.")
+    ] = None,
+    tokens: Annotated[str | None, typer.Option("--tokens", metavar="FILE", help="Credentials of clients, hashed, as YAML.")] = None,
+    tls_cert: Annotated[str | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[str | None, typer.Option("--tls-key", metavar="FILE", help="Its key, PEM.")] = None,
+    origin_url: Annotated[str | None, typer.Option("--origin-url", metavar="URL", help="Where weights are; [a folder of its own].")] = None,
+    artifacts_url: Annotated[
+        str | None, typer.Option("--artifacts-url", metavar="URL", help="Where results go; [a folder of its own].")
+    ] = None,
+    time_scale: Annotated[
+        str | None, typer.Option("--time-scale", metavar="X", help="Fleet time runs X times as fast; twins only.")
+    ] = None,
+    retention_hours: Annotated[
+        str | None, typer.Option("--retention-hours", metavar="N", help="How long ended jobs stay readable; [24].")
+    ] = None,
+    ended_jobs_max: Annotated[str | None, typer.Option("--ended-jobs-max", metavar="N", help="How many of them; [1,000,000].")] = None,
+    record: Annotated[str | None, typer.Option("--record", metavar="FILE", help="Write a snapshot and every event after it.")] = None,
+    record_bytes_max: Annotated[str | None, typer.Option("--record-bytes-max", metavar="N", help="End the recording there.")] = None,
+    log_format: Annotated[str | None, typer.Option("--log-format", help="auto, console or json.")] = None,
+    log_level: Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")] = None,
+) -> None:
+    """Run an orchestrator in the foreground, with its embedded store, until SIGTERM or Ctrl-C.
+
+    Each option may come from the environment instead: ATOLL_ORCHESTRATOR_ and its name, such as ATOLL_ORCHESTRATOR_LISTEN.
+    """
+    flags = {
+        "listen": listen,
+        "data_dir": data_dir,
+        "metrics": metrics,
+        "tokens": tokens,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "origin_url": origin_url,
+        "artifacts_url": artifacts_url,
+        "time_scale": time_scale,
+        "retention_hours": retention_hours,
+        "ended_jobs_max": ended_jobs_max,
+        "record": record,
+        "record_bytes_max": record_bytes_max,
+        "log_format": log_format,
+        "log_level": log_level,
+    }
+    refuse_foreign_packages()
+    from orchestrator.app import run_orchestrator
+    from orchestrator.config import StartError, load_config
+
+    try:
+        config = load_config(flags, os.environ)
+    except StartError as error:
+        raise CliError(str(error), code=error.code) from None
+    raise typer.Exit(run_orchestrator(config))
+
+
+def refuse_foreign_packages() -> None:
+    """CliError when `agents` or `orchestrator` of the environment are not Atoll's: `agents` is another public package's name too."""
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    import atoll
+
+    beside = Path(atoll.__file__).resolve().parent.parent
+    for name in ("orchestrator", "agents"):
+        found = find_spec(name)
+        if found is None or not found.origin or Path(found.origin).resolve().parent.parent != beside:
+            where = found.origin if found and found.origin else "nowhere"
+            raise CliError(
+                f"the package '{name}' is found at {where}, not beside {beside / 'atoll'}: another package of that name is installed",
+                hint="run Atoll from an environment of its own",
+            )

@@ -1,0 +1,326 @@
+"""`atoll sites`: list, get, apply, add, cordon, uncordon, drain, remove."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from atoll.cli import arguments, drain
+from atoll.cli.exits import CliError, Exit
+from atoll.cli.figures import NONE, count, money, rate
+from atoll.cli.output import Column, Form, Listing, note, plain, say, show_list, show_one, show_plain, table
+from atoll.cli.session import session, verb
+from atoll.model.errors import FieldError
+from atoll.model.ids import SiteId, parse_name
+from atoll.model.limits import RATE_BYTES_PER_S_MAX
+from atoll.model.site import SiteSpec
+from atoll.model.views import SiteView
+
+if TYPE_CHECKING:
+    from atoll.client import SitesApplied
+
+app = typer.Typer(name="sites", help="Declare sites, see how they are, take them out of service and put them back.", no_args_is_help=True)
+
+SiteArgument = Annotated[str, typer.Argument(metavar="SITE", help="Name of a site, with or without 'site/'.")]
+ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", show_default=False, help="Why; kept in the audit. Required.")]
+NoteOption = Annotated[str, typer.Option("--reason", metavar="TEXT", show_default=False, help="Why; kept in the audit.")]
+
+
+def register(root: typer.Typer) -> None:
+    """Add the noun to the command."""
+    root.add_typer(app)
+
+
+def site_id(text: str) -> str:
+    """The name in "site/NAME" or "NAME"; whether it is one is checked where it is sent."""
+    return text.removeprefix("site/")
+
+
+def _gpus(view: SiteView) -> str:
+    return f"{sum(pool.slots_used for pool in view.pools)}/{sum(pool.slots for pool in view.pools)}"
+
+
+def _types(view: SiteView) -> str:
+    return ", ".join(f"{pool.slots} {pool.gpu_type}" for pool in view.pools) or NONE
+
+
+def _warm(view: SiteView) -> str:
+    return str(len({model for pool in view.pools for model in pool.warm}))
+
+
+SITES: Listing[SiteView] = Listing(
+    kind="site",
+    ref=lambda view: view.spec.site_id,
+    columns=(
+        Column(title="SITE", cell=lambda view: view.spec.site_id),
+        Column(title="CONNECTION", cell=lambda view: view.connection.value if view.connection else "never"),
+        Column(title="ADMIN", cell=lambda view: view.admin.value),
+        Column(title="RUNTIME", cell=lambda view: view.runtime.value if view.runtime else NONE),
+        Column(title="REGION", cell=lambda view: view.spec.region),
+        Column(title="BUSY", cell=_gpus, right=True),
+        Column(title="JOBS", cell=lambda view: str(view.live_attempts), right=True),
+        Column(title="WARM", cell=_warm, right=True),
+        Column(title="GPUS", cell=_types, wide=True),
+        Column(title="PROVIDER", cell=lambda view: view.spec.provider, wide=True),
+        Column(title="WAN", cell=lambda view: rate(view.spec.wan_bytes_per_s), wide=True, right=True),
+        Column(title="AGENT", cell=lambda view: view.agent_version, wide=True),
+        Column(title="SYNTHETIC", cell=lambda view: "yes" if view.spec.synthetic else "no", wide=True),
+        Column(title="REASON", cell=lambda view: view.reason, wide=True),
+    ),
+)
+
+
+@verb(
+    app,
+    "list",
+    epilog="""
+    atoll sites list
+    atoll sites list --region tokyo -o wide
+    atoll sites list -o name | xargs -n1 atoll sites get
+    """,
+)
+def list_sites(
+    *,
+    region: Annotated[list[str] | None, typer.Option("--region", help="Only in these regions.")] = None,
+    gpu: Annotated[list[str] | None, typer.Option("--gpu", metavar="TYPE", help="Only with these GPU types.")] = None,
+) -> None:
+    """List sites: how they are connected, what the operator wants of them, how busy they are."""
+    form = session().form
+    types = arguments.names(gpu)
+    with session().client() as client:
+        found = client.sites_list()
+    if region:
+        found = tuple(view for view in found if view.spec.region in region)
+    if types:
+        found = tuple(view for view in found if any(pool.gpu_type in types for pool in view.pools))
+    show_list(form, SITES, found, empty="no sites; 'atoll sites apply clusters.yaml' or 'atoll sites add NAME' declares some")
+
+
+@verb(
+    app,
+    "get",
+    epilog="""
+    atoll sites get aws-use1
+    """,
+)
+def get(*, site: SiteArgument) -> None:
+    """Show a site with its pools and what is warm there."""
+    form = session().form
+    with session().client() as client:
+        view = client.sites_get(site_id(site))
+    show_one(form, SITES, view)
+    if form not in {Form.TABLE, Form.WIDE}:
+        return
+    if view.drain:
+        say(f"draining since it was asked for by {view.drain.actor}: {view.drain.reason}")
+    elif view.reason:
+        say(f"reason: {view.reason}")
+    if view.pools:
+        say("")
+        rows = [
+            [pool.pool_id, pool.gpu_type, str(pool.nodes), f"{pool.slots_used}/{pool.slots}", str(pool.attempts),
+             money(pool.usd_micros_per_gpu_hour), ", ".join(pool.warm)]
+            for pool in view.pools
+        ]  # fmt: skip
+        table(["POOL", "GPU", "NODES", "BUSY", "JOBS", "PER GPU HOUR", "WARM"], rows, frozenset({2, 3, 4, 5}))
+
+
+@verb(
+    app,
+    "apply",
+    epilog="""
+    atoll sites apply clusters.yaml --dry-run  # what would change
+    atoll sites apply clusters.yaml --reason "new links in Asia"
+    """,
+)
+def apply(
+    *,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A fleet file such as clusters.yaml.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the difference.")] = False,
+    reason: NoteOption = "",
+) -> None:
+    """Declare the sites and links of a file: new ones are added, known ones updated, none removed."""
+    from atoll.cli.fleetfile import read_fleet
+
+    sites, links = read_fleet(Path(file))
+    form = session().form
+    with session().client() as client:
+        known = {view.spec.site_id: view.spec for view in client.sites_list()}
+        applied = client.sites_apply(sites, links, reason=reason, dry_run=dry_run)
+    if form in {Form.JSON, Form.YAML}:
+        show_plain(form, plain(applied))
+    elif form is Form.NAME:
+        for name in (*applied.added, *applied.updated):
+            say(f"site/{name}")
+    else:
+        _difference(applied, known, {spec.site_id: spec for spec in sites})
+
+
+def _difference(applied: SitesApplied, known: dict[SiteId, SiteSpec], declared: dict[SiteId, SiteSpec]) -> None:
+    """What is new, what changes from what to what, and what the file does not mention."""
+    for name in applied.added:
+        pools = declared[name].pools if name in declared else ()
+        say(f"+ site/{name}   {', '.join(f'{pool.slots} {pool.gpu_type}' for pool in pools)}")
+    for name in applied.updated:
+        say(f"~ site/{name}")
+        if name in known and name in declared:
+            for path, old, new in _changes(plain(known[name]), plain(declared[name])):
+                say(f"    {path}: {old} -> {new}")
+    for name in applied.not_declared:
+        say(f"? site/{name}   known to the orchestrator, not in the file; 'atoll sites remove' takes it away")
+    done = "would be" if applied.dry_run else "were"
+    note(
+        f"{count(len(applied.added), 'site')} {done} added, {len(applied.updated)} updated, {len(applied.unchanged)} unchanged, "
+        f"{len(applied.not_declared)} not in the file"
+    )
+
+
+def _changes(old: object, new: object, path: str = "") -> list[tuple[str, object, object]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *[key for key in new if key not in old]]
+        return [change for key in keys for change in _changes(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [change for index, pair in enumerate(zip(old, new, strict=True)) for change in _changes(*pair, f"{path}[{index}]")]
+    if isinstance(old, list) and isinstance(new, list):
+        return [(path, count(len(old), "entry", "entries"), count(len(new), "entry", "entries"))]
+    return [] if old == new else [(path, old, new)]
+
+
+@verb(
+    app,
+    "add",
+    epilog="""
+    atoll sites add lab-berlin --region Berlin --wan 1Gbps
+    """,
+)
+def add(
+    *,
+    site: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new site.")],
+    region: Annotated[str, typer.Option("--region", show_default=False, help="Where it is; jobs may be bound to regions. Required.")],
+    provider: Annotated[str, typer.Option("--provider", show_default=False, help="Whose it is.")] = "",
+    wan: Annotated[str, typer.Option("--wan", metavar="RATE", help="What its link to other sites carries.")] = "1Gbps",
+    origin: Annotated[str | None, typer.Option("--origin-rate", metavar="RATE", help="From the origin store. [as --wan]")] = None,
+    reason: NoteOption = "",
+) -> None:
+    """Add one site, and print the command that joins its machine. What GPUs it has its agent finds out."""
+    try:
+        name = SiteId(parse_name("NAME", site_id(site)))
+    except FieldError as error:
+        raise CliError(str(error), code=Exit.USAGE) from None
+    wan_bytes_per_s = arguments.bytes_per_s("--wan", wan)
+    origin_bytes_per_s = wan_bytes_per_s if origin is None else arguments.bytes_per_s("--origin-rate", origin)
+    spec = SiteSpec(
+        site_id=name, region=region, provider=provider, wan_bytes_per_s=wan_bytes_per_s,
+        origin_bytes_per_s=min(origin_bytes_per_s, RATE_BYTES_PER_S_MAX),
+    )  # fmt: skip
+    form = session().form
+    with session().client() as client:
+        added = client.sites_add(spec, reason=reason)
+        address, ca = client.settings.shown_address, client.settings.ca
+    if form in {Form.JSON, Form.YAML}:
+        show_plain(form, plain(added))
+    elif form is Form.NAME:
+        say(f"site/{added.site_id}")
+    else:
+        say(f"site/{added.site_id} added. On its machine, once:")
+        say("")
+        say(f"    {join_command(added.site_id, address, added.join_token, ca)}")
+        say("")
+        if added.join_token:
+            note("the token works once and is shown this once; a lost one means: remove the site and add it again")
+        else:
+            note("this orchestrator asks for no credential, so the command holds none")
+
+
+def join_command(name: str, address: str, token: str, ca: str) -> str:
+    """What to type on the new site's machine. The token is in the environment, where other users of that machine do not see it."""
+    from atoll.cli.servers import JOIN_TOKEN_VARIABLE
+
+    prefix = f"{JOIN_TOKEN_VARIABLE}={token} " if token else ""
+    trust = f" --ca {ca}" if ca else ""
+    return f"{prefix}atoll agent --site {name} --orchestrator {address}{trust}"
+
+
+@verb(
+    app,
+    "cordon",
+    epilog="""
+    atoll sites cordon aws-use1 --reason "packet loss, ticket 4711"
+    """,
+)
+def cordon(*, site: SiteArgument, reason: ReasonOption = "") -> None:
+    """No new placements at a site; what runs there goes on."""
+    drain.demand_reason(reason)
+    form = session().form
+    with session().client() as client:
+        show_one(form, SITES, client.sites_cordon(site_id(site), reason=reason))
+
+
+@verb(
+    app,
+    "uncordon",
+    epilog="""
+    atoll sites uncordon aws-use1 --reason "link mended"
+    """,
+)
+def uncordon(*, site: SiteArgument, reason: NoteOption = "") -> None:
+    """Placements at a site again; ends a cordon or a drain."""
+    form = session().form
+    with session().client() as client:
+        show_one(form, SITES, client.sites_uncordon(site_id(site), reason=reason))
+
+
+@verb(
+    app,
+    "drain",
+    epilog="""
+    atoll sites drain aws-use1 --deadline 10m --reason "switch replaced" --dry-run
+    atoll sites drain aws-use1 --deadline 10m --reason "switch replaced" --wait
+    """,
+)
+def drain_site(
+    *,
+    site: SiteArgument,
+    reason: ReasonOption = "",
+    deadline: Annotated[str, typer.Option("--deadline", metavar="DURATION", help="Until then what runs may run.")] = "10m",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would move where, and when the site would be empty.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Return once the site is empty.")] = False,
+) -> None:
+    """Empty a site: no new work, what has not begun moves now, what runs may end until the deadline and moves then."""
+    drain.demand_reason(reason)
+    if dry_run and wait:
+        raise CliError("--wait is given with --dry-run: expected one of them", code=Exit.USAGE)
+    deadline_ms = arguments.duration_ms("--deadline", deadline)
+    form = session().form
+    with session().client() as client:
+        started = client.sites_drain(site_id(site), reason=reason, deadline_ms=deadline_ms, dry_run=dry_run)
+        if form in {Form.JSON, Form.YAML}:
+            show_plain(form, plain(started))
+        elif form is Form.NAME:
+            say(f"site/{started.plan.site_id}")
+        else:
+            drain.show_plan(started)
+        if wait:
+            drain.wait_until_drained(client, site_id(site))
+
+
+@verb(
+    app,
+    "remove",
+    epilog="""
+    atoll sites remove lab-berlin --reason "machine returned"
+    """,
+)
+def remove(
+    *,
+    site: SiteArgument,
+    reason: ReasonOption = "",
+    force: Annotated[bool, typer.Option("--force", help="Even with work there: it is given up and placed elsewhere.")] = False,
+) -> None:
+    """Forget a site. It must be empty (drain it first), unless forced; its credential is void at once."""
+    drain.demand_reason(reason)
+    with session().client() as client:
+        removed = client.sites_remove(site_id(site), reason=reason, force=force)
+    say(f"site/{removed}" if session().form is Form.NAME else f"site/{removed} removed")

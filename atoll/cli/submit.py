@@ -1,0 +1,198 @@
+"""`atoll submit`: ask for pictures or films."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+
+import typer
+
+from atoll.cli import arguments, progress
+from atoll.cli.exits import CliError, Exit
+from atoll.cli.jobs import JOBS
+from atoll.cli.output import Form, note, say, show_list, show_one
+from atoll.cli.session import session, verb
+from atoll.model import limits
+from atoll.model.errors import FieldError
+from atoll.model.job import Job, JobState, Priority
+from atoll.model.shape import Precision
+
+if TYPE_CHECKING:
+    from atoll.client import Client, JobRequest
+
+E = TypeVar("E", bound=StrEnum)
+
+# More from one command line are a mistake of a script; the SDK takes any number.
+_COUNT_MAX: Final = 100_000
+_WHAT: Final = "What to make"
+_WHEN: Final = "When"
+_WHERE: Final = "Where"
+_RESULT: Final = "Result"
+
+
+def register(root: typer.Typer) -> None:
+    """Add the verb to the command."""
+    verb(
+        root,
+        "submit",
+        epilog="""
+        atoll submit tiny-image --prompt "a lighthouse" --seed 7 --wait --out lighthouse.png
+        atoll submit tiny-video --prompt "waves" --size 96x96 --frames 9 --wait --out waves.mp4
+        atoll submit flux1-dev --prompt "a reef" --simulated --count 200 --priority batch
+        atoll submit tiny-image --prompt "a gull" --deadline 2m --region "N. Virginia" --key gull-1
+        """,
+    )(submit)
+
+
+def submit(
+    *,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model; see 'atoll models list'.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", rich_help_panel=_WHAT, show_default=False, help="What it should show.")] = "",
+    negative: Annotated[str, typer.Option("--negative", rich_help_panel=_WHAT, show_default=False, help="What it should not.")] = "",
+    seed: Annotated[
+        str | None,
+        typer.Option("--seed", metavar="N", rich_help_panel=_WHAT, help="Same seed, same pixels; with --count they go on from it. [drawn]"),
+    ] = None,
+    size: Annotated[str | None, typer.Option("--size", metavar="WxH", rich_help_panel=_WHAT, help="Pixels, such as 1280x720.")] = None,
+    frames: Annotated[str | None, typer.Option("--frames", metavar="N", rich_help_panel=_WHAT, help="Frames of a film.")] = None,
+    steps: Annotated[str | None, typer.Option("--steps", metavar="N", rich_help_panel=_WHAT, help="Denoising steps.")] = None,
+    cfg: Annotated[
+        str | None, typer.Option("--cfg", metavar="N", rich_help_panel=_WHAT, help="Passes of the denoiser a step (2: with guidance).")
+    ] = None,
+    guidance: Annotated[str | None, typer.Option("--guidance", metavar="X", rich_help_panel=_WHAT, help="Guidance scale.")] = None,
+    batch: Annotated[str | None, typer.Option("--batch", metavar="N", rich_help_panel=_WHAT, help="Results of one job.")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", rich_help_panel=_WHAT, help="fp32, fp16, bf16, fp8 or fp4.")] = None,
+    count: Annotated[str, typer.Option("--count", metavar="N", rich_help_panel=_WHAT, help="So many jobs, each with its own seed.")] = "1",
+    priority: Annotated[str, typer.Option("--priority", rich_help_panel=_WHEN, help="urgent, normal or batch.")] = "normal",
+    deadline: Annotated[
+        str | None, typer.Option("--deadline", metavar="DURATION", rich_help_panel=_WHEN, help="Expire when not done by then.")
+    ] = None,
+    start_timeout: Annotated[
+        str | None, typer.Option("--start-timeout", metavar="DURATION", rich_help_panel=_WHEN, help="Expire when not begun by then.")
+    ] = None,
+    site: Annotated[list[str] | None, typer.Option("--site", rich_help_panel=_WHERE, help="Only at these sites; may be repeated.")] = None,
+    region: Annotated[list[str] | None, typer.Option("--region", rich_help_panel=_WHERE, help="Only in these regions.")] = None,
+    gpu: Annotated[list[str] | None, typer.Option("--gpu", metavar="TYPE", rich_help_panel=_WHERE, help="Only on these GPU types.")] = None,
+    max_price: Annotated[
+        str | None, typer.Option("--max-price", metavar="USD", rich_help_panel=_WHERE, help="At most so many dollars a job.")
+    ] = None,
+    simulated: Annotated[bool, typer.Option("--simulated", rich_help_panel=_WHERE, help="A rehearsal: twins only, no files.")] = False,
+    tenant: Annotated[str, typer.Option("--tenant", rich_help_panel=_WHEN, show_default=False, help="On whose behalf.")] = "",
+    key: Annotated[
+        str, typer.Option("--key", rich_help_panel=_WHEN, show_default=False, help="Idempotency key: submitted again it is the same job.")
+    ] = "",
+    wait: Annotated[bool, typer.Option("--wait", "-w", rich_help_panel=_RESULT, help="Follow it until it ends.")] = False,
+    timeout: Annotated[
+        str | None, typer.Option("--timeout", metavar="DURATION", rich_help_panel=_RESULT, help="Stop waiting then (exit code 7).")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FILE", rich_help_panel=_RESULT, help="Wait, and put the result there.")
+    ] = None,
+) -> None:
+    """Submit a job, or many. Figures that are left out are the model's own. Prints the job's id, which survives everything."""
+    if out is not None and simulated:
+        raise CliError("--out is given with --simulated: expected one of them, as a rehearsal makes no files", code=Exit.USAGE)
+    if timeout is not None and not (wait or out):
+        raise CliError("--timeout is given without --wait", code=Exit.USAGE)
+    jobs = arguments.whole("--count", count, 1, _COUNT_MAX)
+    timeout_s = arguments.duration_ms("--timeout", timeout) / 1_000 if timeout else None
+    form = session().form
+    from atoll.client import JobRequest
+
+    width, height = arguments.size_px("--size", size) if size is not None else (0, 0)
+    template = JobRequest(
+        model=model,
+        prompt=prompt,
+        negative_prompt=negative,
+        width=width,
+        height=height,
+        frames=arguments.whole("--frames", frames, 1, limits.FRAMES_MAX),
+        steps=arguments.whole("--steps", steps, 1, limits.STEPS_MAX),
+        cfg_passes=arguments.whole("--cfg", cfg, 1, limits.CFG_PASSES_MAX),
+        batch=arguments.whole("--batch", batch, 1, limits.BATCH_MAX),
+        guidance=arguments.decimal("--guidance", guidance, 0, limits.GUIDANCE_MILLI_MAX / 1_000),
+        precision=None if precision is None else _member("--precision", precision, Precision),
+        priority=_member("--priority", priority, Priority),
+        deadline_ms=arguments.duration_ms("--deadline", deadline) if deadline is not None else 0,
+        start_timeout_ms=arguments.duration_ms("--start-timeout", start_timeout) if start_timeout is not None else 0,
+        tenant=tenant,
+        sites=arguments.names(site),
+        regions=tuple(region or ()),
+        gpu_types=arguments.names(gpu),
+        max_price_usd=arguments.price_usd("--max-price", max_price),
+        simulated=simulated,
+    )
+    requests = _numbered(template, jobs, None if seed is None else arguments.whole("--seed", seed, 0, 2**63 - 1), key)
+    with session().client() as client:
+        job_ids = _submit(client, requests)
+        if wait or out is not None:
+            _finish(client, job_ids, form, timeout_s, None if out is None else Path(out))
+        else:
+            _announce(client, job_ids, form)
+
+
+def _member(option: str, text: str, kind: type[E]) -> E:
+    try:
+        return kind(text.strip().lower())
+    except ValueError:
+        raise FieldError(option, text, f"one of {', '.join(kind)}") from None
+
+
+def _numbered(template: JobRequest, jobs: int, seed: int | None, key: str) -> list[JobRequest]:
+    """The template so many times, each with a seed and a key of its own."""
+    import uuid
+    from dataclasses import replace
+
+    found = []
+    for index in range(jobs):
+        own_key = uuid.uuid4().hex if not key else key if jobs == 1 else f"{key}-{index + 1}"
+        found.append(replace(template, seed=None if seed is None else seed + index, idempotency_key=own_key))
+    return found
+
+
+def _submit(client: Client, requests: list[JobRequest]) -> list[str]:
+    if len(requests) == 1:
+        return [client.submit_request(requests[0])]
+    outcomes = client.submit_many(requests)
+    refused = [outcome.error for outcome in outcomes if outcome.error is not None]
+    accepted = [outcome.job_id for outcome in outcomes if outcome.job_id is not None]
+    if refused:
+        if accepted:
+            note(f"{len(accepted)} of {len(outcomes)} jobs were accepted")
+        raise refused[0]
+    return [str(job_id) for job_id in accepted]
+
+
+def _announce(client: Client, job_ids: list[str], form: Form) -> None:
+    if form in {Form.TABLE, Form.NAME}:
+        for job_id in job_ids:
+            say(f"job/{job_id}")
+        if form is Form.TABLE:
+            note(f"accepted; 'atoll jobs watch {job_ids[0]}' follows it" if len(job_ids) == 1 else f"{len(job_ids)} jobs accepted")
+        return
+    _show(form, [client.get(job_id) for job_id in job_ids])
+
+
+def _finish(client: Client, job_ids: list[str], form: Form, timeout_s: float | None, out: Path | None) -> None:
+    ended = progress.follow(client, job_ids, timeout_s=timeout_s)
+    paths: list[Path] = []
+    for index, job in enumerate(ended, start=1):
+        if out is not None and job.state is JobState.SUCCEEDED:
+            target = out if len(ended) == 1 or out.is_dir() else progress.numbered(out, index)
+            paths.extend(progress.save(client, job, target))
+    if form is Form.TABLE and len(ended) == 1:
+        say(f"job/{ended[0].job_id} {progress.sentence(ended[0])}")
+    else:
+        _show(form, list(ended))
+    if form in {Form.TABLE, Form.WIDE}:
+        for path in paths:
+            say(str(path))
+    progress.refuse_failures(ended)
+
+
+def _show(form: Form, jobs: list[Job]) -> None:
+    if len(jobs) == 1:
+        show_one(form, JOBS, jobs[0])
+    else:
+        show_list(form, JOBS, jobs)
