@@ -40,7 +40,8 @@ class Runtime(Protocol):
         """Bring up or find again the slots' processes. Raises AtollError with a clear message when that is impossible."""
 
     def welcome(self, welcome: Welcome) -> None:
-        """The orchestrator told its time scale and stores. Raises AtollError if this runtime cannot work so (real ones refuse a scale other than 1)."""
+        """The orchestrator told its time scale and stores. Raises AtollError if this runtime cannot work so: real ones refuse a
+        scale other than 1."""
 
     def perform(self, command: RuntimeCommand) -> None:
         """Begin a command and return at once; the outcome comes through the sink."""

@@ -27,7 +27,7 @@ CONSTRAINT_NAMES_MAX: Final = 256
 # A client that wants an answer later than this wants a batch: 7 days.
 DEADLINE_MS_MAX: Final = 7 * 24 * 3600 * 1000
 PRICE_USD_MICROS_MAX: Final = 1_000_000_000_000
-# Jobs in one SubmitBatch: the answer and the transaction stay well under a gRPC message of 4 MiB and an etcd transaction's 1.5 MiB when split.
+# Jobs in one SubmitBatch: the message and its answer stay well under gRPC's 4 MiB.
 BATCH_JOBS_MAX: Final = 1_000
 # The queue in all and per tenant; beyond it Submit answers RESOURCE_EXHAUSTED.
 QUEUED_JOBS_MAX: Final = 1_000_000

@@ -55,7 +55,7 @@ class ModelPhysics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """One model. `weights_bytes` in storage; `resident_bytes` in GPU memory when loaded; `activation_bytes` on top at its reference shape."""
+    """One model. `weights_bytes` in storage, `resident_bytes` in GPU memory when loaded, `activation_bytes` on top at its reference."""
 
     model_id: ModelId
     title: str

@@ -63,6 +63,8 @@ def _act(fleet: Fleet, action: tuple) -> None:  # type: ignore[type-arg]  # noqa
             one = fleet.agents[SiteId(name)].site.pools[0]
             fleet.warm(name, one.node_id(0), 0, model_id)
             fleet.report(name)
+        case _:
+            raise AssertionError(action)
 
 
 def _end(fleet: Fleet, name: str, kind: FailureKind | None) -> None:

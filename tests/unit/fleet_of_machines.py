@@ -142,6 +142,8 @@ class Fleet:
                     self.jobs[command.job.job_id] = command.job
                 case SendAssignment():
                     self._told(self.agents[command.site_id], command.assignment)
+                case _:
+                    pass
         return step
 
     def ask(self, event_of: type[Event], **fields: object) -> Reply:

@@ -206,6 +206,8 @@ def _stored(fleet: Fleet) -> Stored:
                     models[record.model.model_id] = record.model
                 case AppendAudit():
                     seq = record.event.seq
+                case _:
+                    pass
     live = tuple(job for job in jobs.values() if job.state in (JobState.QUEUED, JobState.PLACED, JobState.RUNNING))
     return Stored(
         fleet_id=FleetId("f"), term=Term(2), fleet_time_us=fleet.now_us, last_audit_seq=ChangeSeq(seq),

@@ -1,0 +1,14 @@
+"""`python -m tests.bench`: every figure, with the machine it was measured on."""
+
+from __future__ import annotations
+
+from tests.bench import machine, servers
+
+
+def main() -> None:
+    """Print them."""
+    print(machine.describe(), flush=True)
+    servers.main()
+
+
+main()
