@@ -1,0 +1,363 @@
+"""A site's own Ray cluster on this host: started in a process session of its own, found again by a later agent, ended whole.
+
+Decides ports, folders, environment and authentication of the cluster, and which processes belong to it. Never touches
+another Ray of the machine. Must not know actors or what they do.
+
+    <state dir>/ray-token      the cluster's secret, mode 0600; also for the next agent
+    <state dir>/ray-head.json  which processes are the cluster: its mark, and pid and start of the first
+    <state dir>/ray-head.log   what `ray start` said
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from atoll.model.errors import AtollError, FieldError
+from atoll.model.shape import parse_int
+
+# Ports of a cluster, all in one block: the control plane's by name, then those of drivers and slots.
+PORT_BLOCK: Final = 100
+_PORTS: Final = (
+    "port",
+    "node-manager-port",
+    "object-manager-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "runtime-env-agent-port",
+    "metrics-export-port",
+    "ray-client-server-port",
+    "dashboard-port",
+)
+_WORKER_PORTS_FROM: Final = 10
+# A Unix socket's path holds 107 bytes, of which Ray's own part takes 62.
+_TEMP_CHARS_MAX: Final = 45
+# Ray's least is 75 MB; nothing large goes through it: weights are on disk, results in the artifact store.
+_OBJECT_STORE_BYTES: Final = 80_000_000
+_READY_TEXT: Final = "Ray runtime started"
+_POLL_S: Final = 0.1
+# In every process of a cluster, so that none is left behind or mistaken for another's.
+_MARK: Final = "ATOLL_RAY_CLUSTER"
+_LOG_LINES: Final = 8
+_TOKEN_BYTES: Final = 32
+# Taken from the agent's environment they would lead to another cluster, or to its secret.
+_NOT_INHERITED: Final = ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_NAMESPACE", "RAY_TMPDIR", "RAY_JOB_ID")
+
+
+class ClusterError(AtollError):
+    """The Ray cluster cannot be started, found or reached; says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSpec:
+    """Where a cluster lives. `node_ip`: one of 127.0.1.N per site where several share a host; `port_base`: the first of 100 ports."""
+
+    state_dir: Path
+    node_ip: str
+    port_base: int
+    temp_dir: Path
+    start_timeout_s: float
+    stop_grace_s: float
+
+    def check(self) -> ClusterSpec:
+        """Self, if a cluster could be started so; else FieldError."""
+        parse_int("port_base", self.port_base, 1024, 65_535 - PORT_BLOCK)
+        try:
+            socket.inet_pton(socket.AF_INET, self.node_ip)
+        except (OSError, TypeError):
+            raise FieldError("node_ip", self.node_ip, "an IPv4 address of this host, such as 127.0.1.1") from None
+        if not self.temp_dir.is_absolute() or len(os.fsencode(self.temp_dir)) > _TEMP_CHARS_MAX:
+            expected = f"an absolute path of at most {_TEMP_CHARS_MAX} bytes: Ray's sockets lie below it"
+            raise FieldError("temp_dir", str(self.temp_dir), expected)
+        return self
+
+    @property
+    def address(self) -> str:
+        """Where drivers connect."""
+        return f"{self.node_ip}:{self.port_base}"
+
+
+class LocalCluster:
+    """A running cluster of this host. Made by `start_or_find`."""
+
+    def __init__(self, spec: ClusterSpec, *, mark: str, head: psutil.Process, token: str, found: bool) -> None:
+        self._spec = spec
+        self._mark = mark
+        self._head = head
+        self._raylet = _raylet_of(head)
+        self.token = token
+        self.found = found  # an earlier agent had started it
+
+    @property
+    def address(self) -> str:
+        """Where drivers connect."""
+        return self._spec.address
+
+    @property
+    def raylet_pid(self) -> int | None:
+        """The process that Ray's slots depend on."""
+        return self._raylet.pid if self._raylet is not None else None
+
+    def is_alive(self) -> bool:
+        """Whether its first process and its raylet run. Quick; no network."""
+        return self._raylet is not None and _runs(self._raylet) and _runs(self._head)
+
+    async def stop(self) -> None:
+        """End every process of the cluster: asked first, killed after the grace. Its temporary files go too."""
+        await asyncio.to_thread(self._stop)
+
+    def _stop(self) -> None:
+        _end_all(self._mark, self._head, self._spec.stop_grace_s)
+        (self._spec.state_dir / "ray-head.json").unlink(missing_ok=True)
+        _clear_temp(self._spec.temp_dir)
+
+
+async def start_or_find(spec: ClusterSpec) -> LocalCluster:
+    """The cluster that an earlier agent left running, or a new one. ClusterError if there can be none.
+
+    What is left of a cluster that died is ended first. Only one agent may work on `state_dir` at a time: the caller sees to it.
+    """
+    spec.check()
+    return await asyncio.to_thread(_start_or_find, spec)
+
+
+def _start_or_find(spec: ClusterSpec) -> LocalCluster:
+    spec.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    token = _token(spec.state_dir / "ray-token")
+    record = _read_record(spec)
+    if record is not None:
+        mark, head = record
+        if head is not None:
+            cluster = LocalCluster(spec, mark=mark, head=head, token=token, found=True)
+            if cluster.is_alive():
+                return cluster
+        _end_all(mark, head, spec.stop_grace_s)
+    _check_ports(spec)
+    _make_private(spec.temp_dir)
+    _clear_temp(spec.temp_dir)
+    return _start(spec, token)
+
+
+def _start(spec: ClusterSpec, token: str) -> LocalCluster:
+    mark = secrets.token_hex(16)
+    _write_record(spec, mark, None)  # before the process: whatever happens now, its processes can be found
+    log = spec.state_dir / "ray-head.log"
+    head = _spawn(_command(spec), _environment(token, mark), log)
+    _write_record(spec, mark, head)
+    deadline_s = time.monotonic() + spec.start_timeout_s
+    while _READY_TEXT not in log.read_text(errors="replace"):
+        problem = None
+        if not _runs(head):
+            problem = "ended"
+        elif time.monotonic() > deadline_s:
+            problem = f"was not ready after {spec.start_timeout_s:g} s"
+        if problem is not None:
+            said = _tail(log)
+            _end_all(mark, head, 0)
+            raise ClusterError(f"the Ray cluster at {spec.address} {problem}; {log} ends with: {said}")
+        time.sleep(_POLL_S)
+    return LocalCluster(spec, mark=mark, head=head, token=token, found=False)
+
+
+def _spawn(command: list[str], environment: dict[str, str], log: Path) -> psutil.Process:
+    """A process in a session of its own, which outlives this one."""
+    files = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    pid = os.posix_spawn(command[0], command, environment, file_actions=files, setsid=True)
+    return psutil.Process(pid)
+
+
+def _command(spec: ClusterSpec) -> list[str]:
+    base = spec.port_base
+    return [
+        sys.executable,
+        "-c",
+        # As the `ray` script does; found beside this interpreter whether or not a PATH leads to it.
+        "import sys; from ray.scripts.scripts import main; sys.argv[0] = 'ray'; sys.exit(main())",
+        "start",
+        "--head",
+        "--block",
+        f"--node-ip-address={spec.node_ip}",
+        *(f"--{name}={base + index}" for index, name in enumerate(_PORTS)),
+        f"--min-worker-port={base + _WORKER_PORTS_FROM}",
+        f"--max-worker-port={base + PORT_BLOCK - 1}",
+        f"--temp-dir={spec.temp_dir}",
+        f"--object-store-memory={_OBJECT_STORE_BYTES}",
+        # Slots are ours to count: Ray starts no workers in advance and hides no device.
+        "--num-cpus=0",
+        "--num-gpus=0",
+        "--include-dashboard=false",
+        "--include-log-monitor=false",
+        "--disable-usage-stats",
+        "--log-style=record",
+        "--log-color=false",
+    ]
+
+
+def _environment(token: str, mark: str) -> dict[str, str]:
+    package_root = str(Path(__file__).resolve().parents[2])
+    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    paths = [package_root, *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
+    return {
+        **inherited,
+        **auth_environment(token),
+        _MARK: mark,
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # each slot chooses its device itself
+    }
+
+
+def auth_environment(token: str) -> Mapping[str, str]:
+    """What head, drivers and workers must all have, said outright: a token file of some other Ray would else decide."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def _check_ports(spec: ClusterSpec) -> None:
+    for index, name in enumerate(_PORTS):
+        port = spec.port_base + index
+        with socket.socket() as probe:
+            # As servers do: a port that only waits for its last connection's end is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("0.0.0.0", port))  # noqa: S104 - Ray listens on all interfaces whatever it is told
+            except OSError as error:
+                what = f"port {port} ({name}) is taken ({error.strerror})"
+                raise ClusterError(f"{what}: choose another port_base, {PORT_BLOCK} free ports from it on") from None
+
+
+def _token(path: Path) -> str:
+    """The secret in `path`, made if there is none."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise ClusterError(f"{path} must be a file of this user that nobody else may read (chmod 600)") from None
+        token = path.read_text().strip()
+        if len(token) == 2 * _TOKEN_BYTES:
+            return token
+        path.unlink()  # half written by an agent that died
+        return _token(path)
+    token = secrets.token_hex(_TOKEN_BYTES)
+    with os.fdopen(descriptor, "w") as out:
+        out.write(token)
+    return token
+
+
+def _write_record(spec: ClusterSpec, mark: str, head: psutil.Process | None) -> None:
+    path = spec.state_dir / "ray-head.json"
+    value = {"mark": mark, "pid": head.pid if head else 0, "created": head.create_time() if head else 0, "address": spec.address}
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value))
+    partial.replace(path)
+
+
+def _read_record(spec: ClusterSpec) -> tuple[str, psutil.Process | None] | None:
+    """(mark, first process if it still runs) of the cluster last started here; None if there is none or the file is no record."""
+    try:
+        value = json.loads((spec.state_dir / "ray-head.json").read_text())
+        mark, pid, created, address = value["mark"], value["pid"], value["created"], value["address"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(mark, str) or len(mark) != 32 or not isinstance(pid, int) or not isinstance(created, (int, float)):
+        return None
+    try:
+        head = psutil.Process(pid) if pid > 0 else None
+        if head is not None and abs(head.create_time() - created) > 0.01:
+            head = None  # another process has the number now
+    except psutil.Error:
+        head = None
+    if head is not None and address != spec.address:
+        head = None  # the configuration moved: its cluster gives way to the new one
+    return mark, head
+
+
+def _raylet_of(head: psutil.Process) -> psutil.Process | None:
+    try:
+        return next((child for child in head.children() if child.name() == "raylet"), None)
+    except psutil.Error:
+        return None
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _members(mark: str) -> list[psutil.Process]:
+    """All processes of a cluster, also those whose parents died."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(_MARK) == mark and process.pid != os.getpid():
+                found.append(process)
+        except psutil.Error:
+            continue  # another user's, or gone
+    return found
+
+
+def _end_all(mark: str, head: psutil.Process | None, grace_s: float) -> None:
+    """SIGTERM to the first process, which ends the others; SIGKILL to whatever the grace did not end."""
+    deadline_s = time.monotonic() + grace_s
+    if head is not None and _runs(head):
+        try:
+            head.send_signal(signal.SIGTERM)
+        except psutil.NoSuchProcess:
+            pass  # just ended by itself
+        while grace_s and _runs(head) and time.monotonic() < deadline_s:
+            time.sleep(_POLL_S)
+    # Workers end a moment after the raylet: they notice by its socket.
+    while (left := _members(mark)) and head is not None and time.monotonic() < deadline_s:
+        psutil.wait_procs(left, timeout=_POLL_S)
+    for process in left:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs([*left, *([head] if head is not None else [])], timeout=5)  # reaps the first one too, if it is our child
+
+
+def _make_private(folder: Path) -> None:
+    """A folder of this user alone: other users may write to its parent."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise ClusterError(f"temp_dir {folder} cannot be made: {error.strerror}") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise ClusterError(f"temp_dir {folder} is not a folder of this user: choose another")
+
+
+def _clear_temp(folder: Path) -> None:
+    """Remove the sessions of clusters that have ended; whatever else is there is not ours."""
+    for path in folder.glob("session_*"):
+        if path.is_symlink():
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    return " | ".join(line.strip() for line in lines[-_LOG_LINES:] if line.strip())[-1500:]

@@ -1,0 +1,216 @@
+"""One attempt on a resident pipeline: generate, encode, store, commit; each step told and logged, each step a place to stop.
+
+Decides what an attempt's result is and which failure is told. Runs in the slot's one thread. Must not know Ray, leases, or
+which attempt comes next.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from agents.core.events import AttemptErrored, AttemptFinished, AttemptHalted
+from agents.core.outputs import RunAttempt
+from agents.engine.encode import EncodedItem, encode_generation
+from agents.engine.errors import GenerationStoppedError, failure_of
+from agents.engine.pipeline import LoadedPipeline
+from agents.engine.request import GenerationRequest
+from agents.objects import StoreError
+from agents.results import ArtifactStore, CommittedResult
+from agents.runtime.attempt_files import AttemptLog
+from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
+from atoll.model.errors import AtollError
+from atoll.model.limits import REASON_CHARS_MAX
+from atoll.model.modelspec import Modality
+
+AttemptEnd = AttemptFinished | AttemptErrored | AttemptHalted
+NO_TIMES: Final = PhaseTimes()
+# A picture took seconds to hours to make: worth a few more tries when its store does not answer at once.
+_STORE_PAUSES_S: Final = (0.2, 1.0, 5.0)
+
+
+class Halt:
+    """Whether an attempt should stop, and what its end is then. The first reason counts. Safe for threads."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._lock = threading.Lock()
+        self._end: AttemptErrored | AttemptHalted | None = None
+
+    def now(self, end: AttemptErrored | AttemptHalted) -> None:
+        """Stop at the next step, with this end."""
+        with self._lock:
+            if self._end is None:
+                self._end = end
+        self._asked.set()
+
+    def asked(self) -> bool:
+        """Whether to stop."""
+        return self._asked.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but not past being asked; whether it was."""
+        return self._asked.wait(seconds)
+
+    @property
+    def end(self) -> AttemptErrored | AttemptHalted | None:
+        """The end that was asked for, if any."""
+        with self._lock:
+            return self._end
+
+
+class _HaltedError(AtollError):
+    """The attempt was told to stop outside of the denoising loop."""
+
+
+def refusal_of(order: RunAttempt) -> Failure | None:
+    """Why this runtime cannot execute such a job at all, if it cannot: what it does not know is refused, not ignored."""
+    spec = order.spec
+    for field, value, without in (
+        ("adapters", len(spec.adapters), 0),
+        ("inputs", len(spec.inputs), 0),
+        ("gang_size", spec.gang_size, 1),
+        ("simulated", spec.simulated, False),
+    ):
+        if value != without:
+            return Failure(kind=FailureKind.BAD_INPUT, message=f"{field} is {value}: expected {without} at a real site")
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """One attempt and its surroundings. `advanced(state, steps_done)` is called in the slot's thread."""
+
+    order: RunAttempt
+    artifacts_url: str
+    logs_dir: Path
+    halt: Halt
+    advanced: Callable[[AttemptState, int], None]
+
+    def run(self, loaded: LoadedPipeline) -> AttemptEnd:
+        """Execute to an end; never raises."""
+        log = AttemptLog(self.logs_dir, self.order.key)
+        start_ns = time.monotonic_ns()
+        end: AttemptEnd
+        try:
+            with _python_log_in(log):
+                end = self._run(loaded, log)
+        except (GenerationStoppedError, _HaltedError) as stopped:
+            asked = self.halt.end
+            assert asked is not None, "who stops it says how it ends"
+            end = replace(asked, times=_times(start_ns)) if isinstance(asked, AttemptErrored) else asked
+            why = f": {asked.failure.message}" if isinstance(asked, AttemptErrored) else ""
+            log.line(f"{stopped}{why}", last=True)
+        except Exception as error:  # noqa: BLE001 - whatever a pipeline raises ends this attempt, never the slot
+            kind = FailureKind.UPLOAD_FAILED if isinstance(error, StoreError) else FailureKind.INTERNAL
+            failure = failure_of(error, kind)
+            if isinstance(error, StoreError):
+                failure = Failure(kind=kind, message=" ".join(str(error).split())[:REASON_CHARS_MAX])
+            log.line(f"failed ({failure.kind}): {failure.message}", last=True)
+            log.line("".join(traceback.format_exception(error))[-8000:], last=True)
+            end = AttemptErrored(key=self.order.key, failure=failure, times=_times(start_ns))
+        finally:
+            log.close()
+        return end
+
+    def _run(self, loaded: LoadedPipeline, log: AttemptLog) -> AttemptFinished:
+        order, spec = self.order, self.order.spec
+        manifest = loaded.manifest
+        slot = order.slot
+        log.line(f"attempt {order.key} of request {order.request_id or '-'} in slot {slot.node_id}/{slot.index} on {loaded.device}")
+        log.line(f"model {manifest.model_id} {manifest.digest} ({manifest.pipeline_class}, {loaded.precision})")
+        log.line(f"shape {spec.shape}, batch {spec.shape.batch}, seed {spec.seed}, prompt of {len(spec.prompt)} characters")
+        self.advanced(AttemptState.RUNNING, 0)
+        start_ns = time.monotonic_ns()
+
+        def stepped(done: int, steps: int) -> None:
+            log.line(f"step {done}/{steps} at {(time.monotonic_ns() - start_ns) / 1e9:.3f} s")
+            self.advanced(AttemptState.RUNNING, done)
+
+        request = GenerationRequest.of_job(spec)
+        generation = loaded.generate(request, on_step=stepped, should_stop=self.halt.asked)
+        log.line(f"denoised in {generation.denoise_us / 1e6:.3f} s, decoded in {generation.decode_us / 1e6:.3f} s")
+        encoded = encode_generation(
+            generation,
+            request,
+            job=order.key.job_id,
+            attempt=order.key.ordinal,
+            model=manifest.model_id,
+            model_digest=manifest.digest,
+            precision=loaded.precision,
+            video=manifest.modality is Modality.VIDEO,
+        )
+        uploading_ns = time.monotonic_ns()
+        self.advanced(AttemptState.UPLOADING, generation.steps_done)
+        committed = self._store(encoded, log, start_ns, uploading_ns)
+        times = _times(start_ns, uploading_ns)
+        log.line(f"succeeded: run {times.run_us / 1e6:.3f} s, upload {times.upload_us / 1e6:.3f} s", last=True)
+        return AttemptFinished(key=order.key, manifest=committed.manifest, times=times)
+
+    def _store(self, encoded: tuple[EncodedItem, ...], log: AttemptLog, start_ns: int, uploading_ns: int) -> CommittedResult:
+        """Put every file, then commit; all of it again a few times while the store does not take it."""
+        for pause_s in (*_STORE_PAUSES_S, None):
+            self._stop_if_asked()
+            try:
+                store = ArtifactStore(self.artifacts_url)
+                artifacts = tuple(self._put(store, item, log) for item in encoded)
+                self._stop_if_asked()
+                manifest = ResultManifest(key=self.order.key, artifacts=artifacts, seed=self.order.spec.seed, simulated=False)
+                # The site's wall clock: retention counts days, and compares it with nothing else.
+                now_us = time.time_ns() // 1000
+                return store.commit(CommittedResult(manifest=manifest, committed_us=now_us, times=_times(start_ns, uploading_ns)))
+            except StoreError as error:
+                if pause_s is None:
+                    raise
+                log.line(f"{error}; again in {pause_s} s")
+                self.halt.wait(pause_s)
+        raise AssertionError("the last try returns or raises")
+
+    def _put(self, store: ArtifactStore, item: EncodedItem, log: AttemptLog) -> Artifact:
+        self._stop_if_asked()
+        artifact = store.put_bytes(item.data, name=item.name, media_type=item.media_type, pixel_digest=item.pixel_digest)
+        log.line(f"stored {artifact.name}, {artifact.bytes} bytes, as {artifact.uri}")
+        return artifact
+
+    def _stop_if_asked(self) -> None:
+        if self.halt.asked():
+            raise _HaltedError("stopped before the result was committed")
+
+
+def _times(start_ns: int, uploading_ns: int | None = None) -> PhaseTimes:
+    now_ns = time.monotonic_ns()
+    if uploading_ns is None:
+        return PhaseTimes(run_us=(now_ns - start_ns) // 1000)
+    return PhaseTimes(run_us=(uploading_ns - start_ns) // 1000, upload_us=(now_ns - uploading_ns) // 1000)
+
+
+class _LogHandler(logging.Handler):
+    """Warnings of the libraries, into the attempt's log: they speak of this attempt, the only one in this process."""
+
+    def __init__(self, log: AttemptLog) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.line(f"{record.levelname.lower()} {record.name}: {record.getMessage()}")
+
+
+@contextmanager
+def _python_log_in(log: AttemptLog) -> Iterator[None]:
+    handler = _LogHandler(log)
+    # diffusers and transformers keep their loggers to themselves.
+    loggers = [logging.getLogger(name) for name in ("", "diffusers", "transformers")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)

@@ -1,0 +1,120 @@
+"""This process as a driver of one Ray cluster: connect, find and make named actors, let go.
+
+Decides what Ray is told and asked; the only place besides `ray_slots` that imports it, inside functions: the import costs
+0.3 s and reads the environment. Calls block unless they say otherwise. One process, one cluster.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+from agents.runtime.cluster import ClusterError, auth_environment
+from agents.runtime.slot_actor import SlotActor, SlotOptions
+
+# Ray reads its secret once per process.
+_told: Final[dict[str, str]] = {}
+
+
+def connect(*, address: str, node_ip: str | None, namespace: str, token: str | None) -> None:
+    """Become a driver of the cluster at `address`, from the node of this host. ClusterError when it cannot be reached.
+
+    `token` None: the environment says how to authenticate.
+    """
+    if token is not None:
+        if _told.setdefault("token", token) != token:
+            raise ClusterError(f"this process has spoken with another Ray cluster than {address}: one process, one site")
+        os.environ.update(auth_environment(token))
+        os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
+    os.environ.pop("RAY_ADDRESS", None)
+    try:
+        import ray
+    except ImportError as error:
+        raise ClusterError(f"a real site needs Ray (install atoll[worker]): {error}") from None
+    try:
+        ray.init(
+            address=address,
+            namespace=namespace,
+            log_to_driver=False,
+            configure_logging=False,
+            **({"_node_ip_address": node_ip} if node_ip else {}),
+        )
+    except Exception as error:  # Ray raises whatever its parts raise
+        raise ClusterError(f"no Ray cluster answers at {address}: {' '.join(str(error).split())[:300]}") from error
+    _quieten()
+
+
+def _quieten() -> None:
+    """Ray prints errors of workers to this program's standard output; each reaches us as an exception anyway."""
+    from ray._private import worker
+
+    dispatcher = getattr(worker, "global_worker_stdstream_dispatcher", None)
+    if dispatcher is not None:
+        dispatcher.remove_handler("ray_print_logs")
+
+
+def disconnect() -> None:
+    """Let go; what is detached stays."""
+    import ray
+
+    ray.shutdown()
+
+
+def is_node_alive() -> bool:
+    """Whether the cluster counts the node of this host as alive."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == own and node["Alive"] for node in ray.nodes())
+
+
+def find_actor(name: str) -> Any | None:
+    """The actor of this name in the driver's namespace, if it lives."""
+    import ray
+
+    try:
+        return ray.get_actor(name)
+    except ValueError:
+        return None
+
+
+def make_actor(name: str, options: SlotOptions) -> Any:
+    """A new detached slot process on this host. ValueError while an earlier one of this name is being buried."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
+    return (
+        ray.remote(SlotActor)
+        .options(
+            name=name,
+            lifetime="detached",
+            # A dead slot is news, and an attempt's retry the orchestrator's decision.
+            max_restarts=0,
+            max_task_retries=0,
+            num_cpus=0,
+            scheduling_strategy=here,
+        )
+        .remote(options)
+    )
+
+
+def kill_actor(actor: Any) -> None:
+    """End an actor's process; nothing if it has ended."""
+    import ray
+
+    ray.kill(actor, no_restart=True)
+
+
+def kill_named(prefix: str, *, keep: frozenset[str]) -> tuple[str, ...]:
+    """End the namespace's actors whose names begin so, but those in `keep`; which they were."""
+    import ray
+
+    ended = []
+    for name in ray.util.list_named_actors():
+        if name.startswith(prefix) and name not in keep:
+            actor = find_actor(name)
+            if actor is not None:
+                ray.kill(actor, no_restart=True)
+                ended.append(name)
+    return tuple(ended)

@@ -1,0 +1,317 @@
+"""The process of one slot: a warm interpreter that loads and unloads pipelines and executes one attempt at a time.
+
+Decides how an attempt is executed, told and ended where it runs, also when no agent watches: its right to run is counted
+here, on this process's clock. What happens is kept as numbered notices until the agent has heard of them. Must not know
+Ray (Ray makes an actor of it), why anything is wanted, or who else is in the cluster.
+
+The agent listens by asking `poll` again and again; each answer comes as soon as there is something to say. A stream would
+be as quick, but its consumer's death would leave it running here, and its position would be lost; a question that carries
+the last number heard can be asked by a restarted agent, and an unanswered one shows a process that hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final, ParamSpec, TypeVar
+
+from agents.core.events import (
+    AgentEvent,
+    AttemptAdvanced,
+    AttemptErrored,
+    AttemptHalted,
+    ReplicaEvicted,
+    ReplicaLoaded,
+    ReplicaLoadFailed,
+)
+from agents.core.outputs import RunAttempt
+from agents.engine.errors import BadWeightsError, failure_of
+from agents.engine.pipeline import Engine, LoadedPipeline
+from agents.engine.request import LoadReport
+from agents.runtime.execution import NO_TIMES, AttemptEnd, Execution, Halt, refusal_of
+from atoll.model.attempt import AttemptState, Failure, FailureKind
+from atoll.model.errors import AtollError, StateError
+from atoll.model.ids import AttemptKey, ModelId, SlotRef
+from atoll.model.modelspec import ModelSpec
+from atoll.model.replica import ReplicaFact, ReplicaState
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Raised when calls or answers of the actor change: an agent of another version starts the process anew.
+ACTOR_VERSION: Final = 1
+# Told to stop because its time is over, an attempt may finish the step it is in. No step of a published model takes this
+# long; one that does hangs, and then only the end of the process frees the slot.
+STUCK_GRACE_S: Final = 600.0
+_EXIT_STUCK: Final = 70
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotOptions:
+    """What a slot's process is. `visible_device`: the NVIDIA device as CUDA knows it, "" for a CPU."""
+
+    slot: SlotRef
+    work_dir: Path
+    visible_device: str = ""
+    threads: int = 1
+    stuck_grace_s: float = STUCK_GRACE_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotState:
+    """What an agent finds when it comes: `ended` is the last attempt's end, if nobody has taken it over."""
+
+    version: int
+    pid: int
+    seq: int
+    replicas: tuple[ReplicaFact, ...]
+    running: AttemptKey | None
+    ended: AttemptEnd | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadMeasured:
+    """Rates that a load measured, bytes per second; None: it measured none."""
+
+    disk_bytes_per_s: int | None
+    h2d_bytes_per_s: int | None
+
+
+Notice = AgentEvent | LoadMeasured
+
+
+@dataclass(slots=True, kw_only=True)
+class _Running:
+    """The attempt that executes. `deadline_s` is of this process's monotonic clock."""
+
+    order: RunAttempt
+    deadline_s: float
+    halt: Halt = field(default_factory=Halt)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def key(self) -> AttemptKey:
+        return self.order.key
+
+    def renew(self) -> None:
+        self.deadline_s = time.monotonic() + self.order.stop_after_ms / 1000
+
+
+class SlotActor:
+    """All methods are called on one event loop; torch works in one thread beside it."""
+
+    def __init__(self, options: SlotOptions) -> None:
+        """Imports torch and diffusers: seconds, once, so that no job waits for them."""
+        self._options = options
+        # By position CUDA would count what Ray and the driver hide; the UUID is the same for all.
+        os.environ["CUDA_VISIBLE_DEVICES"] = options.visible_device
+        self._device = "cuda:0" if options.visible_device else "cpu"
+        self._engine = Engine(threads=options.threads)
+        import diffusers
+        import transformers
+
+        self._warm = (diffusers.DiffusionPipeline, transformers.PreTrainedModel)  # both packages import lazily: touch them
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="slot")
+        self._replicas: dict[ModelId, LoadedPipeline] = {}
+        self._loading: set[ModelId] = set()
+        self._running: _Running | None = None
+        self._ended: AttemptEnd | None = None
+        self._seq = 0
+        self._notices: list[tuple[int, Notice]] = []
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def attach(self) -> SlotState:
+        """An agent comes: what is here. Earlier notices are in it."""
+        self._notices.clear()
+        busy = self._running.order.model.model_id if self._running is not None else None
+        replicas = tuple(
+            ReplicaFact(
+                model_id=model_id,
+                state=ReplicaState.BUSY if model_id == busy else ReplicaState.WARM,
+                memory_bytes=loaded.report.resident_bytes,
+            )
+            for model_id, loaded in sorted(self._replicas.items())
+        )
+        return SlotState(
+            version=ACTOR_VERSION,
+            pid=os.getpid(),
+            seq=self._seq,
+            replicas=replicas,
+            running=self._running.key if self._running is not None else None,
+            ended=self._ended,
+        )
+
+    async def poll(self, after: int, wait_s: float) -> tuple[int, tuple[Notice, ...]]:
+        """Notices after that number, as soon as there are any or `wait_s` passed; those up to it are forgotten."""
+        self._notices = [notice for notice in self._notices if notice[0] > after]
+        if not self._notices:
+            self._changed.clear()
+            await _is_set_within(self._changed, wait_s)  # nothing to say is an answer too: the process lives
+        return self._seq, tuple(notice for _, notice in self._notices)
+
+    async def load(self, model: ModelSpec, folder: str) -> None:
+        """Make a model resident; told by ReplicaLoaded or ReplicaLoadFailed."""
+        model_id = model.model_id
+        if model_id in self._loading:
+            return
+        self._loading.add(model_id)
+        self._spawn(self._load(model, Path(folder)))
+
+    async def evict(self, model_id: ModelId) -> None:
+        """Free a model's memory; told by ReplicaEvicted."""
+        self._spawn(self._evict(model_id))
+
+    async def run(self, order: RunAttempt, artifacts_url: str) -> None:
+        """Execute an attempt; told by AttemptAdvanced and its end. The same order twice is one. StateError while another runs."""
+        running = self._running
+        if running is not None and running.key == order.key:
+            return
+        if self._ended is not None and self._ended.key == order.key:
+            self._note(self._ended)
+            return
+        if running is not None:
+            raise StateError(f"slot {order.slot.index} of {order.slot.node_id} executes {running.key}: {order.key} must wait")
+        self._ended = None
+        self._running = _Running(order=order, deadline_s=0)
+        self._running.renew()
+        self._spawn(self._execute(self._running, artifacts_url))
+        self._spawn(self._guard(self._running))
+
+    async def stop(self, key: AttemptKey) -> None:
+        """Stop an attempt at its next step; told by AttemptHalted, or by its end if that came first."""
+        if self._running is not None and self._running.key == key:
+            self._running.halt.now(AttemptHalted(key=key))
+        elif self._ended is None or self._ended.key != key:
+            self._note(AttemptHalted(key=key))  # it never came here, or its end was heard
+
+    async def renew(self, keys: tuple[AttemptKey, ...]) -> None:
+        """These attempts may go on for another stop_after, from now."""
+        if self._running is not None and self._running.key in keys:
+            self._running.renew()
+
+    async def forget(self, key: AttemptKey) -> None:
+        """The end of an attempt was taken over."""
+        if self._ended is not None and self._ended.key == key:
+            self._ended = None
+
+    # --- the work -----------------------------------------------------------------------------------------------------------
+
+    async def _load(self, model: ModelSpec, folder: Path) -> None:
+        slot, model_id = self._options.slot, model.model_id
+        held = self._replicas.get(model_id)
+        try:
+            if held is not None and held.manifest.digest != model.weights_digest:
+                await self._in_thread(held.unload)
+                del self._replicas[model_id]
+                held = None
+            if held is not None:
+                self._note(_loaded(slot, model_id, held.report, 0))
+                return
+            start_s = time.monotonic()
+            loaded = await self._in_thread(self._load_now, model, folder)
+        except (AtollError, OSError) as error:
+            self._note(ReplicaLoadFailed(slot=slot, model_id=model_id, failure=failure_of(error, FailureKind.LOAD_FAILED)))
+            return
+        finally:
+            self._loading.discard(model_id)
+        self._replicas[model_id] = loaded
+        report = loaded.report
+        if report.disk_bytes_per_s is not None or report.h2d_bytes_per_s is not None:
+            self._note(LoadMeasured(disk_bytes_per_s=report.disk_bytes_per_s, h2d_bytes_per_s=report.h2d_bytes_per_s))
+        self._note(_loaded(slot, model_id, report, int((time.monotonic() - start_s) * 1e6)))
+
+    def _load_now(self, model: ModelSpec, folder: Path) -> LoadedPipeline:
+        """In the slot's thread."""
+        loaded = self._engine.load(folder, device=self._device, precision=model.precision)
+        if loaded.manifest.digest != model.weights_digest:
+            loaded.unload()
+            raise BadWeightsError(str(folder), f"digest {loaded.manifest.digest}", model.weights_digest)
+        return loaded
+
+    async def _evict(self, model_id: ModelId) -> None:
+        loaded = self._replicas.get(model_id)
+        if loaded is not None:
+            await self._in_thread(loaded.unload)
+            self._replicas.pop(model_id, None)
+        self._note(ReplicaEvicted(slot=self._options.slot, model_id=model_id))
+
+    async def _execute(self, running: _Running, artifacts_url: str) -> None:
+        order = running.order
+        loop = asyncio.get_running_loop()
+
+        def advanced(state: AttemptState, steps_done: int) -> None:
+            loop.call_soon_threadsafe(self._note, AttemptAdvanced(key=order.key, state=state, steps_done=steps_done))
+
+        loaded = self._replicas.get(order.model.model_id)
+        stale = loaded is not None and loaded.manifest.digest != order.model.weights_digest
+        end: AttemptEnd
+        failure = refusal_of(order)
+        if loaded is None or stale:
+            held = "other weights of it are" if stale else "it is not"
+            failure = Failure(kind=FailureKind.LOAD_FAILED, message=f"{order.model.model_id} cannot run: {held} resident in this slot")
+        if failure is not None or loaded is None:
+            assert failure is not None, "no replica is a failure"
+            end = AttemptErrored(key=order.key, failure=failure, times=NO_TIMES)
+        else:
+            execution = Execution(
+                order=order,
+                artifacts_url=artifacts_url,
+                logs_dir=self._options.work_dir / "logs",
+                halt=running.halt,
+                advanced=advanced,
+            )
+            end = await self._in_thread(execution.run, loaded)
+        running.over.set()
+        self._running = None
+        self._ended = end
+        self._note(end)
+        if stale:
+            await self._evict(order.model.model_id)
+
+    async def _guard(self, running: _Running) -> None:
+        """Ends an attempt whose right to run was not renewed in time; and the process, if that does not help."""
+        while (left_s := running.deadline_s - time.monotonic()) > 0:
+            if await _is_set_within(running.over, left_s):
+                return
+        message = f"nobody renewed {running.key} for {running.order.stop_after_ms / 1000:g} s"
+        failure = Failure(kind=FailureKind.TIMED_OUT, message=message)
+        running.halt.now(AttemptErrored(key=running.key, failure=failure, times=NO_TIMES))
+        if not await _is_set_within(running.over, self._options.stuck_grace_s):
+            os._exit(_EXIT_STUCK)
+
+    # --- how it is told -----------------------------------------------------------------------------------------------------
+
+    async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(call, *args, **kwargs))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(self._tasks.discard)
+
+    def _note(self, notice: Notice) -> None:
+        """Number a notice. Progress replaces unheard progress of the same attempt: what waits stays small."""
+        self._seq += 1
+        last = self._notices[-1][1] if self._notices else None
+        if isinstance(notice, AttemptAdvanced) and isinstance(last, AttemptAdvanced) and last.key == notice.key:
+            self._notices.pop()
+        self._notices.append((self._seq, notice))
+        self._changed.set()
+
+
+def _loaded(slot: SlotRef, model_id: ModelId, report: LoadReport, elapsed_us: int) -> ReplicaLoaded:
+    return ReplicaLoaded(slot=slot, model_id=model_id, memory_bytes=report.resident_bytes, elapsed_us=elapsed_us)
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        return await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return False
