@@ -18,6 +18,7 @@ from atoll.model.errors import AtollError, StateError
 from atoll.model.gpu import GpuType
 from atoll.model.ids import GpuTypeId
 from atoll.model.modelspec import ModelSpec
+from atoll.packaged import load_packaged
 from orchestrator.api.auth import Authenticator
 from orchestrator.api.following import Follower
 from orchestrator.api.interceptor import Gate
@@ -92,7 +93,8 @@ class _Parts:
 
 def packaged_catalogue() -> Catalogue:
     """What comes with the program."""
-    return Catalogue(gpus={}, models=())
+    packaged = load_packaged()
+    return Catalogue(gpus=packaged.gpus, models=packaged.models)
 
 
 def _build(config: OrchestratorConfig, policy: Policy, catalogue: Catalogue) -> _Parts:

@@ -21,6 +21,7 @@ PURE_STANDARD_LIBRARY = frozenset(
         "collections",
         "contextlib",
         "copy",
+        "csv",  # given lines of text; the files are opened by others
         "dataclasses",
         "decimal",
         "difflib",

@@ -1,0 +1,1 @@
+"""Text of fleet files and tables -> nouns. Opens no file; every error names file and line."""

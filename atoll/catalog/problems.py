@@ -1,0 +1,68 @@
+"""All mistakes of one text at once, each with its line, so that a person repairs a file in one go.
+
+Decides how many are worth showing, and what a misspelt word probably meant. Must not know what the text describes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Final
+
+from atoll.model.errors import AtollError, FieldError, SourceError
+
+# A screen of errors; beyond it one mistake (wrong indentation, another format) has usually caused the rest.
+PROBLEMS_MAX: Final = 20
+# Names that can be meant are at most this long; comparing a megabyte with each of them would take minutes.
+_COMPARED_CHARS: Final = 64
+# So many known words are listed when none resembles the wrong one.
+_LISTED_WORDS: Final = 12
+
+
+class SourceErrors(AtollError):
+    """What is wrong in a file: 1 to PROBLEMS_MAX `errors` in order of line."""
+
+    def __init__(self, errors: Iterable[SourceError]) -> None:
+        self.errors = tuple(sorted(errors, key=lambda error: error.line))
+        more = f"\n(only the first {PROBLEMS_MAX} are shown)" if len(self.errors) >= PROBLEMS_MAX else ""
+        super().__init__("\n".join(str(error) for error in self.errors) + more)
+
+
+class Problems:
+    """Collects the mistakes of one text while its reading goes on with substitutes."""
+
+    def __init__(self, file_name: str) -> None:
+        self.file_name = file_name
+        self._found: list[SourceError] = []
+
+    def add(self, line: int, field: str, value: object, expected: str) -> None:
+        """Note one mistake; raises SourceErrors when there are as many as anybody reads."""
+        self._found.append(SourceError(self.file_name, line, field, value, expected))
+        if len(self._found) >= PROBLEMS_MAX:
+            raise SourceErrors(self._found)
+
+    def add_field(self, line: int, error: FieldError) -> None:
+        """Note what a check of a value said."""
+        self.add(line, error.field, error.value, error.expected)
+
+    def give_up(self, line: int, field: str, value: object, expected: str) -> SourceErrors:
+        """The error to raise when nothing after this mistake can be understood."""
+        error = SourceError(self.file_name, line, field, value, expected)
+        return SourceErrors([*self._found, error])
+
+    def check(self) -> None:
+        """Raises SourceErrors if there was any mistake."""
+        if self._found:
+            raise SourceErrors(self._found)
+
+
+def one_of(word: str, known: Iterable[str], kind: str) -> str:
+    """What would be right instead of `word`: the most similar of `known`, else a few of them."""
+    words = sorted(known)
+    if len(word) <= _COMPARED_CHARS:
+        folded = {name.lower(): name for name in words}
+        close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
+        if close:
+            return f"a known {kind}; did you mean {folded[close[0]]!r}?"
+    shown = ", ".join(words[:_LISTED_WORDS]) + (", ..." if len(words) > _LISTED_WORDS else "")
+    return f"a known {kind}: one of {shown}" if words else f"a known {kind}, of which there is none"
