@@ -165,7 +165,14 @@ async def serve(
         parts.driver.begin(await _take_over(parts.store))
         running = asyncio.create_task(parts.driver.run())
         await _begin(parts, running)
-        _log.info("serving", address=str(address), data_dir=str(config.data_dir), credentials=bool(config.tokens))
+        _log.info(
+            "serving",
+            address=str(address),
+            data_dir=str(config.data_dir),
+            credentials=bool(config.tokens),
+            tls=config.tls_cert is not None,
+            metrics=str(listening.address) if listening is not None else "off",
+        )
         if config.tokens and config.tls_cert is None:
             _log.warning("tokens_without_tls", advice="give --tls-cert and --tls-key, or let a proxy on this machine do TLS")
         if ready is not None:

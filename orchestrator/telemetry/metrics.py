@@ -12,6 +12,7 @@ from wsgiref.simple_server import WSGIServer
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from atoll.model.address import Address
 from atoll.model.attempt import Attempt, PhaseTimes
 from atoll.model.job import TERMINAL, JobState, Priority
 from atoll.model.views import FleetView
@@ -140,21 +141,16 @@ class Metrics:
 
     def serve(self, host: str, port: int) -> MetricsServer:
         """Answer scrapes on this address, on a thread of its own. Raises OSError when the port is in use."""
-        server, thread = start_http_server(port, addr=host, registry=self.registry)
-        return MetricsServer(server, thread)
+        server, _ = start_http_server(port, addr=host, registry=self.registry)
+        return MetricsServer(server, Address(host=host, port=server.server_port))
 
 
 class MetricsServer:
     """The listener for scrapes."""
 
-    def __init__(self, server: WSGIServer, thread: object) -> None:
+    def __init__(self, server: WSGIServer, address: Address) -> None:
         self._server = server
-        self._thread = thread
-
-    @property
-    def port(self) -> int:
-        """The port it listens on."""
-        return self._server.server_port
+        self.address = address
 
     def close(self) -> None:
         """Stop listening."""

@@ -57,6 +57,7 @@ class Running:
     address: Address
     channel: Any
     metadata: tuple[tuple[str, str], ...] = ()
+    stop: Callable[[], None] = lambda: None
     jobs: Any = field(init=False)
     operators: Any = field(init=False)
     sites: Any = field(init=False)
@@ -128,7 +129,7 @@ async def orchestrator(
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
     async with grpc.aio.insecure_channel(str(address)) as channel:
         try:
-            yield Running(address, channel, metadata)
+            yield Running(address, channel, metadata, stop.set)
         finally:
             stop.set()
             code = await asyncio.wait_for(task, PATIENCE_S)
