@@ -7,12 +7,10 @@ text: never a picture. Nothing survives the process. Must not know the orchestra
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from hashlib import sha256
 from typing import Final, assert_never
 
 from agents.core.events import (
@@ -32,11 +30,12 @@ from agents.core.events import (
     WeightsDeleted,
     WeightsFetched,
 )
-from agents.core.outputs import EvictReplica, FetchWeights, LoadReplica, RunAttempt
+from agents.core.outputs import DeleteWeights, EvictReplica, FetchWeights, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
 from agents.runtime.base import RuntimeCommand, Sink
 from agents.runtime.fair_link import FairLink
-from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
-from atoll.model.errors import FieldError
+from agents.runtime.twin_results import TwinResults
+from atoll.model.attempt import AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
+from atoll.model.errors import AtollError, FieldError
 from atoll.model.gpu import GpuType
 from atoll.model.ids import AttemptKey, GpuTypeId, ModelId, NodeId, SlotRef
 from atoll.model.report import RateFacts, Welcome
@@ -45,9 +44,9 @@ from atoll.physics.coldstart import transfer_us
 from atoll.physics.hidden import HiddenWorld
 from atoll.physics.output import output_bytes
 
-# Dropping references to a pipeline and emptying the allocator's cache.
+# Dropping the references to a pipeline and emptying the allocator's cache.
 _EVICT_US: Final = 200_000
-# Steps are told at most this often, in real time and per attempt: 10,000 GPUs must not drown one process in progress.
+# Steps are told this often at most, per attempt and in real time: 10,000 GPUs must not drown one process in progress.
 _MARKS_MAX: Final = 8
 _MARK_MIN_S: Final = 1.0
 # Attempts whose log can still be asked for.
@@ -65,9 +64,14 @@ class _Run:
     renewed_s: float
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
+    def cancel(self) -> None:
+        for timer in self.timers:
+            timer.cancel()
+
 
 @dataclass(slots=True, kw_only=True)
 class _Slot:
+    gpu: GpuType
     memory_bytes: int
     replicas: dict[ModelId, int] = field(default_factory=dict)
     loads: int = 0
@@ -76,8 +80,8 @@ class _Slot:
 @dataclass(slots=True, kw_only=True)
 class _Node:
     pool: PoolSpec
-    gpu: GpuType
-    disk: OrderedDict[ModelId, tuple[int, str]] = field(default_factory=OrderedDict)  # bytes and digest, least recently used first
+    slots: list[_Slot] = field(default_factory=list)
+    disk: OrderedDict[ModelId, tuple[int, str]] = field(default_factory=OrderedDict)  # bytes, digest; least recently used first
     incoming: dict[ModelId, int] = field(default_factory=dict)
 
     @property
@@ -85,25 +89,23 @@ class _Node:
         held = sum(size for size, _ in self.disk.values()) + sum(self.incoming.values())
         return max(self.pool.node.disk_cache_bytes - held, 0)
 
+    def uses(self, model_id: ModelId) -> bool:
+        return any(model_id in slot.replicas for slot in self.slots)
+
 
 class TwinRuntime:
-    """The twin of one site. `keep_results` stores each artifact where results of real sites go; else its manifest is all there is."""
+    """The twin of one site."""
 
     kind = SiteRuntime.TWIN
 
     def __init__(
-        self,
-        spec: SiteSpec,
-        *,
-        gpus: Mapping[GpuTypeId, GpuType],
-        hidden: HiddenWorld,
-        keep_result: Callable[[ResultManifest, bytes], asyncio.Future[ResultManifest]] | None = None,
+        self, spec: SiteSpec, *, gpus: Mapping[GpuTypeId, GpuType], hidden: HiddenWorld, results: TwinResults | None = None
     ) -> None:
         """FieldError when a pool's GPU type is not in the catalogue."""
         self._site_id = spec.site_id
         self._spec = spec
         self._hidden = hidden
-        self._keep_result = keep_result
+        self._results = results or TwinResults(keep=False)
         self._sink: Sink = _nobody
         self._scale_milli = 1_000
         self._nodes: dict[NodeId, _Node] = {}
@@ -115,23 +117,22 @@ class TwinRuntime:
         self._rates = RateFacts()
         self._fetches = 0
         self._logs: OrderedDict[AttemptKey, list[str]] = OrderedDict()
+        self._uploads: set[asyncio.Task[None]] = set()
         self._closed = False
-        pools = []
-        for pool in spec.pools:
-            gpu = gpus.get(pool.gpu_type)
-            if gpu is None:
-                raise FieldError(f"pool {pool.pool_id}.gpu_type", pool.gpu_type, f"a type of the catalogue: {', '.join(sorted(gpus))}")
-            pools.append(replace(pool, gpu_memory_bytes=pool.gpu_memory_bytes or gpu.memory_bytes))
-            self._build(pools[-1], gpu)
-        self._pools = tuple(pools)
+        self._pools = tuple(self._build(pool, gpus) for pool in spec.pools)
 
-    def _build(self, pool: PoolSpec, gpu: GpuType) -> None:
+    def _build(self, pool: PoolSpec, gpus: Mapping[GpuTypeId, GpuType]) -> PoolSpec:
+        gpu = gpus.get(pool.gpu_type)
+        if gpu is None:
+            raise FieldError(f"pool {pool.pool_id}.gpu_type", pool.gpu_type, f"a type of the catalogue: {', '.join(sorted(gpus))}")
+        pool = replace(pool, gpu_memory_bytes=pool.gpu_memory_bytes or gpu.memory_bytes)
         for index in range(pool.nodes):
-            node_id = pool.node_id(index)
-            self._nodes[node_id] = _Node(pool=pool, gpu=gpu)
+            node = self._nodes[pool.node_id(index)] = _Node(pool=pool)
             for number in range(pool.gpus_per_node):
-                ref = SlotRef(pool_id=pool.pool_id, node_id=node_id, index=number)
-                self._slots[ref] = _Slot(memory_bytes=pool.gpu_memory_bytes)
+                ref = SlotRef(pool_id=pool.pool_id, node_id=pool.node_id(index), index=number)
+                self._slots[ref] = _Slot(gpu=gpu, memory_bytes=pool.gpu_memory_bytes)
+                node.slots.append(self._slots[ref])
+        return pool
 
     # --- Runtime --------------------------------------------------------------------------------------------------------------
 
@@ -146,39 +147,249 @@ class TwinRuntime:
         return RuntimeStarted(slots=tuple(RecoveredSlot(slot=ref) for ref in self._slots))
 
     def welcome(self, welcome: Welcome) -> None:
-        """From now on waits are as long as this scale says."""
+        """From now on waits are as long as this scale says. Raises AtollError when results cannot be kept where they should."""
         self._scale_milli = welcome.time_scale_milli
+        self._results.welcome(welcome)
 
-    def perform(self, command: RuntimeCommand) -> None:  # noqa: C901 - one case per command and nothing else
+    def perform(self, command: RuntimeCommand) -> None:
         """Begin a command."""
+        if self._closed:
+            return
         match command:
-            case _ if self._closed:
-                return
             case FetchWeights():
                 self._fetch(self._nodes[command.node_id], command)
+            case DeleteWeights():
+                self._nodes[command.node_id].disk.pop(command.model_id, None)
+                self._sink(WeightsDeleted(node_id=command.node_id, model_id=command.model_id))
+                self._measure(command.node_id)
             case LoadReplica():
                 self._load(self._slots[command.slot], command)
             case EvictReplica():
                 self._after(_EVICT_US, partial(self._evicted, command))
             case RunAttempt():
-                self._run(command)
-            case _ if isinstance(command, EvictReplica):
-                return
+                self._run(self._slots[command.slot], command)
+            case StopAttempt():
+                self._stop(command.key)
+            case RenewAttempts():
+                now_s = asyncio.get_running_loop().time()
+                for key in command.keys:
+                    if key in self._runs:
+                        self._runs[key].renewed_s = now_s
             case _:
-                self._perform_rest(command)
+                assert_never(command)
 
     async def logs(self, key: AttemptKey, lines: int) -> tuple[str, ...]:
         """What a twin has to say of an attempt."""
-        return tuple(self._logs.get(key, ())[-lines:])
+        return tuple(self._logs.get(key, [])[-lines:])
 
     async def close(self, *, keep_work: bool) -> None:
-        """Everything ends: a twin's work cannot outlive it."""
+        """Everything ends: the work of a twin cannot outlive it."""
         del keep_work
         self._closed = True
         self._sink = _nobody
         for run in self._runs.values():
-            for timer in run.timers:
-                timer.cancel()
+            run.cancel()
         for timer in (self._link_timer, self._expiry_timer):
             if timer is not None:
                 timer.cancel()
+        for upload in self._uploads:
+            upload.cancel()
+        await asyncio.gather(*self._uploads, return_exceptions=True)
+
+    def _after(self, fleet_us: int, act: Callable[[], None]) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(self._real_s(fleet_us), self._act, act)
+
+    def _act(self, act: Callable[[], None]) -> None:
+        if not self._closed:
+            act()
+
+    def _real_s(self, fleet_us: int) -> float:
+        return fleet_us / 1_000 / self._scale_milli
+
+    def _fleet_us(self, real_s: float) -> int:
+        return int(real_s * 1_000 * self._scale_milli)
+
+    def _measure(self, node_id: NodeId) -> None:
+        node = self._nodes[node_id]
+        free = node.pool.node.host_memory_bytes
+        self._sink(NodeMeasured(node_id=node_id, host_free_bytes=free, disk_free_bytes=node.disk_free_bytes, gpu_free_bytes=()))
+
+    # --- weights --------------------------------------------------------------------------------------------------------------
+
+    def _fetch(self, node: _Node, command: FetchWeights) -> None:
+        """Make room as a cache does, then share the site's way to the origin with the other fetches."""
+        model = command.model
+        for held in list(node.disk):
+            if node.disk_free_bytes >= model.weights_bytes:
+                break
+            if not node.uses(held):
+                del node.disk[held]
+                self._sink(WeightsDeleted(node_id=command.node_id, model_id=held))
+        if node.disk_free_bytes < model.weights_bytes:
+            message = f"{model.model_id} has {model.weights_bytes} bytes, the disk of {command.node_id} has room for {node.disk_free_bytes}"
+            failure = Failure(kind=FailureKind.DISK_FULL, message=message)
+            self._sink(FetchFailed(node_id=command.node_id, model_id=model.model_id, failure=failure))
+            return
+        node.incoming[model.model_id] = model.weights_bytes
+        self._fetches += 1
+        rate = min(self._spec.origin_bytes_per_s, self._spec.wan_bytes_per_s)
+        alone_us = self._hidden.fetch_us(model.weights_bytes, rate, 0, self._site_id, f"{command.node_id}/{model.model_id}#{self._fetches}")
+        began_s = asyncio.get_running_loop().time()
+        self._link.add(began_s, self._real_s(alone_us), partial(self._fetched, node, command, began_s, alone_us))
+        self._arm_link()
+
+    def _arm_link(self) -> None:
+        if self._link_timer is not None:
+            self._link_timer.cancel()
+        end_s = self._link.next_end()
+        self._link_timer = None if end_s is None else asyncio.get_running_loop().call_at(end_s, self._link_rings)
+
+    def _link_rings(self) -> None:
+        # The clock of a timer may be a moment behind the one that it was set for.
+        now_s = max(asyncio.get_running_loop().time(), self._link.next_end() or 0.0)
+        for done in self._link.take_done(now_s):
+            done()
+        self._arm_link()
+
+    def _fetched(self, node: _Node, command: FetchWeights, began_s: float, alone_us: int) -> None:
+        model = command.model
+        del node.incoming[model.model_id]
+        node.disk[model.model_id] = (model.weights_bytes, model.weights_digest)
+        elapsed_us = self._fleet_us(asyncio.get_running_loop().time() - began_s)
+        self._sink(
+            WeightsFetched(
+                node_id=command.node_id,
+                model_id=model.model_id,
+                weights_digest=model.weights_digest,
+                bytes=model.weights_bytes,
+                elapsed_us=elapsed_us,
+            )
+        )
+        self._measure(command.node_id)
+        self._learn(replace(self._rates, origin_bytes_per_s=model.weights_bytes * 1_000_000 // max(alone_us, 1)))
+
+    def _learn(self, rates: RateFacts) -> None:
+        self._rates = rates
+        self._sink(RatesMeasured(rates=rates))
+
+    # --- replicas -------------------------------------------------------------------------------------------------------------
+
+    def _load(self, slot: _Slot, command: LoadReplica) -> None:
+        model, node = command.model, self._nodes[command.slot.node_id]
+        if sum(slot.replicas.values()) + model.resident_bytes > slot.memory_bytes:
+            failure = Failure(kind=FailureKind.OUT_OF_MEMORY, message=f"{model.model_id} does not fit beside {', '.join(slot.replicas)}")
+            self._sink(ReplicaLoadFailed(slot=command.slot, model_id=model.model_id, failure=failure))
+            return
+        if model.model_id in node.disk:
+            node.disk.move_to_end(model.model_id)
+        slot.replicas[model.model_id] = model.resident_bytes
+        slot.loads += 1
+        hardware = node.pool.node
+        key = f"{command.slot.node_id}.{command.slot.index}/{model.model_id}#{slot.loads}"
+        h2d = hardware.h2d_bytes_per_s or slot.gpu.h2d_bytes_per_s
+        stage_us = self._hidden.stage_us(model, hardware.disk_bytes_per_s, h2d, False, self._site_id, key)
+        load_us = stage_us + self._hidden.init_us(model, self._site_id, key)
+        self._after(load_us, partial(self._loaded, command, stage_us, load_us))
+
+    def _loaded(self, command: LoadReplica, stage_us: int, load_us: int) -> None:
+        model = command.model
+        self._sink(ReplicaLoaded(slot=command.slot, model_id=model.model_id, memory_bytes=model.resident_bytes, elapsed_us=load_us))
+        self._learn(replace(self._rates, disk_bytes_per_s=model.weights_bytes * 1_000_000 // max(stage_us, 1)))
+
+    def _evicted(self, command: EvictReplica) -> None:
+        self._slots[command.slot].replicas.pop(command.model_id, None)
+        self._sink(ReplicaEvicted(slot=command.slot, model_id=command.model_id))
+
+    # --- execution ------------------------------------------------------------------------------------------------------------
+
+    def _run(self, slot: _Slot, command: RunAttempt) -> None:
+        spec, now_s = command.spec, asyncio.get_running_loop().time()
+        run_us = self._hidden.execution_us(command.model, spec.shape, slot.gpu, spec.precision, self._site_id, str(command.key))
+        alone_us = transfer_us(output_bytes(command.model, spec.shape), self._spec.wan_bytes_per_s, 0)
+        upload_us = alone_us * self._hidden.factor_milli("fetch", self._site_id) // 1_000
+        run = _Run(command=command, run_us=run_us, upload_us=upload_us, began_s=now_s, renewed_s=now_s)
+        self._runs[command.key] = run
+        told = f"simulated on one {slot.gpu.gpu_type}, {run_us / 1e6:.3f} s; nothing is generated"
+        self._note(command.key, f"request {command.request_id}: {told}")
+        self._say(run, AttemptState.RUNNING, 0)
+        steps = spec.shape.steps
+        marks = min(steps - 1, _MARKS_MAX, int(self._real_s(run_us) / _MARK_MIN_S))
+        for mark in range(1, marks + 1):
+            done = steps * mark // (marks + 1)
+            run.timers.append(self._after(run_us * done // steps, partial(self._say, run, AttemptState.RUNNING, done)))
+        run.timers.append(self._after(run_us, partial(self._say, run, AttemptState.UPLOADING, steps)))
+        run.timers.append(self._after(run_us + upload_us, partial(self._uploaded, run)))
+        if self._expiry_timer is None:
+            self._expiry_timer = asyncio.get_running_loop().call_later(_EXPIRY_CHECK_S, self._expire)
+
+    def _say(self, run: _Run, state: AttemptState, steps: int) -> None:
+        self._sink(AttemptAdvanced(key=run.command.key, state=state, steps_done=steps))
+
+    def _uploaded(self, run: _Run) -> None:
+        manifest, data = self._results.make(run.command, run.run_us)
+        if not self._results.keep:
+            self._finished(run, manifest)
+            return
+        upload = asyncio.create_task(self._store(run, manifest, data))
+        self._uploads.add(upload)
+        upload.add_done_callback(self._uploads.discard)
+
+    async def _store(self, run: _Run, manifest: ResultManifest, data: bytes) -> None:
+        try:
+            stored = await self._results.store(manifest, data, PhaseTimes(run_us=run.run_us, upload_us=run.upload_us))
+        except (AtollError, OSError) as error:
+            self._end(run, AttemptErrored, Failure(kind=FailureKind.UPLOAD_FAILED, message=str(error)))
+            return
+        self._finished(run, stored)
+
+    def _finished(self, run: _Run, manifest: ResultManifest) -> None:
+        if self._forget(run):
+            self._note(run.command.key, "done")
+            times = PhaseTimes(run_us=run.run_us, upload_us=run.upload_us)
+            self._sink(AttemptFinished(key=run.command.key, manifest=manifest, times=times))
+
+    def _end(self, run: _Run, end: type[AttemptErrored], failure: Failure) -> None:
+        if self._forget(run):
+            self._note(run.command.key, failure.message)
+            ran_us = self._fleet_us(asyncio.get_running_loop().time() - run.began_s)
+            self._sink(end(key=run.command.key, failure=failure, times=PhaseTimes(run_us=ran_us)))
+
+    def _stop(self, key: AttemptKey) -> None:
+        """At the next step boundary, as a pipeline does."""
+        run = self._runs.get(key)
+        if run is None:
+            return
+        run.cancel()
+        step_us = max(run.run_us // run.command.spec.shape.steps, 1)
+        ran_us = min(self._fleet_us(asyncio.get_running_loop().time() - run.began_s), run.run_us)
+        run.timers = [self._after(step_us - ran_us % step_us, partial(self._halted, run))]
+
+    def _halted(self, run: _Run) -> None:
+        if self._forget(run):
+            self._note(run.command.key, "stopped")
+            self._sink(AttemptHalted(key=run.command.key))
+
+    def _forget(self, run: _Run) -> bool:
+        """Whether it was still going on."""
+        run.cancel()
+        return self._runs.pop(run.command.key, None) is run
+
+    def _expire(self) -> None:
+        """What nobody renewed within its stop_after ends: here too, whatever became of the agent's core."""
+        now_s = asyncio.get_running_loop().time()
+        for run in list(self._runs.values()):
+            allowed_ms = run.command.stop_after_ms
+            if now_s - run.renewed_s > self._real_s(allowed_ms * 1_000):
+                failure = Failure(kind=FailureKind.TIMED_OUT, message=f"not renewed for {allowed_ms} ms")
+                self._end(run, AttemptErrored, failure)
+        again = bool(self._runs) and not self._closed
+        self._expiry_timer = asyncio.get_running_loop().call_later(_EXPIRY_CHECK_S, self._expire) if again else None
+
+    def _note(self, key: AttemptKey, text: str) -> None:
+        self._logs.setdefault(key, []).append(text)
+        while len(self._logs) > _LOGS_MAX:
+            self._logs.popitem(last=False)
+
+
+def _nobody(event: AgentEvent) -> None:
+    """Hears nothing: before the start and after the end."""
