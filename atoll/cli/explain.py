@@ -5,6 +5,7 @@ Decides the wording and the order: first what happened, then the decision in sec
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +17,7 @@ from atoll.model.attempt import Attempt, AttemptState, PhaseTimes
 from atoll.model.job import TERMINAL, Job
 from atoll.model.placement import Candidate, Deferral, Explanation, Rejection
 
+_LEGEND_CHARS: Final = 110
 # What each term of the cost stands for, for the legend under the table.
 _TERMS: Final = {
     "queue": "work ahead in the slot",
@@ -136,7 +138,8 @@ def _candidates(names: Sequence[str], candidates: Sequence[Candidate]) -> None:
     table(titles, rows, frozenset(range(2, 3 + len(used))), indent="    ")
     legend = [f"{names[index]}: {_TERMS[names[index]]}" for index in used if names[index] in _TERMS]
     if legend:
-        say(f"    ({'; '.join(legend)})")
+        for line in textwrap.wrap(f"({'; '.join(legend)})", _LEGEND_CHARS):
+            say(f"    {line}")
 
 
 def _term(candidate: Candidate, index: int) -> int:
@@ -170,7 +173,9 @@ def _phases(times: PhaseTimes) -> str:
 
 
 def _deferral(deferral: Deferral, now_us: int) -> None:
-    again = f"looked at again in {duration(max(deferral.until_us - now_us, 0))}, or sooner when something changes"
+    again = "looked at again when something changes"
+    if deferral.until_us > now_us:
+        again = f"looked at again in {duration(deferral.until_us - now_us)}, or sooner when something changes"
     best = deferral.waits_for
     if best is None:
         say(f"Waiting: no place can take it now; {again}.")

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 # Jobs that a terminal shows one by one; the rest are counted.
 _LIVE_LINES: Final = 20
+_VERBS: Final = {
+    JobState.SUCCEEDED: "succeeded",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "was cancelled",
+    JobState.EXPIRED: "expired",
+}
 
 
 class View(Protocol):
@@ -110,7 +116,7 @@ def sentence(job: Job) -> str:
             return f"succeeded at {last.site_id} in {duration(took)}, predicted {duration(last.predicted_us)}{off}{kind}"
         case _:
             why = f": {job.failure.kind}: {job.failure.message}" if job.failure else f": {job.cancel_reason}" if job.cancel_reason else ""
-            return printable(f"{'is' if job.state not in TERMINAL else 'has'} {job.state}{why}".replace("has failed", "failed"))
+            return printable(f"{_VERBS.get(job.state, f'is {job.state}')}{why}")
 
 
 def _phase(job: Job) -> str:

@@ -39,7 +39,7 @@ def register(root: typer.Typer) -> None:
         epilog="""
         atoll submit tiny-image --prompt "a lighthouse" --seed 7 --wait --out lighthouse.png
         atoll submit tiny-video --prompt "waves" --size 96x96 --frames 9 --wait --out waves.mp4
-        atoll submit flux1-dev --prompt "a reef" --simulated --count 200 --priority batch
+        atoll submit flux.1-dev --prompt "a reef" --simulated --count 200 --priority batch
         atoll submit tiny-image --prompt "a gull" --deadline 2m --region "N. Virginia" --key gull-1
         """,
     )(submit)

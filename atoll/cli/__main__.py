@@ -1,0 +1,9 @@
+"""`python -m atoll.cli`: the command, for processes that start it with their own interpreter."""
+
+from __future__ import annotations
+
+import sys
+
+from atoll.cli.app import main
+
+sys.exit(main())

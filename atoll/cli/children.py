@@ -1,0 +1,106 @@
+"""Child processes that live as long as this one: started in sessions of their own, told to end, and ended if they do not.
+
+Decides how long each may take. A child hears SIGTERM also when this process is killed, so that none is left behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import Final
+
+from atoll.cli.output import note
+
+# An agent ends its Ray cluster, an orchestrator makes durable what it has admitted: seconds each.
+_GRACE_S: Final = 25.0
+_POLL_S: Final = 0.1
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class Stopped(Exception):  # noqa: N818 - no error: somebody wants it to end
+    """SIGTERM or SIGINT came."""
+
+
+class Children:
+    """Starts children and ends them, last started first."""
+
+    def __init__(self) -> None:
+        self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Children:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            self._before[number] = signal.signal(number, _stop)
+        return self
+
+    def __exit__(self, *ignored: object) -> None:
+        # A second Ctrl-C means now.
+        for number in self._before:
+            signal.signal(number, self._kill)
+        for name, child in reversed(self._running):
+            _end(name, child)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type] # what `signal` itself had answered
+
+    def start(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start this command line with these arguments; it logs to where this process does."""
+        command = [sys.executable, "-m", "atoll.cli", *arguments]
+        parent = os.getpid()
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=lambda: _die_with(parent))  # noqa: PLW1509 - one thread
+        self._running.append((name, child))
+        return child
+
+    def ended(self) -> tuple[str, int] | None:
+        """Name and exit status of a child that has ended by itself."""
+        for name, child in self._running:
+            status = child.poll()
+            if status is not None:
+                return name, status
+        return None
+
+    def wait(self) -> tuple[str, int]:
+        """Until one of them ends. Raises Stopped."""
+        while True:
+            ended = self.ended()
+            if ended is not None:
+                return ended
+            time.sleep(_POLL_S)
+
+    def _kill(self, _number: int, _frame: FrameType | None) -> None:
+        for _, child in self._running:
+            _signal_session(child, signal.SIGKILL)
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise Stopped
+
+
+def _die_with(parent: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before we asked to be told
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _end(name: str, child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        child.terminate()
+    try:
+        child.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        note(f"the {name} has not ended within {_GRACE_S:.0f} s and is killed")
+    # Whatever the child left behind in its session goes with it.
+    _signal_session(child, signal.SIGKILL)
+    child.wait()
+
+
+def _signal_session(child: subprocess.Popen[bytes], number: int) -> None:
+    try:
+        os.killpg(child.pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass  # all of it has ended

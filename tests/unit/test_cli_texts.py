@@ -1,0 +1,266 @@
+"""What the command line reads and prints: figures, forms, explanations, errors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from atoll.cli import arguments, explain, figures, progress
+from atoll.cli.jobs import JOBS
+from atoll.cli.output import Form, plain, printable, show_list, show_one
+from atoll.cli.reasons import REASONS
+from atoll.model.attempt import Artifact, Attempt, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
+from atoll.model.errors import FieldError
+from atoll.model.ids import AttemptKey, JobId, ModelId, NodeId, Ordinal, PoolId, SiteId, SlotRef, TenantId
+from atoll.model.job import Constraints, Job, JobSpec, JobState
+from atoll.model.placement import Candidate, Deferral, Explanation, Reason, Rejection
+from atoll.model.shape import Shape
+
+SPEC = JobSpec(
+    tenant=TenantId("default"),
+    model_id=ModelId("flux1-dev"),
+    prompt="a lighthouse",
+    seed=7,
+    shape=Shape(width=1024, height=768, steps=28, cfg_passes=1),
+    constraints=Constraints(regions=("Tokyo",)),
+)
+QUEUED = Job(
+    job_id=JobId("j-1"),
+    spec=SPEC,
+    state=JobState.QUEUED,
+    idempotency_key="k",
+    payload_digest="",
+    request_id="r",
+    accepted_us=1_000_000,
+    deferral=Deferral(
+        since_us=1_000_000,
+        until_us=5_000_000,
+        waits_for=None,
+        rejections=(Rejection(reason=Reason.SIMULATED_SITE, pools=62), Rejection(reason=Reason.MEMORY_TOO_SMALL, pools=1)),
+    ),
+)
+TERMS = ("queue", "fetch", "stage", "execution", "money", "overlap")
+CHOSEN = Candidate(
+    site_id=SiteId("tokyo-1"),
+    pool_id=PoolId("h100"),
+    total_us=9_500_000,
+    terms_us=(0, 2_000_000, 3_000_000, 4_000_000, 500_000, 0),
+    cold=True,
+)
+OTHER = Candidate(
+    site_id=SiteId("osaka-1"),
+    pool_id=PoolId("l4"),
+    total_us=61_000_000,
+    terms_us=(1_000_000, 0, 0, 60_000_000, 0, 0),
+    cold=False,
+    wait_us=2_000_000,
+)
+DONE = replace(
+    QUEUED,
+    state=JobState.SUCCEEDED,
+    ended_us=13_000_000,
+    deferral=None,
+    attempts=(
+        Attempt(
+            key=AttemptKey(job_id=JobId("j-1"), ordinal=Ordinal(1)),
+            site_id=SiteId("tokyo-1"),
+            slot=SlotRef(pool_id=PoolId("h100"), node_id=NodeId("h100-3"), index=2),
+            state=AttemptState.SUCCEEDED,
+            cold=True,
+            leased_us=2_000_000,
+            predicted_us=10_000_000,
+            ended_us=13_000_000,
+            times=PhaseTimes(fetch_us=2_500_000, load_us=3_000_000, run_us=5_000_000, upload_us=400_000),
+            explanation=Explanation(
+                decided_us=2_000_000,
+                policy="default",
+                term_names=TERMS,
+                chosen=CHOSEN,
+                node_id=NodeId("h100-3"),
+                others=(OTHER,),
+                rejections=(Rejection(reason=Reason.CORDONED, pools=2),),
+                evicted=("sdxl",),
+                deferrals=1,
+                queued_us=1_000_000,
+            ),
+        ),
+    ),
+    result=ResultManifest(
+        key=AttemptKey(job_id=JobId("j-1"), ordinal=Ordinal(1)),
+        artifacts=(Artifact(name="0.png", media_type="image/png", bytes=1_234_567, digest="sha256:" + "a" * 64),),
+        seed=7,
+        simulated=False,
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected_ms"), [("90s", 90_000), ("10m", 600_000), ("1h30m", 5_400_000), ("2d", 172_800_000), ("250ms", 250), ("1.5s", 1_500)]
+)
+def test_durations_are_read(text: str, expected_ms: int) -> None:
+    assert arguments.duration_ms("--deadline", text) == expected_ms
+
+
+@pytest.mark.parametrize("text", ["", "10", "m", "-5m", "5 minutes", "nan", "1m1h", "8d", "0s", "1e3s", "9" * 400 + "s"])
+def test_durations_that_are_none_name_option_value_and_remedy(text: str) -> None:
+    with pytest.raises(FieldError, match=r"^--deadline is .*: expected a duration such as 90s, 10m or 1h30m"):
+        arguments.duration_ms("--deadline", text)
+
+
+def test_sizes_rates_and_prices_are_read() -> None:
+    assert arguments.size_px("--size", "1280x720") == (1280, 720)
+    assert arguments.bytes_per_s("--wan", "10Gbps") == 1_250_000_000
+    assert arguments.bytes_per_s("--wan", "1.5GB/s") == 1_500_000_000
+    assert arguments.price_usd("--max-price", "$0.25") == 0.25
+    assert arguments.names(["a,b", "c"]) == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("text", ["", "1280", "x", "0x0", "-1x5", "1280x720x3", "99999x8", "16384x16384", "nanx1"])
+def test_sizes_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(FieldError, match=r"^--size is "):
+        arguments.size_px("--size", text)
+
+
+@pytest.mark.parametrize("text", ["10", "10Gb", "0bps", "fast", "-1Gbps", "999999999TB/s"])
+def test_rates_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(FieldError, match=r"^--wan is .*10Gbps"):
+        arguments.bytes_per_s("--wan", text)
+
+
+@pytest.mark.parametrize(
+    ("us", "shown"),
+    [
+        (0, "0s"),
+        (250, "250us"),
+        (340_000, "340ms"),
+        (2_414_000, "2.41s"),
+        (59_949_000, "59.9s"),
+        (59_960_000, "1m00s"),
+        (192_000_000, "3m12s"),
+        (3_900_000_000, "1h05m"),
+        (183_600_000_000, "2d03h"),
+        (-340_000, "-340ms"),
+    ],
+)
+def test_durations_are_shown(us: int, shown: str) -> None:
+    assert figures.duration(us) == shown
+
+
+def test_bytes_and_money_are_shown() -> None:
+    assert [figures.size(value) for value in (0, 812, 8_300_000, 24_100_000_000, 999_600)] == [
+        "0 B",
+        "812 B",
+        "8.30 MB",
+        "24.1 GB",
+        "1.00 MB",
+    ]
+    assert [figures.money(value) for value in (0, 2_100, 4_128_000)] == ["$0.00", "$0.0021", "$4.13"]
+
+
+def test_every_reason_says_what_would_have_to_change() -> None:
+    assert set(REASONS) == set(Reason)
+    assert all(meaning and remedy for meaning, remedy in REASONS.values())
+
+
+def test_texts_of_others_cannot_drive_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = replace(QUEUED, spec=replace(SPEC, prompt="\x1b[2Jboo\n\x07\u202e"))
+    show_one(Form.WIDE, JOBS, hostile)
+    shown = capsys.readouterr().out
+    assert "boo" in shown
+    assert not set("\x1b\x07\u202e") & set(shown)
+    assert len(shown.splitlines()) == 2
+    assert printable("plain \N{LATIN SMALL LETTER E WITH ACUTE}") == "plain \N{LATIN SMALL LETTER E WITH ACUTE}"
+
+
+def test_a_table_has_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    show_list(Form.TABLE, JOBS, [QUEUED, DONE])
+    assert capsys.readouterr().out.splitlines() == [
+        "JOB   MODEL       STATE       SITE      WEIGHTS   PREDICTED    TOOK   TRIES",
+        "j-1   flux1-dev   queued      -         -                 -       -       0",
+        "j-1   flux1-dev   succeeded   tokyo-1   cold          10.0s   11.0s       1",
+    ]
+
+
+def test_programs_get_the_whole_noun(capsys: pytest.CaptureFixture[str]) -> None:
+    show_one(Form.JSON, JOBS, DONE)
+    as_json = json.loads(capsys.readouterr().out)
+    show_list(Form.YAML, JOBS, [DONE])
+    as_yaml = yaml.safe_load(capsys.readouterr().out)
+    assert as_yaml == [as_json] == [plain(DONE)]
+    assert as_json["state"] == "succeeded"
+    assert as_json["attempts"][0]["explanation"]["chosen"]["terms_us"][1] == 2_000_000
+    assert as_json["result"]["artifacts"][0]["name"] == "0.png"
+    show_list(Form.NAME, JOBS, [DONE])
+    assert capsys.readouterr().out == "job/j-1\n"
+
+
+def test_nothing_is_said_so_beside_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    show_list(Form.TABLE, JOBS, [], empty="no jobs")
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "no jobs\n")
+
+
+def test_an_explanation_of_a_job_that_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    explain.show(explain.Moment(job=DONE, now_us=20_000_000))
+    assert capsys.readouterr().out.splitlines() == [
+        "job/j-1 succeeded, 12.0s after it was accepted",
+        "  flux1-dev, 1024x768, 28 steps, seed 7, normal priority, tenant default; only regions Tokyo",
+        "",
+        "Attempt 1 at tokyo-1, h100-3 slot 2 (cold: the model had to be loaded): succeeded",
+        "  Chosen: tokyo-1/h100 at 9.50 s, the cheapest of 2 places shown, after 1.00s in the queue and 1 deferral. Policy: default",
+        "        PLACE          SECONDS   QUEUE   FETCH   STAGE   EXECUTION   MONEY   WEIGHTS",
+        "    >   tokyo-1/h100      9.50       0    2.00    3.00        4.00    0.50   cold",
+        "        osaka-1/l4       61.00    1.00       0       0       60.00       0   warm, free in 2.00s",
+        "    (queue: work ahead in the slot; fetch: weights from the origin or a peer; stage: weights from disk or host",
+        "    memory into the GPU; execution: the diffusion itself; money: price, at the policy's seconds per dollar)",
+        "  Made room: sdxl was evicted there",
+        "  Not possible:",
+        "    HOW MANY   WHY                    WHAT WOULD HAVE TO CHANGE",
+        "    2 pools    the site is cordoned   atoll sites uncordon SITE",
+        "  Predicted 10.0s, took 11.0s (+10 %): fetch 2.50s, load 3.00s, run 5.00s, upload 400ms",
+    ]
+
+
+def test_an_explanation_of_a_job_that_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    explain.show(explain.Moment(job=QUEUED, now_us=3_000_000, queue_position=2, queue_length=9))
+    assert capsys.readouterr().out.splitlines() == [
+        "job/j-1 queued, number 2 of 9 in the queue, accepted 2.00s ago",
+        "  flux1-dev, 1024x768, 28 steps, seed 7, normal priority, tenant default; only regions Tokyo",
+        "",
+        "Waiting: no place can take it now; looked at again in 2.00s, or sooner when something changes.",
+        "  Not possible:",
+        "    HOW MANY   WHY                                                WHAT WOULD HAVE TO CHANGE",
+        "    62 pools   a twin: it only rehearses                          " + REASONS[Reason.SIMULATED_SITE][1],
+        "    1 pool     the GPU is too small for the model at this shape   a smaller --size, --frames or --batch, or larger GPUs",
+    ]
+
+
+def test_sentences_say_where_a_job_stands() -> None:
+    running = replace(
+        DONE,
+        state=JobState.RUNNING,
+        result=None,
+        attempts=(replace(DONE.attempts[0], state=AttemptState.RUNNING, ended_us=0, steps_done=3),),
+    )
+    failed = replace(DONE, state=JobState.FAILED, failure=Failure(kind=FailureKind.OUT_OF_MEMORY, message="12 GB\nneeded"))
+    assert progress.sentence(QUEUED).startswith("is queued: no place can take it now: a twin: it only rehearses (62 pools)")
+    assert progress.sentence(running) == "is running at tokyo-1, step 3 of 28"
+    assert progress.sentence(DONE) == "succeeded at tokyo-1 in 11.0s, predicted 10.0s (+10 %)"
+    assert progress.sentence(failed) == "failed: out_of_memory: 12 GB needed"
+    assert progress.sentence(replace(QUEUED, state=JobState.CANCELLED, cancel_reason="typo")) == "was cancelled: typo"
+    assert progress.sentence(replace(QUEUED, state=JobState.EXPIRED)) == "expired"
+
+
+def test_plain_progress_has_a_line_for_each_change_only(capsys: pytest.CaptureFixture[str]) -> None:
+    running = replace(
+        DONE, state=JobState.RUNNING, result=None, attempts=(replace(DONE.attempts[0], state=AttemptState.RUNNING, ended_us=0),)
+    )
+    with progress.PlainView() as view:
+        for steps in range(5):
+            view.changed(replace(running, attempts=(replace(running.attempts[0], steps_done=steps),)))
+        view.changed(DONE)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["job/j-1 is running at tokyo-1", "job/j-1 succeeded at tokyo-1 in 11.0s, predicted 10.0s (+10 %)"]
