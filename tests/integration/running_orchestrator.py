@@ -114,13 +114,13 @@ def job(key: str = "", **spec: Any) -> jobs_pb.SubmitRequest:
 
 @asynccontextmanager
 async def orchestrator(
-    folder: Path, *, policy: Policy = QUICK, token: str = "", models: tuple[ModelSpec, ...] = (), **changes: Any
+    folder: Path, *, policy: Policy = QUICK, token: str = "", catalogue: Catalogue | None = None, **changes: Any
 ) -> AsyncIterator[Running]:
     """Run one until the block ends; with `token` calls carry it. It must end well."""
     ready: asyncio.Future[Address] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
-    catalogue = Catalogue(gpus=GPUS, models=models)
-    task = asyncio.create_task(serve(config(folder, **changes), policy=policy, catalogue=catalogue, ready=ready.set_result, stop=stop))
+    known = catalogue or Catalogue(gpus=GPUS)
+    task = asyncio.create_task(serve(config(folder, **changes), policy=policy, catalogue=known, ready=ready.set_result, stop=stop))
     first: set[asyncio.Future[Any]] = {task, ready}
     await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE_S)
     if task.done():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-import subprocess
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -18,9 +18,9 @@ from atoll.v1 import job_service_pb2 as jobs_pb
 from atoll.v1 import operator_service_pb2 as pb
 from atoll.v1.operator_service_pb2_grpc import OperatorServiceStub
 from orchestrator.api import interceptor
-from orchestrator.app import Catalogue, serve
+from orchestrator.app import Catalogue, packaged_catalogue, serve
 from orchestrator.config import ExitCode
-from tests.integration.running_orchestrator import PATIENCE_S, QUICK, Running, ScriptedAgent, config, orchestrator, until
+from tests.integration.running_orchestrator import PATIENCE_S, QUICK, Running, ScriptedAgent, config, orchestrator, trailers, until
 from tests.unit.fleet_of_machines import GPUS, model, site
 
 
@@ -105,8 +105,7 @@ async def test_streams_are_told_when_it_stops(tmp_path: Path) -> None:
         await events.read()
         running.stop()
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            while True:
-                await watch.read()
+            await _read_out(watch)
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "shutting down" in (error.value.details() or "")
         await until(lambda: agent.error is not None)
@@ -115,18 +114,20 @@ async def test_streams_are_told_when_it_stops(tmp_path: Path) -> None:
     assert agent.error.code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def _read_out(stream: Any) -> None:
+    while True:
+        await stream.read()
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
 async def test_tls_by_certificate_files(tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    await asyncio.to_thread(
-        subprocess.run,
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert),
-        ],
-        check=True,
-        capture_output=True,
+    made = await asyncio.create_subprocess_exec(
+        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+        *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)),
+        stderr=asyncio.subprocess.DEVNULL,
     )
+    assert await made.wait() == 0
     async with orchestrator(tmp_path / "data", tls_cert=cert, tls_key=key) as running:
         credentials = grpc.ssl_channel_credentials(await asyncio.to_thread(cert.read_bytes))
         async with grpc.aio.secure_channel(str(running.address), credentials) as channel:
@@ -137,12 +138,18 @@ async def test_tls_by_certificate_files(tmp_path: Path) -> None:
 
 
 async def test_a_new_fleet_begins_with_the_catalogue_for_rehearsals_only(tmp_path: Path) -> None:
-    known = model("known")
-    async with orchestrator(tmp_path, models=(known,)) as running:
+    catalogue = packaged_catalogue()
+    async with orchestrator(tmp_path, catalogue=catalogue) as running:
         listed = (await running.operators.ListModels(pb.ListModelsRequest())).models
-        assert [view.spec.model_id for view in listed] == ["known"]
-        await running.operators.RemoveModel(pb.RemoveModelRequest(model_id="known", reason="not wanted"))
-        await running.add_models(model("m"))
-    async with orchestrator(tmp_path, models=(known,)) as running:
+        assert {view.spec.model_id for view in listed} == {known.model_id for known in catalogue.models}
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await running.submit(model_id="flux.1-dev")
+        assert trailers(error)["atoll-field"] == "model_id"
+        assert "rehearsed" in (error.value.details() or "")
+        assert await running.submit(model_id="flux.1-dev", simulated=True)
+        await running.operators.RemoveModel(pb.RemoveModelRequest(model_id="sd-1.5", reason="not wanted"))
+    async with orchestrator(tmp_path, catalogue=catalogue) as running:
         listed = (await running.operators.ListModels(pb.ListModelsRequest())).models
-        assert [view.spec.model_id for view in listed] == ["m"]
+        assert len(listed) == len(catalogue.models) - 1
+        events = [event async for event in running.operators.Events(pb.EventsRequest())]
+        assert [(event.subject, event.actor) for event in events if event.reason == "not wanted"] == [("model/sd-1.5", "local")]
