@@ -45,4 +45,6 @@ def written(value: int, unit: int) -> str:
 
 def range_text(unit: int, low: int, high: int) -> str:
     """How a range is told to a person."""
+    if low == 1 < unit:  # one byte of a figure in gigabytes: any positive number
+        return f"a number above 0, at most {written(high, unit)}"
     return f"a number from {written(low, unit)} to {written(high, unit)}"

@@ -19,7 +19,7 @@ _COMPARED_CHARS: Final = 64
 _LISTED_WORDS: Final = 12
 
 
-class SourceErrors(AtollError):
+class SourceErrors(AtollError):  # noqa: N818 - several SourceError in one
     """What is wrong in a file: 1 to PROBLEMS_MAX `errors` in order of line."""
 
     def __init__(self, errors: Iterable[SourceError]) -> None:
