@@ -1,4 +1,7 @@
-"""Memory of a generation on top of the resident weights. Pure."""
+"""Memory of a generation on top of the resident weights.
+
+Decides how activations grow with the shape. Must not know what else is in the GPU's memory.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,10 @@ from atoll.physics.flops import tokens
 
 
 def peak_bytes(model: ModelSpec, shape: Shape) -> int:
-    """Activations at this shape: those of the reference, scaled by tokens and batch."""
+    """Bytes of activations at their peak, on top of `model.resident_bytes`: those of the reference, by latent tokens and batch.
+
+    Attention holds no T x T matrix (all runtimes of the catalogue tile it), so the growth is linear. Guidance passes that a
+    pipeline runs as one batch are in the reference's figure.
+    """
     physics = model.physics
     return model.activation_bytes * tokens(physics, shape) * shape.batch // max(physics.reference_tokens, 1)
