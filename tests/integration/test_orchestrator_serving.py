@@ -20,6 +20,7 @@ from atoll.v1.operator_service_pb2_grpc import OperatorServiceStub
 from orchestrator.api import interceptor
 from orchestrator.app import Catalogue, packaged_catalogue, serve
 from orchestrator.config import ExitCode
+from orchestrator.readers import ReadModel
 from tests.integration.running_orchestrator import PATIENCE_S, QUICK, Running, ScriptedAgent, config, orchestrator, trailers, until
 from tests.unit.fleet_of_machines import GPUS, model, site
 
@@ -36,6 +37,21 @@ async def test_a_call_without_a_deadline_gets_one(tmp_path: Path, monkeypatch: p
             with pytest.raises(grpc.aio.AioRpcError) as error:
                 await running.jobs.Logs(jobs_pb.JobLogsRequest(job_id=job_id))
         assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_our_own_failure_is_told_as_a_reference_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("a detail of ours")
+
+    async with orchestrator(tmp_path) as running:
+        monkeypatch.setattr(ReadModel, "job", fails)
+        with structlog.testing.capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as error:
+            await running.get("j-1")
+        monkeypatch.undo()
+    assert error.value.code() is grpc.StatusCode.INTERNAL
+    reference = str(trailers(error)["atoll-reference"])
+    assert error.value.details() == f"internal error, reference {reference}"
+    assert [line["reference"] for line in logs if line["event"] == "request_failed"] == [reference]
 
 
 async def test_metrics_tell_of_decisions_commits_and_attempts(tmp_path: Path) -> None:
