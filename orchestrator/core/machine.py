@@ -12,7 +12,7 @@ from atoll.model.gpu import GpuType
 from atoll.model.ids import GpuTypeId, JobId, ModelId, SiteId
 from atoll.model.site import SiteRecord
 from atoll.model.views import DrainPlan, FleetView, SiteView
-from orchestrator.core import assignments, attempts, drains, explain, jobs, leases, models, operators, placing, sites
+from orchestrator.core import assignments, attempts, drains, explain, jobs, leases, models, operators, placing, restoring, sites
 from orchestrator.core import snapshot as snapshots
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.durable import Stored
@@ -174,9 +174,9 @@ def _fire_timers(ctx: Context) -> None:
 
 def new_machine(stored: Stored, policy: Policy, gpus: Mapping[GpuTypeId, GpuType]) -> Machine:
     """A machine from what a store holds. The first event must be TookOver."""
-    return Machine(snapshots.from_stored(stored, policy, gpus))
+    return Machine(restoring.from_stored(stored, policy, gpus))
 
 
 def restore(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, GpuType]) -> Machine:
     """A machine that goes on where the snapshot was taken."""
-    return Machine(snapshots.from_snapshot(snapshot, policy, gpus))
+    return Machine(restoring.from_snapshot(snapshot, policy, gpus))

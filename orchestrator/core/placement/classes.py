@@ -5,7 +5,7 @@ Decides which jobs are alike. Must not know the fleet's present state.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.job import PRIORITY_RANK, Constraints, JobSpec, Priority
@@ -14,10 +14,7 @@ from atoll.model.shape import Precision, Shape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassKey:
-    """What makes jobs alike. `avoid`: sites where these jobs failed a moment ago, until `avoid_until_us`.
-
-    Its hash is computed once: a class is looked up a dozen times per decision.
-    """
+    """What makes jobs alike. `avoid`: sites where these jobs failed a moment ago, until `avoid_until_us`."""
 
     model_id: ModelId
     shape: Shape
@@ -29,14 +26,6 @@ class ClassKey:
     gang_size: int
     avoid: frozenset[SiteId]
     avoid_until_us: int
-    _hash: int = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        figures = (self.model_id, self.shape, self.priority, self.constraints, self.origin_site, self.simulated, self.avoid)
-        object.__setattr__(self, "_hash", hash(figures))
-
-    def __hash__(self) -> int:
-        return self._hash
 
     @property
     def rank(self) -> int:
