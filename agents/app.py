@@ -1,0 +1,320 @@
+"""The composition root of an agent: one site, from its configuration to its end.
+
+Decides the order in which parts begin and stop, and which exit code says why the process ended. Ray is loaded only for a real site.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, assert_never
+
+import grpc.aio
+import structlog
+
+import agents
+import atoll
+from agents.channel import open_channel
+from agents.clock import AgentClock
+from agents.config import AgentConfig, ConfigError, RaySettings, Reach, TwinSettings
+from agents.core.machine import AgentMachine
+from agents.driver import AgentDriver
+from agents.journal import DiskJournal, Journal, JournalError, MemoryJournal
+from agents.probes.prober import ProbedNode, Prober
+from agents.runtime.base import Runtime
+from agents.runtime.twin import TwinRuntime
+from agents.runtime.twin_results import TwinResults
+from agents.session import AgentEndedError, AgentSession, Dial, ExitCode
+from agents.telemetry import Metrics, configure_logs
+from atoll.model.errors import AtollError, FieldError
+from atoll.model.gpu import CPU, GpuType
+from atoll.model.ids import GpuTypeId, SiteId
+from atoll.model.site import SiteSpec
+from atoll.physics.hidden import HiddenWorld
+
+_log = structlog.get_logger(__name__)
+
+# A fleet file of thousands of sites has a few megabytes.
+_FLEET_BYTES_MAX: Final = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What several agents of one process share."""
+
+    channel: grpc.aio.Channel
+    dial: Dial
+    metrics: Metrics
+    gpus: Mapping[GpuTypeId, GpuType]
+
+
+def refuse_foreign_package() -> None:
+    """Raise ConfigError when `agents` is another package of that name than the one beside `atoll`."""
+    found, beside = Path(agents.__file__ or "").resolve().parent.parent, Path(atoll.__file__).resolve().parent.parent
+    if found != beside:
+        raise ConfigError(
+            f"the package 'agents' is found in {found}, not beside 'atoll' in {beside}: another package of that name is installed; "
+            "run Atoll from an environment of its own"
+        )
+
+
+def run_agent(config: AgentConfig, *, stop: asyncio.Event | None = None) -> int:
+    """Run the agent of one site in the foreground, until SIGTERM or Ctrl-C; its exit code."""
+    return run_program(config.reach, lambda stopping: serve(config, stop=stopping))
+
+
+def run_program(reach: Reach, main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
+    """Run a coroutine that ends when its event is set by a signal. Every error becomes one line and an exit code."""
+    configure_logs(reach.log_format, reach.log_level)
+    try:
+        refuse_foreign_package()
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_until_signalled(main))
+    except AgentEndedError as error:
+        _say(error)
+        return error.code
+    except JournalError as error:
+        _say(error)
+        return ExitCode.STATE
+    except (ConfigError, FieldError) as error:
+        _say(error)
+        return ExitCode.CONFIG
+    except AtollError as error:
+        _say(error)
+        return ExitCode.RUNTIME
+    except Exception:  # noqa: BLE001 - logged whole; the exit code is what a supervisor reads
+        _log.exception("agent_failed")
+        return ExitCode.FAILED
+    return ExitCode.OK
+
+
+def _say(error: AtollError) -> None:
+    sys.stderr.write(f"error: {error}\n")
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _until_signalled(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await main(stop)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+# --- one agent ----------------------------------------------------------------------------------------------------------------
+
+
+async def serve(config: AgentConfig, *, stop: asyncio.Event) -> None:
+    """Run one agent until `stop` is set. Raises AgentEndedError or another AtollError saying why it ended before."""
+    reach = config.reach
+    fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async with AsyncExitStack() as stack:
+        channel = await open_shared_channel(stack, reach)
+        metrics = Metrics()
+        serve_metrics(stack, reach, metrics)
+        dial = Dial(where=str(reach.orchestrator), token=reach.token, give_up_after_s=reach.give_up_after_s)
+        journal: Journal = MemoryJournal()
+        if config.state_dir is not None:
+            journal = DiskJournal(config.state_dir, config.site_id)
+        stack.push_async_callback(journal.close)
+        surroundings = Surroundings(channel=channel, dial=dial, metrics=metrics, gpus=packaged_gpus())
+        runtime, prober = _executing(stack, config, surroundings, fatal)
+        await run_site(
+            config.site_id, runtime, journal, surroundings, stop, fatal=fatal, prober=prober, keep_work=not config.end_work
+        )
+
+
+def _executing(
+    stack: AsyncExitStack, config: AgentConfig, around: Surroundings, fatal: asyncio.Future[None]
+) -> tuple[Runtime, Prober | None]:
+    """What executes, and what measures its host."""
+    match config.runtime:
+        case RaySettings() as settings:
+            real = _ray_runtime(config, settings, fatal)
+            prober = Prober(
+                nodes=_nodes_of_this_host(real),
+                cache_dir=settings.cache_dir,
+                cache_quota_bytes=settings.cache_bytes,
+                metrics=around.metrics,
+            )
+            stack.callback(prober.close)
+            return real, prober
+        case TwinSettings() as settings:
+            results = TwinResults(keep=settings.keep_results)
+            stack.push_async_callback(results.close)
+            spec = site_of(settings.fleet, config.site_id, around.gpus)
+            hidden = HiddenWorld(settings.seed, settings.sigma)
+            return TwinRuntime(spec, gpus=around.gpus, hidden=hidden, results=results), None
+        case _:
+            assert_never(config.runtime)
+
+
+async def run_site(
+    site_id: SiteId,
+    runtime: Runtime,
+    journal: Journal,
+    around: Surroundings,
+    stop: asyncio.Event,
+    *,
+    fatal: asyncio.Future[None] | None = None,
+    prober: Prober | None = None,
+    keep_work: bool = False,
+) -> None:
+    """Run the agent of one site on parts that are made, until `stop`, or `fatal` or a refusal raises."""
+    kept = journal.load()
+    machine = AgentMachine(
+        site_id=site_id,
+        pools=runtime.pools,
+        runtime=runtime.kind,
+        gpus=around.gpus,
+        fleet_id=kept.fleet_id,
+        term=kept.term,
+        outbox=kept.outbox,
+        next_event_seq=kept.next_event_seq,
+    )
+    driver = AgentDriver(machine=machine, journal=journal, runtime=runtime, clock=AgentClock(), metrics=around.metrics)
+    session = AgentSession(
+        site_id=site_id,
+        boot_id=uuid.uuid4().hex,
+        channel=around.channel,
+        dial=around.dial,
+        credential=kept.credential,
+        driver=driver,
+        runtime=runtime,
+        journal=journal,
+        metrics=around.metrics,
+    )
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(stop.wait()), driver.failure]
+    if fatal is not None:
+        tasks.append(fatal)
+    try:
+        await driver.start()
+        tasks.append(asyncio.ensure_future(session.run()))
+        if prober is not None:
+            tasks.append(asyncio.ensure_future(prober.run(driver.feed)))
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for ended in done:
+            ended.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await driver.close()
+        await runtime.close(keep_work=keep_work)
+
+
+def _ray_runtime(config: AgentConfig, settings: RaySettings, fatal: asyncio.Future[None]) -> Runtime:
+    from agents.runtime.ray import RayConfig, RayRuntime
+
+    if config.state_dir is None:
+        raise FieldError("state_dir", None, "a folder: a real site keeps its events and its cluster's secret there")
+
+    def end(error: AtollError) -> None:
+        if not fatal.done():
+            fatal.set_exception(AgentEndedError(ExitCode.RUNTIME, str(error)))
+
+    return RayRuntime(
+        RayConfig(
+            site_id=config.site_id,
+            work_dir=config.state_dir / "ray",
+            cache_dir=settings.cache_dir,
+            cache_bytes=settings.cache_bytes,
+            address=settings.address,
+            node_ip=settings.node_ip,
+            port_base=settings.port_base,
+            use_gpus=settings.use_gpus,
+            cpu_slots=settings.slots,
+            slot_memory_bytes=settings.slot_memory_bytes,
+            threads=settings.threads,
+            usd_micros_per_gpu_hour=settings.usd_micros_per_gpu_hour,
+        ),
+        on_fatal=end,
+    )
+
+
+def _nodes_of_this_host(runtime: Runtime) -> tuple[ProbedNode, ...]:
+    """The first node of each pool, with its GPUs in the order in which the runtime numbered them: NVML's."""
+    from agents.runtime.hardware import find_devices, gpu_type_of
+
+    pools = runtime.pools
+    devices = find_devices() if any(pool.gpu_type != CPU for pool in pools) else ()
+    return tuple(
+        ProbedNode(
+            node_id=pool.node_id(0),
+            devices=tuple(device.uuid for device in devices if gpu_type_of(device.name) == pool.gpu_type),
+        )
+        for pool in pools
+    )
+
+
+# --- what programs share ------------------------------------------------------------------------------------------------------
+
+
+async def open_shared_channel(stack: AsyncExitStack, reach: Reach) -> grpc.aio.Channel:
+    try:
+        channel = open_channel(reach.orchestrator, reach.ca_file)
+    except OSError as error:
+        raise FieldError("ca_file", str(reach.ca_file), f"a file that can be read ({error.strerror})") from error
+    stack.push_async_callback(channel.close, None)
+    return channel
+
+
+def serve_metrics(stack: AsyncExitStack, reach: Reach, metrics: Metrics) -> None:
+    if reach.metrics is None:
+        return
+    try:
+        server, thread = metrics.serve(reach.metrics)
+    except OSError as error:
+        raise FieldError("metrics", str(reach.metrics), f"an address that is free ({error.strerror}), or 'off'") from error
+    stack.callback(thread.join)
+    stack.callback(server.server_close)
+    stack.callback(server.shutdown)
+
+
+def packaged_gpus() -> dict[GpuTypeId, GpuType]:
+    """GPU types of the catalogue that comes with the program."""
+    from atoll.catalog.gpus import parse_gpus
+    from atoll.data import gpus_csv
+
+    return parse_gpus(gpus_csv(), "gpus.csv")
+
+
+def sites_of(fleet: Path, gpus: Mapping[GpuTypeId, GpuType]) -> tuple[SiteSpec, ...]:
+    """The sites that a fleet file declares. Raises AtollError naming file and line."""
+    from atoll.catalog.fleet import parse_fleet
+
+    try:
+        if fleet.stat().st_size > _FLEET_BYTES_MAX:
+            raise FieldError("fleet", str(fleet), f"a file of at most {_FLEET_BYTES_MAX} bytes")
+        text = fleet.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FieldError("fleet", str(fleet), f"a file that can be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise FieldError("fleet", str(fleet), "UTF-8 text") from None
+    return parse_fleet(text, str(fleet), gpus).sites
+
+
+def site_of(fleet: Path, site_id: SiteId, gpus: Mapping[GpuTypeId, GpuType]) -> SiteSpec:
+    """One site of a fleet file."""
+    sites = sites_of(fleet, gpus)
+    for spec in sites:
+        if spec.site_id == site_id:
+            return spec
+    raise FieldError("site", site_id, f"a site of {fleet}: {', '.join(spec.site_id for spec in sites[:8])}, ...")

@@ -1,0 +1,68 @@
+"""A rehearsal: the twins of all sites of a fleet in one process, against a running orchestrator.
+
+Decides what the twins share: one channel, one set of metrics, one hidden world. Each is an agent of its own otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+import structlog
+
+from agents.app import Surroundings, open_shared_channel, packaged_gpus, run_program, run_site, serve_metrics, sites_of
+from agents.config import RehearseConfig
+from agents.journal import MemoryJournal
+from agents.runtime.twin import TwinRuntime
+from agents.runtime.twin_results import TwinResults
+from agents.session import Dial
+from agents.telemetry import Metrics
+from atoll.model.errors import FieldError
+from atoll.model.gpu import GpuType
+from atoll.model.ids import GpuTypeId
+from atoll.model.site import SiteSpec
+from atoll.physics.hidden import HiddenWorld
+
+_log = structlog.get_logger(__name__)
+
+
+def run_rehearsal(config: RehearseConfig) -> int:
+    """Run the twins in the foreground, until SIGTERM or Ctrl-C; the exit code."""
+    return run_program(config.reach, lambda stopping: rehearse(config, stop=stopping))
+
+
+async def rehearse(config: RehearseConfig, *, stop: asyncio.Event) -> None:
+    """Run the twins until `stop` is set. One that is refused for good ends them all, with its reason."""
+    reach, gpus = config.reach, packaged_gpus()
+    specs = _chosen(config, gpus)
+    async with AsyncExitStack() as stack:
+        channel = await open_shared_channel(stack, reach)
+        metrics = Metrics()
+        serve_metrics(stack, reach, metrics)
+        results = TwinResults(keep=config.keep_results)
+        stack.push_async_callback(results.close)
+        dial = Dial(where=str(reach.orchestrator), token=reach.token, give_up_after_s=reach.give_up_after_s)
+        around = Surroundings(channel=channel, dial=dial, metrics=metrics, gpus=gpus)
+        hidden = HiddenWorld(config.seed, config.sigma)
+        runtimes = [(spec, TwinRuntime(spec, gpus=gpus, hidden=hidden, results=results)) for spec in specs]
+        slots = sum(pool.slots for spec in specs for pool in spec.pools)
+        _log.info("rehearsing", sites=len(specs), gpus=slots, orchestrator=str(reach.orchestrator), seed=config.seed, sigma=config.sigma)
+        agents = [asyncio.create_task(run_site(spec.site_id, runtime, MemoryJournal(), around, stop)) for spec, runtime in runtimes]
+        try:
+            done, _ = await asyncio.wait(agents, return_when=asyncio.FIRST_EXCEPTION)
+            for agent in done:
+                agent.result()
+        finally:
+            for agent in agents:
+                agent.cancel()
+            await asyncio.gather(*agents, return_exceptions=True)
+
+
+def _chosen(config: RehearseConfig, gpus: Mapping[GpuTypeId, GpuType]) -> tuple[SiteSpec, ...]:
+    specs = sites_of(config.fleet, gpus)
+    known = {spec.site_id for spec in specs}
+    for site_id in config.sites:
+        if site_id not in known:
+            raise FieldError("sites", site_id, f"sites of {config.fleet}")
+    return tuple(spec for spec in specs if not config.sites or spec.site_id in config.sites)
