@@ -154,6 +154,8 @@ class Clients:
             return  # nobody is there, or the request is lost
 
         def done(reply: Reply | None) -> None:
+            if isinstance(reply, Refusal) and incarnation.deposed:
+                reply = None  # it refused by what it knew when it led: true then, of no use to anybody now
             if reply is not None and not self._faults.strikes(Fault.LOST_ANSWER):
                 self._world.after(self._random.randint(*_LATENCY_US), lambda: finish(reply))
 

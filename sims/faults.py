@@ -77,13 +77,14 @@ _CHANCE_MILLI: Final[dict[Fault, int]] = {
 _DROP_MILLI_MAX: Final = 300
 _DUPLICATE_MILLI_MAX: Final = 500
 
-# A fault of chance strikes at the latest at this opportunity, so that a short run is not vacuous by bad luck.
-_LATEST_OPPORTUNITY: Final = 6
+# A fault of chance strikes at the latest at an opportunity drawn from these, so that a short run is not vacuous by bad luck.
+_LATEST_OPPORTUNITY: Final = (1, 5)
 
 # These happen at instants that the schedule draws, not at opportunities.
 SCHEDULED: Final = (
     Fault.PARTITION,
     Fault.ONE_WAY,
+    Fault.HALF_OPEN,
     Fault.BREAK_STREAM,
     Fault.STORE_FULL,
     Fault.CRASH_ORCHESTRATOR,
@@ -99,7 +100,7 @@ SCHEDULED: Final = (
 class Faults:
     """The faults of one run: drawn from the seed, active until `heal`."""
 
-    __slots__ = ("_chance_milli", "_opportunities", "_random", "_world", "active", "enabled", "fired")
+    __slots__ = ("_chance_milli", "_latest", "_opportunities", "_random", "_world", "active", "enabled", "fired")
 
     def __init__(self, world: World, enabled: frozenset[Fault]) -> None:
         self.enabled = enabled
@@ -108,6 +109,8 @@ class Faults:
         self._world = world
         self._opportunities: Counter[Fault] = Counter()
         self._random = world.stream("faults")
+        self._latest = {fault: self._random.randint(*_LATEST_OPPORTUNITY) for fault in Fault}
+        self._latest[Fault.HALF_OPEN] = 1  # few streams die silently in a run
         self._chance_milli = dict(_CHANCE_MILLI)
         self._chance_milli[Fault.DROP] = self._random.randint(5, _DROP_MILLI_MAX)
         self._chance_milli[Fault.DUPLICATE] = self._random.randint(5, _DUPLICATE_MILLI_MAX)
@@ -121,7 +124,7 @@ class Faults:
         if not self.on(fault):
             return False
         self._opportunities[fault] += 1
-        due = fault not in self.fired and self._opportunities[fault] >= _LATEST_OPPORTUNITY
+        due = fault not in self.fired and self._opportunities[fault] >= self._latest[fault]
         if not due and self._random.randrange(1_000) >= self._chance_milli[fault]:
             return False
         self.strike(fault)

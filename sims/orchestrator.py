@@ -72,6 +72,11 @@ class Incarnation:
         self._fleet_id = stored.fleet_id
         self.feed(TookOver(fleet_id=stored.fleet_id, term=stored.term))
 
+    @property
+    def deposed(self) -> bool:
+        """Whether another process has taken over, whatever this one believes."""
+        return self.term != self._owner.store.term
+
     def now_us(self) -> int:
         """Fleet time by this process's clock."""
         return self._fleet_from_us + self._world.now_us - self._world_from_us

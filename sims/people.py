@@ -38,6 +38,7 @@ class Operators:
     """The people who run the fleet."""
 
     def __init__(self, world: World, faults: Faults, orchestrators: Orchestrators, store: SimStore) -> None:
+        self.asking = 0  # requests of `declare` without an answer
         self._world = world
         self._faults = faults
         self._orchestrators = orchestrators
@@ -53,6 +54,7 @@ class Operators:
         def models(reference: RequestRef) -> Event:
             return ModelsAdded(request=reference, actor=_ACTOR, models=fleet.models)
 
+        self.asking = 2
         self._ask(sites, must=True)
         self._ask(models, must=True)
 
@@ -76,8 +78,10 @@ class Operators:
         def done(reply: Reply | None) -> None:
             if reply is None:
                 self._world.after(_RETRY_US, again)
-            elif must and not isinstance(reply, Done):
-                raise Violation(f"the fleet could not be declared: {reply}")
+            elif must:
+                self.asking -= 1
+                if not isinstance(reply, Done):
+                    raise Violation(f"the fleet could not be declared: {reply}")
 
         again = partial(self._ask, make, must=must)
         leader = self._orchestrators.leader()

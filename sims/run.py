@@ -29,10 +29,12 @@ from sims.truth import Truth
 from sims.world import SECOND_US, World
 
 FLEET_ID: Final = FleetId("fleet-simulated")
-_LOAD_FROM_US: Final = 5 * SECOND_US
 _LOAD_US: Final = (40 * SECOND_US, 120 * SECOND_US)
 # From the last submit to the end of faults: time in which what is queued meets them too.
 _AFTER_LOAD_US: Final = 20 * SECOND_US
+
+# For how long a run is kept going for the sake of a fault that had no opportunity yet.
+_WAIT_FOR_FAULTS_US: Final = 90 * SECOND_US
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,10 +114,16 @@ class Run:
         self.operators.declare(self.fleet)
         for site in self.sites:
             site.boot()
-        self._plan_orders()
-        end_us = _LOAD_FROM_US + self.load_us + _AFTER_LOAD_US
-        self.schedule.plan(_LOAD_FROM_US, end_us - 5 * SECOND_US)
+        while self.operators.asking:
+            self.world.run(self.world.now_us + SECOND_US)
+        from_us = self.world.now_us
+        self._plan_orders(from_us)
+        end_us = from_us + self.load_us + _AFTER_LOAD_US
+        self.schedule.plan(from_us, end_us - 5 * SECOND_US)
         self.world.run(end_us)
+        while self.faults.never_fired() and self.world.now_us < end_us + _WAIT_FOR_FAULTS_US:
+            self.schedule.insist()
+            self.world.run(self.world.now_us + 10 * SECOND_US)
         self.schedule.heal()
         Liveness(
             world=self.world,
@@ -126,7 +134,7 @@ class Run:
             clients=self.clients,
         ).check()
 
-    def _plan_orders(self) -> None:
+    def _plan_orders(self, from_us: int) -> None:
         chance = self.world.stream("orders")
         number = 0
         while number < self.jobs:
@@ -134,7 +142,7 @@ class Run:
             orders = tuple(draw_order(chance, number + offset, self.fleet) for offset in range(size))
             number += size
             self.world.at(
-                chance.randint(_LOAD_FROM_US, _LOAD_FROM_US + self.load_us),
+                chance.randint(from_us, from_us + self.load_us),
                 lambda orders=orders: self.clients.submit(*orders),  # type: ignore[misc]
             )
 

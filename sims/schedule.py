@@ -21,6 +21,7 @@ from sims.world import SECOND_US, World
 _TIMES: Final[dict[Fault, tuple[int, int]]] = {
     Fault.PARTITION: (1, 5),
     Fault.ONE_WAY: (1, 4),
+    Fault.HALF_OPEN: (1, 2),
     Fault.BREAK_STREAM: (2, 12),
     Fault.STORE_FULL: (1, 2),
     Fault.CRASH_ORCHESTRATOR: (1, 4),
@@ -57,12 +58,11 @@ class Schedule:
         self._sites = sites
         self._operators = operators
         self._random = world.stream("schedule")
-
-    def plan(self, from_us: int, until_us: int) -> None:
-        """Draw every instant."""
-        blows: dict[Fault, Callable[[], None]] = {
+        self._blows: dict[Fault, Callable[[], None]] = {
             Fault.PARTITION: partial(self._cut, Fault.PARTITION),
             Fault.ONE_WAY: partial(self._cut, Fault.ONE_WAY),
+            # A dead peer is noticed late only where a link is cut.
+            Fault.HALF_OPEN: partial(self._cut, Fault.PARTITION),
             Fault.BREAK_STREAM: self._break_streams,
             Fault.STORE_FULL: self._fill_store,
             Fault.CRASH_ORCHESTRATOR: self._crash_orchestrator,
@@ -71,17 +71,26 @@ class Schedule:
             Fault.LOSE_SITE: partial(self._power_loss, Fault.LOSE_SITE),
             Fault.REBOOT_SITE: partial(self._power_loss, Fault.REBOOT_SITE),
             Fault.FLAP: self._flap,
-            Fault.OPERATOR: self._operators.meddle,
+            Fault.OPERATOR: operators.meddle,
         }
+
+    def plan(self, from_us: int, until_us: int) -> None:
+        """Draw every instant."""
         for fault in SCHEDULED:
             if fault not in self._faults.enabled:
                 continue
             for _ in range(self._random.randint(*_TIMES[fault])):
-                self._world.at(self._random.randint(from_us, until_us), partial(self._strike, fault, blows[fault]))
+                self._world.at(self._random.randint(from_us, until_us), partial(self._strike, fault))
 
-    def _strike(self, fault: Fault, blow: Callable[[], None]) -> None:
+    def insist(self) -> None:
+        """Strike again with what was planned but found no victim."""
+        for fault in self._faults.never_fired():
+            if fault in self._blows:
+                self._strike(fault)
+
+    def _strike(self, fault: Fault) -> None:
         if self._faults.on(fault):
-            blow()
+            self._blows[fault]()
 
     def heal(self) -> None:
         """Mend all that mends at once; the rest comes up by itself."""
@@ -125,7 +134,7 @@ class Schedule:
     def _crash_orchestrator(self) -> None:
         leader = self._orchestrators.leader()
         if leader is None:
-            self._world.after(SECOND_US, partial(self._strike, Fault.CRASH_ORCHESTRATOR, self._crash_orchestrator))
+            self._world.after(SECOND_US, partial(self._strike, Fault.CRASH_ORCHESTRATOR))
             return
         self._faults.strike(Fault.CRASH_ORCHESTRATOR)
         leader.crash()

@@ -93,7 +93,7 @@ class SimSite:
         self._clock_from_us = 0
         self._clock_milli = 1_000
         self._pools = self._claimed_pools()
-        if faults.on(Fault.CLOCK_DRIFT) and self._random.random() < 0.7:
+        if faults.on(Fault.CLOCK_DRIFT) and (Fault.CLOCK_DRIFT not in faults.fired or self._random.random() < 0.7):
             self._clock_milli = self._random.randint(*_DRIFT_MILLI)
             faults.strike(Fault.CLOCK_DRIFT, f"{spec.site_id} {self._clock_milli}")
 
@@ -217,6 +217,8 @@ class SimSite:
             case RequestResync():
                 self._send(Resync(generation=command.generation))
             case RefuseOrchestrator():
+                if command.final:
+                    self._history.fail(f"{self.spec.site_id} leaves its own fleet for good: {command.message}")
                 self._hang_up()
             case _:
                 self.runtime.perform(command)
