@@ -212,7 +212,8 @@ def _take_site(ctx: Context, site: Site) -> SiteSnapshot:
     )
 
 
-def _copy(live: LiveAttempt) -> LiveAttempt:
+def copy_live(live: LiveAttempt) -> LiveAttempt:
+    """A live attempt that changes of the other do not touch."""
     return LiveAttempt(
         attempt=live.attempt,
         spec=live.spec,
