@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -64,6 +64,7 @@ class Program:
     arguments: tuple[str, ...]
     wave: int
     grace_s: float
+    settings: Mapping[str, str] = field(default_factory=dict)  # added to its environment
 
 
 @dataclass(slots=True, kw_only=True)
@@ -109,7 +110,7 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=self._environ,
+                env={**self._environ, **program.settings},
                 start_new_session=True,
             )
         running = Running(program=program, process=process, log=log)
@@ -121,10 +122,14 @@ class Processes:
         code = running.exit_code
         if code is None:
             return False
-        self._running.remove(running)
+        self.forget(running)
         if code != 0:
             raise running.failed(f"ended with {ending(code)}")
         return True
+
+    def forget(self, running: Running) -> None:
+        """A program has ended, and that is well."""
+        self._running.remove(running)
 
     def check(self) -> None:
         """PartFailedError when a program that should be running is not."""
@@ -168,9 +173,7 @@ class Processes:
 
 def environment(environ: Mapping[str, str], mark: str) -> dict[str, str]:
     """What the demo's programs see: the person's environment without what would lead them astray, and the mark."""
-    kept = {
-        name: value for name, value in environ.items() if not name.startswith(_NOT_INHERITED) and name.lower() not in _PROXIES
-    }
+    kept = {name: value for name, value in environ.items() if not name.startswith(_NOT_INHERITED) and name.lower() not in _PROXIES}
     # A test session finds its own processes by this; it leads nowhere.
     if "ATOLL_TEST_SESSION" in environ:
         kept["ATOLL_TEST_SESSION"] = environ["ATOLL_TEST_SESSION"]

@@ -81,9 +81,7 @@ def _pictures() -> Iterator[Wish]:
 
 def _films() -> Iterator[Wish]:
     for number, (prompt, seed, width, height, frames, steps) in enumerate(_FILMS, start=len(_PICTURES) + 1):
-        request = JobRequest(
-            model=VIDEO, prompt=prompt, seed=seed, width=width, height=height, frames=frames, steps=steps, tenant="artist"
-        )
+        request = JobRequest(model=VIDEO, prompt=prompt, seed=seed, width=width, height=height, frames=frames, steps=steps, tenant="artist")
         yield Wish(name=f"{number:02}-{_slug(prompt)}.mp4", request=request)
 
 
