@@ -4,7 +4,8 @@ Decides how work grows with the shape. Must not know GPUs or time.
 
 One forward of a transformer: `2 x tokenwise_params x T + 4 x layers x T^2 x hidden`, T = latent + text tokens. The second
 part gives way to the table's own count of attention, scaled by T^2, where it has one: some models attend twice in a layer
-(Stable Diffusion 3.5 Medium: 12 % of the whole), others only across to the text. UNets and linear attention scale the table.
+(Stable Diffusion 3.5 Medium: 12 % of the whole), others only across to the text. Where the table does not know the tokenwise
+parameters, its count without attention is scaled by T. UNets and linear attention scale the table.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def forward_flops(physics: ModelPhysics, shape: Shape) -> int:
     """FLOPs of one forward of the denoiser, for one result."""
     match physics.kind:
         case DenoiserKind.TRANSFORMER:
-            return _transformer_flops(physics, shape) if physics.tokenwise_params else _unet_flops(physics, shape)
+            return _transformer_flops(physics, shape)
         case DenoiserKind.UNET:
             return _unet_flops(physics, shape)
         case DenoiserKind.LINEAR:
@@ -59,9 +60,12 @@ def generation_flops(physics: ModelPhysics, shape: Shape) -> int:
 
 def _transformer_flops(physics: ModelPhysics, shape: Shape) -> int:
     seen = tokens(physics, shape) + physics.text_tokens
-    tokenwise = 2 * physics.tokenwise_params * seen
+    reference = max(physics.reference_tokens + physics.text_tokens, 1)
+    if physics.tokenwise_params:
+        tokenwise = 2 * physics.tokenwise_params * seen
+    else:
+        tokenwise = max(physics.reference_forward_flops - physics.reference_attention_flops, 0) * seen // reference
     if physics.reference_attention_flops:
-        reference = max(physics.reference_tokens + physics.text_tokens, 1)
         return tokenwise + physics.reference_attention_flops * seen * seen // (reference * reference)
     return tokenwise + 4 * physics.layers * seen * seen * physics.hidden
 

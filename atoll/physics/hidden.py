@@ -23,6 +23,10 @@ from atoll.physics import coldstart, execution
 SIGMA_MIN: Final = 0.3
 # One site in six would be e^1 = 2.7 times slower than the prior; beyond that it is no calibration error any more.
 SIGMA_MAX: Final = 1.0
+# Beyond three standard deviations a machine is broken, and those are the business of faults.
+_Z_MAX: Final = 3.0
+# Share of the spread with which a model departs from its FLOPs on a GPU type, at every site alike: kernels suit it or do not.
+_FIT_SHARE: Final = 0.5
 # Spread of one attempt around its site's own level: GPUs repeat themselves, networks do not.
 _EXECUTION_NOISE: Final = 0.06
 _STAGE_NOISE: Final = 0.15
@@ -46,18 +50,19 @@ class HiddenWorld:
 
     def __init__(self, seed: int, sigma: float = 0.35) -> None:
         """FieldError unless `sigma` is a number from SIGMA_MIN to SIGMA_MAX."""
-        if not isinstance(sigma, int | float) or not SIGMA_MIN <= sigma <= SIGMA_MAX:
+        if not isinstance(sigma, int | float) or isinstance(sigma, bool) or not SIGMA_MIN <= sigma <= SIGMA_MAX:
             raise FieldError("sigma", sigma, f"a number from {SIGMA_MIN} to {SIGMA_MAX}")
         self._seed = seed
         self._sigma = float(sigma)
-        self._factors: dict[tuple[str, str], int] = {}
+        # What was hashed before: an entry for each site's component, and for each model on each GPU type.
+        self._factors: dict[tuple[str, ...], int] = {}
 
     def execution_us(
         self, model: ModelSpec, shape: Shape, gpu: GpuType, precision: Precision, site_id: SiteId, key: str
     ) -> int:
         """Microseconds of execution on one GPU of the site."""
         prior = execution.execution_us(model, shape, gpu, precision)
-        return self._true(prior, site_id, "execution", key, _EXECUTION_NOISE)
+        return self._true(prior * self.fit_milli(model, gpu) // 1_000, site_id, "execution", key, _EXECUTION_NOISE)
 
     def fetch_us(self, size_bytes: int, bytes_per_s: int, rtt_us: int, site_id: SiteId, key: str) -> int:
         """Microseconds to fetch bytes to a node of the site; two modes."""
@@ -79,15 +84,22 @@ class HiddenWorld:
 
     def factor_milli(self, component: str, site_id: SiteId) -> int:
         """The site's lasting factor for a component (`execution`, `fetch`, `stage` or `init`), in thousandths."""
-        known = self._factors.get((component, site_id))
-        if known is None:
-            known = self._factors[component, site_id] = _log_normal_milli(self._draw("site", component, site_id), self._sigma)
-        return known
+        return self._lasting(self._sigma, "site", component, site_id)
+
+    def fit_milli(self, model: ModelSpec, gpu: GpuType) -> int:
+        """The lasting factor of a model's execution on a GPU type, in thousandths."""
+        return self._lasting(self._sigma * _FIT_SHARE, "fit", model.model_id, gpu.gpu_type)
 
     def mode_milli(self, component: str, site_id: SiteId, key: str) -> int:
         """The factor of the mode that a load of this attempt falls into, in thousandths."""
         first, _ = self._draw("mode", component, site_id, key)
         return _FAST_MILLI if first % 3 < _FAST_SHARE_OF_3 else _SLOW_MILLI
+
+    def _lasting(self, sigma: float, *names: str) -> int:
+        known = self._factors.get(names)
+        if known is None:
+            known = self._factors[names] = _log_normal_milli(self._draw(*names), sigma)
+        return known
 
     def _true(self, prior_us: int, site_id: SiteId, component: str, key: str, noise: float) -> int:
         attempt_milli = _log_normal_milli(self._draw("attempt", component, site_id, key), noise)
@@ -104,4 +116,4 @@ def _log_normal_milli(draw: tuple[int, int], sigma: float) -> int:
     """exp(sigma x normal) in thousandths, by Box and Muller; rounded, so that the last bit of a libm cannot be seen. At least 1."""
     radius = math.sqrt(-2.0 * math.log((draw[0] + 1) / (2**64 + 1)))
     normal = radius * math.cos(2.0 * math.pi * draw[1] / 2**64)
-    return max(round(1_000 * math.exp(sigma * normal)), 1)
+    return max(round(1_000 * math.exp(sigma * min(max(normal, -_Z_MAX), _Z_MAX))), 1)
