@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import typer
 
-from atoll.cli import events, fleet, jobs, models, servers, sites, store, submit, version
-from atoll.cli.exits import HELP, Exit, code_of, hint_of
+from atoll.cli import agent, events, fleet, jobs, models, orchestrator, sites, store, submit, up, version
+from atoll.cli.exits import HELP, CliError, Exit, code_of, hint_of
 from atoll.cli.output import note, printable
 from atoll.cli.session import AddressOption, CaOption, ConfigOption, OutputOption, TokenOption, begin, examples
 from atoll.model.errors import AtollError
@@ -49,7 +49,7 @@ def root(
     begin({"address": address, "token": token, "ca": ca, "config": config, "output": output})
 
 
-for module in (submit, jobs, sites, models, events, fleet, servers, store, version):
+for module in (up, submit, jobs, sites, models, fleet, events, orchestrator, agent, store, version):
     module.register(app)
 
 
@@ -98,7 +98,8 @@ def _failed(message: str, code: int, hint: str, error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
-    note(f"error: {printable(message)}")
+    for line in (message, *(error.more if isinstance(error, CliError) else ())):
+        note(f"error: {printable(line)}")
     if hint:
         note(f"hint: {printable(hint)}")
     return int(code)

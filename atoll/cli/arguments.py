@@ -16,6 +16,8 @@ DURATION_RULE: Final = "a duration such as 90s, 10m or 1h30m"
 SIZE_RULE: Final = f"WIDTHxHEIGHT in pixels, each from {limits.SIDE_PX_MIN} to {limits.SIDE_PX_MAX}, such as 1280x720"
 RATE_RULE: Final = "a rate such as 10Gbps, 500Mbps (bits) or 1.2GB/s (bytes)"
 _RATE = re.compile(r"(\d{1,9}(?:\.\d{1,6})?) ?([kMGT]?)(bps|B/s)\Z")
+BYTES_RULE: Final = "a size such as 500MB, 200GB or 64GiB"
+_BYTES: Final = re.compile(r"(\d{1,12}(?:\.\d{1,6})?) ?([kMGT])(i?)B\Z")
 _PREFIXES: Final = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000, "T": 1_000_000_000_000}
 _DURATION = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,7})m)?(?:(\d{1,8}(?:\.\d{1,3})?)s)?(?:(\d{1,9})ms)?\Z")
 _SIZE = re.compile(r"(\d{1,5})[xX\N{MULTIPLICATION SIGN}](\d{1,5})\Z")
@@ -82,6 +84,18 @@ def bytes_per_s(option: str, text: str) -> int:
     found = round(float(match[1]) * factor / (8 if match[3] == "bps" else 1))
     if not 1 <= found <= limits.RATE_BYTES_PER_S_MAX:
         raise FieldError(option, text, RATE_RULE)
+    return found
+
+
+def size_bytes(option: str, text: str) -> int:
+    """Bytes of "500MB", "200GB", "64GiB"; a bare number is refused, because nobody knows its unit."""
+    match = _BYTES.match(text.strip())
+    if not match:
+        raise FieldError(option, text, BYTES_RULE)
+    factor = 1 << 10 * ("kMGT".index(match[2]) + 1) if match[3] else _PREFIXES[match[2]]
+    found = round(float(match[1]) * factor)
+    if not 1 <= found <= limits.BYTES_MAX:
+        raise FieldError(option, text, BYTES_RULE)
     return found
 
 

@@ -32,12 +32,13 @@ HELP: Final = (
 
 
 class CliError(AtollError):
-    """An error of the command line itself, with the code it ends with and what to do about it."""
+    """An error of the command line itself, with the code it ends with, what to do about it, and `more` of the same kind."""
 
-    def __init__(self, message: str, *, code: int = Exit.FAILED, hint: str = "") -> None:
+    def __init__(self, message: str, *, code: int = Exit.FAILED, hint: str = "", more: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.code = code
         self.hint = hint
+        self.more = more
 
 
 def code_of(error: AtollError) -> int:

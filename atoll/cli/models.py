@@ -180,7 +180,9 @@ def remove(
 )
 def build_starters(
     *,
-    to: Annotated[str, typer.Option("--to", metavar="FOLDER", show_default=False, help="Where; [~/.local/share/atoll/origin].")] = "",
+    to: Annotated[
+        str, typer.Option("--to", metavar="FOLDER", show_default=False, help="Where (default: ~/.local/share/atoll/origin).")
+    ] = "",
     only: Annotated[list[str] | None, typer.Option("--only", metavar="MODEL", help="Only these; may be repeated.")] = None,
 ) -> None:
     """Build the starter models: real, tiny, untrained pipelines, in seconds and without a download. Needs atoll[worker]."""

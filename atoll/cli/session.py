@@ -33,32 +33,32 @@ AddressOption = Annotated[
     str | None,
     typer.Option(
         "--address", metavar="HOST:PORT", rich_help_panel=PANEL, show_default=False,
-        help="The orchestrator, or several with commas. [ATOLL_ADDRESS; default 127.0.0.1:7443]",
+        help="The orchestrator, or several with commas. (ATOLL_ADDRESS; default 127.0.0.1:7443)",
     ),
 ]  # fmt: skip
 TokenOption = Annotated[
     str | None,
-    typer.Option("--token", rich_help_panel=PANEL, show_default=False, help="The credential; better in the environment. [ATOLL_TOKEN]"),
+    typer.Option("--token", rich_help_panel=PANEL, show_default=False, help="The credential; better in the environment. (ATOLL_TOKEN)"),
 ]
 CaOption = Annotated[
     str | None,
     typer.Option(
         "--ca", metavar="FILE", rich_help_panel=PANEL, show_default=False,
-        help="Use TLS and trust this authority ('system': the system's). [ATOLL_CA]",
+        help="Use TLS and trust this authority ('system': the system's). (ATOLL_CA)",
     ),
 ]  # fmt: skip
 ConfigOption = Annotated[
     str | None,
     typer.Option(
         "--config", metavar="FILE", rich_help_panel=PANEL, show_default=False,
-        help="File with address, token, ca, output. [ATOLL_CONFIG; default ~/.config/atoll/config.yaml]",
+        help="File with address, token, ca, output. (ATOLL_CONFIG; default ~/.config/atoll/config.yaml)",
     ),
 ]  # fmt: skip
 OutputOption = Annotated[
     str | None,
     typer.Option(
         "--output", "-o", metavar="FORM", rich_help_panel=PANEL, show_default=False,
-        help="table, wide, json, yaml or name. [ATOLL_OUTPUT; default table]",
+        help="table, wide, json, yaml or name. (ATOLL_OUTPUT; default table)",
     ),
 ]  # fmt: skip
 _SHARED: Final = {

@@ -201,7 +201,7 @@ def add(
     region: Annotated[str, typer.Option("--region", show_default=False, help="Where it is; jobs may be bound to regions. Required.")],
     provider: Annotated[str, typer.Option("--provider", show_default=False, help="Whose it is.")] = "",
     wan: Annotated[str, typer.Option("--wan", metavar="RATE", help="What its link to other sites carries.")] = "1Gbps",
-    origin: Annotated[str | None, typer.Option("--origin-rate", metavar="RATE", help="From the origin store. [as --wan]")] = None,
+    origin: Annotated[str | None, typer.Option("--origin-rate", metavar="RATE", help="From the origin store; as --wan by default.")] = None,
     reason: NoteOption = "",
 ) -> None:
     """Add one site, and print the command that joins its machine. What GPUs it has its agent finds out."""
@@ -236,7 +236,7 @@ def add(
 
 def join_command(name: str, address: str, token: str, ca: str) -> str:
     """What to type on the new site's machine. The token is in the environment, where other users of that machine do not see it."""
-    from atoll.cli.servers import JOIN_TOKEN_VARIABLE
+    from atoll.cli.agent import JOIN_TOKEN_VARIABLE
 
     prefix = f"{JOIN_TOKEN_VARIABLE}={token} " if token else ""
     trust = f" --ca {ca}" if ca else ""

@@ -52,7 +52,9 @@ def submit(
     negative: Annotated[str, typer.Option("--negative", rich_help_panel=_WHAT, show_default=False, help="What it should not.")] = "",
     seed: Annotated[
         str | None,
-        typer.Option("--seed", metavar="N", rich_help_panel=_WHAT, help="Same seed, same pixels; with --count they go on from it. [drawn]"),
+        typer.Option(
+            "--seed", metavar="N", rich_help_panel=_WHAT, help="Same seed, same pixels; with --count they go on from it; drawn by default."
+        ),
     ] = None,
     size: Annotated[str | None, typer.Option("--size", metavar="WxH", rich_help_panel=_WHAT, help="Pixels, such as 1280x720.")] = None,
     frames: Annotated[str | None, typer.Option("--frames", metavar="N", rich_help_panel=_WHAT, help="Frames of a film.")] = None,

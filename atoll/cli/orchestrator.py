@@ -1,4 +1,4 @@
-"""`atoll orchestrator`: a server in this process. Its code is loaded when it is started, not before.
+"""`atoll orchestrator`: the server, in this process. Its code is loaded when it is started, not before.
 
 Decides which flags there are; what they may hold is said by the server's own configuration.
 """
@@ -6,15 +6,12 @@ Decides which flags there are; what they may hold is said by the server's own co
 from __future__ import annotations
 
 import os
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
 from atoll.cli.exits import CliError
 from atoll.cli.session import examples
-
-# The one-time token of a new site; read by `atoll agent`.
-JOIN_TOKEN_VARIABLE: Final = "ATOLL_JOIN_TOKEN"  # noqa: S105 - the name of a variable
 
 
 def register(root: typer.Typer) -> None:
@@ -33,27 +30,31 @@ def register(root: typer.Typer) -> None:
 
 def orchestrator(
     *,
-    listen: Annotated[str | None, typer.Option("--listen", metavar="HOST:PORT", help="Where; [127.0.0.1:7443].")] = None,
+    listen: Annotated[str | None, typer.Option("--listen", metavar="HOST:PORT", help="Where (default: 127.0.0.1:7443).")] = None,
     data_dir: Annotated[
-        str | None, typer.Option("--data-dir", metavar="FOLDER", help="Its store; [~/.local/state/atoll/orchestrator].")
+        str | None, typer.Option("--data-dir", metavar="FOLDER", help="Its store (default: ~/.local/state/atoll/orchestrator).")
     ] = None,
     metrics: Annotated[
-        str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Prometheus metrics; [127.0.0.1:7444], 'off': none.")
+        str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Prometheus metrics (default: 127.0.0.1:7444), 'off': none.")
     ] = None,
     tokens: Annotated[str | None, typer.Option("--tokens", metavar="FILE", help="Credentials of clients, hashed, as YAML.")] = None,
     tls_cert: Annotated[str | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[str | None, typer.Option("--tls-key", metavar="FILE", help="Its key, PEM.")] = None,
-    origin_url: Annotated[str | None, typer.Option("--origin-url", metavar="URL", help="Where weights are; [a folder of its own].")] = None,
+    origin_url: Annotated[
+        str | None, typer.Option("--origin-url", metavar="URL", help="Where weights are (default: a folder of its own).")
+    ] = None,
     artifacts_url: Annotated[
-        str | None, typer.Option("--artifacts-url", metavar="URL", help="Where results go; [a folder of its own].")
+        str | None, typer.Option("--artifacts-url", metavar="URL", help="Where results go (default: a folder of its own).")
     ] = None,
     time_scale: Annotated[
         str | None, typer.Option("--time-scale", metavar="X", help="Fleet time runs X times as fast; twins only.")
     ] = None,
     retention_hours: Annotated[
-        str | None, typer.Option("--retention-hours", metavar="N", help="How long ended jobs stay readable; [24].")
+        str | None, typer.Option("--retention-hours", metavar="N", help="How long ended jobs stay readable (default: 24).")
     ] = None,
-    ended_jobs_max: Annotated[str | None, typer.Option("--ended-jobs-max", metavar="N", help="How many of them; [1,000,000].")] = None,
+    ended_jobs_max: Annotated[
+        str | None, typer.Option("--ended-jobs-max", metavar="N", help="How many of them (default: 1,000,000).")
+    ] = None,
     record: Annotated[str | None, typer.Option("--record", metavar="FILE", help="Write a snapshot and every event after it.")] = None,
     record_bytes_max: Annotated[str | None, typer.Option("--record-bytes-max", metavar="N", help="End the recording there.")] = None,
     log_format: Annotated[str | None, typer.Option("--log-format", help="auto, console or json.")] = None,
@@ -80,7 +81,6 @@ def orchestrator(
         "log_format": log_format,
         "log_level": log_level,
     }
-    refuse_foreign_packages()
     from orchestrator.app import run_orchestrator
     from orchestrator.config import StartError, load_config
 
@@ -89,21 +89,3 @@ def orchestrator(
     except StartError as error:
         raise CliError(str(error), code=error.code) from None
     raise typer.Exit(run_orchestrator(config))
-
-
-def refuse_foreign_packages() -> None:
-    """CliError when `agents` or `orchestrator` of the environment are not Atoll's: `agents` is another public package's name too."""
-    from importlib.util import find_spec
-    from pathlib import Path
-
-    import atoll
-
-    beside = Path(atoll.__file__).resolve().parent.parent
-    for name in ("orchestrator", "agents"):
-        found = find_spec(name)
-        if found is None or not found.origin or Path(found.origin).resolve().parent.parent != beside:
-            where = found.origin if found and found.origin else "nowhere"
-            raise CliError(
-                f"the package '{name}' is found at {where}, not beside {beside / 'atoll'}: another package of that name is installed",
-                hint="run Atoll from an environment of its own",
-            )

@@ -1,0 +1,195 @@
+"""`atoll up`: an orchestrator and a site on this machine, in one command.
+
+Decides names, folders and the order of the start. Both are processes of their own and log here; both end with this one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from atoll.cli import places
+from atoll.cli.children import Children, Stopped
+from atoll.cli.exits import CliError, Exit
+from atoll.cli.output import note
+from atoll.cli.session import examples
+from atoll.model.address import Address, parse_address
+from atoll.model.ids import SiteId
+from atoll.model.site import SiteConnection, SiteSpec
+
+if TYPE_CHECKING:
+    from atoll.client import Client
+    from atoll.model.modelspec import ModelSpec
+
+# A store with a million ended jobs opens in seconds.
+_ORCHESTRATOR_S: Final = 60.0
+# Ray needs 5 to 14 s for its head and torch 6 s for its imports, several times that on a busy machine.
+_SITE_S: Final = 180.0
+_POLL_S: Final = 0.2
+# What is local is limited by its disk; the figure only has to be larger than that.
+_LOOPBACK_BYTES_PER_S: Final = 10**10
+
+
+def register(root: typer.Typer) -> None:
+    """Add the verb to the command."""
+    root.command(
+        "up",
+        epilog=examples(
+            """
+            atoll up
+            atoll up --listen 127.0.0.1:7500 --data-dir ./fleet --slots 2
+            """
+        ),
+    )(up)
+
+
+def up(
+    *,
+    listen: Annotated[
+        str | None, typer.Option("--listen", metavar="HOST:PORT", show_default=False, help="Where (default: 127.0.0.1:7443).")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option("--data-dir", metavar="FOLDER", show_default=False, help="All its data (default: ~/.local/share/atoll).")
+    ] = None,
+    site: Annotated[str, typer.Option("--site", metavar="NAME", help="Name of the site on this machine.")] = "local",
+    slots: Annotated[str | None, typer.Option("--slots", metavar="N", show_default=False, help="Slots, without GPUs (default: 1).")] = None,
+    no_gpus: Annotated[bool, typer.Option("--no-gpus", help="Work on the CPU, GPUs or not.")] = False,
+    metrics: Annotated[str, typer.Option("--metrics", metavar="HOST:PORT", help="The orchestrator's metrics.")] = "off",
+    log_level: Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")] = "warning",
+) -> None:
+    """Run an orchestrator and a real site on this machine in the foreground, until Ctrl-C.
+
+    Builds the starter models when they are not there. What was submitted survives; start it again and it goes on. Needs atoll[worker].
+    """
+    address = parse_address("--listen", listen or "127.0.0.1")
+    data = Path(data_dir).expanduser().absolute() if data_dir else places.data_dir(os.environ)
+    models = _starters(data)
+    with Children() as children:
+        try:
+            _orchestrator(children, address, data, metrics, log_level)
+            with _client(address) as client:
+                _declare(client, SiteId(site), models)
+                _agent(children, SiteId(site), address, data, slots, no_gpus, log_level)
+                _await_site(children, client, site)
+            _greet(address)
+            name, status = children.wait()
+        except Stopped:
+            note("stopping")
+            return
+        raise CliError(f"the {name} ended by itself, with status {status}: what it said stands above", code=Exit.FAILED)
+
+
+def _starters(data: Path) -> tuple[ModelSpec, ...]:
+    """The starter models, built where they are missing."""
+    from agents.engine.errors import EngineError
+    from agents.engine.starters import build_starters
+
+    try:
+        return tuple(model.spec for model in build_starters(places.origin_dir(data), on_progress=note))
+    except EngineError as error:
+        raise CliError(str(error)) from None
+    except OSError as error:
+        raise CliError(f"--data-dir is '{data}': cannot write there: {error.strerror or error}", code=Exit.USAGE) from None
+
+
+def _orchestrator(children: Children, address: Address, data: Path, metrics: str, log_level: str) -> None:
+    """Start it and wait until it answers."""
+    arguments = [
+        "orchestrator",
+        *("--listen", str(address)),
+        *("--data-dir", str(data / "orchestrator")),
+        *("--origin-url", places.origin_dir(data).as_uri()),
+        *("--artifacts-url", (data / "artifacts").as_uri()),
+        *("--metrics", metrics),
+        *("--log-level", log_level),
+    ]
+    children.start("orchestrator", arguments)
+    from atoll.client import UnavailableError
+
+    deadline_s = time.monotonic() + _ORCHESTRATOR_S
+    while True:
+        _check(children)
+        with _client(address) as client:
+            try:
+                client.fleet()
+                # Another's orchestrator at this address answers too: ours has then ended, or will not have begun to listen.
+                _check(children)
+                return
+            except UnavailableError:
+                if time.monotonic() > deadline_s:
+                    raise
+        time.sleep(_POLL_S)
+
+
+def _client(address: Address) -> Client:
+    """A client of this very orchestrator, whatever the environment and the configuration file say."""
+    from atoll.client import Client, Settings
+
+    secret = os.environ.get("ATOLL_ORCHESTRATOR_TOKEN", "")
+    return Client(settings=Settings(addresses=(address,), token=secret), connect_timeout_s=1.0)
+
+
+def _declare(client: Client, site: SiteId, models: tuple[ModelSpec, ...]) -> None:
+    """The site and the starter models, as at each start."""
+    from atoll.client import NotFoundError
+
+    client.models_add(models)
+    try:
+        client.sites_get(site)
+    except NotFoundError:
+        spec = SiteSpec(
+            site_id=site,
+            region="this machine",
+            provider="local",
+            wan_bytes_per_s=_LOOPBACK_BYTES_PER_S,
+            origin_bytes_per_s=_LOOPBACK_BYTES_PER_S,
+        )
+        added = client.sites_add(spec, reason="atoll up")
+        if added.join_token:
+            os.environ["ATOLL_JOIN_TOKEN"] = added.join_token
+
+
+def _agent(children: Children, site: SiteId, address: Address, data: Path, slots: str | None, no_gpus: bool, log_level: str) -> None:
+    arguments = [
+        "agent",
+        *("--site", site),
+        *("--orchestrator", str(address)),
+        *("--data-dir", str(data / "sites" / site)),
+        *("--cache-dir", str(data / "weights")),
+        *("--log-level", log_level),
+        "--stop-work-on-exit",
+        *(("--slots", slots) if slots is not None else ()),
+        *(("--no-gpus",) if no_gpus else ()),
+    ]
+    children.start("agent", arguments)
+
+
+def _await_site(children: Children, client: Client, site: str) -> None:
+    note(f"site {site} is starting: its Ray cluster and its first process take half a minute")
+    deadline_s = time.monotonic() + _SITE_S
+    while True:
+        _check(children)
+        view = client.sites_get(site)
+        if view.connection is SiteConnection.CONNECTED and view.pools:
+            return
+        if time.monotonic() > deadline_s:
+            raise CliError(f"site {site} has not connected within {_SITE_S:.0f} s: what its agent said stands above", code=Exit.TIMEOUT)
+        time.sleep(_POLL_S)
+
+
+def _check(children: Children) -> None:
+    ended = children.ended()
+    if ended is not None:
+        name, status = ended
+        raise CliError(f"the {name} ended with status {status}: what it said stands above")
+
+
+def _greet(address: Address) -> None:
+    where = "" if str(address) == "127.0.0.1:7443" else f" --address {address}"
+    note(f"ready at {address}; in another shell, for example:")
+    note(f'    atoll{where} submit tiny-image --prompt "a lighthouse" --seed 7 --wait --out lighthouse.png')
+    note("Ctrl-C ends it; what was submitted survives")
