@@ -67,10 +67,10 @@ class Fields:
         expected = f"1 to {LABEL_CHARS_MAX} printable characters on one line"
         text = self._scalar(key, expected, default)
         if text is None:
-            return default or UNREADABLE
+            return UNREADABLE if default is None else default
         if len(text) > LABEL_CHARS_MAX or not text.isprintable() or (not text and default is None):
             self.wrong(key, text, expected)
-            return default or UNREADABLE
+            return UNREADABLE if default is None else default
         return text
 
     def word(self, key: str, words: Iterable[str], kind: str) -> str | None:
@@ -137,7 +137,9 @@ class Fields:
         """Note every key that nobody asked for."""
         for key, (line, _) in self._entries.items():
             if key not in self._asked:
-                self.problems.add(line, self.at(key[:LABEL_CHARS_MAX]), key, one_of(key, self._asked, "key"))
+                # The value is quoted by the error; a path that holds it must be fit to print, too.
+                shown = key if key.isidentifier() and len(key) <= LABEL_CHARS_MAX else "key"
+                self.problems.add(line, self.at(shown), key, one_of(key, self._asked, "key"))
 
     def _number(self, key: str, read: Callable[[str], int | None], expected: str, substitute: int, default: int | None) -> int:
         if default is not None and key not in self._entries:

@@ -84,7 +84,7 @@ def parse_yaml(text: str, problems: Problems) -> Node:
     except yaml.reader.ReaderError as error:
         raise _unreadable(problems, text, error.position) from None
     except yaml.MarkedYAMLError as error:
-        raise _malformed(problems, error) from None
+        raise _malformed(problems, text, error) from None
     if builder.root is None or is_empty(builder.root):
         raise problems.give_up(1, "file", "empty", "a YAML mapping such as 'version: 1' with 'sites:' below")
     return builder.root
@@ -95,10 +95,11 @@ def _unreadable(problems: Problems, text: str, position: int) -> SourceErrors:
     return problems.give_up(line, "character", text[position : position + 1], "printable text; YAML allows no control characters")
 
 
-def _malformed(problems: Problems, error: yaml.MarkedYAMLError) -> SourceErrors:
+def _malformed(problems: Problems, text: str, error: yaml.MarkedYAMLError) -> SourceErrors:
     mark = error.problem_mark or error.context_mark
     context = f" ({error.context}, which begins in line {error.context_mark.line + 1})" if error.context and error.context_mark else ""
-    line = mark.line + 1 if mark else 0
+    # The end of a half-written file lies behind its last line.
+    line = min(mark.line + 1, len(text.splitlines())) if mark else 0
     return problems.give_up(line, "YAML", error.problem or "unreadable", f"well-formed YAML{context}")
 
 
