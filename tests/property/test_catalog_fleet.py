@@ -27,12 +27,12 @@ def read(text: str) -> FleetSpec | None:
     try:
         return parse_fleet(text, "fleet.yaml", GPUS, REFERENCE_LINKS)
     except SourceErrors as error:
-        assert 1 <= len(error.errors) <= PROBLEMS_MAX
-        lines = len(text.splitlines())
-        for one in error.errors:
-            assert one.file == "fleet.yaml" and 1 <= one.line <= max(lines, 1)
-            assert str(one).isprintable() and len(str(one)) < 1_000
-        return None
+        found = error.errors
+    assert 1 <= len(found) <= PROBLEMS_MAX
+    for one in found:
+        assert one.file == "fleet.yaml" and 1 <= one.line <= max(len(text.splitlines()), 1)
+        assert str(one).isprintable() and len(str(one)) < 1_000
+    return None
 
 
 @given(st.text(max_size=300))
