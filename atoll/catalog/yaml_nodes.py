@@ -77,7 +77,7 @@ def parse_yaml(text: str, problems: Problems) -> Node:
         raise _unreadable(problems, text, error.start) from None
     if size_bytes > YAML_BYTES_MAX:
         raise problems.give_up(1, "file", f"{size_bytes} bytes", f"at most {YAML_BYTES_MAX} bytes")
-    builder = _Builder(problems)
+    builder = _Builder(problems, len(text.splitlines()))
     try:
         for event in yaml.parse(text, Loader=_LOADER):  # type: ignore[no-untyped-call, unused-ignore]
             builder.take(event)
@@ -106,22 +106,25 @@ def _malformed(problems: Problems, text: str, error: yaml.MarkedYAMLError) -> So
 class _Builder:
     """Puts events together. A key waits in `_keys` until its value is there."""
 
-    def __init__(self, problems: Problems) -> None:
+    def __init__(self, problems: Problems, last_line: int) -> None:
         self.root: Node | None = None
         self._problems = problems
+        # What is missing at the end of a file is said to stand behind its last line.
+        self._last_line = last_line
         self._open: list[Mapping | Sequence] = []
         self._keys: list[tuple[int, str] | None] = []
         self._nodes = 0
         self._documents = 0
 
     def take(self, event: yaml.Event) -> None:
-        line = event.start_mark.line + 1 if event.start_mark else 0
+        line = min(event.start_mark.line + 1, self._last_line) if event.start_mark else 0
         match event:
             case yaml.AliasEvent():
                 raise self._problems.give_up(line, "alias", f"*{event.anchor}", "the value itself; aliases are not accepted")
             case yaml.ScalarEvent():
                 self._check_plain_yaml(event, line)
-                self._add(Scalar(line, event.value, event.style is None))
+                # None, or empty from libyaml where nothing is written at all.
+                self._add(Scalar(line, event.value, not event.style))
             case yaml.MappingStartEvent():
                 self._check_plain_yaml(event, line)
                 self._begin(Mapping(line))

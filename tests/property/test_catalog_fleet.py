@@ -41,7 +41,9 @@ def test_any_text(text: str) -> None:
 
 
 @given(
-    st.lists(st.sampled_from([*"-:?[]{},#&*!|>'\"%@` \n\t0a~\0", "\n  ", "- ", ": ", "sites", "version: 1\n", "é", "\ud800"]), max_size=60)
+    st.lists(
+        st.sampled_from([*"-:?[]{},#&*!|>'\"%@` \n\t0a~\0", "\n  ", "- ", ": ", "sites", "version: 1\n", "---", "é", "\ud800"]), max_size=60
+    )
 )
 def test_any_heap_of_yaml_marks(parts: list[str]) -> None:
     read("".join(parts))

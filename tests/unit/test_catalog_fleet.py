@@ -198,6 +198,8 @@ def test_a_hopeless_file_is_not_listed_whole() -> None:
     [
         ("", 1, "file"),
         ("# only a note\n", 1, "file"),
+        ("---", 1, "file"),
+        ("version:\nsites: []\n", 1, "version"),
         ("version: 1\nsites: [", 2, "YAML"),
         ("version: 1\nsites:\n- id: a\n  region: 'x\n", 4, "YAML"),
         ("version: 1\nsites:\n- id: a\n region: x\n", 4, "YAML"),
