@@ -299,6 +299,7 @@ def packaged_gpus() -> dict[GpuTypeId, GpuType]:
 def sites_of(fleet: Path, gpus: Mapping[GpuTypeId, GpuType]) -> tuple[SiteSpec, ...]:
     """The sites that a fleet file declares. Raises AtollError naming file and line."""
     from atoll.catalog.fleet import parse_fleet
+    from atoll.data import fleet_wan_csv
 
     try:
         if fleet.stat().st_size > _FLEET_BYTES_MAX:
@@ -308,7 +309,7 @@ def sites_of(fleet: Path, gpus: Mapping[GpuTypeId, GpuType]) -> tuple[SiteSpec, 
         raise FieldError("fleet", str(fleet), f"a file that can be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise FieldError("fleet", str(fleet), "UTF-8 text") from None
-    return parse_fleet(text, str(fleet), gpus).sites
+    return parse_fleet(text, str(fleet), gpus, fleet_wan_csv()).sites
 
 
 def site_of(fleet: Path, site_id: SiteId, gpus: Mapping[GpuTypeId, GpuType]) -> SiteSpec:
