@@ -36,7 +36,7 @@ _PORTS: Final = range(20_000, 32_000)
 # A loopback copies gigabytes a second; whatever is said here, fetching the starters takes milliseconds.
 _LOOPBACK_BYTES_PER_S: Final = 1_000_000_000
 # Both starters take 13 MB.
-_CACHE_BYTES: Final = 1_000_000_000
+_CACHE: Final = "1GB"
 # The orchestrator's exit code for a port that somebody took first.
 _ADDRESS_IN_USE: Final = 3
 _START_TRIES: Final = 3
@@ -66,7 +66,7 @@ def atoll(*arguments: str) -> tuple[str, ...]:
 def build_starters(start: Start) -> Running:
     """Build the starter models, or verify that they are there; in a process of its own, as torch takes memory and seconds to load."""
     arguments = atoll("models", "build-starters", "--to", str(start.places.models))
-    return start.processes.start(Program(name="starter models", arguments=arguments, wave=0, grace_s=_GRACE_S))
+    return start.processes.start(Program(name="starter models", arguments=arguments, wave=0, grace_s=_GRACE_S, once=True))
 
 
 def starter_specs(places: Places) -> tuple[ModelSpec, ...]:
@@ -142,25 +142,19 @@ def start_agents(start: Start, orchestrator: Address) -> None:
     """One agent for each real site. Their clusters end with them."""
     blocks = _free_blocks()
     for name, node_ip in REAL:
-        settings = {
-            "runtime": "ray",
-            "state_dir": str(start.places.run / name),
-            "cache_dir": str(start.places.cache(name)),
-            "cache_bytes": str(_CACHE_BYTES),
-            "node_ip": node_ip,
-            "port_base": str(next(blocks)),
-            "use_gpus": "false",
-            "slots": "1",
-            "end_work": "true",
-        }
-        program = Program(
-            name=f"site {name}",
-            arguments=atoll("agent", "--site", name, "--orchestrator", str(orchestrator)),
-            wave=0,
-            grace_s=_AGENT_GRACE_S,
-            settings={f"ATOLL_AGENT_{setting.upper()}": value for setting, value in settings.items()},
+        arguments = atoll(
+            "agent",
+            *("--site", name),
+            *("--orchestrator", str(orchestrator)),
+            *("--data-dir", str(start.places.run / name)),
+            *("--cache-dir", str(start.places.cache(name))),
+            *("--cache", _CACHE),
+            *("--ray-node-ip", node_ip),
+            *("--ray-port-base", str(next(blocks))),
+            *("--no-gpus", "--slots", "1"),
+            "--stop-work-on-exit",
         )
-        start.processes.start(program)
+        start.processes.start(Program(name=f"site {name}", arguments=arguments, wave=0, grace_s=_AGENT_GRACE_S))
 
 
 def start_twins(start: Start, orchestrator: Address, file: Path) -> None:

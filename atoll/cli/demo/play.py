@@ -125,7 +125,7 @@ class _Demo:
             client.sites_apply([*fleet.real_specs(), *sites], links, reason="demo")
             fleet.start_agents(self._start, address)
             fleet.start_twins(self._start, address, file)
-            self._until(lambda: self._processes.finished(builder), "starter models", fleet.CONNECT_S)
+            self._until(lambda: builder.exit_code == 0, "starter models", fleet.CONNECT_S)
             starters = fleet.starter_specs(self._places)
             client.models_add(starters)
             self._display.say(f"starter models: {', '.join(f'{one.model_id} ({size(one.weights_bytes)})' for one in starters)}")
@@ -216,10 +216,11 @@ class _Demo:
         if passed_s < _BUSY_WITHIN_S and (live < _BUSY_JOBS or not found[site].now["running"]):
             return None
         started = client.sites_drain(SiteId(site), reason=_DRAIN_REASON, deadline_ms=_DRAIN_MS)
-        self._display.say(f"draining {site}, the busiest twin with {count(live, 'job')}: {_DRAIN_REASON}, deadline {_DRAIN_MS / 1_000:g} s")
         moves = {str(move.job_id) for move in started.plan.moves}
         # As it was when the drain began: what the plan names, in the phase last heard of.
         there = [job for job in jobs.values() if job.job_id in moves] or live_at(jobs.values(), site)
+        deadline = f"deadline {_DRAIN_MS / 1_000:g} s"
+        self._display.say(f"draining {site}, the busiest twin, with {count(len(there), 'job')}: {_DRAIN_REASON}, {deadline}")
         phases = {str(job.job_id): _phase(job) for job in there}
         return Drained(site=site, reason=_DRAIN_REASON, deadline_s=_DRAIN_MS / 1_000, jobs=phases, plan=started.plan)
 

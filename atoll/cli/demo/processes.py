@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -58,13 +58,16 @@ class PartFailedError(AtollError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """One program: what runs, and how long it may take to end when it is told to. `wave`: lower ones are ended first."""
+    """One program: what runs, and how long it may take to end when it is told to.
+
+    `wave`: lower ones are ended first. `once`: it does something and ends well by itself; others run until they are told.
+    """
 
     name: str
     arguments: tuple[str, ...]
     wave: int
     grace_s: float
-    settings: Mapping[str, str] = field(default_factory=dict)  # added to its environment
+    once: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,32 +113,22 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**self._environ, **program.settings},
+                env=self._environ,
                 start_new_session=True,
             )
         running = Running(program=program, process=process, log=log)
         self._running.append(running)
         return running
 
-    def finished(self, running: Running) -> bool:
-        """Whether a program that is to end has ended. PartFailedError when it ended badly."""
-        code = running.exit_code
-        if code is None:
-            return False
-        self.forget(running)
-        if code != 0:
-            raise running.failed(f"ended with {ending(code)}")
-        return True
-
     def forget(self, running: Running) -> None:
         """A program has ended, and that is well."""
         self._running.remove(running)
 
     def check(self) -> None:
-        """PartFailedError when a program that should be running is not."""
+        """PartFailedError when a program has ended that should be running, or has ended badly."""
         for running in self._running:
             code = running.exit_code
-            if code is not None:
+            if code is not None and not (running.program.once and code == 0):
                 raise running.failed(f"ended with {ending(code)}")
 
     def stop(self, *, hurry: Callable[[], bool], say: Callable[[str], None]) -> list[str]:

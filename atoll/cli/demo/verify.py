@@ -73,10 +73,12 @@ class _Plain:
         try:
             import diffusers
             import torch
+            import transformers
         except ImportError as error:
             raise CliError(f"torch and diffusers are needed (install atoll[worker]): {error}") from None
         torch.set_num_threads(1)
-        diffusers.utils.logging.disable_progress_bar()
+        for package in (diffusers, transformers):
+            package.utils.logging.disable_progress_bar()
         self._torch: Any = torch
         self._diffusers: Any = diffusers
         self._models = models

@@ -27,12 +27,14 @@ class Wish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsed:
-    """So many simulated jobs of a model, at its own shape."""
+    """So many simulated jobs of a model, at its own shape. `regions` and `gpu_types`: only there; empty: anywhere."""
 
     model: str
     jobs: int
     tenant: str
     priority: Priority = Priority.NORMAL
+    regions: tuple[str, ...] = ()
+    gpu_types: tuple[str, ...] = ()
 
 
 # (prompt, seed, width, height, steps). Sides in multiples of 8; a step of this pipeline takes some 40 ms on one core.
@@ -54,17 +56,23 @@ _FILMS: Final = (
     ("a sail crossing the bay", 77, 128, 96, 25, 6),
     ("northern lights above a fjord", 314, 96, 128, 33, 5),
 )
-# Interactive and bulk work of several tenants. On an H100 the first take well under a second, the last five to ten.
+# Interactive and bulk work of several tenants, some of it bound to a continent or to cheap GPUs. On an H100 the first take well under
+# a second, the last five to ten.
+_EUROPE: Final = ("Frankfurt", "Paris", "Amsterdam", "London", "Warsaw", "Berlin")
+_ASIA: Final = ("Tokyo", "Osaka", "Seoul", "Singapore", "Mumbai")
+_CHEAP: Final = ("RTX-4090", "L4", "A10G")
 REHEARSALS: Final = (
     Rehearsed(model="sdxl-turbo", jobs=10, tenant="preview", priority=Priority.URGENT),
-    Rehearsed(model="sdxl-lightning-4-step", jobs=20, tenant="postcards"),
-    Rehearsed(model="flux.1-schnell", jobs=16, tenant="studio"),
+    Rehearsed(model="sdxl-lightning-4-step", jobs=16, tenant="postcards"),
+    Rehearsed(model="sdxl-lightning-4-step", jobs=8, tenant="gallery", regions=_EUROPE),
     Rehearsed(model="flux.2-klein-4b", jobs=8, tenant="studio", priority=Priority.URGENT),
-    Rehearsed(model="sd-1.5", jobs=10, tenant="archive", priority=Priority.BATCH),
-    Rehearsed(model="sdxl-base-1.0", jobs=8, tenant="archive", priority=Priority.BATCH),
+    Rehearsed(model="flux.1-schnell", jobs=12, tenant="studio"),
+    Rehearsed(model="flux.1-schnell", jobs=8, tenant="atelier", regions=_ASIA),
+    Rehearsed(model="sd-1.5", jobs=10, tenant="archive", priority=Priority.BATCH, gpu_types=_CHEAP),
+    Rehearsed(model="sdxl-base-1.0", jobs=8, tenant="archive", priority=Priority.BATCH, gpu_types=("A100-80-SXM", "L40S")),
     Rehearsed(model="flux.1-dev", jobs=6, tenant="posters"),
-    Rehearsed(model="fastwan2.1-1.3b-3-step", jobs=4, tenant="films"),
-    Rehearsed(model="ltx-video-2b-0.9.x", jobs=4, tenant="films", priority=Priority.BATCH),
+    Rehearsed(model="fastwan2.1-1.3b-3-step", jobs=6, tenant="films"),
+    Rehearsed(model="ltx-video-2b-0.9.x", jobs=4, tenant="films", priority=Priority.BATCH, regions=_EUROPE),
 )
 
 
@@ -99,6 +107,8 @@ def rehearsals() -> tuple[JobRequest, ...]:
                     seed=number,
                     tenant=rehearsed.tenant,
                     priority=rehearsed.priority,
+                    regions=rehearsed.regions,
+                    gpu_types=rehearsed.gpu_types,
                     simulated=True,
                 )
             )
