@@ -8,6 +8,7 @@ events, so that depth is bounded here and not by a stack.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -21,6 +22,8 @@ YAML_BYTES_MAX: Final = 4 * 1024 * 1024
 _DEPTH_MAX: Final = 12
 # Bounds the memory of a hostile text of the size above to some hundred MB.
 _NODES_MAX: Final = 1_000_000
+# All but what YAML 1.1 counts as printable. Looked for here, because libyaml tells its place in bytes and no line.
+_UNPRINTABLE: Final = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # libyaml where it is built in (ten times faster), else the same in Python.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -71,10 +74,11 @@ def is_empty(node: Node) -> bool:
 
 def parse_yaml(text: str, problems: Problems) -> Node:
     """The one document of `text`. Duplicate keys are noted in `problems`; what makes the rest unreadable raises SourceErrors."""
-    try:
-        size_bytes = len(text.encode())
-    except UnicodeEncodeError as error:
-        raise _unreadable(problems, text, error.start) from None
+    unprintable = _UNPRINTABLE.search(text)
+    if unprintable:
+        line = text.count("\n", 0, unprintable.start()) + 1
+        raise problems.give_up(line, "character", unprintable.group(), "printable text; YAML allows no control characters")
+    size_bytes = len(text.encode())
     if size_bytes > YAML_BYTES_MAX:
         raise problems.give_up(1, "file", f"{size_bytes} bytes", f"at most {YAML_BYTES_MAX} bytes")
     builder = _Builder(problems, len(text.splitlines()))
@@ -82,17 +86,12 @@ def parse_yaml(text: str, problems: Problems) -> Node:
         for event in yaml.parse(text, Loader=_LOADER):  # type: ignore[no-untyped-call, unused-ignore]
             builder.take(event)
     except yaml.reader.ReaderError as error:
-        raise _unreadable(problems, text, error.position) from None
+        raise problems.give_up(1, "character", error.character, "printable text") from None
     except yaml.MarkedYAMLError as error:
         raise _malformed(problems, text, error) from None
     if builder.root is None or is_empty(builder.root):
         raise problems.give_up(1, "file", "empty", "a YAML mapping such as 'version: 1' with 'sites:' below")
     return builder.root
-
-
-def _unreadable(problems: Problems, text: str, position: int) -> SourceErrors:
-    line = text.count("\n", 0, position) + 1
-    return problems.give_up(line, "character", text[position : position + 1], "printable text; YAML allows no control characters")
 
 
 def _malformed(problems: Problems, text: str, error: yaml.MarkedYAMLError) -> SourceErrors:
