@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Final
 
@@ -21,6 +21,7 @@ from atoll.cli.output import note
 _GRACE_S: Final = 25.0
 _POLL_S: Final = 0.1
 _PR_SET_PDEATHSIG: Final = 1
+_PARENT_VARIABLE: Final = "ATOLL_PARENT_PID"
 
 
 class Stopped(Exception):  # noqa: N818 - no error: somebody wants it to end
@@ -48,11 +49,12 @@ class Children:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type] # what `signal` itself had answered
 
-    def start(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-        """Start this command line with these arguments; it logs to where this process does."""
+    def start(self, name: str, arguments: Sequence[str], variables: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start this command line with these arguments and more of an environment; it logs to where this process does."""
         command = [sys.executable, "-m", "atoll.cli", *arguments]
-        parent = os.getpid()
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=lambda: _die_with(parent))  # noqa: PLW1509 - one thread
+        # No code of ours between fork and exec: other threads may hold any lock, gRPC's among them.
+        environment = {**os.environ, **(variables or {}), _PARENT_VARIABLE: str(os.getpid())}
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)
         self._running.append((name, child))
         return child
 
@@ -81,9 +83,13 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
     raise Stopped
 
 
-def _die_with(parent: int) -> None:
+def end_with_parent() -> None:
+    """In a child, first thing: hear SIGTERM when the process that started it is gone, however that ended."""
+    parent = os.environ.pop(_PARENT_VARIABLE, "")
+    if not parent:
+        return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before we asked to be told
+    if str(os.getppid()) != parent:  # it was gone before we asked to be told
         os.kill(os.getpid(), signal.SIGTERM)
 
 

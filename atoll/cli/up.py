@@ -6,13 +6,16 @@ Decides names, folders and the order of the start. Both are processes of their o
 from __future__ import annotations
 
 import os
+import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from atoll.cli import places
+from atoll.cli.agent import JOIN_TOKEN_VARIABLE
 from atoll.cli.children import Children, Stopped
 from atoll.cli.exits import CliError, Exit
 from atoll.cli.output import note
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 _ORCHESTRATOR_S: Final = 60.0
 # Ray needs 5 to 14 s for its head and torch 6 s for its imports, several times that on a busy machine.
 _SITE_S: Final = 180.0
+# First ports of blocks of 100, below those that outgoing connections take: several clusters of one machine have one each.
+_RAY_PORTS: Final = range(21_000, 31_000, 100)
 _POLL_S: Final = 0.2
 # What is local is limited by its disk; the figure only has to be larger than that.
 _LOOPBACK_BYTES_PER_S: Final = 10**10
@@ -66,14 +71,16 @@ def up(
     Builds the starter models when they are not there. What was submitted survives; start it again and it goes on. Needs atoll[worker].
     """
     address = parse_address("--listen", listen or "127.0.0.1")
+    more = [*(("--slots", slots) if slots is not None else ()), *(("--no-gpus",) if no_gpus else ())]
     data = Path(data_dir).expanduser().absolute() if data_dir else places.data_dir(os.environ)
     models = _starters(data)
+    _refuse_taken(address)
     with Children() as children:
         try:
             _orchestrator(children, address, data, metrics, log_level)
             with _client(address) as client:
-                _declare(client, SiteId(site), models)
-                _agent(children, SiteId(site), address, data, slots, no_gpus, log_level)
+                join_token = _declare(client, SiteId(site), models)
+                _agent(children, SiteId(site), address, data, log_level, join_token, more)
                 _await_site(children, client, site)
             _greet(address)
             name, status = children.wait()
@@ -96,6 +103,16 @@ def _starters(data: Path) -> tuple[ModelSpec, ...]:
         raise CliError(f"--data-dir is '{data}': cannot write there: {error.strerror or error}", code=Exit.USAGE) from None
 
 
+def _refuse_taken(address: Address) -> None:
+    """CliError when somebody listens there already: it would answer in place of the orchestrator that is about to start."""
+    try:
+        with socket.create_connection((address.host, address.port), timeout=1.0):
+            pass
+    except OSError:
+        return
+    raise CliError(f"--listen is '{address}': expected an address that nobody uses; something answers there", code=Exit.CONFLICT)
+
+
 def _orchestrator(children: Children, address: Address, data: Path, metrics: str, log_level: str) -> None:
     """Start it and wait until it answers."""
     arguments = [
@@ -116,8 +133,6 @@ def _orchestrator(children: Children, address: Address, data: Path, metrics: str
         with _client(address) as client:
             try:
                 client.fleet()
-                # Another's orchestrator at this address answers too: ours has then ended, or will not have begun to listen.
-                _check(children)
                 return
             except UnavailableError:
                 if time.monotonic() > deadline_s:
@@ -133,13 +148,14 @@ def _client(address: Address) -> Client:
     return Client(settings=Settings(addresses=(address,), token=secret), connect_timeout_s=1.0)
 
 
-def _declare(client: Client, site: SiteId, models: tuple[ModelSpec, ...]) -> None:
-    """The site and the starter models, as at each start."""
+def _declare(client: Client, site: SiteId, models: tuple[ModelSpec, ...]) -> str:
+    """The site and the starter models, as at each start; the token with which a new site joins, if one is needed."""
     from atoll.client import NotFoundError
 
     client.models_add(models)
     try:
         client.sites_get(site)
+        return ""
     except NotFoundError:
         spec = SiteSpec(
             site_id=site,
@@ -148,12 +164,11 @@ def _declare(client: Client, site: SiteId, models: tuple[ModelSpec, ...]) -> Non
             wan_bytes_per_s=_LOOPBACK_BYTES_PER_S,
             origin_bytes_per_s=_LOOPBACK_BYTES_PER_S,
         )
-        added = client.sites_add(spec, reason="atoll up")
-        if added.join_token:
-            os.environ["ATOLL_JOIN_TOKEN"] = added.join_token
+        return client.sites_add(spec, reason="atoll up").join_token
 
 
-def _agent(children: Children, site: SiteId, address: Address, data: Path, slots: str | None, no_gpus: bool, log_level: str) -> None:
+def _agent(children: Children, site: SiteId, address: Address, data: Path, log_level: str, join_token: str, more: Sequence[str]) -> None:
+    block = _free_block()
     arguments = [
         "agent",
         *("--site", site),
@@ -161,11 +176,24 @@ def _agent(children: Children, site: SiteId, address: Address, data: Path, slots
         *("--data-dir", str(data / "sites" / site)),
         *("--cache-dir", str(data / "weights")),
         *("--log-level", log_level),
+        *("--ray-node-ip", f"127.0.1.{1 + block}"),
+        *("--ray-port-base", str(_RAY_PORTS[block])),
         "--stop-work-on-exit",
-        *(("--slots", slots) if slots is not None else ()),
-        *(("--no-gpus",) if no_gpus else ()),
+        *more,
     ]
-    children.start("agent", arguments)
+    children.start("agent", arguments, {JOIN_TOKEN_VARIABLE: join_token} if join_token else None)
+
+
+def _free_block() -> int:
+    """Index of a block whose first port, that of Ray's control plane, nobody uses."""
+    for block, port in enumerate(_RAY_PORTS):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("0.0.0.0", port))  # noqa: S104 - only tried, as Ray will
+            except OSError:
+                continue
+            return block
+    raise CliError(f"no port from {_RAY_PORTS.start} to {_RAY_PORTS.stop} is free for a Ray cluster")
 
 
 def _await_site(children: Children, client: Client, site: str) -> None:
