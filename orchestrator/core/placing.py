@@ -50,6 +50,8 @@ def _place_class(ctx: Context, key: ClassKey, budget: int) -> int:
         board = score(key, estimate, ctx.columns, ctx.now_us)
         bound = board.best(board.bindable, ctx.policy)
         patient = board.best(board.possible & ~board.bindable, ctx.policy)
+        if _correct_overdue(ctx, board, bound) or _correct_overdue(ctx, board, patient):
+            continue
         position = _who_binds(board, bound, patient, waiting)
         if position is None or bound is None:
             _rest(ctx, waiting, board, patient)
@@ -57,6 +59,21 @@ def _place_class(ctx: Context, key: ClassKey, budget: int) -> int:
         job_id = waiting.nth(position)
         _bind(ctx, ctx.state.jobs[job_id], model, board, bound)
     return budget
+
+
+def _correct_overdue(ctx: Context, board: Board, row: int | None) -> bool:
+    """Whether the slot that a row waits for should have been free by now: then it is predicted to take half as long again as it has taken
+    so far. Without that, a slot that hangs is for ever about to be free, and everybody waits for it beside idle ones.
+    """
+    if row is None or not board.overdue(row):
+        return False
+    column = board.columns.columns[row % len(board.columns.columns)]
+    slot = awaited_slot(column, board.estimate.model_id, row >= len(board.columns.columns))
+    assert slot is not None, "a row that waits means a slot"
+    taken_us = ctx.now_us - column.site.attempts[slot.attempts[0]].attempt.leased_us
+    slot.busy_until_us = ctx.now_us + max(taken_us // 2, ctx.policy.recheck_min_ms * 1_000)
+    ctx.columns.slot_changed(column, slot, was_free=False)
+    return True
 
 
 def _who_binds(board: Board, bound: int | None, patient: int | None, waiting: JobClass) -> int | None:
@@ -88,23 +105,13 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None) ->
     if patient is not None:
         (candidate,) = board.candidates([patient])
         pool = patient % len(board.columns.columns)
-        shortest_us = policy.recheck_min_ms * 1_000
-        if candidate.wait_us <= shortest_us:
-            # Overdue: its end wakes the class, so look the more rarely the longer that takes. A slot that hangs must not be polled.
-            shortest_us = max(shortest_us, _waited_us(ctx, waiting.head[1], candidate) // 8)
-        rest_us = int(np.clip(candidate.wait_us, min(shortest_us, rest_us), rest_us))
+        rest_us = int(np.clip(candidate.wait_us, policy.recheck_min_ms * 1_000, rest_us))
     deferral = Deferral(
         since_us=ctx.now_us, until_us=ctx.now_us + rest_us, waits_for=candidate, rejections=board.rejections()
     )
     ctx.queue.rest(waiting.key, ctx.now_us + rest_us, pool)
     ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
     _tell_head(ctx, waiting.head[1], deferral)
-
-
-def _waited_us(ctx: Context, job_id: JobId, candidate: Candidate) -> int:
-    """For how long a job has waited for this very place."""
-    deferral = ctx.state.jobs[job_id].job.deferral
-    return ctx.now_us - deferral.since_us if deferral is not None and _place(deferral.waits_for) == _place(candidate) else 0
 
 
 def _tell_head(ctx: Context, job_id: JobId, deferral: Deferral) -> None:

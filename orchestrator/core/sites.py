@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from atoll.model.attempt import AttemptState
-from atoll.model.ids import ModelId, PoolId, SlotRef
+from atoll.model.ids import Generation, ModelId, PoolId, SlotRef
 from atoll.model.replica import ReplicaFact, ReplicaState
 from atoll.model.report import PROTOCOL_VERSION, NodeFacts, SiteHello, SlotFacts
 from atoll.model.site import PoolSpec, SiteAdmin
@@ -176,6 +176,10 @@ def _check_generation(ctx: Context, site: Site, generation: int, *, unknown: boo
     """A site that still holds another generation than was sent a while ago, or runs what it should not, or whose full report is
     missing, gets a snapshot: it answers one with a full report."""
     overdue = ctx.now_us - site.sent_us > ctx.policy.resend_after_ms * 1_000
+    if generation > site.generation:
+        # It was removed and added again within this term: go on counting where the site is, or it takes all we say for old.
+        site.generation, overdue = Generation(generation), True
+        unknown = True
     if overdue and (generation != site.generation or unknown or not site.reported):
         site.needs_snapshot = True
         ctx.touch_assignment(site)

@@ -99,9 +99,10 @@ class Columns:
         self.rebuild([])
 
     def rebuild(self, sites: list[Site]) -> None:
-        """Make everything anew: pools came or went. Order of columns is that of site and pool names."""
+        """Number the pools anew: some came or went. Order is that of site and pool names; what is known of a pool that stayed is kept."""
+        known = {id(column.pool): column for column in self.columns}
         self.columns = [
-            Column(index=0, site=site, pool=site.pools[pool_id])
+            known.get(id(site.pools[pool_id])) or Column(index=-1, site=site, pool=site.pools[pool_id])
             for site in sorted(sites, key=lambda site: site.site_id)
             for pool_id in sorted(site.pools)
         ]
@@ -119,7 +120,7 @@ class Columns:
         self.site_ids = [column.site.site_id for column in self.columns]
         self.regions = [column.site.record.spec.region for column in self.columns]
         for index, column in enumerate(self.columns):
-            column.index = index
+            new, column.index = column.index < 0, index
             pool = column.pool
             self.by_pool[(column.site.site_id, pool.pool_id)] = column
             if pool.gpu.gpu_type not in gpu_index:
@@ -129,13 +130,17 @@ class Columns:
             self.memory[index] = pool.spec.gpu_memory_bytes or pool.gpu.memory_bytes
             self.price[index] = pool.spec.usd_micros_per_gpu_hour or pool.gpu.usd_micros_per_hour
             self.node_disk[index] = pool.spec.node.disk_cache_bytes
-            column.node_free = [0] * len(pool.nodes)
-            self._index_column(column)
+            if new:
+                self._index_column(column)
+            for model_id in {**column.warm, **column.disk, **column.host, **column.fetching}:
+                self.by_model.setdefault(model_id, {})[index] = None
+            self._refresh_pool(column)
         for site in sites:
             self.refresh_site(site)
         self.version += 1
 
     def _index_column(self, column: Column) -> None:
+        column.node_free = [0] * len(column.pool.nodes)
         for node_index, node in enumerate(column.pool.nodes):
             for model_id in node.disk_models:
                 self._add(column, column.disk, model_id, node_index)
@@ -148,7 +153,6 @@ class Columns:
                     column.free_slots += 1
                     column.node_free[node_index] += 1
                 self._push(column, slot)
-        self._refresh_pool(column)
 
     def _add(self, column: Column, index: dict[ModelId, set[int]], model_id: ModelId, node_index: int) -> None:
         index.setdefault(model_id, set()).add(node_index)
