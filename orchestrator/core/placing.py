@@ -17,7 +17,7 @@ from atoll.model.placement import Candidate, Deferral, Explanation
 from orchestrator.core import jobs, leases, sites
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.outputs import JobPlaced, JobsDeferred
-from orchestrator.core.placement.choose import Board, cold_slot, cold_source, score, warm_slot
+from orchestrator.core.placement.choose import Board, awaited_slot, cold_slot, cold_source, score, warm_slot
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.columns import Column
 from orchestrator.core.placement.eviction import victims
@@ -68,7 +68,7 @@ def _correct_overdue(ctx: Context, board: Board, row: int | None) -> bool:
     if row is None or not board.overdue(row):
         return False
     column = board.columns.columns[row % len(board.columns.columns)]
-    slot = awaited_slot(column, board.estimate.model_id, row >= len(board.columns.columns))
+    slot = awaited_slot(column, board.estimate.model.model_id, row >= len(board.columns.columns))
     assert slot is not None, "a row that waits means a slot"
     taken_us = ctx.now_us - column.site.attempts[slot.attempts[0]].attempt.leased_us
     slot.busy_until_us = ctx.now_us + max(taken_us // 2, ctx.policy.recheck_min_ms * 1_000)

@@ -22,6 +22,8 @@ from orchestrator.core.state import Slot
 
 # Beyond any sum of terms, and far from overflowing when summed.
 _UNREACHABLE = 2**59
+# The wait for a slot whose predicted end has passed: nothing, but not free either.
+_OVERDUE_US = 1
 # Waiting longer than this is no plan: a pool whose first slot is a day away is as good as none.
 _WAIT_MAX_US = 24 * 3600 * 1_000_000
 
@@ -56,6 +58,10 @@ class Board:
         free = np.minimum(self.columns.free[tied % len(self.columns.columns)], 2**20 - 1)
         virtue = self.estimate.virtue[tied] | ((2**20 - 1 - free) << 16) | np.where(self.fetch_us[tied] > 0, 1 << 60, 0)
         return int(tied[int(virtue.argmin())])
+
+    def overdue(self, row: int) -> bool:
+        """Whether the row waits for a slot that should have been free by now."""
+        return int(self.wait_us[row]) == _OVERDUE_US
 
     def delay_us(self, row: int) -> int:
         """Predicted time from decision to result, without what money is worth."""
@@ -115,7 +121,7 @@ def score(key: ClassKey, estimate: Estimate, columns: Columns, now_us: int) -> B
     bindable = np.zeros(2 * count, dtype=np.bool_)
     possible = np.zeros(2 * count, dtype=np.bool_)
     wait[:count] = _UNREACHABLE
-    wait[count:] = np.where(free, 0, np.maximum(columns.soonest - now_us, 1))
+    wait[count:] = np.where(free, 0, np.maximum(columns.soonest - now_us, _OVERDUE_US))
     fetch[:count] = 0
     fetch[count:] = estimate.fetch_alone_us * (columns.flows + 1)
     bindable[count:] = feasible & free
@@ -159,7 +165,7 @@ def _warm_row(column: Column, warm: WarmIndex, pool: int, now_us: int, wait: Int
         slot = slot or column.top(warm.full)
         if slot is None:
             return
-        wait[pool] = max(slot.busy_until_us - now_us, 1)
+        wait[pool] = max(slot.busy_until_us - now_us, _OVERDUE_US)
     possible[pool] = wait[pool] < _WAIT_MAX_US
 
 
@@ -169,6 +175,14 @@ def warm_slot(column: Column, model_id: ModelId) -> Slot | None:
     if warm is None:
         return None
     return column.top(warm.free) or column.top(warm.open)
+
+
+def awaited_slot(column: Column, model_id: ModelId, cold: bool) -> Slot | None:
+    """The busy slot whose end a row of this pool waits for."""
+    if cold:
+        return column.top(column.busy)
+    warm = column.warm.get(model_id)
+    return (column.top(warm.open) or column.top(warm.full)) if warm is not None else None
 
 
 def cold_source(column: Column, model_id: ModelId, now_us: int) -> tuple[int | None, int | None, bool]:
