@@ -36,6 +36,10 @@ LogFormat = Annotated[str | None, typer.Option("--log-format", rich_help_panel=_
 LogLevel = Annotated[
     str | None, typer.Option("--log-level", rich_help_panel=_LOGS, show_default=False, help="debug, info, warning or error.")
 ]
+Fleet = Annotated[
+    str | None,
+    typer.Option("--fleet", metavar="FILE", rich_help_panel=_TWIN, show_default=False, help="The fleet file that declares the site."),
+]
 Seed = Annotated[
     str | None, typer.Option("--seed", metavar="N", rich_help_panel=_TWIN, show_default=False, help="Of its hidden truth (default: 1).")
 ]
@@ -98,10 +102,7 @@ def agent(
     slot_memory: Annotated[str | None, _ray("--slot-memory", "SIZE", "Memory of such a slot (default: half the host's, shared).")] = None,
     threads: Annotated[str | None, _ray("--threads", "N", "Threads of such a slot (default: 1).")] = None,
     price: Annotated[str | None, _ray("--price", "USD", "What a GPU costs an hour (default: 0).")] = None,
-    fleet: Annotated[
-        str | None,
-        typer.Option("--fleet", metavar="FILE", rich_help_panel=_TWIN, show_default=False, help="The fleet file that declares the site."),
-    ] = None,
+    fleet: Fleet = None,
     seed: Seed = None,
     sigma: Sigma = None,
     keep_results: Keep = False,

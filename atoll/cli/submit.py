@@ -31,6 +31,50 @@ _WHERE: Final = "Where"
 _RESULT: Final = "Result"
 
 
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model; see 'atoll models list'.")]
+PromptOption = Annotated[str, typer.Option("--prompt", "-p", rich_help_panel=_WHAT, show_default=False, help="What it should show.")]
+NegativeOption = Annotated[str, typer.Option("--negative", rich_help_panel=_WHAT, show_default=False, help="What it should not.")]
+SeedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--seed", metavar="N", rich_help_panel=_WHAT, help="Same seed, same pixels; with --count they go on from it; drawn by default."
+    ),
+]
+SizeOption = Annotated[str | None, typer.Option("--size", metavar="WxH", rich_help_panel=_WHAT, help="Pixels, such as 1280x720.")]
+FramesOption = Annotated[str | None, typer.Option("--frames", metavar="N", rich_help_panel=_WHAT, help="Frames of a film.")]
+StepsOption = Annotated[str | None, typer.Option("--steps", metavar="N", rich_help_panel=_WHAT, help="Denoising steps.")]
+CfgOption = Annotated[
+    str | None, typer.Option("--cfg", metavar="N", rich_help_panel=_WHAT, help="Passes of the denoiser a step (2: with guidance).")
+]
+GuidanceOption = Annotated[str | None, typer.Option("--guidance", metavar="X", rich_help_panel=_WHAT, help="Guidance scale.")]
+BatchOption = Annotated[str | None, typer.Option("--batch", metavar="N", rich_help_panel=_WHAT, help="Results of one job.")]
+PrecisionOption = Annotated[str | None, typer.Option("--precision", rich_help_panel=_WHAT, help="fp32, fp16, bf16, fp8 or fp4.")]
+CountOption = Annotated[str, typer.Option("--count", metavar="N", rich_help_panel=_WHAT, help="So many jobs, each with its own seed.")]
+PriorityOption = Annotated[str, typer.Option("--priority", rich_help_panel=_WHEN, help="urgent, normal or batch.")]
+DeadlineOption = Annotated[
+    str | None, typer.Option("--deadline", metavar="DURATION", rich_help_panel=_WHEN, help="Expire when not done by then.")
+]
+StartTimeoutOption = Annotated[
+    str | None, typer.Option("--start-timeout", metavar="DURATION", rich_help_panel=_WHEN, help="Expire when not begun by then.")
+]
+SiteOption = Annotated[list[str] | None, typer.Option("--site", rich_help_panel=_WHERE, help="Only at these sites; may be repeated.")]
+RegionOption = Annotated[list[str] | None, typer.Option("--region", rich_help_panel=_WHERE, help="Only in these regions.")]
+GpuOption = Annotated[list[str] | None, typer.Option("--gpu", metavar="TYPE", rich_help_panel=_WHERE, help="Only on these GPU types.")]
+MaxPriceOption = Annotated[
+    str | None, typer.Option("--max-price", metavar="USD", rich_help_panel=_WHERE, help="At most so many dollars a job.")
+]
+SimulatedOption = Annotated[bool, typer.Option("--simulated", rich_help_panel=_WHERE, help="A rehearsal: twins only, no files.")]
+TenantOption = Annotated[str, typer.Option("--tenant", rich_help_panel=_WHEN, show_default=False, help="On whose behalf.")]
+KeyOption = Annotated[
+    str, typer.Option("--key", rich_help_panel=_WHEN, show_default=False, help="Idempotency key: submitted again it is the same job.")
+]
+WaitOption = Annotated[bool, typer.Option("--wait", "-w", rich_help_panel=_RESULT, help="Follow it until it ends.")]
+TimeoutOption = Annotated[
+    str | None, typer.Option("--timeout", metavar="DURATION", rich_help_panel=_RESULT, help="Stop waiting then (exit code 7).")
+]
+OutOption = Annotated[str | None, typer.Option("--out", metavar="FILE", rich_help_panel=_RESULT, help="Wait, and put the result there.")]
+
+
 def register(root: typer.Typer) -> None:
     """Add the verb to the command."""
     verb(
@@ -47,50 +91,31 @@ def register(root: typer.Typer) -> None:
 
 def submit(
     *,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model; see 'atoll models list'.")],
-    prompt: Annotated[str, typer.Option("--prompt", "-p", rich_help_panel=_WHAT, show_default=False, help="What it should show.")] = "",
-    negative: Annotated[str, typer.Option("--negative", rich_help_panel=_WHAT, show_default=False, help="What it should not.")] = "",
-    seed: Annotated[
-        str | None,
-        typer.Option(
-            "--seed", metavar="N", rich_help_panel=_WHAT, help="Same seed, same pixels; with --count they go on from it; drawn by default."
-        ),
-    ] = None,
-    size: Annotated[str | None, typer.Option("--size", metavar="WxH", rich_help_panel=_WHAT, help="Pixels, such as 1280x720.")] = None,
-    frames: Annotated[str | None, typer.Option("--frames", metavar="N", rich_help_panel=_WHAT, help="Frames of a film.")] = None,
-    steps: Annotated[str | None, typer.Option("--steps", metavar="N", rich_help_panel=_WHAT, help="Denoising steps.")] = None,
-    cfg: Annotated[
-        str | None, typer.Option("--cfg", metavar="N", rich_help_panel=_WHAT, help="Passes of the denoiser a step (2: with guidance).")
-    ] = None,
-    guidance: Annotated[str | None, typer.Option("--guidance", metavar="X", rich_help_panel=_WHAT, help="Guidance scale.")] = None,
-    batch: Annotated[str | None, typer.Option("--batch", metavar="N", rich_help_panel=_WHAT, help="Results of one job.")] = None,
-    precision: Annotated[str | None, typer.Option("--precision", rich_help_panel=_WHAT, help="fp32, fp16, bf16, fp8 or fp4.")] = None,
-    count: Annotated[str, typer.Option("--count", metavar="N", rich_help_panel=_WHAT, help="So many jobs, each with its own seed.")] = "1",
-    priority: Annotated[str, typer.Option("--priority", rich_help_panel=_WHEN, help="urgent, normal or batch.")] = "normal",
-    deadline: Annotated[
-        str | None, typer.Option("--deadline", metavar="DURATION", rich_help_panel=_WHEN, help="Expire when not done by then.")
-    ] = None,
-    start_timeout: Annotated[
-        str | None, typer.Option("--start-timeout", metavar="DURATION", rich_help_panel=_WHEN, help="Expire when not begun by then.")
-    ] = None,
-    site: Annotated[list[str] | None, typer.Option("--site", rich_help_panel=_WHERE, help="Only at these sites; may be repeated.")] = None,
-    region: Annotated[list[str] | None, typer.Option("--region", rich_help_panel=_WHERE, help="Only in these regions.")] = None,
-    gpu: Annotated[list[str] | None, typer.Option("--gpu", metavar="TYPE", rich_help_panel=_WHERE, help="Only on these GPU types.")] = None,
-    max_price: Annotated[
-        str | None, typer.Option("--max-price", metavar="USD", rich_help_panel=_WHERE, help="At most so many dollars a job.")
-    ] = None,
-    simulated: Annotated[bool, typer.Option("--simulated", rich_help_panel=_WHERE, help="A rehearsal: twins only, no files.")] = False,
-    tenant: Annotated[str, typer.Option("--tenant", rich_help_panel=_WHEN, show_default=False, help="On whose behalf.")] = "",
-    key: Annotated[
-        str, typer.Option("--key", rich_help_panel=_WHEN, show_default=False, help="Idempotency key: submitted again it is the same job.")
-    ] = "",
-    wait: Annotated[bool, typer.Option("--wait", "-w", rich_help_panel=_RESULT, help="Follow it until it ends.")] = False,
-    timeout: Annotated[
-        str | None, typer.Option("--timeout", metavar="DURATION", rich_help_panel=_RESULT, help="Stop waiting then (exit code 7).")
-    ] = None,
-    out: Annotated[
-        str | None, typer.Option("--out", metavar="FILE", rich_help_panel=_RESULT, help="Wait, and put the result there.")
-    ] = None,
+    model: ModelArgument,
+    prompt: PromptOption = "",
+    negative: NegativeOption = "",
+    seed: SeedOption = None,
+    size: SizeOption = None,
+    frames: FramesOption = None,
+    steps: StepsOption = None,
+    cfg: CfgOption = None,
+    guidance: GuidanceOption = None,
+    batch: BatchOption = None,
+    precision: PrecisionOption = None,
+    count: CountOption = "1",
+    priority: PriorityOption = "normal",
+    deadline: DeadlineOption = None,
+    start_timeout: StartTimeoutOption = None,
+    site: SiteOption = None,
+    region: RegionOption = None,
+    gpu: GpuOption = None,
+    max_price: MaxPriceOption = None,
+    simulated: SimulatedOption = False,
+    tenant: TenantOption = "",
+    key: KeyOption = "",
+    wait: WaitOption = False,
+    timeout: TimeoutOption = None,
+    out: OutOption = None,
 ) -> None:
     """Submit a job, or many. Figures that are left out are the model's own. Prints the job's id, which survives everything."""
     if out is not None and simulated:
