@@ -16,7 +16,7 @@ from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.report import AttemptEvent
 from atoll.model.site import SiteAdmin
 from orchestrator.core.events import Event
-from orchestrator.core.outputs import Done, PutJob, Record, Refusal, Reply, SendAssignment, Step
+from orchestrator.core.outputs import DeleteSite, Done, PutJob, PutSite, Record, Refusal, Reply, SendAssignment, Step
 from sims.store import SimStore
 from sims.texts import brief_event, brief_step
 from sims.world import World
@@ -39,17 +39,22 @@ class Promise:
 class History:
     """Everything that was durable, shown or done, checked as it happens."""
 
-    def __init__(self, world: World, store: SimStore) -> None:
+    def __init__(self, world: World, store: SimStore, slot_depth: int) -> None:
+        self.liars: set[SiteId] = set()
         self.promises: dict[JobId, Promise] = {}
-        self.overcommits: list[tuple[SiteId, SlotRef, ModelId]] = []
+        self.overcommits = 0
         self.terminal_shown: dict[JobId, Job] = {}
         self._world = world
         self._store = store
+        self._slot_depth = slot_depth
         self._durable: dict[JobId, Job] = {}
         self._keys: dict[tuple[TenantId, str], JobId] = {}
         self._produced: dict[AttemptKey, ResultManifest] = {}
         self._cancelled: set[JobId] = set()
-        self._shown_by: dict[tuple[str, JobId], JobState] = {}
+        self._shown_by: dict[tuple[str, JobId], Job] = {}
+        # Attempts by slot as one term leased them, until the site ended them or is out of the fleet.
+        self._held: dict[tuple[Term, SiteId, SlotRef], set[AttemptKey]] = {}
+        self._ended_at_sites: set[AttemptKey] = set()
         self._ends_shown_by_term: dict[JobId, Term] = {}
         self._stops_seen: set[AttemptKey] = set()
         store.watcher = self
@@ -58,10 +63,25 @@ class History:
 
     def applied(self, term: Term, records: tuple[Record, ...]) -> None:
         """A transaction applied."""
-        del term
         for record in records:
             if isinstance(record, PutJob):
+                self._check_capacity(term, record.job)
                 self._job_written(record.job)
+            elif isinstance(record, DeleteSite) or (isinstance(record, PutSite) and record.site.admin is SiteAdmin.DRAINED):
+                # Drained though work was there: the site was lost first, and what was given up there counts as ended.
+                site_id = record.site_id if isinstance(record, DeleteSite) else record.site.spec.site_id
+                self._held = {key: held for key, held in self._held.items() if key[1] != site_id}
+
+    def _check_capacity(self, term: Term, job: Job) -> None:
+        """A slot is leased again only when its site said that it is free."""
+        before = self._durable.get(job.job_id)
+        for attempt in job.attempts[len(before.attempts) if before is not None else 0 :]:
+            held = self._held.setdefault((term, attempt.site_id, attempt.slot), set())
+            held -= self._ended_at_sites
+            if len(held) >= self._slot_depth:
+                names = sorted(str(key) for key in held)
+                raise Violation(f"{attempt.key} is leased {attempt.slot} of {attempt.site_id}, which still holds {names}")
+            held.add(attempt.key)
 
     def _job_written(self, job: Job) -> None:
         before = self._durable.get(job.job_id)
@@ -111,9 +131,9 @@ class History:
         if durable is None:
             raise Violation(f"{actor} shows job {job.job_id}, which is not durable")
         seen = self._shown_by.get((actor, job.job_id))
-        if seen in TERMINAL and seen is not job.state:
-            raise Violation(f"{actor} showed job {job.job_id} as {seen}, now as {job.state}")
-        self._shown_by[actor, job.job_id] = job.state
+        if seen is not None and seen.state in TERMINAL and seen.state is not job.state:
+            raise Violation(f"{actor} showed job {job.job_id} as {seen.state}, now as {job.state}")
+        self._shown_by[actor, job.job_id] = job
         if job.state in TERMINAL:
             if durable.state is not job.state or durable.result != job.result:
                 raise Violation(f"{actor} shows job {job.job_id} as {job.state}; durable is {durable.state}")
@@ -122,7 +142,7 @@ class History:
         elif self._ends_shown_by_term.get(job.job_id, term) < term:
             raise Violation(f"{actor} shows job {job.job_id} as {job.state} after an earlier term showed its end")
 
-    def assigned(self, actor: str, command: SendAssignment) -> None:
+    def assigned(self, actor: str, now_us: int, command: SendAssignment) -> None:
         """An assignment leaves an orchestrator: it may name only what is durable."""
         for item in command.assignment.attempts:
             job = self._durable.get(item.key.job_id)
@@ -133,23 +153,19 @@ class History:
                 raise Violation(f"{actor} sends attempt {item.key} of {attempt.site_id} to {command.site_id}")
             if item.stop and item.key not in self._stops_seen:
                 self._stops_seen.add(item.key)
-                self._check_stop(actor, command.site_id, item.key, item.stop_reason)
+                self._check_stop(actor, now_us, command.site_id, item.key)
 
-    def _check_stop(self, actor: str, site_id: SiteId, key: AttemptKey, reason: str) -> None:
+    def _check_stop(self, actor: str, now_us: int, site_id: SiteId, key: AttemptKey) -> None:
         """A drain stops nothing that runs before its deadline."""
         site = self._store.sites.get(site_id)
-        job = self._durable[key.job_id]
-        attempt = _attempt(job, key)
-        if site is None or site.admin is not SiteAdmin.DRAINING or site.drain is None or job.state in TERMINAL:
+        shown = self._shown_by.get((actor, key.job_id))
+        if site is None or site.admin is not SiteAdmin.DRAINING or site.drain is None or shown is None:
             return
-        if attempt is None or attempt.running_us == 0 or "drain" not in reason:
+        attempt = _attempt(shown, key)
+        if shown.state in TERMINAL or attempt is None or attempt.state in ENDED or attempt.running_us == 0:
             return
-        if attempt.ended_us == 0 and self._fleet_now(actor) < site.drain.deadline_us:
-            raise Violation(f"{actor} stops running attempt {key} at {site_id} before the drain's deadline: {reason}")
-
-    def _fleet_now(self, actor: str) -> int:
-        del actor
-        return max((job.ended_us or job.accepted_us for job in self._durable.values()), default=0)
+        if now_us < site.drain.deadline_us:
+            raise Violation(f"{actor} stops {key}, which runs at {site_id}, before the deadline of its drain")
 
     # --- clients ------------------------------------------------------------------------------------------------------------
 
@@ -213,9 +229,15 @@ class History:
         if attempt is None or attempt.site_id != site_id or attempt.slot != slot:
             raise Violation(f"{site_id} runs {key} in {slot}; durable is {attempt}")
 
+    def ended_at_site(self, key: AttemptKey) -> None:
+        """An agent has the end of an attempt on its disk."""
+        self._ended_at_sites.add(key)
+
     def overcommitted(self, site_id: SiteId, slot: SlotRef, model_id: ModelId) -> None:
-        """A load did not fit beside what a slot held: counted, because a lying site or a fresh takeover may cause one."""
-        self.overcommits.append((site_id, slot, model_id))
+        """A load did not fit beside what a slot held."""
+        if site_id not in self.liars:
+            raise Violation(f"{model_id} does not fit into {slot} of {site_id}, which told the truth")
+        self.overcommits += 1
         self._world.note(site_id, f"{model_id} does not fit into {slot}")
 
     def fail(self, text: str) -> NoReturn:

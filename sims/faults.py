@@ -40,6 +40,7 @@ class Fault(StrEnum):
     CRASH_AFTER_RECORD = "crash_after_record"
     LOSE_SITE = "lose_site"  # the host restarts, its disk is empty
     REBOOT_SITE = "reboot_site"  # the host restarts, its disk is there
+    GONE_SITE = "gone_site"  # the host never comes back
     FLAP = "flap"
     CLOCK_DRIFT = "clock_drift"
     LIE = "lie"  # claims more memory than there is
@@ -52,6 +53,7 @@ class Fault(StrEnum):
     SLOT_DIES = "slot_dies"
     # the people
     OPERATOR = "operator"  # cordons, drains and takes it back
+    REMOVE_SITE = "remove_site"  # an operator removes a site by force and adds it again
     REUSED_KEY = "reused_key"  # another payload under a key that is in use
 
 
@@ -92,8 +94,10 @@ SCHEDULED: Final = (
     Fault.CRASH_AGENT,
     Fault.LOSE_SITE,
     Fault.REBOOT_SITE,
+    Fault.GONE_SITE,
     Fault.FLAP,
     Fault.OPERATOR,
+    Fault.REMOVE_SITE,
 )
 
 

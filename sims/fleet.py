@@ -41,6 +41,8 @@ GPUS: Final[dict[GpuTypeId, GpuType]] = {
 _REFERENCE: Final = Shape(width=1024, height=1024, steps=20)
 # Larger than any GPU: such a job can never be placed and must never be in anybody's way.
 GIANT: Final = ModelId("giant")
+# A prompt that every pipeline refuses: the job fails wherever it runs.
+BAD_PROMPT: Final = "bad prompt"
 # name, weights GB, parameters in billions
 _MODELS: Final = (("tiny", 2, 1), ("small", 5, 2), ("medium", 11, 5), ("large", 18, 8), ("huge", 34, 16), ("giant", 200, 90))
 
@@ -157,7 +159,7 @@ def draw_order(chance: random.Random, number: int, fleet: Fleet) -> Order:
     spec = JobSpec(
         tenant=TenantId(chance.choice(("ada", "bob", "cyd"))),
         model_id=model.model_id,
-        prompt=f"prompt {number}",
+        prompt=BAD_PROMPT if chance.random() < 0.03 else f"prompt {number}",
         seed=number,
         shape=Shape(width=1024, height=chance.choice((512, 1024)), steps=chance.randint(1, 12)),
         precision=Precision.BF16,

@@ -75,8 +75,11 @@ class Liveness:
         leader = self._orchestrators.leader()
         if leader is None:
             return "no orchestrator"
+        gone = {site.spec.site_id for site in self._sites if site.gone}
         for view in leader.machine.site_views():
             site_id = view.spec.site_id
+            if site_id in gone:
+                continue
             if view.connection is not SiteConnection.CONNECTED or view.admin is not SiteAdmin.OPEN:
                 return f"{site_id} is {view.connection} and {view.admin}"
             if view.live_attempts or any(pool.slots_used or pool.attempts for pool in view.pools):

@@ -137,7 +137,7 @@ class Incarnation:
                     if done is not None:
                         done(command.reply)
                 case SendAssignment():
-                    self._owner.history.assigned(self.name, command)
+                    self._owner.history.assigned(self.name, self.now_us(), command)
                     held = self._sessions.get(command.session)
                     if held is not None and held[0] == command.site_id:
                         held[1].send(Side.DOWN, command.assignment)

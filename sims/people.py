@@ -10,13 +10,13 @@ from functools import partial
 from typing import Final
 
 from atoll.model.ids import SiteId
-from atoll.model.site import SiteAdmin
 from orchestrator.core.events import (
     Event,
     ModelsAdded,
     RequestRef,
     SiteCordoned,
     SiteDrainRequested,
+    SiteRemoveRequested,
     SitesApplied,
     SiteUncordoned,
 )
@@ -25,7 +25,6 @@ from sims.checks import Violation
 from sims.faults import Fault, Faults
 from sims.fleet import Fleet
 from sims.orchestrator import Orchestrators
-from sims.store import SimStore
 from sims.world import SECOND_US, World
 
 _ACTOR: Final = "operator"
@@ -37,30 +36,39 @@ _DEADLINES_MS: Final = (0, 1_000, 20_000, 120_000)
 class Operators:
     """The people who run the fleet."""
 
-    def __init__(self, world: World, faults: Faults, orchestrators: Orchestrators, store: SimStore) -> None:
+    def __init__(self, world: World, faults: Faults, orchestrators: Orchestrators) -> None:
         self.asking = 0  # requests of `declare` without an answer
         self._world = world
         self._faults = faults
         self._orchestrators = orchestrators
-        self._store = store
+        self._fleet = Fleet(sites=(), links=(), models=())
         self._random = world.stream("operators")
 
     def declare(self, fleet: Fleet) -> None:
         """The first thing that happens in a fleet's life."""
-
-        def sites(reference: RequestRef) -> Event:
-            return SitesApplied(request=reference, actor=_ACTOR, reason="first light", sites=fleet.sites, links=fleet.links)
+        self._fleet = fleet
 
         def models(reference: RequestRef) -> Event:
             return ModelsAdded(request=reference, actor=_ACTOR, models=fleet.models)
 
         self.asking = 2
-        self._ask(sites, must=True)
+        self._ask(self._apply, must=True)
         self._ask(models, must=True)
+
+    def _apply(self, reference: RequestRef) -> Event:
+        fleet = self._fleet
+        return SitesApplied(request=reference, actor=_ACTOR, reason="as planned", sites=fleet.sites, links=fleet.links)
+
+    def remove(self) -> None:
+        """Remove a site by force, whatever runs there, and declare it again later."""
+        site_id = self._random.choice(self._fleet.sites).site_id
+        self._ask(partial(_remove, site_id))
+        self._faults.strike(Fault.REMOVE_SITE, site_id)
+        self._world.after(self._random.randint(*_TAKE_BACK_US), lambda: self._ask(self._apply))
 
     def meddle(self) -> None:
         """Cordon or drain a site, and take it back later."""
-        site_id = self._random.choice(sorted(self._store.sites))
+        site_id = self._random.choice(self._fleet.sites).site_id
         if self._random.random() < 0.4:
             self._ask(partial(_cordon, site_id))
         else:
@@ -69,10 +77,10 @@ class Operators:
         self._world.after(self._random.randint(*_TAKE_BACK_US), lambda: self._ask(partial(_uncordon, site_id)))
 
     def open_all(self) -> None:
-        """Part of healing: every site may be used again."""
-        for site_id, site in sorted(self._store.sites.items()):
-            if site.admin is not SiteAdmin.OPEN:
-                self._ask(partial(_uncordon, site_id))
+        """Part of healing: every site is there and may be used again."""
+        self._ask(self._apply)
+        for site in self._fleet.sites:
+            self._ask(partial(_uncordon, site.site_id))
 
     def _ask(self, make: Callable[[RequestRef], Event], *, must: bool = False) -> None:
         def done(reply: Reply | None) -> None:
@@ -97,6 +105,10 @@ def _cordon(site_id: SiteId, reference: RequestRef) -> Event:
 
 def _uncordon(site_id: SiteId, reference: RequestRef) -> Event:
     return SiteUncordoned(request=reference, actor=_ACTOR, reason="done", site_id=site_id)
+
+
+def _remove(site_id: SiteId, reference: RequestRef) -> Event:
+    return SiteRemoveRequested(request=reference, actor=_ACTOR, reason="sold", site_id=site_id, force=True)
 
 
 def _drain(site_id: SiteId, deadline_ms: int, reference: RequestRef) -> Event:

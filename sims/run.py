@@ -86,7 +86,7 @@ class Run:
         self.faults = Faults(self.world, enabled)
         self.fleet: Fleet = draw_fleet(chance)
         self.store = SimStore(self.world, self.faults, FLEET_ID)
-        self.history = History(self.world, self.store)
+        self.history = History(self.world, self.store, options.policy.slot_depth)
         rules = Rules(policy=options.policy, gpus=GPUS, resnapshot=options.resnapshot)
         self.orchestrators = Orchestrators(self.world, self.faults, self.store, self.history, rules)
         truth = Truth(seed, self.fleet, GPUS)
@@ -103,7 +103,7 @@ class Run:
             for spec in self.fleet.sites
         )
         self.clients = Clients(self.world, self.faults, self.orchestrators, self.history)
-        self.operators = Operators(self.world, self.faults, self.orchestrators, self.store)
+        self.operators = Operators(self.world, self.faults, self.orchestrators)
         self.schedule = Schedule(self.world, self.faults, self.store, self.orchestrators, self.sites, self.operators)
         self.jobs = chance.randint(60, 150) if options.jobs is None else options.jobs
         self.load_us = chance.randint(*_LOAD_US)
@@ -123,6 +123,8 @@ class Run:
         self.world.run(end_us)
         while self.faults.never_fired() and self.world.now_us < end_us + _WAIT_FOR_FAULTS_US:
             self.schedule.insist()
+            self.clients.submit(draw_order(self.world.stream("orders"), self.jobs, self.fleet))
+            self.jobs += 1
             self.world.run(self.world.now_us + 10 * SECOND_US)
         self.schedule.heal()
         Liveness(
@@ -167,7 +169,7 @@ def run_seed(seed: int, options: Options | None = None, *, listener: Callable[[s
         fired=dict(run.faults.fired),
         never_fired=run.faults.never_fired(),
         violation=violation,
-        overcommits=len(run.history.overcommits),
+        overcommits=run.history.overcommits,
         events=run.world.events,
         virtual_us=run.world.now_us,
         tail=tuple(run.world.tail),

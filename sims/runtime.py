@@ -45,6 +45,7 @@ from atoll.model.replica import ReplicaFact, ReplicaState
 from atoll.model.site import PoolSpec, SiteSpec
 from sims.checks import History
 from sims.faults import Fault, Faults
+from sims.fleet import BAD_PROMPT
 from sims.truth import Truth
 from sims.world import MILLISECOND_US, SECOND_US, Timer, World
 
@@ -272,7 +273,10 @@ class SimRuntime:
         run = _Run(command=command, started_us=self._world.now_us, step_us=step_us)
         slot.run = run
         self._renew(run)
-        if self._faults.strikes(Fault.HANG):
+        if command.spec.prompt == BAD_PROMPT:
+            refuse = partial(self._errored, slot, run, FailureKind.BAD_INPUT)
+            run.timer = self._world.after(_FAILURE_US[0], refuse)
+        elif self._faults.strikes(Fault.HANG):
             run.hangs = True
         elif self._faults.strikes(Fault.EXECUTION_FAILS):
             kind = self._random.choice((FailureKind.EXECUTION_FAILED, FailureKind.OUT_OF_MEMORY, FailureKind.INTERNAL))

@@ -29,8 +29,10 @@ _TIMES: Final[dict[Fault, tuple[int, int]]] = {
     Fault.CRASH_AGENT: (1, 8),
     Fault.LOSE_SITE: (1, 2),
     Fault.REBOOT_SITE: (1, 3),
+    Fault.GONE_SITE: (1, 1),
     Fault.FLAP: (1, 2),
     Fault.OPERATOR: (1, 5),
+    Fault.REMOVE_SITE: (1, 2),
 }
 _OUTAGE_US: Final = (SECOND_US, 25 * SECOND_US)
 # Now and then an outage outlives the patience of a lease.
@@ -70,8 +72,10 @@ class Schedule:
             Fault.CRASH_AGENT: self._crash_agent,
             Fault.LOSE_SITE: partial(self._power_loss, Fault.LOSE_SITE),
             Fault.REBOOT_SITE: partial(self._power_loss, Fault.REBOOT_SITE),
+            Fault.GONE_SITE: self._take_for_good,
             Fault.FLAP: self._flap,
             Fault.OPERATOR: operators.meddle,
+            Fault.REMOVE_SITE: operators.remove,
         }
 
     def plan(self, from_us: int, until_us: int) -> None:
@@ -153,6 +157,12 @@ class Schedule:
         site = self._victim()
         self._faults.strike(fault, site.spec.site_id)
         site.power_loss(disk_lost=fault is Fault.LOSE_SITE)
+
+    def _take_for_good(self) -> None:
+        """The first site stays: it is the one where everything fits."""
+        site = self._random.choice(self._sites[1:])
+        self._faults.strike(Fault.GONE_SITE, site.spec.site_id)
+        site.power_loss(disk_lost=True, for_good=True)
 
     def _flap(self) -> None:
         site = self._victim()

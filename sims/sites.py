@@ -80,6 +80,7 @@ class SimSite:
         self.link = link
         self.disk = Disk()
         self.machine: AgentMachine | None = None
+        self.gone = False
         self._world = world
         self._faults = faults
         self._history = history
@@ -101,12 +102,15 @@ class SimSite:
         if not self._faults.on(Fault.LIE) or (Fault.LIE in self._faults.fired and self._random.random() < 0.7):
             return self.spec.pools
         self._faults.strike(Fault.LIE, self.spec.site_id)
+        self._history.liars.add(self.spec.site_id)
         return tuple(replace(pool, gpu_memory_bytes=pool.gpu_memory_bytes * _LIE_FACTOR) for pool in self.spec.pools)
 
     # --- the process -----------------------------------------------------------------------------------------------------------
 
     def boot(self, *, delay_us: int | None = None) -> None:
         """Start the agent's process after a while."""
+        if self.gone:
+            return
         self._boots += 1
         boot = self._boots
         self._world.after(self._random.randint(*_BOOT_US) if delay_us is None else delay_us, lambda: self._start(boot))
@@ -150,13 +154,15 @@ class SimSite:
         self._die(silently=False)
         self.boot(delay_us=delay_us)
 
-    def power_loss(self, *, disk_lost: bool) -> None:
-        """The host goes down and comes up again, with or without what was on its disk."""
+    def power_loss(self, *, disk_lost: bool, for_good: bool = False) -> None:
+        """The host goes down and comes up again, with or without what was on its disk; or it does not come up."""
         if self.machine is not None:
             self._die(silently=True)
         self.runtime.power_lost(disk_lost=disk_lost)
         if disk_lost:
             self.disk = Disk()
+        self._boots += 1  # whatever was about to start does not
+        self.gone = self.gone or for_good
         self.boot(delay_us=self._random.randint(*_REBOOT_US))
 
     def _die(self, *, silently: bool) -> None:
@@ -197,12 +203,15 @@ class SimSite:
             case OutboxAppended():
                 self.disk.outbox[record.event.seq] = record.event
                 self.disk.next_seq = EventSeq(record.event.seq + 1)
+                self._history.ended_at_site(record.event.key)
                 if record.event.state is AttemptState.SUCCEEDED:
                     self.runtime.kept(record.event.key)
             case OutboxTrimmed():
                 for seq in [seq for seq in self.disk.outbox if seq <= record.acked_event_seq]:
                     self._history.forgotten(self.spec.site_id, self.disk.outbox.pop(seq))
             case IdentityChanged():
+                if record.term < self.disk.term:
+                    self._history.fail(f"{self.spec.site_id} obeys term {record.term} after term {self.disk.term}")
                 self.disk.fleet_id = record.fleet_id
                 self.disk.term = record.term
             case _:
