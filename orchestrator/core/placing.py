@@ -22,7 +22,7 @@ from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.columns import Column
 from orchestrator.core.placement.eviction import victims
 from orchestrator.core.placement.registry import TERM_NAMES
-from orchestrator.core.queue import JobClass
+from orchestrator.core.queue import NO_POOL, JobClass
 from orchestrator.core.state import JobEntry, LiveAttempt, Slot
 
 # Scorings in one step: about 10 ms of work. What is left goes on in the next step, so that reports and results are heard in between.
@@ -97,15 +97,19 @@ def _who_binds(board: Board, bound: int | None, patient: int | None, waiting: Jo
 
 
 def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None) -> None:
-    """Nothing to bind: say why, and when it is looked at again."""
+    """Nothing to bind: say why, and when it is looked at again. Woken too early for the same place, it rests on without a word."""
     policy = ctx.policy
     candidate: Candidate | None = None
-    pool = -1
-    rest_us = policy.recheck_max_ms * 1_000
+    pool = NO_POOL
+    rest_us = policy.recheck_idle_ms * 1_000
     if patient is not None:
-        (candidate,) = board.candidates([patient])
         pool = patient % len(board.columns.columns)
-        rest_us = int(np.clip(candidate.wait_us, policy.recheck_min_ms * 1_000, rest_us))
+        told = ctx.state.jobs[waiting.head[1]].job.deferral
+        if told is not None and ctx.now_us < told.until_us and board.is_at(patient, told.waits_for):
+            ctx.queue.rest(waiting.key, told.until_us, pool)
+            return
+        (candidate,) = board.candidates([patient])
+        rest_us = int(np.clip(candidate.wait_us, policy.recheck_min_ms * 1_000, policy.recheck_max_ms * 1_000))
     deferral = Deferral(
         since_us=ctx.now_us, until_us=ctx.now_us + rest_us, waits_for=candidate, rejections=board.rejections()
     )

@@ -11,12 +11,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import Final
 
 from atoll.model.ids import JobId, ModelId
+from atoll.model.job import PRIORITY_RANK
 from orchestrator.core.placement.classes import ClassKey
 
-# When a slot frees, this many of the classes that wait for its pool are scored again: more only compete for the same slot.
-_WOKEN_PER_SLOT = 4
+# When a slot frees, this many of the classes that wait for its pool are scored again: the first may have found a better place
+# meanwhile, more only compete for the same slot.
+_WOKEN_PER_SLOT = 2
+# What a class waits for that has no possible place.
+NO_POOL: Final = -1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,7 +33,7 @@ class JobClass:
     members: dict[JobId, int] = field(default_factory=dict)
     resting: bool = False
     wake_us: int = 0
-    pool: int = -1
+    pool: int = NO_POOL
     rest_seq: int = 0
 
     def trim(self) -> None:
@@ -66,7 +71,7 @@ class Queue:
         self.classes: dict[ClassKey, JobClass] = {}
         self.ready: dict[ClassKey, None] = {}
         self._class_of: dict[JobId, ClassKey] = {}
-        self._by_pool: dict[int, dict[ClassKey, None]] = {}
+        self._by_pool: dict[tuple[int, int], dict[ClassKey, None]] = {}  # by pool and priority's rank
         self._by_model: dict[ModelId, dict[ClassKey, None]] = {}
         self._wakes: list[tuple[int, int, ClassKey]] = []
         self._rest_seq = 0
@@ -117,22 +122,23 @@ class Queue:
         return True
 
     def rest(self, key: ClassKey, wake_us: int, pool: int) -> None:
-        """Nothing to bind for this class now: look again at `wake_us`, or when the pool of this index (-1: none) frees a slot."""
+        """Nothing to bind for this class now: look again at `wake_us`, or when the pool of this index frees a slot."""
         known = self.classes[key]
         self._unrest(known)
         self.ready.pop(key, None)
         self._rest_seq += 1
         known.resting, known.wake_us, known.pool, known.rest_seq = True, wake_us, pool, self._rest_seq
-        self._by_pool.setdefault(pool, {})[key] = None
+        self._by_pool.setdefault((pool, key.rank), {})[key] = None
         heappush(self._wakes, (wake_us, known.rest_seq, key))
 
     def _unrest(self, known: JobClass) -> None:
         if known.resting:
             known.resting = False
-            waiting = self._by_pool[known.pool]
+            where = (known.pool, known.key.rank)
+            waiting = self._by_pool[where]
             waiting.pop(known.key, None)
             if not waiting:
-                del self._by_pool[known.pool]
+                del self._by_pool[where]
 
     def wake(self, key: ClassKey) -> None:
         """Score this class in this round."""
@@ -142,11 +148,12 @@ class Queue:
             self.ready[key] = None
 
     def wake_for_slot(self, pool: int) -> None:
-        """A slot of this pool came free: wake the first few that wait for it, and as many that wait for anything."""
-        for waiting in (self._by_pool.get(pool), self._by_pool.get(-1)):
-            if waiting:
-                for key in _first(waiting, _WOKEN_PER_SLOT):
-                    self.wake(key)
+        """A slot of this pool came free: wake the first few that wait for it, by priority, then by how long they have rested."""
+        left = _WOKEN_PER_SLOT
+        for rank in sorted(PRIORITY_RANK.values()):
+            for key in _first(self._by_pool.get((pool, rank), ()), left):
+                self.wake(key)
+                left -= 1
 
     def wake_model(self, model_id: ModelId) -> None:
         """A copy of this model appeared somewhere: wake its classes."""
@@ -209,7 +216,7 @@ class Queue:
 def _first(keys: Iterable[ClassKey], count: int) -> list[ClassKey]:
     chosen: list[ClassKey] = []
     for key in keys:
-        chosen.append(key)
-        if len(chosen) == count:
+        if len(chosen) >= count:
             break
+        chosen.append(key)
     return chosen

@@ -18,6 +18,7 @@ from orchestrator.core.context import Context
 from orchestrator.core.events import ResyncRequested, SiteConnected, SiteDisconnected, SiteReported
 from orchestrator.core.outputs import CloseSession, Refusal, RefusalCode
 from orchestrator.core.placement.columns import Column
+from orchestrator.core.queue import NO_POOL
 from orchestrator.core.state import Node, Pool, Replica, Site, Slot
 
 _RESIDENT: Final = (ReplicaState.LOADING, ReplicaState.WARM, ReplicaState.BUSY)
@@ -238,3 +239,4 @@ def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -
         ctx.queue.wake_model(model_id)
     if slot.ready and not was_free:
         ctx.queue.wake_for_slot(column.index)
+        ctx.queue.wake_for_slot(NO_POOL)

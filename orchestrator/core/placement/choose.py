@@ -89,6 +89,16 @@ class Board:
             )
         return tuple(found)
 
+    def is_at(self, row: int, candidate: Candidate | None) -> bool:
+        """Whether a row means the place of a candidate."""
+        count = len(self.columns.columns)
+        column = self.columns.columns[row % count]
+        return candidate is not None and (candidate.site_id, candidate.pool_id, candidate.cold) == (
+            column.site.site_id,
+            column.pool.pool_id,
+            row >= count,
+        )
+
     def next_best(self, chosen: int) -> list[int]:
         """The next best rows besides `chosen`, cheapest first."""
         total = np.where(self.possible, self.total_us, _UNREACHABLE)

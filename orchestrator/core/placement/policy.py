@@ -40,6 +40,8 @@ class Policy:
     brake_recheck_ms: int = 5_000
     # A job that waits is looked at again at least this often: the liveness bound is five times as long.
     recheck_max_ms: int = 2_000
+    # One that has no possible place is woken by whatever makes one possible; this is only a second look at that.
+    recheck_idle_ms: int = 5_000
     recheck_min_ms: int = 20
     # Ties: within 50 ms or 2 % of the best, other virtues decide.
     tie_us: int = 50_000
