@@ -45,6 +45,9 @@ _BUSY_WITHIN_S: Final = 8.0
 _DRAIN_MS: Final = 3_000
 _DRAIN_REASON: Final = "switch replaced"
 _DRAINED_WITHIN_S: Final = 30.0
+# How long programs may take to end by themselves: after a whole demo, and after one that was cut short.
+_PATIENCE_S: Final = 30.0
+_IMPATIENCE_S: Final = 6.0
 _TABLE_LINES: Final = 24
 _JOB_LOG_LINES: Final = 12
 
@@ -61,16 +64,18 @@ def play(places: Places, file: Path) -> int:
             demo.play(file)
         except KeyboardInterrupt:
             code = interrupts.exit_code or Exit.INTERRUPTED
+            display.close()
             display.say("interrupted")
         except AtollError as error:
             display.close()
             code = _tell(places, demo.cause(error))
         finally:
             interrupts.begin_tidying()
-            killed = processes.stop(hurry=interrupts.hurry, say=display.say)
+            # Who interrupts wants it over; nothing of this run is needed, and a cluster on its way up does not listen.
+            bad = processes.stop(grace_s=_PATIENCE_S if code == Exit.OK else _IMPATIENCE_S, hurry=interrupts.hurry, say=display.say)
             display.close()
-        for line in killed:
-            note(f"had to be killed: {line}")
+        for line in bad if code == Exit.OK else ():
+            note(f"not a clean end: {line}")
         if code == Exit.OK:
             demo.farewell()
         return int(code)

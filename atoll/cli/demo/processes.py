@@ -30,8 +30,11 @@ _LINE_CHARS_MAX: Final = 300
 _KILL_S: Final = 10.0
 _POLL_S: Final = 0.05
 # Settings of the person who runs the demo would lead its programs to another fleet; a proxy cannot reach loopback addresses.
-_NOT_INHERITED: Final = ("ATOLL_", "RAY_")
-_PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+_NOT_INHERITED: Final = ("ATOLL_AGENT_", "ATOLL_ORCHESTRATOR_", "RAY_")
+_NAMES_NOT_INHERITED: Final = frozenset({
+    "ATOLL_ADDRESS", "ATOLL_TOKEN", "ATOLL_CA", "ATOLL_CONFIG", "ATOLL_OUTPUT", "ATOLL_JOIN_TOKEN",
+    "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "GRPC_PROXY",
+})  # fmt: skip
 _ENVIRONMENT: Final = {
     # Two threads of torch on two busy cores are slower by an order of magnitude, and change pixels.
     "OMP_NUM_THREADS": "1",
@@ -131,10 +134,10 @@ class Processes:
             if code is not None and not (running.program.once and code == 0):
                 raise running.failed(f"ended with {ending(code)}")
 
-    def stop(self, *, hurry: Callable[[], bool], say: Callable[[str], None]) -> list[str]:
-        """End everything, wave by wave: asked first, killed after its grace, or at once while `hurry()`.
+    def stop(self, *, grace_s: float, hurry: Callable[[], bool], say: Callable[[str], None]) -> list[str]:
+        """End everything, wave by wave: asked first, killed after its own grace, at most `grace_s`, or at once when `hurry()`.
 
-        Returns what was there still and had to be killed, each as a line; that is not expected of programs that were not hurried.
+        Returns what did not end well, each as a line; that is not expected of programs that were up and were not hurried.
         """
         for wave in sorted({running.program.wave for running in self._running}):
             part = [running for running in self._running if running.program.wave == wave]
@@ -144,15 +147,16 @@ class Processes:
             for running in part:
                 if running.exit_code is None:
                     running.process.send_signal(signal.SIGTERM)
-            deadline_s = time.monotonic() + max(running.program.grace_s for running in part)
+            deadline_s = time.monotonic() + min(grace_s, max(running.program.grace_s for running in part))
             while time.monotonic() < deadline_s and not hurry() and any(running.exit_code is None for running in part):
                 time.sleep(_POLL_S)
-        killed = end_all(self.mark, spare=self._guard.pid)
+        bad = [f"{one.program.name} ended with {ending(one.exit_code)}" for one in self._running if one.exit_code]
+        bad += [f"killed: {line}" for line in end_all(self.mark, spare=self._guard.pid)]
         for running in self._running:
             running.process.wait(_KILL_S)
         self._running.clear()
         self._dismiss()
-        return killed
+        return bad
 
     def _dismiss(self) -> None:
         if self._guard.stdin is not None:
@@ -166,10 +170,9 @@ class Processes:
 
 def environment(environ: Mapping[str, str], mark: str) -> dict[str, str]:
     """What the demo's programs see: the person's environment without what would lead them astray, and the mark."""
-    kept = {name: value for name, value in environ.items() if not name.startswith(_NOT_INHERITED) and name.lower() not in _PROXIES}
-    # A test session finds its own processes by this; it leads nowhere.
-    if "ATOLL_TEST_SESSION" in environ:
-        kept["ATOLL_TEST_SESSION"] = environ["ATOLL_TEST_SESSION"]
+    kept = {
+        name: value for name, value in environ.items() if not name.startswith(_NOT_INHERITED) and name.upper() not in _NAMES_NOT_INHERITED
+    }
     return {**kept, **_ENVIRONMENT, MARK: mark}
 
 
