@@ -44,8 +44,10 @@ _PORTS: Final = (
     "dashboard-port",
 )
 _WORKER_PORTS_FROM: Final = 10
-# A Unix socket's path holds 107 bytes, of which Ray's own part takes 62.
-_TEMP_CHARS_MAX: Final = 45
+# A Unix socket's path holds 107 bytes, of which Ray's own part and `_RAY_FOLDER` take 64.
+_TEMP_CHARS_MAX: Final = 43
+# Ray opens its folder to every user of the machine: it lies in one that is not.
+_RAY_FOLDER: Final = "r"
 # Ray's least is 75 MB; nothing large goes through it: weights are on disk, results in the artifact store.
 _OBJECT_STORE_BYTES: Final = 80_000_000
 _READY_TEXT: Final = "Ray runtime started"
@@ -198,7 +200,7 @@ def _command(spec: ClusterSpec) -> list[str]:
         *(f"--{name}={base + index}" for index, name in enumerate(_PORTS)),
         f"--min-worker-port={base + _WORKER_PORTS_FROM}",
         f"--max-worker-port={base + PORT_BLOCK - 1}",
-        f"--temp-dir={spec.temp_dir}",
+        f"--temp-dir={spec.temp_dir / _RAY_FOLDER}",
         f"--object-store-memory={_OBJECT_STORE_BYTES}",
         # Slots are ours to count: Ray starts no workers in advance and hides no device.
         "--num-cpus=0",
@@ -343,6 +345,8 @@ def _make_private(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+            folder.chmod(0o700)
     except OSError as error:
         raise ClusterError(f"temp_dir {folder} cannot be made: {error.strerror}") from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
@@ -350,12 +354,8 @@ def _make_private(folder: Path) -> None:
 
 
 def _clear_temp(folder: Path) -> None:
-    """Remove the sessions of clusters that have ended; whatever else is there is not ours."""
-    for path in folder.glob("session_*"):
-        if path.is_symlink():
-            path.unlink(missing_ok=True)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+    """Remove what clusters that have ended left: sockets and Ray's own logs."""
+    shutil.rmtree(folder / _RAY_FOLDER, ignore_errors=True)
 
 
 def _tail(log: Path) -> str:

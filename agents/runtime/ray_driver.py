@@ -6,14 +6,16 @@ Decides what Ray is told and asked; the only place besides `ray_slots` that impo
 
 from __future__ import annotations
 
+import atexit
+import importlib
+import logging
 import os
 from typing import Any, Final
 
 from agents.runtime.cluster import ClusterError, auth_environment
 from agents.runtime.slot_actor import SlotActor, SlotOptions
 
-# Ray reads its secret once per process.
-_told: Final[dict[str, str]] = {}
+_THREAD_TIMEOUT_S: Final = 5.0
 
 
 def connect(*, address: str, node_ip: str | None, namespace: str, token: str | None) -> None:
@@ -22,8 +24,6 @@ def connect(*, address: str, node_ip: str | None, namespace: str, token: str | N
     `token` None: the environment says how to authenticate.
     """
     if token is not None:
-        if _told.setdefault("token", token) != token:
-            raise ClusterError(f"this process has spoken with another Ray cluster than {address}: one process, one site")
         os.environ.update(auth_environment(token))
         os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
     os.environ.pop("RAY_ADDRESS", None)
@@ -31,6 +31,10 @@ def connect(*, address: str, node_ip: str | None, namespace: str, token: str | N
         import ray
     except ImportError as error:
         raise ClusterError(f"a real site needs Ray (install atoll[worker]): {error}") from None
+    if token is not None:
+        _read_secret_again()
+    # That it sets no SIGTERM handler outside of the main thread is what is wanted: the signal is the agent's.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         ray.init(
             address=address,
@@ -44,13 +48,22 @@ def connect(*, address: str, node_ip: str | None, namespace: str, token: str | N
     _quieten()
 
 
-def _quieten() -> None:
-    """Ray prints errors of workers to this program's standard output; each reaches us as an exception anyway."""
-    from ray._private import worker
+def _read_secret_again() -> None:
+    """Ray reads the environment when it is imported, which may have been before the secret was known."""
+    raylet = importlib.import_module("ray._raylet")  # compiled: nothing tells a type checker what is in it
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
-    dispatcher = getattr(worker, "global_worker_stdstream_dispatcher", None)
-    if dispatcher is not None:
-        dispatcher.remove_handler("ray_print_logs")
+
+def _quieten() -> None:
+    """End Ray's thread that prints errors of workers to this program's standard output: each reaches us as an exception anyway,
+    and after the cluster's death it would spin."""
+    from ray._private.worker import global_worker
+
+    global_worker.threads_stopped.set()
+    global_worker.gcs_error_subscriber.close()
+    global_worker.listener_thread.join(_THREAD_TIMEOUT_S)
+    global_worker.threads_stopped.clear()
 
 
 def disconnect() -> None:
@@ -58,6 +71,13 @@ def disconnect() -> None:
     import ray
 
     ray.shutdown()
+
+
+def abandon() -> None:
+    """The cluster is dead: nothing is left to take leave of, and Ray's own farewell at exit would wait for it."""
+    import ray
+
+    atexit.unregister(ray.shutdown)
 
 
 def is_node_alive() -> bool:

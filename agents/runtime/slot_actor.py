@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +23,6 @@ from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 from agents.core.events import (
-    AgentEvent,
     AttemptAdvanced,
     AttemptErrored,
     AttemptHalted,
@@ -50,6 +50,7 @@ ACTOR_VERSION: Final = 1
 # long; one that does hangs, and then only the end of the process frees the slot.
 STUCK_GRACE_S: Final = 600.0
 _EXIT_STUCK: Final = 70
+_STOPPED_EARLY_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,19 +72,22 @@ class SlotState:
     pid: int
     seq: int
     replicas: tuple[ReplicaFact, ...]
+    digests: tuple[tuple[ModelId, str], ...]  # of the replicas' weights
     running: AttemptKey | None
     ended: AttemptEnd | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadMeasured:
-    """Rates that a load measured, bytes per second; None: it measured none."""
+    """Beside ReplicaLoaded: which weights, and the rates that the load measured, bytes per second; None: it measured none."""
 
+    model_id: ModelId
+    weights_digest: str
     disk_bytes_per_s: int | None
     h2d_bytes_per_s: int | None
 
 
-Notice = AgentEvent | LoadMeasured
+Notice = AttemptAdvanced | AttemptEnd | ReplicaLoaded | ReplicaLoadFailed | ReplicaEvicted | LoadMeasured
 
 
 @dataclass(slots=True, kw_only=True)
@@ -126,6 +130,8 @@ class SlotActor:
         self._notices: list[tuple[int, Notice]] = []
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        # Calls of one agent may overtake each other: what is to be stopped before it came must not begin.
+        self._stopped_early: deque[AttemptKey] = deque(maxlen=_STOPPED_EARLY_MAX)
 
     async def attach(self) -> SlotState:
         """An agent comes: what is here. Earlier notices are in it."""
@@ -144,6 +150,7 @@ class SlotActor:
             pid=os.getpid(),
             seq=self._seq,
             replicas=replicas,
+            digests=tuple((model_id, loaded.manifest.digest) for model_id, loaded in sorted(self._replicas.items())),
             running=self._running.key if self._running is not None else None,
             ended=self._ended,
         )
@@ -176,6 +183,8 @@ class SlotActor:
         if self._ended is not None and self._ended.key == order.key:
             self._note(self._ended)
             return
+        if order.key in self._stopped_early:
+            return
         if running is not None:
             raise StateError(f"slot {order.slot.index} of {order.slot.node_id} executes {running.key}: {order.key} must wait")
         self._ended = None
@@ -189,7 +198,8 @@ class SlotActor:
         if self._running is not None and self._running.key == key:
             self._running.halt.now(AttemptHalted(key=key))
         elif self._ended is None or self._ended.key != key:
-            self._note(AttemptHalted(key=key))  # it never came here, or its end was heard
+            self._stopped_early.append(key)
+            self._note(AttemptHalted(key=key))
 
     async def renew(self, keys: tuple[AttemptKey, ...]) -> None:
         """These attempts may go on for another stop_after, from now."""
@@ -223,8 +233,14 @@ class SlotActor:
             self._loading.discard(model_id)
         self._replicas[model_id] = loaded
         report = loaded.report
-        if report.disk_bytes_per_s is not None or report.h2d_bytes_per_s is not None:
-            self._note(LoadMeasured(disk_bytes_per_s=report.disk_bytes_per_s, h2d_bytes_per_s=report.h2d_bytes_per_s))
+        self._note(
+            LoadMeasured(
+                model_id=model_id,
+                weights_digest=model.weights_digest,
+                disk_bytes_per_s=report.disk_bytes_per_s,
+                h2d_bytes_per_s=report.h2d_bytes_per_s,
+            )
+        )
         self._note(_loaded(slot, model_id, report, int((time.monotonic() - start_s) * 1e6)))
 
     def _load_now(self, model: ModelSpec, folder: Path) -> LoadedPipeline:
