@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -53,12 +53,29 @@ for module in (up, submit, jobs, sites, models, fleet, events, orchestrator, age
     module.register(app)
 
 
-@app.command("demo", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def demo(context: typer.Context) -> None:
-    """Two real sites and 36 twins on this machine; pictures and films in out/."""
+@app.command(
+    "demo",
+    epilog=examples(
+        """
+        atoll demo
+        atoll demo --verify  # make its pictures again without Atoll, and compare their pixels
+        """
+    ),
+)
+def demo(
+    *,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Make the pictures again with plain diffusers and compare their pixels.")
+    ] = False,
+    out: Annotated[str, typer.Option("--out", metavar="FOLDER", help="Where pictures, models and logs go.")] = "out",
+    fleet: Annotated[
+        str, typer.Option("--fleet", metavar="FILE", show_default=False, help="Which sites to rehearse (default: clusters.yaml).")
+    ] = "",
+) -> None:
+    """Two real sites and 36 twins on this machine; pictures and films in out/. Needs the extra 'worker'."""
     from atoll.cli.demo import run
 
-    raise typer.Exit(run(list(context.args)))
+    raise typer.Exit(run(out=out, fleet=fleet, verify=verify))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

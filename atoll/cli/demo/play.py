@@ -21,9 +21,9 @@ from atoll.cli.demo.processes import PartFailedError, Processes
 from atoll.cli.demo.show import Display, Part, draw_jobs, draw_parts
 from atoll.cli.demo.tables import Drained
 from atoll.cli.demo.workload import Wish, rehearsals, wishes
-from atoll.cli.exits import Exit, code_of
+from atoll.cli.exits import Exit
 from atoll.cli.figures import count, size
-from atoll.cli.output import note, say
+from atoll.cli.output import note, printable, say
 from atoll.cli.progress import sentence
 from atoll.model.address import Address
 from atoll.model.attempt import AttemptState
@@ -68,7 +68,10 @@ def play(places: Places, file: Path) -> int:
             display.say("interrupted")
         except AtollError as error:
             display.close()
-            code = _tell(places, demo.cause(error))
+            cause = demo.cause(error)
+            if not isinstance(cause, PartFailedError):
+                raise
+            code = _tell(places, cause)
         finally:
             interrupts.begin_tidying()
             # Who interrupts wants it over; nothing of this run is needed, and a cluster on its way up does not listen.
@@ -81,13 +84,11 @@ def play(places: Places, file: Path) -> int:
         return int(code)
 
 
-def _tell(places: Places, error: AtollError) -> int:
+def _tell(places: Places, error: PartFailedError) -> int:
     """Say which part failed, and the end of its log."""
     note(f"error: {error}")
-    if not isinstance(error, PartFailedError):
-        return code_of(error)
     for line in error.lines:
-        note(f"  | {line}")
+        note(f"  | {printable(line)}")
     if error.log is not None:
         note(f"the whole log: {places.shown(error.log)}")
     return Exit.FAILED
