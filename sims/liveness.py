@@ -113,7 +113,9 @@ class Liveness:
         model = self._store.models[spec.model_id]
         avoided = {item.site_id for item in job.attempts if item.state in ENDED - {AttemptState.STOPPED}}
         for site in self._sites:
-            if site.spec.site_id in avoided or (spec.constraints.sites and site.spec.site_id not in spec.constraints.sites):
+            if site.gone or site.spec.site_id in avoided:
+                continue
+            if spec.constraints.sites and site.spec.site_id not in spec.constraints.sites:
                 continue
             for pool in site.spec.pools:
                 if spec.constraints.gpu_types and pool.gpu_type not in spec.constraints.gpu_types:

@@ -34,7 +34,9 @@ _LOAD_US: Final = (40 * SECOND_US, 120 * SECOND_US)
 _AFTER_LOAD_US: Final = 20 * SECOND_US
 
 # For how long a run is kept going for the sake of a fault that had no opportunity yet.
-_WAIT_FOR_FAULTS_US: Final = 90 * SECOND_US
+_WAIT_FOR_FAULTS_US: Final = 150 * SECOND_US
+# Jobs every ten seconds of that time: most faults strike work.
+_ORDERS_AGAIN: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +125,9 @@ class Run:
         self.world.run(end_us)
         while self.faults.never_fired() and self.world.now_us < end_us + _WAIT_FOR_FAULTS_US:
             self.schedule.insist()
-            self.clients.submit(draw_order(self.world.stream("orders"), self.jobs, self.fleet))
-            self.jobs += 1
+            for _ in range(_ORDERS_AGAIN):
+                self.clients.submit(draw_order(self.world.stream("orders"), self.jobs, self.fleet))
+                self.jobs += 1
             self.world.run(self.world.now_us + 10 * SECOND_US)
         self.schedule.heal()
         Liveness(
