@@ -8,13 +8,14 @@ Decides names, bounds and how many logs are kept. Must not know Ray, nor what an
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final
 
-from atoll.model.errors import FieldError
+from atoll.model.errors import FieldError, StateError
 from atoll.model.ids import AttemptKey, JobId, Ordinal, parse_name
 from atoll.model.limits import ATTEMPTS_PER_JOB_MAX
 from atoll.model.shape import parse_int
@@ -125,3 +126,14 @@ class AttemptFiles:
         for _, path in excess:
             Path(path).unlink(missing_ok=True)
         return len(excess)
+
+
+def lock_folder(folder: Path) -> IO[bytes]:
+    """The right to work on a folder, for the life of this process or until closed. StateError while another has it."""
+    lock = (folder / "ray.lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise StateError(f"another agent works on {folder}: give each site a folder of its own") from None
+    return lock

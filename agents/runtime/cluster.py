@@ -4,29 +4,28 @@ Decides ports, folders, environment and authentication of the cluster, and which
 another Ray of the machine. Must not know actors or what they do.
 
     <state dir>/ray-token      the cluster's secret, mode 0600; also for the next agent
-    <state dir>/ray-head.json  which processes are the cluster: its mark, and pid and start of the first
+    <state dir>/ray-head.json  which processes are the cluster
     <state dir>/ray-head.log   what `ray start` said
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import stat
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import psutil
 
+from agents.runtime.ray_processes import MARK_VARIABLE, ClusterProcesses, runs, start_ticks_of
 from atoll.model.errors import AtollError, FieldError
 from atoll.model.shape import parse_int
 
@@ -52,8 +51,7 @@ _RAY_FOLDER: Final = "r"
 _OBJECT_STORE_BYTES: Final = 80_000_000
 _READY_TEXT: Final = "Ray runtime started"
 _POLL_S: Final = 0.1
-# In every process of a cluster, so that none is left behind or mistaken for another's.
-_MARK: Final = "ATOLL_RAY_CLUSTER"
+_RECORD: Final = "ray-head.json"
 _LOG_LINES: Final = 8
 _TOKEN_BYTES: Final = 32
 # Taken from the agent's environment they would lead to another cluster, or to its secret.
@@ -96,11 +94,11 @@ class ClusterSpec:
 class LocalCluster:
     """A running cluster of this host. Made by `start_or_find`."""
 
-    def __init__(self, spec: ClusterSpec, *, mark: str, head: psutil.Process, token: str, found: bool) -> None:
+    def __init__(self, spec: ClusterSpec, processes: ClusterProcesses, *, token: str, found: bool) -> None:
         self._spec = spec
-        self._mark = mark
-        self._head = head
-        self._raylet = _raylet_of(head)
+        self._processes = processes
+        self._head = processes.head()
+        self._raylet = _raylet_of(self._head)
         self.token = token
         self.found = found  # an earlier agent had started it
 
@@ -109,22 +107,17 @@ class LocalCluster:
         """Where drivers connect."""
         return self._spec.address
 
-    @property
-    def raylet_pid(self) -> int | None:
-        """The process that Ray's slots depend on."""
-        return self._raylet.pid if self._raylet is not None else None
-
     def is_alive(self) -> bool:
         """Whether its first process and its raylet run. Quick; no network."""
-        return self._raylet is not None and _runs(self._raylet) and _runs(self._head)
+        return self._raylet is not None and self._head is not None and runs(self._raylet) and runs(self._head)
 
     async def stop(self) -> None:
         """End every process of the cluster: asked first, killed after the grace. Its temporary files go too."""
         await asyncio.to_thread(self._stop)
 
     def _stop(self) -> None:
-        _end_all(self._mark, self._head, self._spec.stop_grace_s)
-        (self._spec.state_dir / "ray-head.json").unlink(missing_ok=True)
+        self._processes.end(self._spec.stop_grace_s)
+        (self._spec.state_dir / _RECORD).unlink(missing_ok=True)
         _clear_temp(self._spec.temp_dir)
 
 
@@ -140,14 +133,13 @@ async def start_or_find(spec: ClusterSpec) -> LocalCluster:
 def _start_or_find(spec: ClusterSpec) -> LocalCluster:
     spec.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     token = _token(spec.state_dir / "ray-token")
-    record = _read_record(spec)
-    if record is not None:
-        mark, head = record
-        if head is not None:
-            cluster = LocalCluster(spec, mark=mark, head=head, token=token, found=True)
-            if cluster.is_alive():
-                return cluster
-        _end_all(mark, head, spec.stop_grace_s)
+    left = ClusterProcesses.read(spec.state_dir / _RECORD)
+    if left is not None:
+        cluster = LocalCluster(spec, left, token=token, found=True)
+        # One at another address is of an earlier configuration, and gives way.
+        if left.address == spec.address and cluster.is_alive():
+            return cluster
+        left.end(spec.stop_grace_s)
     _check_ports(spec)
     _make_private(spec.temp_dir)
     _clear_temp(spec.temp_dir)
@@ -155,35 +147,34 @@ def _start_or_find(spec: ClusterSpec) -> LocalCluster:
 
 
 def _start(spec: ClusterSpec, token: str) -> LocalCluster:
-    mark = secrets.token_hex(16)
-    _write_record(spec, mark, None)  # before the process: whatever happens now, its processes can be found
+    processes = ClusterProcesses(mark=secrets.token_hex(16), address=spec.address)
+    processes.write(spec.state_dir / _RECORD)  # before the first process: whatever happens now, it can be found
     log = spec.state_dir / "ray-head.log"
-    head = _spawn(_command(spec), _environment(token, mark), log)
-    _write_record(spec, mark, head)
+    pid = _spawn(_command(spec), _environment(token, processes.mark), log)
+    processes = replace(processes, pid=pid, start_ticks=start_ticks_of(pid) or 0)
+    processes.write(spec.state_dir / _RECORD)
     deadline_s = time.monotonic() + spec.start_timeout_s
     while _READY_TEXT not in log.read_text(errors="replace"):
         problem = None
-        if not _runs(head):
+        if processes.head() is None:
             problem = "ended"
         elif time.monotonic() > deadline_s:
             problem = f"was not ready after {spec.start_timeout_s:g} s"
         if problem is not None:
-            said = _tail(log)
-            _end_all(mark, head, 0)
-            raise ClusterError(f"the Ray cluster at {spec.address} {problem}; {log} ends with: {said}")
+            processes.end(0)
+            raise ClusterError(f"the Ray cluster at {spec.address} {problem}; {log} ends with: {_tail(log)}")
         time.sleep(_POLL_S)
-    return LocalCluster(spec, mark=mark, head=head, token=token, found=False)
+    return LocalCluster(spec, processes, token=token, found=False)
 
 
-def _spawn(command: list[str], environment: dict[str, str], log: Path) -> psutil.Process:
-    """A process in a session of its own, which outlives this one."""
+def _spawn(command: list[str], environment: dict[str, str], log: Path) -> int:
+    """The pid of a process in a session of its own, which outlives this one."""
     files = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
-    pid = os.posix_spawn(command[0], command, environment, file_actions=files, setsid=True)
-    return psutil.Process(pid)
+    return os.posix_spawn(command[0], command, environment, file_actions=files, setsid=True)
 
 
 def _command(spec: ClusterSpec) -> list[str]:
@@ -220,7 +211,7 @@ def _environment(token: str, mark: str) -> dict[str, str]:
     return {
         **inherited,
         **auth_environment(token),
-        _MARK: mark,
+        MARK_VARIABLE: mark,
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",
@@ -265,79 +256,11 @@ def _token(path: Path) -> str:
     return token
 
 
-def _write_record(spec: ClusterSpec, mark: str, head: psutil.Process | None) -> None:
-    path = spec.state_dir / "ray-head.json"
-    value = {"mark": mark, "pid": head.pid if head else 0, "created": head.create_time() if head else 0, "address": spec.address}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value))
-    partial.replace(path)
-
-
-def _read_record(spec: ClusterSpec) -> tuple[str, psutil.Process | None] | None:
-    """(mark, first process if it still runs) of the cluster last started here; None if there is none or the file is no record."""
+def _raylet_of(head: psutil.Process | None) -> psutil.Process | None:
     try:
-        value = json.loads((spec.state_dir / "ray-head.json").read_text())
-        mark, pid, created, address = value["mark"], value["pid"], value["created"], value["address"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if not isinstance(mark, str) or len(mark) != 32 or not isinstance(pid, int) or not isinstance(created, (int, float)):
-        return None
-    try:
-        head = psutil.Process(pid) if pid > 0 else None
-        if head is not None and abs(head.create_time() - created) > 0.01:
-            head = None  # another process has the number now
-    except psutil.Error:
-        head = None
-    if head is not None and address != spec.address:
-        head = None  # the configuration moved: its cluster gives way to the new one
-    return mark, head
-
-
-def _raylet_of(head: psutil.Process) -> psutil.Process | None:
-    try:
-        return next((child for child in head.children() if child.name() == "raylet"), None)
+        return next((child for child in head.children() if child.name() == "raylet"), None) if head is not None else None
     except psutil.Error:
         return None
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def _members(mark: str) -> list[psutil.Process]:
-    """All processes of a cluster, also those whose parents died."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(_MARK) == mark and process.pid != os.getpid():
-                found.append(process)
-        except psutil.Error:
-            continue  # another user's, or gone
-    return found
-
-
-def _end_all(mark: str, head: psutil.Process | None, grace_s: float) -> None:
-    """SIGTERM to the first process, which ends the others; SIGKILL to whatever the grace did not end."""
-    deadline_s = time.monotonic() + grace_s
-    if head is not None and _runs(head):
-        try:
-            head.send_signal(signal.SIGTERM)
-        except psutil.NoSuchProcess:
-            pass  # just ended by itself
-        while grace_s and _runs(head) and time.monotonic() < deadline_s:
-            time.sleep(_POLL_S)
-    # Workers end a moment after the raylet: they notice by its socket.
-    while (left := _members(mark)) and head is not None and time.monotonic() < deadline_s:
-        psutil.wait_procs(left, timeout=_POLL_S)
-    for process in left:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs([*left, *([head] if head is not None else [])], timeout=5)  # reaps the first one too, if it is our child
 
 
 def _make_private(folder: Path) -> None:

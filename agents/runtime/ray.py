@@ -11,10 +11,8 @@ raylet silences exactly its own site, and what executed there is lost with it.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Final, assert_never
 
 import structlog
@@ -45,6 +43,7 @@ from agents.core.outputs import (
 from agents.engine.errors import EngineError, failure_of
 from agents.results import ArtifactStore
 from agents.runtime import ray_driver
+from agents.runtime.attempt_files import lock_folder
 from agents.runtime.base import RuntimeCommand, Sink
 from agents.runtime.execution import NO_TIMES
 from agents.runtime.hardware import find_devices, survey
@@ -129,7 +128,7 @@ class RayRuntime:
         """Take the folders. Blocks."""
         config = self._config
         config.work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = _lock(config.work_dir / "ray.lock")
+        lock = lock_folder(config.work_dir)
         try:
             self._attempts = OpenAttempts(config.work_dir)
             cache = WeightsCache(config.cache_dir, quota_bytes=config.cache_bytes)
@@ -392,14 +391,3 @@ class RayRuntime:
         if error is not None:
             _log.error("ray_runtime_bug", exc_info=error)
             self._fail(StateError(f"the Ray runtime failed: {type(error).__name__}: {error}"))
-
-
-def _lock(path: Path) -> IO[bytes]:
-    """The right to work on a folder, for the life of this process or until closed. StateError while another has it."""
-    lock = path.open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise StateError(f"another agent works on {path.parent}: give each site a work_dir of its own") from None
-    return lock

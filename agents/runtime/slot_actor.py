@@ -36,7 +36,7 @@ from agents.engine.pipeline import Engine, LoadedPipeline
 from agents.engine.request import LoadReport
 from agents.runtime.execution import NO_TIMES, AttemptEnd, Execution, Halt, refusal_of
 from atoll.model.attempt import AttemptState, Failure, FailureKind
-from atoll.model.errors import AtollError, StateError
+from atoll.model.errors import StateError
 from atoll.model.ids import AttemptKey, ModelId, SlotRef
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaFact, ReplicaState
@@ -129,6 +129,7 @@ class SlotActor:
         self._seq = 0
         self._notices: list[tuple[int, Notice]] = []
         self._changed = asyncio.Event()
+        self._turn = asyncio.Lock()  # one thing at a time, in the order of the calls
         self._tasks: set[asyncio.Task[None]] = set()
         # Calls of one agent may overtake each other: what is to be stopped before it came must not begin.
         self._stopped_early: deque[AttemptKey] = deque(maxlen=_STOPPED_EARLY_MAX)
@@ -169,11 +170,11 @@ class SlotActor:
         if model_id in self._loading:
             return
         self._loading.add(model_id)
-        self._spawn(self._load(model, Path(folder)))
+        self._spawn(self._in_turn(self._load(model, Path(folder))))
 
     async def evict(self, model_id: ModelId) -> None:
         """Free a model's memory; told by ReplicaEvicted."""
-        self._spawn(self._evict(model_id))
+        self._spawn(self._in_turn(self._evict(model_id)))
 
     async def run(self, order: RunAttempt, artifacts_url: str) -> None:
         """Execute an attempt; told by AttemptAdvanced and its end. The same order twice is one. StateError while another runs."""
@@ -190,7 +191,7 @@ class SlotActor:
         self._ended = None
         self._running = _Running(order=order, deadline_s=0)
         self._running.renew()
-        self._spawn(self._execute(self._running, artifacts_url))
+        self._spawn(self._in_turn(self._execute(self._running, artifacts_url)))
         self._spawn(self._guard(self._running))
 
     async def stop(self, key: AttemptKey) -> None:
@@ -211,6 +212,10 @@ class SlotActor:
         if self._ended is not None and self._ended.key == key:
             self._ended = None
 
+    async def _in_turn(self, work: Coroutine[None, None, None]) -> None:
+        async with self._turn:
+            await work
+
     # --- the work -----------------------------------------------------------------------------------------------------------
 
     async def _load(self, model: ModelSpec, folder: Path) -> None:
@@ -226,7 +231,7 @@ class SlotActor:
                 return
             start_s = time.monotonic()
             loaded = await self._in_thread(self._load_now, model, folder)
-        except (AtollError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whoever asked for the load must hear how it ended
             self._note(ReplicaLoadFailed(slot=slot, model_id=model_id, failure=failure_of(error, FailureKind.LOAD_FAILED)))
             return
         finally:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from agents.runtime.ray import RayConfig
-from tests.integration.ray_site import WAIT_S, mark_of, processes_with
+from tests.integration.ray_site import WAIT_S, processes_of
 
 
 class Agent:
@@ -37,8 +37,7 @@ class Agent:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.process.returncode is None:
             self.kill()
-            for process in processes_with(mark_of(self._config)):
-                process.kill()
+            processes_of(self._config).end(0)
 
     def tell(self, line: str) -> None:
         assert self.process.stdin is not None

@@ -17,13 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
-
 from agents.core.events import AgentEvent, AttemptAdvanced, ReplicaLoaded, RuntimeStarted, WeightsFetched
 from agents.core.outputs import FetchWeights, LoadReplica, RunAttempt, StopAttempt
 from agents.engine.starters import build_starters
 from agents.runtime.cluster import PORT_BLOCK
 from agents.runtime.ray import RayConfig, RayRuntime
+from agents.runtime.ray_processes import ClusterProcesses
 from atoll.model.errors import AtollError
 from atoll.model.ids import AttemptKey, FleetId, JobId, ModelId, Ordinal, SiteId, SlotRef, TenantId, Term
 from atoll.model.job import JobSpec
@@ -61,20 +60,11 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def mark_of(config: RayConfig) -> str:
-    """What every process of the site's cluster carries in its environment."""
-    return str(json.loads((config.work_dir / "ray-head.json").read_text())["mark"])
-
-
-def processes_with(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("ATOLL_RAY_CLUSTER") == mark:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+def processes_of(config: RayConfig) -> ClusterProcesses:
+    """The site's cluster, as its record says."""
+    processes = ClusterProcesses.read(config.work_dir / "ray-head.json")
+    assert processes is not None
+    return processes
 
 
 def key_of(job: str, ordinal: int = 1) -> AttemptKey:
@@ -108,6 +98,11 @@ def welcome_of(folder: Path, *, time_scale_milli: int = 1000) -> Welcome:
 
 def build_origin(folder: Path) -> dict[str, ModelSpec]:
     return {str(starter.spec.model_id): starter.spec for starter in build_starters(folder / "origin")}
+
+
+def order_of(slot: SlotRef, key: AttemptKey, model: ModelSpec, *, shape: Shape, stop_after_ms: int = 60_000, **spec: Any) -> RunAttempt:
+    job = JobSpec(tenant=TenantId("t"), model_id=model.model_id, prompt="a lighthouse", seed=7, shape=shape, **spec)
+    return RunAttempt(slot=slot, key=key, spec=job, model=model, stop_after_ms=stop_after_ms, request_id="req-1")
 
 
 class Site:
@@ -153,9 +148,8 @@ class Site:
         self.runtime.perform(LoadReplica(slot=self.slot, model=model))
         return await self.heard(ReplicaLoaded, lambda event: event.model_id == model.model_id)
 
-    def run(self, key: AttemptKey, model: ModelSpec, *, shape: Shape, stop_after_ms: int = 60_000, **spec: Any) -> None:
-        job = JobSpec(tenant=TenantId("t"), model_id=model.model_id, prompt="a lighthouse", seed=7, shape=shape, **spec)
-        self.runtime.perform(RunAttempt(slot=self.slot, key=key, spec=job, model=model, stop_after_ms=stop_after_ms, request_id="req-1"))
+    def run(self, key: AttemptKey, model: ModelSpec, **order: Any) -> None:
+        self.runtime.perform(order_of(self.slot, key, model, **order))
 
     def stop(self, key: AttemptKey) -> None:
         self.runtime.perform(StopAttempt(slot=self.slot, key=key))
@@ -184,9 +178,10 @@ async def _main(options: dict[str, Any]) -> int:
     running = [str(slot.running) for slot in started.slots if slot.running is not None]
     _say("started", running=running, finished=[str(manifest.key) for manifest in started.finished])
     orders = _orders()
+    fatal: asyncio.Future[Any] = site.fatal
     while True:
-        order = asyncio.ensure_future(orders.get())
-        await asyncio.wait([order, site.fatal], return_when=asyncio.FIRST_COMPLETED)
+        order: asyncio.Future[Any] = asyncio.ensure_future(orders.get())
+        await asyncio.wait({order, fatal}, return_when=asyncio.FIRST_COMPLETED)
         if site.fatal.done():
             _say("fatal", message=str(site.fatal.result()))
             await site.runtime.close(keep_work=False)

@@ -14,8 +14,9 @@ pytest.importorskip("ray", reason="needs the worker extra")
 pytest.importorskip("diffusers", reason="needs the worker extra")
 
 from agents.runtime.ray import RayConfig
+from agents.runtime.ray_processes import ClusterProcesses
 from tests.integration.ray_agent import Agent
-from tests.integration.ray_site import EXIT_FATAL, build_origin, config_of, free_port_block, mark_of, processes_with
+from tests.integration.ray_site import EXIT_FATAL, build_origin, config_of, free_port_block, processes_of
 
 pytestmark = pytest.mark.slow
 
@@ -31,8 +32,8 @@ def configs(tmp_path: Path) -> Iterator[tuple[RayConfig, RayConfig]]:
         shutil.rmtree(temp_dir, ignore_errors=True)
 
 
-def raylet_of(mark: str) -> psutil.Process:
-    (raylet,) = [process for process in processes_with(mark) if process.name() == "raylet"]
+def raylet_of(processes: ClusterProcesses) -> psutil.Process:
+    (raylet,) = [process for process in processes.members() if process.name() == "raylet"]
     return raylet
 
 
@@ -46,8 +47,8 @@ def test_a_dead_raylet_silences_its_own_site_and_no_other(tmp_path: Path, config
             agent.hear("loaded")
             agent.tell("run long 400 60000")
             agent.hear("AttemptAdvanced")
-        mark = mark_of(beta)
-        raylet_of(mark).kill()
+        ruin = processes_of(beta)
+        raylet_of(ruin).kill()
         fatal = struck.hear("fatal")
         assert "Ray cluster of site beta died: start the agent again" in fatal["message"]
         assert struck.end() == EXIT_FATAL
@@ -59,8 +60,8 @@ def test_a_dead_raylet_silences_its_own_site_and_no_other(tmp_path: Path, config
         # A new agent finds the ruin, clears it away and works.
         with Agent(tmp_path, beta) as risen:
             risen.hear("started")
-            assert mark_of(beta) != mark
-            assert processes_with(mark) == []
+            assert processes_of(beta) != ruin
+            assert ruin.members() == []
             risen.tell("load")
             risen.hear("loaded")
             risen.tell("run long 2 60000")

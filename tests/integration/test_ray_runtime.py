@@ -49,8 +49,7 @@ from tests.integration.ray_site import (
     config_of,
     free_port_block,
     key_of,
-    mark_of,
-    processes_with,
+    processes_of,
     square,
     welcome_of,
 )
@@ -317,13 +316,13 @@ async def test_a_taken_port_is_named(place: Place, tmp_path: Path) -> None:
 
 async def test_closing_for_good_leaves_nothing(place: Place) -> None:
     async with attached(place) as site:
-        mark = mark_of(place.config)
+        processes = processes_of(place.config)
         token = place.config.work_dir / "ray-token"
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
         assert stat.S_IMODE(place.temp_dir.stat().st_mode) == 0o700
-        assert len(processes_with(mark)) > 3
-        assert token.read_text() not in " ".join(word for process in processes_with(mark) for word in process.cmdline())
+        assert len(processes.members()) > 3
+        assert token.read_text() not in " ".join(word for process in processes.members() for word in process.cmdline())
         site.runtime.perform(LoadReplica(slot=site.slot, model=place.image))
         await site.runtime.close(keep_work=False)
-        assert processes_with(mark) == []
+        assert processes.members() == []
         assert list(place.temp_dir.iterdir()) == []

@@ -1,0 +1,212 @@
+"""A slot's process as Ray makes an actor of it, here without Ray: what it promises whether or not an agent listens."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+pytest.importorskip("torch", reason="needs the worker extra")
+pytest.importorskip("diffusers", reason="needs the worker extra")
+
+from agents.core.events import (
+    AttemptAdvanced,
+    AttemptErrored,
+    AttemptFinished,
+    AttemptHalted,
+    ReplicaEvicted,
+    ReplicaLoaded,
+    ReplicaLoadFailed,
+)
+from agents.core.outputs import RunAttempt
+from agents.engine.starters import build_starters
+from agents.results import ArtifactStore
+from agents.runtime.attempt_files import AttemptFiles
+from agents.runtime.execution import Execution
+from agents.runtime.slot_actor import Notice, SlotActor, SlotOptions
+from atoll.model.attempt import FailureKind
+from atoll.model.errors import StateError
+from atoll.model.ids import AdapterId, NodeId, PoolId, SlotRef
+from atoll.model.modelspec import AdapterUse, ModelSpec
+from tests.integration.ray_site import WAIT_S, key_of, order_of, square
+
+N = TypeVar("N", bound=Notice)
+SLOT = SlotRef(pool_id=PoolId("cpu"), node_id=NodeId("cpu-0"), index=0)
+
+
+@dataclass
+class Slot:
+    """The actor and what it told a listener that asks for all of it."""
+
+    actor: SlotActor
+    model: ModelSpec
+    folder: Path
+    artifacts_url: str
+    heard: list[Notice] = field(default_factory=list)
+    seq: int = 0
+
+    async def listen(self) -> None:
+        self.seq, notices = await self.actor.poll(self.seq, WAIT_S)
+        self.heard.extend(notices)
+
+    async def hear(self, kind: type[N], wanted: Callable[[N], bool] = lambda _: True) -> N:
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                for notice in self.heard:
+                    if isinstance(notice, kind) and wanted(notice):
+                        return notice
+                await self.listen()
+
+    async def run(self, job: str, *, steps: int = 2, stop_after_ms: int = 60_000, **spec: Any) -> RunAttempt:
+        order = order_of(SLOT, key_of(job), self.model, shape=square(64, steps), stop_after_ms=stop_after_ms, **spec)
+        await self.actor.run(order, self.artifacts_url)
+        return order
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec, Path]:
+    (starter,) = build_starters(tmp_path_factory.mktemp("slot"), only=("tiny-image",))
+    return starter.spec, starter.folder
+
+
+@pytest.fixture
+async def slot(model: tuple[ModelSpec, Path], tmp_path: Path) -> AsyncIterator[Slot]:
+    actor = SlotActor(SlotOptions(slot=SLOT, work_dir=tmp_path / "work", stuck_grace_s=0.2))
+    slot = Slot(actor=actor, model=model[0], folder=model[1], artifacts_url=(tmp_path / "artifacts").as_uri())
+    await actor.load(slot.model, str(slot.folder))
+    await slot.hear(ReplicaLoaded)
+    yield slot
+    state = await actor.attach()
+    if state.running is not None:
+        await actor.stop(state.running)
+        await slot.hear(AttemptHalted)
+    actor._thread.shutdown()
+
+
+async def test_the_same_order_twice_is_one_execution_with_one_end(slot: Slot, tmp_path: Path) -> None:
+    order = await slot.run("twice", steps=20)
+    await slot.actor.run(order, slot.artifacts_url)
+    finished = await slot.hear(AttemptFinished)
+    slot.heard.clear()
+    await slot.actor.run(order, slot.artifacts_url)
+    assert await slot.hear(AttemptFinished) == finished
+    log = AttemptFiles(tmp_path / "work").tail(order.key, 1000)
+    assert sum("step 1/" in line for line in log) == 1
+
+
+async def test_an_end_is_kept_for_the_next_agent_until_it_is_forgotten(slot: Slot) -> None:
+    order = await slot.run("kept")
+    finished = await slot.hear(AttemptFinished)
+    state = await slot.actor.attach()
+    assert (state.running, state.ended) == (None, finished)
+    await slot.actor.forget(key_of("another"))
+    assert (await slot.actor.attach()).ended == finished
+    await slot.actor.forget(order.key)
+    assert (await slot.actor.attach()).ended is None
+
+
+async def test_progress_that_nobody_hears_is_not_hoarded(slot: Slot) -> None:
+    await slot.run("unheard", steps=200)
+    async with asyncio.timeout(WAIT_S):
+        await asyncio.wait({*slot.actor._tasks})
+    seq, notices = await slot.actor.poll(slot.seq, 0)
+    assert seq > 200
+    assert [type(notice) for notice in notices] == [AttemptAdvanced, AttemptFinished]
+    assert await slot.actor.poll(seq, 0) == (seq, ())
+
+
+async def test_one_attempt_at_a_time(slot: Slot) -> None:
+    await slot.run("first", steps=500)
+    with pytest.raises(StateError, match="executes first/1: second/1 must wait"):
+        await slot.run("second")
+    await slot.actor.stop(key_of("first"))
+    await slot.hear(AttemptHalted)
+    await slot.run("second")
+    await slot.hear(AttemptFinished, lambda end: end.key == key_of("second"))
+
+
+async def test_a_stop_that_overtakes_its_order_wins(slot: Slot) -> None:
+    await slot.actor.stop(key_of("early"))
+    await slot.hear(AttemptHalted)
+    await slot.run("early")
+    assert (await slot.actor.attach()).running is None
+    assert ArtifactStore(slot.artifacts_url).result(key_of("early")) is None
+
+
+async def test_renewals_keep_an_attempt_alive_and_their_end_ends_it(slot: Slot) -> None:
+    await slot.run("renewed", steps=900, stop_after_ms=300)
+    for _ in range(8):
+        await slot.listen()
+        await slot.actor.renew((key_of("renewed"), key_of("another")))
+    await slot.actor.renew((key_of("another"),))
+    errored = await slot.hear(AttemptErrored)
+    assert errored.failure.kind is FailureKind.TIMED_OUT
+    assert errored.times.run_us > 300_000
+    assert ArtifactStore(slot.artifacts_url).result(key_of("renewed")) is None
+
+
+async def test_a_step_that_never_ends_costs_the_process(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+    exits: list[int] = []
+    monkeypatch.setattr("agents.runtime.slot_actor.os._exit", exits.append)
+    hangs = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def hang(self: object, loaded: object) -> AttemptHalted:
+        asyncio.run_coroutine_threadsafe(hangs.wait(), loop).result()
+        return AttemptHalted(key=key_of("stuck"))
+
+    monkeypatch.setattr(Execution, "run", hang)
+    await slot.run("stuck", stop_after_ms=1)
+    guard = max(slot.actor._tasks, key=lambda task: "_guard" in repr(task))
+    async with asyncio.timeout(WAIT_S):
+        await asyncio.wait({guard})
+    assert exits == [70]
+    hangs.set()
+    await slot.hear(AttemptHalted)
+
+
+async def test_what_a_real_site_does_not_know_is_refused(slot: Slot) -> None:
+    await slot.run("adapted", adapters=(AdapterUse(adapter_id=AdapterId("lora")),))
+    errored = await slot.hear(AttemptErrored)
+    assert errored.failure.kind is FailureKind.BAD_INPUT
+    assert "adapters is 1: expected 0" in errored.failure.message
+
+
+async def test_a_result_that_cannot_be_stored_says_where(slot: Slot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.runtime.execution._STORE_PAUSES_S", (0.01,))
+    (tmp_path / "file").write_text("no folder")
+    slot.artifacts_url = (tmp_path / "file" / "store").as_uri()
+    order = await slot.run("homeless")
+    errored = await slot.hear(AttemptErrored)
+    assert errored.failure.kind is FailureKind.UPLOAD_FAILED
+    assert str(tmp_path / "file") in errored.failure.message
+    log = AttemptFiles(tmp_path / "work").tail(order.key, 1000)
+    assert any("again in 0.01 s" in line for line in log)
+
+
+async def test_other_weights_under_the_same_name_do_not_run(slot: Slot) -> None:
+    slot.model = replace(slot.model, weights_digest="sha256:" + "0" * 64)
+    await slot.run("stale")
+    errored = await slot.hear(AttemptErrored)
+    assert errored.failure.kind is FailureKind.LOAD_FAILED
+    assert "other weights of it are resident" in errored.failure.message
+    await slot.hear(ReplicaEvicted)
+    assert (await slot.actor.attach()).replicas == ()
+
+
+async def test_a_folder_with_a_pickle_is_never_loaded(slot: Slot, tmp_path: Path) -> None:
+    await slot.actor.evict(slot.model.model_id)
+    folder = tmp_path / "model"
+    shutil.copytree(slot.folder, folder)
+    (folder / "unet" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    await slot.actor.load(slot.model, str(folder))
+    failed = await slot.hear(ReplicaLoadFailed)
+    assert failed.failure.kind is FailureKind.BAD_WEIGHTS
+    assert "pytorch_model.bin" in failed.failure.message
