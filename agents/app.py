@@ -29,7 +29,6 @@ from agents.journal import DiskJournal, Journal, JournalError, MemoryJournal
 from agents.probes.prober import ProbedNode, Prober
 from agents.runtime.base import Runtime
 from agents.runtime.twin import TwinRuntime
-from agents.runtime.twin_results import TwinResults
 from agents.session import AgentEndedError, AgentSession, Dial, ExitCode
 from agents.telemetry import Metrics, configure_logs
 from atoll.model.errors import AtollError, FieldError
@@ -157,11 +156,8 @@ def _executing(
             stack.callback(prober.close)
             return real, prober
         case TwinSettings() as settings:
-            results = TwinResults(keep=settings.keep_results)
-            stack.push_async_callback(results.close)
             spec = site_of(settings.fleet, config.site_id, around.gpus)
-            hidden = HiddenWorld(settings.seed, settings.sigma)
-            return TwinRuntime(spec, gpus=around.gpus, hidden=hidden, results=results), None
+            return TwinRuntime(spec, gpus=around.gpus, hidden=HiddenWorld(settings.seed, settings.sigma)), None
         case _:
             assert_never(config.runtime)
 

@@ -58,7 +58,6 @@ class TwinSettings:
     fleet: Path
     seed: int = _SEED
     sigma: float = _SIGMA
-    keep_results: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +98,6 @@ class RehearseConfig:
     sites: tuple[SiteId, ...] = ()  # (): all of the file
     seed: int = _SEED
     sigma: float = _SIGMA
-    keep_results: bool = False
 
 
 _REACH: Final = ("orchestrator", "ca_file", "give_up_after", "metrics", "log_format", "log_level")
@@ -123,9 +121,8 @@ AGENT_SETTINGS: Final = (
     "fleet",
     "seed",
     "sigma",
-    "keep_results",
 )
-REHEARSE_SETTINGS: Final = (*_REACH, "fleet", "sites", "seed", "sigma", "keep_results")
+REHEARSE_SETTINGS: Final = (*_REACH, "fleet", "sites", "seed", "sigma")
 
 
 class ConfigError(AtollError):
@@ -151,7 +148,6 @@ def load_rehearse_config(flags: Mapping[str, object | None], environ: Mapping[st
             sites=tuple(SiteId(parse_name("sites", name.strip())) for name in names if name.strip()),
             seed=settings.whole("seed", _SEED, 0, 2**63 - 1),
             sigma=settings.number("sigma", _SIGMA, SIGMA_MIN, _SIGMA_MAX),
-            keep_results=settings.truth("keep_results", default=False),
         )
     except FieldError as error:
         raise ConfigError(str(error)) from error
@@ -202,7 +198,6 @@ def _twin(settings: _Settings) -> TwinSettings:
         fleet=settings.file("fleet", "clusters.yaml"),
         seed=settings.whole("seed", _SEED, 0, 2**63 - 1),
         sigma=settings.number("sigma", _SIGMA, SIGMA_MIN, _SIGMA_MAX),
-        keep_results=settings.truth("keep_results", default=False),
     )
 
 

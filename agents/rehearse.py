@@ -15,7 +15,6 @@ from agents.app import Surroundings, open_shared_channel, packaged_gpus, run_pro
 from agents.config import RehearseConfig
 from agents.journal import MemoryJournal
 from agents.runtime.twin import TwinRuntime
-from agents.runtime.twin_results import TwinResults
 from agents.session import Dial
 from agents.telemetry import Metrics
 from atoll.model.errors import FieldError
@@ -40,12 +39,10 @@ async def rehearse(config: RehearseConfig, *, stop: asyncio.Event) -> None:
         channel = await open_shared_channel(stack, reach)
         metrics = Metrics()
         serve_metrics(stack, reach, metrics)
-        results = TwinResults(keep=config.keep_results)
-        stack.push_async_callback(results.close)
         dial = Dial(where=str(reach.orchestrator), token=reach.token, give_up_after_s=reach.give_up_after_s)
         around = Surroundings(channel=channel, dial=dial, metrics=metrics, gpus=gpus)
         hidden = HiddenWorld(config.seed, config.sigma)
-        runtimes = [(spec, TwinRuntime(spec, gpus=gpus, hidden=hidden, results=results)) for spec in specs]
+        runtimes = [(spec, TwinRuntime(spec, gpus=gpus, hidden=hidden)) for spec in specs]
         slots = sum(pool.slots for spec in specs for pool in spec.pools)
         _log.info("rehearsing", sites=len(specs), gpus=slots, orchestrator=str(reach.orchestrator), seed=config.seed, sigma=config.sigma)
         agents = [asyncio.create_task(run_site(spec.site_id, runtime, MemoryJournal(), around, stop)) for spec, runtime in runtimes]

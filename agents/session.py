@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final, assert_never
 
@@ -78,11 +78,15 @@ class AgentEndedError(AtollError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dial:
-    """How to reach the orchestrator. `give_up_after_s` bounds the time without any session; None: never."""
+    """How to reach the orchestrator. `give_up_after_s` bounds the time without any session; None: never.
+
+    `name_patience_s`: how long to wait for a name that another agent holds.
+    """
 
     where: str
-    token: str = ""
+    token: str = field(default="", repr=False)
     give_up_after_s: float | None = None
+    name_patience_s: float = NAME_PATIENCE_S
 
 
 class Link:
@@ -214,7 +218,7 @@ class AgentSession:
     def _await_name(self, said: str) -> None:
         now_s = time.monotonic()
         self._name_taken_since_s = self._name_taken_since_s or now_s
-        if now_s - self._name_taken_since_s > NAME_PATIENCE_S:
+        if now_s - self._name_taken_since_s > self._dial.name_patience_s:
             raise AgentEndedError(ExitCode.REFUSED, said)
 
     # --- one stream ----------------------------------------------------------------------------------------------------------
@@ -228,7 +232,8 @@ class AgentSession:
         reader: asyncio.Task[None] | None = None
         try:
             hello = pb.AgentMessage(hello=hello_to_proto(self._hello()))
-            await asyncio.wait_for(call.write(hello), WRITE_TIMEOUT_S)
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await call.write(hello)
             await self._greet(call, link)
             writer = asyncio.create_task(self._write(call, link))
             reader = asyncio.create_task(self._read(call, link))
@@ -266,7 +271,8 @@ class AgentSession:
 
     async def _greet(self, call: Any, link: Link) -> None:
         """Wait for the welcome; keep the credential that it brings before anything else is said."""
-        first = await asyncio.wait_for(call.read(), WELCOME_TIMEOUT_S)
+        async with asyncio.timeout(WELCOME_TIMEOUT_S):
+            first = await call.read()
         if first is _EOF:
             await _raise_status(call)
         if first.WhichOneof("message") != "welcome":
@@ -304,7 +310,9 @@ class AgentSession:
     async def _write(self, call: Any, link: Link) -> None:
         while True:
             message = _up(await link.next())
-            await asyncio.wait_for(call.write(message), WRITE_TIMEOUT_S)
+            # Not `wait_for`: before Python 3.12 it can swallow a cancellation, and this task would live on.
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await call.write(message)
 
     def _answer_logs(self, link: Link, request: pb.LogRequest) -> None:
         if len(self._answering) >= LOG_REQUESTS_MAX:
@@ -317,7 +325,8 @@ class AgentSession:
 
     async def _send_logs(self, link: Link, request: int, key: AttemptKey, lines: int) -> None:
         try:
-            found = await asyncio.wait_for(self._runtime.logs(key, lines), LOGS_TIMEOUT_S)
+            async with asyncio.timeout(LOGS_TIMEOUT_S):
+                found = await self._runtime.logs(key, lines)
         except (AtollError, OSError, TimeoutError) as error:
             self._log.warning("logs_failed", attempt=str(key), error=str(error) or "no answer in time")
             found = ()

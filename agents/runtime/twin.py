@@ -33,9 +33,9 @@ from agents.core.events import (
 from agents.core.outputs import DeleteWeights, EvictReplica, FetchWeights, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
 from agents.runtime.base import RuntimeCommand, Sink
 from agents.runtime.fair_link import FairLink
-from agents.runtime.twin_results import TwinResults
-from atoll.model.attempt import AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
-from atoll.model.errors import AtollError, FieldError
+from agents.runtime.twin_results import simulated_result
+from atoll.model.attempt import AttemptState, Failure, FailureKind, PhaseTimes
+from atoll.model.errors import FieldError
 from atoll.model.gpu import GpuType
 from atoll.model.ids import AttemptKey, GpuTypeId, ModelId, NodeId, SlotRef
 from atoll.model.report import RateFacts, Welcome
@@ -98,14 +98,11 @@ class TwinRuntime:
 
     kind = SiteRuntime.TWIN
 
-    def __init__(
-        self, spec: SiteSpec, *, gpus: Mapping[GpuTypeId, GpuType], hidden: HiddenWorld, results: TwinResults | None = None
-    ) -> None:
+    def __init__(self, spec: SiteSpec, *, gpus: Mapping[GpuTypeId, GpuType], hidden: HiddenWorld) -> None:
         """FieldError when a pool's GPU type is not in the catalogue."""
         self._site_id = spec.site_id
         self._spec = spec
         self._hidden = hidden
-        self._results = results or TwinResults(keep=False)
         self._sink: Sink = _nobody
         self._scale_milli = 1_000
         self._nodes: dict[NodeId, _Node] = {}
@@ -117,7 +114,6 @@ class TwinRuntime:
         self._rates = RateFacts()
         self._fetches = 0
         self._logs: OrderedDict[AttemptKey, list[str]] = OrderedDict()
-        self._uploads: set[asyncio.Task[None]] = set()
         self._closed = False
         self._pools = tuple(self._build(pool, gpus) for pool in spec.pools)
 
@@ -147,9 +143,8 @@ class TwinRuntime:
         return RuntimeStarted(slots=tuple(RecoveredSlot(slot=ref) for ref in self._slots))
 
     def welcome(self, welcome: Welcome) -> None:
-        """From now on waits are as long as this scale says. Raises AtollError when results cannot be kept where they should."""
+        """From now on waits are as long as this scale says."""
         self._scale_milli = welcome.time_scale_milli
-        self._results.welcome(welcome)
 
     def perform(self, command: RuntimeCommand) -> None:
         """Begin a command."""
@@ -192,9 +187,6 @@ class TwinRuntime:
         for timer in (self._link_timer, self._expiry_timer):
             if timer is not None:
                 timer.cancel()
-        for upload in self._uploads:
-            upload.cancel()
-        await asyncio.gather(*self._uploads, return_exceptions=True)
 
     def _after(self, fleet_us: int, act: Callable[[], None]) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(self._real_s(fleet_us), self._act, act)
@@ -318,41 +310,19 @@ class TwinRuntime:
             done = steps * mark // (marks + 1)
             run.timers.append(self._after(run_us * done // steps, partial(self._say, run, AttemptState.RUNNING, done)))
         run.timers.append(self._after(run_us, partial(self._say, run, AttemptState.UPLOADING, steps)))
-        run.timers.append(self._after(run_us + upload_us, partial(self._uploaded, run)))
+        run.timers.append(self._after(run_us + upload_us, partial(self._finished, run)))
         if self._expiry_timer is None:
             self._expiry_timer = asyncio.get_running_loop().call_later(_EXPIRY_CHECK_S, self._expire)
 
     def _say(self, run: _Run, state: AttemptState, steps: int) -> None:
         self._sink(AttemptAdvanced(key=run.command.key, state=state, steps_done=steps))
 
-    def _uploaded(self, run: _Run) -> None:
-        manifest, data = self._results.make(run.command, run.run_us)
-        if not self._results.keep:
-            self._finished(run, manifest)
-            return
-        upload = asyncio.create_task(self._store(run, manifest, data))
-        self._uploads.add(upload)
-        upload.add_done_callback(self._uploads.discard)
-
-    async def _store(self, run: _Run, manifest: ResultManifest, data: bytes) -> None:
-        try:
-            stored = await self._results.store(manifest, data, PhaseTimes(run_us=run.run_us, upload_us=run.upload_us))
-        except (AtollError, OSError) as error:
-            self._end(run, AttemptErrored, Failure(kind=FailureKind.UPLOAD_FAILED, message=str(error)))
-            return
-        self._finished(run, stored)
-
-    def _finished(self, run: _Run, manifest: ResultManifest) -> None:
+    def _finished(self, run: _Run) -> None:
         if self._forget(run):
             self._note(run.command.key, "done")
+            manifest = simulated_result(run.command, run.run_us)
             times = PhaseTimes(run_us=run.run_us, upload_us=run.upload_us)
             self._sink(AttemptFinished(key=run.command.key, manifest=manifest, times=times))
-
-    def _end(self, run: _Run, end: type[AttemptErrored], failure: Failure) -> None:
-        if self._forget(run):
-            self._note(run.command.key, failure.message)
-            ran_us = self._fleet_us(asyncio.get_running_loop().time() - run.began_s)
-            self._sink(end(key=run.command.key, failure=failure, times=PhaseTimes(run_us=ran_us)))
 
     def _stop(self, key: AttemptKey) -> None:
         """At the next step boundary, as a pipeline does."""
@@ -380,8 +350,11 @@ class TwinRuntime:
         for run in list(self._runs.values()):
             allowed_ms = run.command.stop_after_ms
             if now_s - run.renewed_s > self._real_s(allowed_ms * 1_000):
+                self._forget(run)
                 failure = Failure(kind=FailureKind.TIMED_OUT, message=f"not renewed for {allowed_ms} ms")
-                self._end(run, AttemptErrored, failure)
+                self._note(run.command.key, failure.message)
+                ran_us = self._fleet_us(now_s - run.began_s)
+                self._sink(AttemptErrored(key=run.command.key, failure=failure, times=PhaseTimes(run_us=ran_us)))
         again = bool(self._runs) and not self._closed
         self._expiry_timer = asyncio.get_running_loop().call_later(_EXPIRY_CHECK_S, self._expire) if again else None
 

@@ -299,7 +299,10 @@ class Play:
             lambda: self.tick(number),
             self.advance,
         ]
-        acts[action % len(acts)]()
+        # What keeps work flowing happens more often than what breaks it, or nothing would ever get as far as executing.
+        flow = [acts[0], acts[2], acts[6], acts[6], acts[12]]
+        chosen = [*acts, *flow, *flow, acts[8]]
+        chosen[action % len(chosen)]()
 
     def revive(self) -> None:
         for where, alive in list(self.reality.alive.items()):
@@ -333,7 +336,7 @@ class Play:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 16), st.integers(0, 11)), max_size=120))
+@given(st.lists(st.tuples(st.integers(0, 27), st.integers(0, 11)), max_size=120))
 def test_every_attempt_ends_exactly_once_whatever_happens(script: list[tuple[int, int]]) -> None:
     play = Play()
     for action, number in script:
