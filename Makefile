@@ -44,7 +44,7 @@ demo-verify: setup  ## make the demo's pictures again without Atoll and compare 
 	@$(BIN)/atoll demo --verify
 
 bench: setup  ## print the figures of this machine
-	@$(BIN)/python -m sims.bench
+	@$(BIN)/python -m tests.bench
 
 soak: setup  ## simulate seed after seed until interrupted
 	@$(BIN)/python -m sims.soak

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from tests.bench import machine, servers
+from tests.bench import core, machine, servers
 
 
 def main() -> None:
     """Print them."""
     print(machine.describe(), flush=True)
+    core.main()
     servers.main()
 
 
