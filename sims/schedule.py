@@ -144,9 +144,17 @@ class Schedule:
         leader.crash()
 
     def _split(self) -> None:
-        """A second process takes over while the first lives on, with streams and clients of its own."""
+        """A second process takes over while the first lives on: cut off from the store it cannot learn that it was deposed, and
+        agents that lose their streams find now the one, now the other."""
         self._faults.strike(Fault.SPLIT_BRAIN)
+        outage_us = self._random.randint(*_OUTAGE_US)
+        leader = self._orchestrators.leader()
+        if leader is not None:
+            self._store.isolate(leader.term, outage_us)
         self._orchestrators.start()
+        for site in self._sites:
+            for _ in range(2):
+                self._world.after(self._random.randint(0, outage_us), site.link.break_streams)
 
     def _crash_agent(self) -> None:
         site = self._victim()

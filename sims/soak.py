@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs-per-run", type=int, default=None, help="instead of a number drawn from the seed")
     parser.add_argument("--replay", type=int, default=None, help="one seed, with its whole history on standard output")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first failing seed")
+    parser.add_argument("--until-violation", action="store_true", help="stop at a broken promise, not at a vacuous run")
     given = parser.parse_args(arguments)
     options = Options(jobs=given.jobs_per_run)
     if given.replay is not None:
@@ -43,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
             if outcome.violation is not None or outcome.vacuous is not None:
                 failed += 1
                 _show(outcome, given.jobs_per_run)
-                if not given.keep_going:
+                vacuous = outcome.violation is None
+                if not (given.keep_going or (given.until_violation and vacuous)):
                     break
             if runs % 10 == 0:
                 rate = runs / (time.monotonic() - began_s)
@@ -64,11 +66,13 @@ def _show(outcome: Outcome, jobs: int | None) -> int:
     print(f"  faults: {', '.join(fault for fault in Fault if fault in outcome.enabled) or 'none'}")
     if outcome.overcommits:
         print(f"  loads that did not fit: {outcome.overcommits}")
-    problem = outcome.violation or outcome.vacuous
-    if problem is None:
-        return 0
-    print(f"  FAILED: {problem}\n  replay: {replay_command(outcome, jobs)}")
-    return 1
+    if outcome.violation is not None:
+        print(f"  FAILED: {outcome.violation}\n  replay: {replay_command(outcome, jobs)}")
+        return 1
+    if outcome.vacuous is not None:
+        print(f"  VACUOUS: {outcome.vacuous}")
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

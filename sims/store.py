@@ -69,7 +69,12 @@ class SimStore:
         self._faults = faults
         self._fleet_id = fleet_id
         self._fleet_time_us = 0
+        self._isolated: dict[Term, int] = {}  # until when the holder of a term cannot reach the store
         self._random = world.stream("store")
+
+    def isolate(self, term: Term, outage_us: int) -> None:
+        """Cut one process off from the store: its commits arrive when the outage is over."""
+        self._isolated[term] = self._world.now_us + outage_us
 
     def take_over(self, done: Callable[[Stored | None], None]) -> None:
         """Become the one writer: term + 1, and everything read. None: not possible now (the store is full)."""
@@ -105,7 +110,7 @@ class SimStore:
 
     def commit(self, term: Term, now_us: int, records: tuple[Record, ...], done: Callable[[CommitOutcome], None]) -> None:
         """Write all records if `term` still holds the store; `done` hears of it, perhaps wrongly, perhaps late."""
-        delay_us = self._random.randint(*_COMMIT_US)
+        delay_us = self._random.randint(*_COMMIT_US) + max(self._isolated.get(term, 0) - self._world.now_us, 0)
         if self._faults.strikes(Fault.COMMIT_SLOW):
             delay_us += self._random.randint(*_SLOW_COMMIT_US)
         if not self._faults.strikes(Fault.COMMIT_UNKNOWN):

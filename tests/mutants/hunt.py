@@ -26,7 +26,7 @@ def hunt(patch: Path) -> str | None:
         for name in SOURCES:
             shutil.copytree(REPOSITORY / name, Path(folder) / name, ignore=shutil.ignore_patterns("__pycache__"))
         applied = subprocess.run(
-            ["git", "apply", "--whitespace=nowarn", "-p1", str(patch)],
+            ["git", "apply", "--whitespace=nowarn", "-C1", "-p1", str(patch)],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -35,7 +35,7 @@ def hunt(patch: Path) -> str | None:
         if applied.returncode != 0:
             return f"does not apply: {applied.stderr.strip()}"
         done = subprocess.run(
-            [sys.executable, "-m", "sims.soak", "--seeds", str(SEEDS)],
+            [sys.executable, "-m", "sims.soak", "--seeds", str(SEEDS), "--until-violation"],
             cwd=folder,
             capture_output=True,
             text=True,
