@@ -121,8 +121,8 @@ def clear_fetch(ctx: Context, column: Column, slot: Slot, live: LiveAttempt) -> 
     node = column.pool.nodes[slot.node_index]
     if live.model_id not in node.fetching:
         return
-    site = column.site
-    if any(other.model_id == live.model_id and other.attempt.slot.node_id == node.node_id for other in site.attempts.values()):
+    attempts = column.site.attempts
+    if any(attempts[key].model_id == live.model_id for slot in node.slots for key in slot.attempts if key in attempts):
         return
     forget_fetch(ctx, column, slot.node_index, live)
 
@@ -132,7 +132,7 @@ def forget_fetch(ctx: Context, column: Column, node_index: int, live: LiveAttemp
     del column.pool.nodes[node_index].fetching[live.model_id]
     ctx.columns.node_changed(column, node_index, "fetching", live.model_id, present=False)
     column.site.fetches -= 1
-    ctx.columns.refresh_site(column.site)
+    ctx.columns.flows_changed(column.site)
 
 
 def stop(ctx: Context, site: Site, live: LiveAttempt, kind: FailureKind, reason: str) -> None:

@@ -212,7 +212,7 @@ def _note_fetch(ctx: Context, column: Column, slot: Slot, model_id: ModelId, fet
     node.fetching[model_id] = ctx.now_us + fetch_us
     ctx.columns.node_changed(column, slot.node_index, "fetching", model_id, present=True)
     column.site.fetches += 1
-    ctx.columns.refresh_site(column.site)
+    ctx.columns.flows_changed(column.site)
 
 
 def wake_due(ctx: Context) -> None:

@@ -187,6 +187,11 @@ class Columns:
                 self.version += 1
             self.flows[index] = site.fetches
 
+    def flows_changed(self, site: Site) -> None:
+        """A fetch to the site began or ended: all of its pools share the rate."""
+        for column in self.of_site(site):
+            self.flows[column.index] = site.fetches
+
     def slot_changed(self, column: Column, slot: Slot, was_free: bool) -> None:
         """Put a changed slot at its new places. `was_free` is what it was before the change."""
         slot.version += 1
