@@ -63,7 +63,7 @@ def refuse_foreign_package() -> None:
         )
 
 
-def run_agent(config: AgentConfig, *, stop: asyncio.Event | None = None) -> int:
+def run_agent(config: AgentConfig) -> int:
     """Run the agent of one site in the foreground, until SIGTERM or Ctrl-C; its exit code."""
     return run_program(config.reach, lambda stopping: serve(config, stop=stopping))
 

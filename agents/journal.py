@@ -12,6 +12,7 @@ import os
 import sqlite3
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, Protocol, assert_never
@@ -94,13 +95,15 @@ class DiskJournal:
         self._folder = folder
         self._site_id = site_id
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = _lock(folder)
-            self._db = _open(folder / _FILE)
-            self._claim()
-        except (OSError, sqlite3.Error) as error:
-            raise JournalError(f"state folder {folder} cannot be used: {error}") from error
+        with ExitStack() as undo:
+            try:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._lock = undo.enter_context(_lock(folder))
+                self._db = undo.enter_context(closing(_open(folder / _FILE)))
+                self._claim()
+            except (OSError, sqlite3.Error) as error:
+                raise JournalError(f"state folder {folder} cannot be used: {error}") from error
+            undo.pop_all()  # all is well: `close` lets go of it
 
     def _claim(self) -> None:
         self._db.executescript(

@@ -1,0 +1,75 @@
+"""Settings of an agent: flags before environment before defaults, and one clear error for each that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agents.config import ConfigError, RaySettings, TwinSettings, load_agent_config, load_rehearse_config
+from atoll.model.site import SiteRuntime
+
+FLEET = str(Path(__file__).resolve().parents[2] / "clusters.yaml")
+
+
+def test_defaults_are_a_real_site_on_this_machine() -> None:
+    config = load_agent_config({"site": "here"}, {"HOME": "/home/somebody"})
+    assert (config.kind, str(config.reach.orchestrator)) == (SiteRuntime.RAY, "127.0.0.1:7443")
+    assert config.state_dir == Path("/home/somebody/.local/state/atoll/agents/here")
+    assert isinstance(config.runtime, RaySettings)
+    assert config.runtime.cache_dir == Path("/home/somebody/.cache/atoll/weights")
+    assert config.reach.give_up_after_s is None
+    assert config.reach.metrics is None
+
+
+def test_flags_come_before_the_environment() -> None:
+    environ = {"ATOLL_AGENT_SITE": "from-environment", "ATOLL_AGENT_ORCHESTRATOR": "far:1", "ATOLL_AGENT_SLOTS": "3"}
+    config = load_agent_config({"site": "from-flag", "orchestrator": None}, environ)
+    assert (config.site_id, str(config.reach.orchestrator)) == ("from-flag", "far:1")
+    assert isinstance(config.runtime, RaySettings)
+    assert config.runtime.slots == 3
+
+
+def test_a_twin_names_its_fleet_file() -> None:
+    config = load_agent_config({"site": "a", "runtime": "twin", "fleet": FLEET, "seed": 7}, {})
+    assert config.runtime == TwinSettings(fleet=Path(FLEET), seed=7)
+
+
+def test_the_token_is_read_from_the_environment_and_never_shown() -> None:
+    config = load_agent_config({"site": "a"}, {"ATOLL_JOIN_TOKEN": "very-secret"})
+    assert config.reach.token == "very-secret"
+    assert "very-secret" not in repr(config)
+    with pytest.raises(ConfigError, match="ATOLL_JOIN_TOKEN") as error:
+        load_agent_config({"site": "a"}, {"ATOLL_JOIN_TOKEN": "very secret"})
+    assert "very secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({}, "site is None"),
+        ({"site": "../up"}, "site is '../up'"),
+        ({"site": "a\nb"}, "site is 'a\\\\nb'"),
+        ({"site": "a", "runtime": "slurm"}, "runtime is 'slurm': expected one of ray, twin"),
+        ({"site": "a", "orchestrator": "host:99999"}, "orchestrator is 'host:99999'"),
+        ({"site": "a", "slots": "0"}, "slots is '0'"),
+        ({"site": "a", "slots": "many"}, "slots is 'many'"),
+        ({"site": "a", "give_up_after": "nan"}, "give_up_after is 'nan'"),
+        ({"site": "a", "use_gpus": "perhaps"}, "use_gpus is 'perhaps': expected true or false"),
+        ({"site": "a", "ca_file": "/no/such/file"}, "ca_file is '/no/such/file': expected a file that exists"),
+        ({"site": "a", "runtime": "twin", "fleet": "/no/such.yaml"}, "fleet is '/no/such.yaml'"),
+        ({"site": "a", "runtime": "twin", "fleet": FLEET, "sigma": "0"}, "sigma is '0'"),
+        ({"site": "a", "colour": "blue"}, "flags is \\['colour'\\]"),
+        ({"site": "a", "state_dir": "a\0b"}, "state_dir"),
+    ],
+)
+def test_each_mistake_is_named_with_its_value_and_the_remedy(flags: dict[str, object], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_agent_config(flags, {})
+
+
+def test_a_rehearsal_may_be_of_some_sites() -> None:
+    config = load_rehearse_config({"fleet": FLEET, "sites": "aws-use1, neo-kef"}, {})
+    assert config.sites == ("aws-use1", "neo-kef")
+    with pytest.raises(ConfigError, match="sites is 'A'"):
+        load_rehearse_config({"fleet": FLEET, "sites": "A"}, {})
