@@ -46,7 +46,6 @@ Seed = Annotated[
 Sigma = Annotated[
     str | None, typer.Option("--sigma", metavar="X", rich_help_panel=_TWIN, show_default=False, help="How far truth is from the prior.")
 ]
-Keep = Annotated[bool, typer.Option("--keep-results", rich_help_panel=_TWIN, help="Store its results, marked simulated.")]
 
 
 def _ray(flag: str, metavar: str, help_text: str) -> typer.models.OptionInfo:
@@ -105,7 +104,6 @@ def agent(
     fleet: Fleet = None,
     seed: Seed = None,
     sigma: Sigma = None,
-    keep_results: Keep = False,
     metrics: Metrics = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
@@ -136,7 +134,6 @@ def agent(
         "fleet": fleet,
         "seed": seed,
         "sigma": sigma,
-        "keep_results": "true" if keep_results else None,
     }
     from agents.app import run_agent
     from agents.config import ConfigError, load_agent_config
@@ -160,7 +157,6 @@ def rehearse(
     ] = None,
     seed: Seed = None,
     sigma: Sigma = None,
-    keep_results: Keep = False,
     metrics: Metrics = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
@@ -176,7 +172,6 @@ def rehearse(
         "sites": sites,
         "seed": seed,
         "sigma": sigma,
-        "keep_results": "true" if keep_results else None,
     }
     from agents.config import ConfigError, load_rehearse_config
     from agents.rehearse import run_rehearsal
