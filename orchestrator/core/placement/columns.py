@@ -100,9 +100,8 @@ class Columns:
 
     def rebuild(self, sites: list[Site]) -> None:
         """Number the pools anew: some came or went. Order is that of site and pool names; what is known of a pool that stayed is kept."""
-        known = {id(column.pool): column for column in self.columns}
         self.columns = [
-            known.get(id(site.pools[pool_id])) or Column(index=-1, site=site, pool=site.pools[pool_id])
+            self._kept(site, site.pools[pool_id])
             for site in sorted(sites, key=lambda site: site.site_id)
             for pool_id in sorted(site.pools)
         ]
@@ -138,6 +137,11 @@ class Columns:
         for site in sites:
             self.refresh_site(site)
         self.version += 1
+
+    def _kept(self, site: Site, pool: Pool) -> Column:
+        """The column of this very pool, or a new one with index -1."""
+        known = self.by_pool.get((site.site_id, pool.pool_id))
+        return known if known is not None and known.pool is pool else Column(index=-1, site=site, pool=pool)
 
     def _index_column(self, column: Column) -> None:
         column.node_free = [0] * len(column.pool.nodes)
