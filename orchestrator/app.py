@@ -155,7 +155,7 @@ async def serve(
     """
     config.check()
     stop = stop or asyncio.Event()
-    parts = _build(config, policy or Policy(), catalogue or packaged_catalogue())
+    parts = _build(config, (policy or Policy()).at_scale(config.time_scale_milli), catalogue or packaged_catalogue())
     listening: MetricsServer | None = None
     running: asyncio.Task[None] | None = None
     try:

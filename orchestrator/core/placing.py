@@ -62,8 +62,8 @@ def _place_class(ctx: Context, key: ClassKey, budget: int) -> int:
 
 
 def _correct_overdue(ctx: Context, board: Board, row: int | None) -> bool:
-    """Whether the slot that a row waits for should have been free by now: then it is predicted to take half as long again as it has taken
-    so far. Without that, a slot that hangs is for ever about to be free, and everybody waits for it beside idle ones.
+    """Whether the slot that a row waits for should have been free by now: then it is predicted to take as long again as it has taken so
+    far. Without that, a slot that hangs is for ever about to be free, and everybody waits for it beside idle ones.
     """
     if row is None or not board.overdue(row):
         return False
@@ -71,7 +71,7 @@ def _correct_overdue(ctx: Context, board: Board, row: int | None) -> bool:
     slot = awaited_slot(column, board.estimate.model.model_id, row >= len(board.columns.columns))
     assert slot is not None, "a row that waits means a slot"
     taken_us = ctx.now_us - column.site.attempts[slot.attempts[0]].attempt.leased_us
-    slot.busy_until_us = ctx.now_us + max(taken_us // 2, ctx.policy.recheck_min_ms * 1_000)
+    slot.busy_until_us = ctx.now_us + max(taken_us, ctx.policy.recheck_min_ms * 1_000)
     ctx.columns.slot_changed(column, slot, was_free=False)
     return True
 

@@ -5,9 +5,26 @@ Decides figures only. Every default argues its value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from atoll.model.job import Priority
+
+
+_REAL_TIME_MILLI: Final = 1_000
+# Durations that real processes and networks need, whatever the fleet's clock says.
+_REAL_WAITS: Final = (
+    "report_interval_ms",
+    "silent_after_ms",
+    "lost_after_min_ms",
+    "lost_after_max_ms",
+    "stop_after_ms",
+    "brake_recheck_ms",
+    "recheck_max_ms",
+    "recheck_min_ms",
+    "recheck_idle_ms",
+    "resend_after_ms",
+)
 
 
 def _weights() -> dict[Priority, int]:
@@ -48,6 +65,16 @@ class Policy:
     tie_milli: int = 20
     # A report that shows another generation than was sent this long ago means that a message was lost.
     resend_after_ms: int = 3_000
+
+    def at_scale(self, time_scale_milli: int) -> Policy:
+        """This policy where fleet time runs faster than real time: what waits for processes and networks waits as long in real time.
+
+        Agents report and answer in real time, so silence, loss and resending are that much more fleet time. Slower clocks change nothing.
+        """
+        if time_scale_milli <= _REAL_TIME_MILLI:
+            return self
+        grown = {name: getattr(self, name) * time_scale_milli // _REAL_TIME_MILLI for name in _REAL_WAITS}
+        return replace(self, **grown)
 
     def weight_milli(self, priority: Priority) -> int:
         """What a second of this priority's delay is worth, in thousandths of a normal job's."""
