@@ -10,7 +10,6 @@ from typing import Final
 
 from atoll.model.job import Priority
 
-
 _REAL_TIME_MILLI: Final = 1_000
 # Durations that real processes and networks need, whatever the fleet's clock says.
 _REAL_WAITS: Final = (
