@@ -181,7 +181,7 @@ class LiveView:
 
         self._jobs: dict[str, Job] = {}
         self._total = total
-        self._live = Live(console=Console(stderr=True, highlight=False), refresh_per_second=8, transient=total > 1)
+        self._live = Live(console=Console(stderr=True, highlight=False), refresh_per_second=8, transient=True)
 
     def __enter__(self) -> LiveView:
         self._live.__enter__()
@@ -200,6 +200,8 @@ class LiveView:
         from rich.text import Text
 
         drawn = Table(box=None, show_header=False, pad_edge=False)
+        for _ in range(3):
+            drawn.add_column(no_wrap=True, overflow="ellipsis")
         moving = [job for job in self._jobs.values() if job.state not in TERMINAL]
         shown = (moving or list(self._jobs.values()))[:_LIVE_LINES]
         for job in shown:

@@ -305,7 +305,9 @@ class AsyncClient:
         if self._connected:
             return
         try:
-            await asyncio.wait_for(self._channel.channel_ready(), self._connect_timeout_s)
+            # No wait_for: a cancellation at the wrong moment would be lost in it.
+            async with asyncio.timeout(self._connect_timeout_s):
+                await self._channel.channel_ready()
         except TimeoutError:
             probe = self._stubs.method(OPERATOR, "GetFleet")
             try:

@@ -104,7 +104,7 @@ class JobEndedError(ClientError):
         why = f": {job.failure.kind}: {job.failure.message}" if job.failure else ""
         if not why and job.cancel_reason:
             why = f": {job.cancel_reason}"
-        super().__init__(f"job {job.job_id} {job.state}{why}")
+        super().__init__(f"job {job.job_id} ended as {job.state}{why}")
         self.job = job
 
 

@@ -47,6 +47,7 @@ def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(420)  # two starts of Ray and torch, each up to a minute and a half where many share two cores
 def test_a_picture_with_one_command_and_what_was_submitted_survives(
     short_path: Path, tmp_path: Path, free_ports: Callable[[], int], capsys: Shown
 ) -> None:

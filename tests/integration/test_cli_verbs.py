@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tests.integration.running_orchestrator import Running, ScriptedAgent, orche
 from tests.unit.fleet_of_machines import model, site
 
 Shown = pytest.CaptureFixture[str]
-Atoll = Callable[..., Awaitable[tuple[int, str, str]]]
+Atoll = Callable[..., Coroutine[Any, Any, tuple[int, str, str]]]
 
 FLEET = """
 version: 1
