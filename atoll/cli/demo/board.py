@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,8 @@ from atoll.model.job import TERMINAL, Job, JobState
 if TYPE_CHECKING:
     from atoll.client import Client
 
+# A stream ends within milliseconds of its channel; nobody waits for one that does not.
+_END_S: Final = 2.0
 # Columns of the view, in the order in which a job passes them. Compiling and stopping are rare and short: they count as running.
 PHASES: Final = ("placed", "fetching", "loading", "running", "uploading")
 _PHASE_OF: Final = {
@@ -65,7 +68,7 @@ class Board:
     def __init__(self, jobs: Iterable[Job] = ()) -> None:
         self._lock = threading.Lock()
         self._jobs = {str(job.job_id): job for job in jobs}
-        self._error: AtollError | None = None
+        self._error: Exception | None = None
 
     def put(self, job: Job) -> None:
         """A job has changed."""
@@ -79,22 +82,28 @@ class Board:
                 raise self._error
             return dict(self._jobs)
 
-    def follow(self, client: Client, job_ids: list[str], wanted: Callable[[], bool]) -> threading.Thread:
-        """Keep up with these jobs until all have ended or nobody wants it any more."""
+    @contextmanager
+    def following(self, client: Client, job_ids: list[str]) -> Iterator[None]:
+        """Keep up with these jobs within the block. The client is for this alone, and is closed at its end."""
+        over = threading.Event()
 
         def listen() -> None:
             try:
                 for change in client.watch(job_ids, until_terminal=True):
                     self.put(change.job)
-                    if not wanted():
-                        return
-            except AtollError as error:
-                with self._lock:
-                    self._error = error
+            except (AtollError, ValueError) as error:  # gRPC says ValueError when a channel is closed while it is used
+                if not over.is_set():
+                    with self._lock:
+                        self._error = error
 
         thread = threading.Thread(target=listen, name="board", daemon=True)
         thread.start()
-        return thread
+        try:
+            yield
+        finally:
+            over.set()
+            client.close()
+            thread.join(_END_S)
 
 
 def tally(jobs: Iterable[Job], sites: Iterable[str]) -> Tally:

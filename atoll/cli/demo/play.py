@@ -17,7 +17,7 @@ from atoll.cli.demo.board import Board, live_at, tally
 from atoll.cli.demo.fleet import REAL_NAMES, Start
 from atoll.cli.demo.interrupts import Interrupts
 from atoll.cli.demo.places import Places, held
-from atoll.cli.demo.processes import PartFailedError, Processes
+from atoll.cli.demo.processes import PartFailedError, Processes, Running
 from atoll.cli.demo.show import Display, Part, draw_jobs, draw_parts
 from atoll.cli.demo.tables import Drained
 from atoll.cli.demo.workload import Wish, rehearsals, wishes
@@ -105,6 +105,7 @@ class _Demo:
         self._board = Board()
         self._address = Address(host="127.0.0.1")
         self._twins = 0
+        self._ready_s: dict[str, float] = {}
 
     def cause(self, error: AtollError) -> AtollError:
         """A program that ended explains what others complain of."""
@@ -131,12 +132,11 @@ class _Demo:
             client.sites_apply([*fleet.real_specs(), *sites], links, reason="demo")
             fleet.start_agents(self._start, address)
             fleet.start_twins(self._start, address, file)
-            self._until(lambda: builder.exit_code == 0, "starter models", fleet.CONNECT_S)
+            self._until(lambda: self._all_up(client, builder), "fleet", fleet.CONNECT_S)
+            self._display.say(f"all {self._twins + len(REAL_NAMES)} sites are connected")
             starters = fleet.starter_specs(self._places)
             client.models_add(starters)
             self._display.say(f"starter models: {', '.join(f'{one.model_id} ({size(one.weights_bytes)})' for one in starters)}")
-            self._until(lambda: self._all_connected(client), "sites", fleet.CONNECT_S)
-            self._display.say(f"all {self._twins + len(REAL_NAMES)} sites are connected")
             self._jobs(client)
 
     # --- coming up -----------------------------------------------------------------------------------------------------------
@@ -150,20 +150,23 @@ class _Demo:
                 raise PartFailedError(part, f"not ready after {patience_s:g} s")
             time.sleep(fleet.POLL_S)
 
-    def _all_connected(self, client: Client) -> bool:
+    def _all_up(self, client: Client, builder: Running) -> bool:
+        """Whether every part is there, after showing how far it is."""
         views = client.sites_list()
-        up = {view.spec.site_id for view in views if view.connection is SiteConnection.CONNECTED}
-        ready = {view.spec.site_id for view in views if view.spec.site_id in up and view.pools and view.last_report_us}
+        ready = {view.spec.site_id for view in views if view.connection is SiteConnection.CONNECTED and view.pools and view.last_report_us}
         twins = len([site for site in ready if site not in REAL_NAMES])
-        now_s = self._display.elapsed_s
-        parts = [
-            Part(name=name, state="connected", seconds=now_s) if name in ready else Part(name=name, state="starts its Ray cluster")
-            for name in REAL_NAMES
-        ]
-        whole = twins == self._twins
-        parts.append(Part(name="twins", state=f"{twins} of {self._twins} connected", seconds=now_s if whole else None))
+        parts = [self._part("starter models", "built" if builder.exit_code == 0 else "being built", up=builder.exit_code == 0)]
+        for name in REAL_NAMES:
+            state = "connected" if name in ready else "starts its Ray cluster"
+            parts.append(self._part(f"site {name}", state, up=name in ready))
+        parts.append(self._part("twins", f"{twins} of {self._twins} connected", up=twins == self._twins))
         draw_parts(self._display, parts)
-        return len(ready) == self._twins + len(REAL_NAMES)
+        return all(part.ready_s is not None for part in parts)
+
+    def _part(self, name: str, state: str, *, up: bool) -> Part:
+        if up:
+            self._ready_s.setdefault(name, self._display.elapsed_s)
+        return Part(name=name, state=state, ready_s=self._ready_s.get(name) if up else None)
 
     # --- jobs ----------------------------------------------------------------------------------------------------------------
 
@@ -175,8 +178,7 @@ class _Demo:
         self._wishes = dict(zip(real, wanted, strict=True))
         simulated = _submit(client, list(rehearsals()))
         self._display.say(f"{len(real) + len(simulated)} jobs submitted: {len(real)} real, {len(simulated)} simulated")
-        with fleet.connect(self._address) as listening:
-            self._board.follow(listening, [*real, *simulated], lambda: self._interrupts.first is None)
+        with self._board.following(fleet.connect(self._address), [*real, *simulated]):
             drained = self._watch(client, len(real) + len(simulated))
         self._settle(client, drained)
 
@@ -189,7 +191,8 @@ class _Demo:
             self._interrupts.check()
             self._processes.check()
             jobs = self._board.jobs()
-            draw_jobs(self._display, tally(jobs.values(), REAL_NAMES), REAL_NAMES)
+            if jobs:
+                draw_jobs(self._display, tally(jobs.values(), REAL_NAMES), REAL_NAMES)
             self._tell_ended(jobs, told)
             if len(jobs) == total and all(job.state in TERMINAL for job in jobs.values()):
                 return drained

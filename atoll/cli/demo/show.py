@@ -28,11 +28,11 @@ _SITES_SHOWN_MIN: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One part of the fleet on its way up. `seconds` None: not ready yet."""
+    """One part of the fleet on its way up. `ready_s`: when it was there, since the demo began; None: not yet."""
 
     name: str
     state: str
-    seconds: float | None = None
+    ready_s: float | None = None
 
 
 class Display:
@@ -90,7 +90,7 @@ class Display:
 
 def draw_parts(display: Display, parts: Sequence[Part]) -> None:
     """How far the fleet has come up."""
-    waiting = [f"{part.name} {part.state}" for part in parts if part.seconds is None]
+    waiting = [f"{part.name} {part.state}" for part in parts if part.ready_s is None]
     display.draw(lambda: _parts_view(parts), f"waiting: {'; '.join(waiting)}" if waiting else "everything is up")
 
 
@@ -100,9 +100,9 @@ def _parts_view(parts: Sequence[Part]) -> RenderableType:
 
     drawn = Table(box=None, show_header=False, pad_edge=False)
     for part in parts:
-        ready = part.seconds is not None
+        ready = part.ready_s is not None
         drawn.add_row(
-            Text(part.name), Text(part.state, style="green" if ready else "yellow"), Text(f"{part.seconds:.1f}s" if ready else "")
+            Text(part.name), Text(part.state, style="green" if ready else "yellow"), Text(f"{part.ready_s:.1f}s" if ready else "")
         )
     return drawn
 

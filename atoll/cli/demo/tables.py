@@ -56,7 +56,7 @@ def show_real(jobs: Iterable[Job], files: Mapping[str, str]) -> None:
             files.get(job.job_id, NONE), job.spec.model_id, str(job.spec.shape), last.site_id, "cold" if last.cold else "warm",
             seconds(last.predicted_us), seconds(_took_us(last)), change(last.predicted_us, _took_us(last)), str(job.spec.seed),
         ])  # fmt: skip
-    say(f"Real jobs: {count(len(rows), 'picture')} by diffusers on this machine (seconds from decision to result)")
+    say(f"Real jobs: {len(rows)} pictures and films by diffusers on this machine (seconds from decision to result)")
     table(["FILE", "MODEL", "SHAPE", "SITE", "WEIGHTS", "PREDICTED", "ACTUAL", "OFF", "SEED"], rows, frozenset({5, 6, 7, 8}), indent="  ")
 
 
