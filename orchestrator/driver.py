@@ -286,7 +286,8 @@ class Driver:
             raise CoreBrokenError(f"the core was dropped {len(self._failures)} times within {_FAILURES_WITHIN_S:.0f} s")
         pause_s = min(_FIRST_PAUSE_S * 2 ** (len(self._failures) - 1), _LONGEST_PAUSE_S)
         try:
-            await asyncio.wait_for(self._stopping.wait(), pause_s)
+            async with asyncio.timeout(pause_s):
+                await self._stopping.wait()
         except TimeoutError:
             return
 

@@ -40,7 +40,8 @@ async def regain(store: Store, stopping: asyncio.Event) -> Stored | None:
         except Exception as error:  # noqa: BLE001 - a store fails in its own ways; each means: not now
             _log.error("store_unavailable", error=str(error), error_type=type(error).__name__, retry_in_s=pause_s)
         try:
-            await asyncio.wait_for(stopping.wait(), pause_s)
+            async with asyncio.timeout(pause_s):
+                await stopping.wait()
         except TimeoutError:
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
     return None

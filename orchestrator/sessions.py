@@ -157,7 +157,8 @@ class SessionTable:
         session.logs[request] = answer
         session.send(LogWanted(request=request, key=key, lines=lines))
         try:
-            return await asyncio.wait_for(answer, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await answer
         except TimeoutError:
             raise RefusedError(unavailable(f"site {site_id} did not send the log within {timeout_s:.0f} s", 1_000)) from None
         finally:

@@ -63,7 +63,8 @@ class Watcher(Generic[T]):
         if not self._items and self._ended is None:
             self._arrived.clear()
             try:
-                await asyncio.wait_for(self._arrived.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._arrived.wait()
             except TimeoutError:
                 pass  # it may have come this very moment: look below
         if self._items:

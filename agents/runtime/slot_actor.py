@@ -333,6 +333,7 @@ def _loaded(slot: SlotRef, model_id: ModelId, report: LoadReport, elapsed_us: in
 
 async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
     try:
-        return await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            return await event.wait()
     except TimeoutError:
         return False

@@ -172,7 +172,8 @@ class SiteService(SiteServiceServicer):
 async def _hello(messages: AsyncIterator[pb.AgentMessage]) -> SiteHello:
     """The first message. Raises FieldError or StateError."""
     try:
-        first = await asyncio.wait_for(anext(messages, None), HELLO_TIMEOUT_S)
+        async with asyncio.timeout(HELLO_TIMEOUT_S):
+            first = await anext(messages, None)
     except TimeoutError:
         raise StateError(f"no hello came within {HELLO_TIMEOUT_S:.0f} s") from None
     if first is None or first.WhichOneof("message") != "hello":
