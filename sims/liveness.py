@@ -20,9 +20,10 @@ from sims.world import SECOND_US, World
 
 # Reconnecting (2 s of back-off, 5 s of a lost welcome) and the power-on of a lost site come first.
 _GRACE_US: Final = 45 * SECOND_US
-# A job that fits into an idle slot is placed within this. It may wait by choice for a warm replica, but not for longer than a cold
-# start takes: 34 GB at 0.5 GB/s are 68 s alone, twice that beside another fetch.
-_PLACED_WITHIN_US: Final = 150 * SECOND_US
+# A job that fits into an idle slot is placed within this. It may wait by choice for a busy replica while that is predicted to end before
+# a cold start would, and is cured of it at the latest when that prediction has doubled past it: 34 GB at 0.5 GB/s beside another fetch
+# are 136 s of cold start, twice that is the bound.
+_PLACED_WITHIN_US: Final = 280 * SECOND_US
 # Longest back-off after failures (300 s without a site), then the longest work of this world, then room for the queue.
 _ENDED_WITHIN_US: Final = 1_800 * SECOND_US
 _SETTLED_WITHIN_US: Final = 60 * SECOND_US

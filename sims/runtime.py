@@ -267,7 +267,7 @@ class SimRuntime:
         self._history.executes(self._site_id, command.slot, command.key, running)
         if command.model.model_id not in slot.replicas:
             self._history.fail(f"{self._site_id} runs {command.key} in {command.slot} without {command.model.model_id}")
-        step_us = self._truth.step_us(self._site_id, command.slot.pool_id, command.model, command.spec)
+        step_us = self._truth.step_us(self._site_id, command.slot.pool_id, command.model, command.spec, command.key)
         if self._faults.strikes(Fault.SLOW_GPU):
             step_us *= _SLOW_FACTOR
         run = _Run(command=command, started_us=self._world.now_us, step_us=step_us)
