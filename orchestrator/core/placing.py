@@ -22,7 +22,7 @@ from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.columns import Column
 from orchestrator.core.placement.eviction import victims
 from orchestrator.core.placement.registry import TERM_NAMES
-from orchestrator.core.queue import NO_POOL, JobClass
+from orchestrator.core.queue import NO_POOL, JobClass, Queue
 from orchestrator.core.state import JobEntry, LiveAttempt, Slot
 
 # Scorings in one step: about 10 ms of work. What is left goes on in the next step, so that reports and results are heard in between.
@@ -52,7 +52,7 @@ def _place_class(ctx: Context, key: ClassKey, budget: int) -> int:
         patient = board.best(board.possible & ~board.bindable, ctx.policy)
         if _correct_overdue(ctx, board, bound) or _correct_overdue(ctx, board, patient):
             continue
-        position = _who_binds(board, bound, patient, waiting)
+        position = _who_binds(ctx.queue, board, bound, patient, waiting)
         if position is None or bound is None:
             _rest(ctx, waiting, board, patient)
             return spent
@@ -76,23 +76,31 @@ def _correct_overdue(ctx: Context, board: Board, row: int | None) -> bool:
     return True
 
 
-def _who_binds(board: Board, bound: int | None, patient: int | None, waiting: JobClass) -> int | None:
+def _who_binds(queue: Queue, board: Board, bound: int | None, patient: int | None, waiting: JobClass) -> int | None:
     """Which job of the class takes the best place that can be had now, by its position in the class; None: all wait.
 
-    The first waits only while the busy place would still serve it sooner; each further one would wait for those before it.
+    One waits only while the busy place would still serve it sooner, behind those of its class before it and behind the jobs of other
+    classes that rest for the same place: were they not counted, a hundred classes of a model would queue for its one replica.
     """
     if bound is None:
         return None
     if patient is None:
         return 0
-    ahead_us = int(board.total_us[bound]) - int(board.total_us[patient])
-    if ahead_us <= 0:
+    gain_us = int(board.total_us[bound]) - int(board.total_us[patient])
+    if gain_us <= 0:
         return 0
-    column = board.columns.columns[patient % len(board.columns.columns)]
-    warm = column.warm.get(waiting.key.model_id)
-    servers = max(len(warm.slots) if warm is not None else 1, 1)
-    each_us = max(int(board.estimate.execution_us[patient]) // servers, 1)
-    position = ahead_us // each_us + 1
+    count = len(board.columns.columns)
+    pool, key = patient % count, waiting.key
+    column = board.columns.columns[pool]
+    if patient < count:
+        servers = len(column.warm[key.model_id].slots)
+        each_us = int(board.estimate.execution_us[patient])
+        ahead = queue.resting_at(pool, key.rank, key.model_id)
+    else:
+        servers = column.pool.spec.slots
+        each_us = board.delay_us(patient) - int(board.wait_us[patient])
+        ahead = queue.resting_at(pool, key.rank, None)
+    position = max(gain_us // max(each_us // servers, 1) + 1 - ahead, 0)
     return position if position < len(waiting.members) else None
 
 

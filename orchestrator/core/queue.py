@@ -7,7 +7,7 @@ Decides order within and between classes, and waking. Must not know places or co
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -65,7 +65,7 @@ class JobClass:
 class Queue:
     """Classes of waiting jobs."""
 
-    __slots__ = ("_by_model", "_by_pool", "_class_of", "_rest_seq", "_wakes", "classes", "ready")
+    __slots__ = ("_by_model", "_by_pool", "_class_of", "_rest_seq", "_resting", "_wakes", "classes", "ready")
 
     def __init__(self) -> None:
         self.classes: dict[ClassKey, JobClass] = {}
@@ -73,6 +73,8 @@ class Queue:
         self._class_of: dict[JobId, ClassKey] = {}
         self._by_pool: dict[tuple[int, int], dict[ClassKey, None]] = {}  # by pool and priority's rank
         self._by_model: dict[ModelId, dict[ClassKey, None]] = {}
+        # How many jobs rest, by pool, priority's rank and model, and of any model (None).
+        self._resting: Counter[tuple[int, int, ModelId | None]] = Counter()
         self._wakes: list[tuple[int, int, ClassKey]] = []
         self._rest_seq = 0
 
@@ -111,6 +113,8 @@ class Queue:
             return False
         known = self.classes[key]
         del known.members[job_id]
+        if known.resting:
+            self._count(known, -1)
         if not known.members:
             self._unrest(known)
             self.ready.pop(key, None)
@@ -129,16 +133,29 @@ class Queue:
         self._rest_seq += 1
         known.resting, known.wake_us, known.pool, known.rest_seq = True, wake_us, pool, self._rest_seq
         self._by_pool.setdefault((pool, key.rank), {})[key] = None
+        self._count(known, len(known.members))
         heappush(self._wakes, (wake_us, known.rest_seq, key))
 
     def _unrest(self, known: JobClass) -> None:
         if known.resting:
             known.resting = False
+            self._count(known, -len(known.members))
             where = (known.pool, known.key.rank)
             waiting = self._by_pool[where]
             waiting.pop(known.key, None)
             if not waiting:
                 del self._by_pool[where]
+
+    def _count(self, known: JobClass, jobs: int) -> None:
+        for model_id in (known.key.model_id, None):
+            where = (known.pool, known.key.rank, model_id)
+            self._resting[where] += jobs
+            if not self._resting[where]:
+                del self._resting[where]
+
+    def resting_at(self, pool: int, rank: int, model_id: ModelId | None) -> int:
+        """How many jobs of this rank or a more urgent one rest until this pool frees a slot; of a model, or of any."""
+        return sum(self._resting[(pool, urgent, model_id)] for urgent in range(rank + 1))
 
     def wake(self, key: ClassKey) -> None:
         """Score this class in this round."""

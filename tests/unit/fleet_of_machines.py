@@ -172,8 +172,10 @@ class Fleet:
         for key in assignment.removed:
             agent.attempts.pop(key, None)
 
-    def connect(self, one: SiteSpec, runtime: SiteRuntime = SiteRuntime.RAY, boot_id: str = "b") -> Agent:
-        """An agent of this site says hello and sends its first report."""
+    def connect(
+        self, one: SiteSpec, runtime: SiteRuntime = SiteRuntime.RAY, boot_id: str = "b", *, report: bool = True
+    ) -> Agent:
+        """An agent of this site says hello and sends its first report (which is lost unless `report`)."""
         self._session += 1
         agent = Agent(site=one, session=SessionRef(self._session))
         old = self.agents.get(one.site_id)
@@ -185,7 +187,10 @@ class Fleet:
             boot_id=boot_id, runtime=runtime, pools=one.pools, next_event_seq=EventSeq(1),
         )  # fmt: skip
         self.happen(events.SiteConnected(site_id=one.site_id, session=agent.session, hello=hello))
-        self.report(one.site_id, full=True)
+        if report:
+            self.report(one.site_id, full=True)
+        else:
+            agent.report_seq += 1
         return agent
 
     def report(self, name: str, *, full: bool = False, progress: tuple[AttemptProgress, ...] = (), after_us: int = 1_000) -> Step:
