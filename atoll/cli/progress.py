@@ -45,13 +45,22 @@ class View(Protocol):
 
 def follow(client: Client, job_ids: Sequence[str], *, timeout_s: float | None = None) -> tuple[Job, ...]:
     """Show these jobs until all have ended; the jobs, in the order of their ids. Raises the SDK's errors."""
+    from atoll.client import DeadlineError
+
     jobs: dict[str, Job] = {}
-    with _view(len(job_ids)) as view:
-        for start in range(0, len(job_ids), limits.BATCH_JOBS_MAX):
-            part = job_ids[start : start + limits.BATCH_JOBS_MAX]
-            for change_ in client.watch(part, until_terminal=True, timeout_s=timeout_s):
-                jobs[change_.job.job_id] = change_.job
-                view.changed(change_.job)
+    try:
+        with _view(len(job_ids)) as view:
+            for start in range(0, len(job_ids), limits.BATCH_JOBS_MAX):
+                part = job_ids[start : start + limits.BATCH_JOBS_MAX]
+                for change_ in client.watch(part, until_terminal=True, timeout_s=timeout_s):
+                    jobs[change_.job.job_id] = change_.job
+                    view.changed(change_.job)
+    except DeadlineError:
+        if timeout_s is None:
+            raise
+        left = len(job_ids) - sum(job.state in TERMINAL for job in jobs.values())
+        message = f"{left} of {count(len(job_ids), 'job')} had not ended after {timeout_s:g} s; nothing was stopped"
+        raise CliError(message, code=Exit.TIMEOUT, hint="'atoll jobs watch' takes it up again") from None
     missing = [job_id for job_id in job_ids if job_id not in jobs or jobs[job_id].state not in TERMINAL]
     if missing:
         raise CliError(f"the orchestrator ended the stream before job {missing[0]} had ended", code=Exit.UNAVAILABLE)

@@ -27,7 +27,10 @@ def register(root: typer.Typer) -> None:
     """,
 )
 def backup(*, path: Annotated[str, typer.Argument(metavar="PATH", help="A new file on the orchestrator's machine.")]) -> None:
-    """Copy the store while the orchestrator runs. To restore: stop it, put the copy in the place of atoll.sqlite, start it."""
+    """Copy the store while the orchestrator runs.
+
+    To restore: stop it, put the copy in the place of atoll.sqlite, remove atoll.sqlite-wal and -shm if they are there, start it.
+    """
     form = session().form
     with session().client() as client:
         done = client.backup(str(Path(path).absolute()))

@@ -63,11 +63,12 @@ class Block:
 def blocks(page: str, *languages: str) -> list[Block]:
     """The page's blocks of these languages, in order."""
     text = (REPOSITORY / page).read_text(encoding="utf-8")
-    found = []
-    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        if match[1] in languages:
-            found.append(Block(page=page, line=text.count("\n", 0, match.start()) + 2, language=match[1], text=match[2]))
-    return found
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [
+        Block(page=page, line=text.count("\n", 0, match.start()) + 2, language=match[1], text=match[2])
+        for match in found
+        if match[1] in languages
+    ]
 
 
 def commands(block: Block) -> list[str]:
@@ -104,7 +105,7 @@ class Fleet:
     def execute(self, block: Block, names: dict[str, Any]) -> str:
         """Run a ```python block; what it prints."""
         self.shown.readouterr()
-        exec(compile(self._here(block.text), block.place, "exec"), names)  # noqa: S102 - our own documentation
+        exec(compile(self._here(block.text), block.place, "exec"), names)
         return self.shown.readouterr().out
 
     def _here(self, text: str) -> str:
@@ -205,14 +206,13 @@ def test_a_real_site_its_pictures_and_the_sdk(fleet: Fleet) -> None:
     for page in REAL:
         names: dict[str, Any] = {"__name__": page}
         for block, following in followed(blocks(page, "console", "python", "text")):
-            match block.language:
-                case "console":
-                    fleet.play(block)
-                case "python":
-                    printed = fleet.execute(block, names)
-                    ran += 1
-                    if following is not None and following.language == "text":
-                        assert printed == following.text, following.place
+            if block.language == "console":
+                fleet.play(block)
+            elif block.language == "python":
+                printed = fleet.execute(block, names)
+                ran += 1
+                if following is not None and following.language == "text":
+                    assert printed == following.text, following.place
     assert fleet.run >= COMMANDS_MIN[REAL]
     assert ran >= PYTHON_MIN
     for name, first in (("lighthouse.png", b"\x89PNG"), ("gull.png", b"\x89PNG")):
