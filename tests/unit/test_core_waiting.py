@@ -16,8 +16,8 @@ def _sites_of(fleet: Fleet) -> list[str]:
 
 def test_jobs_of_many_shapes_do_not_all_queue_for_the_one_warm_replica() -> None:
     """Each shape is a class of its own; together they are as many as jobs of one class."""
-    fleet = Fleet(site("cold", pool("p", gpus=8)), site("warm", pool("p", gpus=1)), models=(model("m", weights_gb=2),))
-    fleet.warm("warm", "p-0", 0, "m", size_gb=2)
+    fleet = Fleet(site("cold", pool("p", gpus=8)), site("warm", pool("p", gpus=1)), models=(model("m", weights_gb=20),))
+    fleet.warm("warm", "p-0", 0, "m", size_gb=20)
     fleet.report("warm")
     for number in range(40):
         fleet.submit(spec(shape=Shape(width=1024, height=1024 - 8 * number, steps=20)))
