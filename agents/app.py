@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 import grpc.aio
 import structlog
@@ -27,9 +27,11 @@ from agents.core.machine import AgentMachine
 from agents.driver import AgentDriver
 from agents.journal import DiskJournal, Journal, JournalError, MemoryJournal
 from agents.probes.prober import ProbedNode, Prober
+from agents.results import Retention
 from agents.runtime.base import Runtime
 from agents.runtime.twin import TwinRuntime
 from agents.session import AgentEndedError, AgentSession, Dial, ExitCode
+from agents.sweeper import ResultSweeper
 from agents.telemetry import Metrics, configure_logs
 from atoll.model.errors import AtollError, FieldError
 from atoll.model.gpu import CPU, GpuType
@@ -37,10 +39,14 @@ from atoll.model.ids import GpuTypeId, SiteId
 from atoll.model.site import SiteSpec
 from atoll.physics.hidden import HiddenWorld
 
+if TYPE_CHECKING:
+    from agents.runtime.ray import RayRuntime
+
 _log = structlog.get_logger(__name__)
 
 # A fleet file of thousands of sites has a few megabytes.
 _FLEET_BYTES_MAX: Final = 64 * 1024 * 1024
+_US_PER_HOUR: Final = 3_600_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +57,19 @@ class Surroundings:
     dial: Dial
     metrics: Metrics
     gpus: Mapping[GpuTypeId, GpuType]
+
+
+def _nowhere() -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What runs beside a runtime: measuring its host, and forgetting results where they go. A twin has neither."""
+
+    prober: Prober | None = None
+    retention: Retention | None = None
+    store_url: Callable[[], str | None] = _nowhere
 
 
 def refuse_foreign_package() -> None:
@@ -134,16 +153,14 @@ async def serve(config: AgentConfig, *, stop: asyncio.Event) -> None:
             journal = DiskJournal(config.state_dir, config.site_id)
         stack.push_async_callback(journal.close)
         surroundings = Surroundings(channel=channel, dial=dial, metrics=metrics, gpus=packaged_gpus())
-        runtime, prober = _executing(stack, config, surroundings, fatal)
-        await run_site(
-            config.site_id, runtime, journal, surroundings, stop, fatal=fatal, prober=prober, keep_work=not config.end_work
-        )
+        runtime, beside = _executing(stack, config, surroundings, fatal)
+        await run_site(config.site_id, runtime, journal, surroundings, stop, fatal=fatal, beside=beside, keep_work=not config.end_work)
 
 
 def _executing(
     stack: AsyncExitStack, config: AgentConfig, around: Surroundings, fatal: asyncio.Future[None]
-) -> tuple[Runtime, Prober | None]:
-    """What executes, and what measures its host."""
+) -> tuple[Runtime, Beside]:
+    """What executes, and what runs beside it."""
     match config.runtime:
         case RaySettings() as settings:
             real = _ray_runtime(config, settings, fatal)
@@ -154,10 +171,11 @@ def _executing(
                 metrics=around.metrics,
             )
             stack.callback(prober.close)
-            return real, prober
+            retention = Retention(max_age_us=settings.results_hours * _US_PER_HOUR, max_bytes=settings.results_bytes)
+            return real, Beside(prober=prober, retention=retention, store_url=lambda: real.artifacts_url)
         case TwinSettings() as settings:
             spec = site_of(settings.fleet, config.site_id, around.gpus)
-            return TwinRuntime(spec, gpus=around.gpus, hidden=HiddenWorld(settings.seed, settings.sigma)), None
+            return TwinRuntime(spec, gpus=around.gpus, hidden=HiddenWorld(settings.seed, settings.sigma)), Beside()
         case _:
             assert_never(config.runtime)
 
@@ -170,7 +188,7 @@ async def run_site(
     stop: asyncio.Event,
     *,
     fatal: asyncio.Future[None] | None = None,
-    prober: Prober | None = None,
+    beside: Beside | None = None,
     keep_work: bool = False,
 ) -> None:
     """Run the agent of one site on parts that are made, until `stop`, or `fatal` or a refusal raises."""
@@ -203,8 +221,15 @@ async def run_site(
     try:
         await driver.start()
         tasks.append(asyncio.ensure_future(session.run()))
-        if prober is not None:
-            tasks.append(asyncio.ensure_future(prober.run(driver.feed)))
+        if beside is not None and beside.prober is not None:
+            tasks.append(asyncio.ensure_future(beside.prober.run(driver.feed)))
+        if beside is not None and beside.retention is not None:
+            sweeper = ResultSweeper(
+                retention=beside.retention,
+                store_url=beside.store_url,
+                unacknowledged=lambda: frozenset(event.key for event in machine.state.outbox.values()),
+            )
+            tasks.append(asyncio.ensure_future(sweeper.run()))
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for ended in done:
             ended.result()
@@ -216,7 +241,7 @@ async def run_site(
         await runtime.close(keep_work=keep_work)
 
 
-def _ray_runtime(config: AgentConfig, settings: RaySettings, fatal: asyncio.Future[None]) -> Runtime:
+def _ray_runtime(config: AgentConfig, settings: RaySettings, fatal: asyncio.Future[None]) -> RayRuntime:
     from agents.runtime.ray import RayConfig, RayRuntime
 
     if config.state_dir is None:

@@ -27,6 +27,10 @@ PREFIX: Final = "ATOLL_AGENT_"
 # The token that `atoll sites add` printed; never a flag, because flags are seen by every user of a machine.
 TOKEN_VARIABLE: Final = "ATOLL_JOIN_TOKEN"  # noqa: S105 - the name of a variable
 _TOKEN_CHARS_MAX: Final = 512
+# As long as the orchestrator keeps ended jobs readable: a result without its job, or a job without its result, helps nobody.
+_RESULTS_HOURS: Final = 24
+# A day of pictures at a few a second is some 100 GB; films are larger.
+_RESULTS_BYTES: Final = 10**12
 _CACHE_BYTES: Final = 200 * 10**9
 _PORTS_FROM: Final = 21_000
 _SEED: Final = 1
@@ -49,6 +53,8 @@ class RaySettings:
     slot_memory_bytes: int = 0  # 0: half of the host's memory among the slots
     threads: int = 1
     usd_micros_per_gpu_hour: int = 0
+    results_hours: int = _RESULTS_HOURS  # how long results stay in the artifact store
+    results_bytes: int = _RESULTS_BYTES  # and how much of it they may take, the newest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +124,8 @@ AGENT_SETTINGS: Final = (
     "slot_memory_bytes",
     "threads",
     "usd_micros_per_gpu_hour",
+    "results_hours",
+    "results_bytes",
     "fleet",
     "seed",
     "sigma",
@@ -190,6 +198,8 @@ def _ray(settings: _Settings, environ: Mapping[str, str]) -> RaySettings:
         slot_memory_bytes=settings.whole("slot_memory_bytes", 0, 0, BYTES_MAX),
         threads=settings.whole("threads", 1, 1, 1_024),
         usd_micros_per_gpu_hour=settings.whole("usd_micros_per_gpu_hour", 0, 0, PRICE_USD_MICROS_MAX),
+        results_hours=settings.whole("results_hours", _RESULTS_HOURS, 1, 10 * 365 * 24),
+        results_bytes=settings.whole("results_bytes", _RESULTS_BYTES, 1, BYTES_MAX),
     )
 
 

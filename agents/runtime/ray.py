@@ -220,6 +220,11 @@ class RayRuntime:
         artifacts_url = ArtifactStore(welcome.artifacts_url).url
         self._stores = _Stores(origin_url=welcome.origin_url, artifacts_url=artifacts_url)
 
+    @property
+    def artifacts_url(self) -> str | None:
+        """Where results go; None until the orchestrator has said so."""
+        return self._stores.artifacts_url if self._stores is not None else None
+
     async def close(self, *, keep_work: bool) -> None:
         """See the Protocol. Idempotent; also after a failed start and after a fatal error."""
         for timer in self._timers:
