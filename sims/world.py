@@ -15,6 +15,8 @@ from typing import Final
 MILLISECOND_US: Final = 1_000
 SECOND_US: Final = 1_000_000
 
+# A run has some ten thousand events. A machine that asks again and again for a deadline in the past would never let time go on.
+_EVENTS_MAX: Final = 1_000_000
 # What is kept for the person who reads a failure: a few seconds of a busy world.
 _TAIL_LINES: Final = 200
 
@@ -67,7 +69,7 @@ class World:
         return timer
 
     def run(self, until_us: int) -> None:
-        """Let everything happen that is planned up to and including `until_us`."""
+        """Let everything happen that is planned up to and including `until_us`. RuntimeError when that never ends."""
         heap = self._heap
         while heap and heap[0][0] <= until_us:
             self.now_us, _, timer = heapq.heappop(heap)
@@ -75,6 +77,8 @@ class World:
             if action is not None:
                 timer.action = None
                 self.events += 1
+                if self.events > _EVENTS_MAX:
+                    raise RuntimeError(f"{self.events} events by {self.now_us} us: somebody goes round in circles")
                 action()
         self.now_us = max(self.now_us, until_us)
 
