@@ -233,6 +233,9 @@ async def run_site(
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for ended in done:
             ended.result()
+    except AgentEndedError as error:
+        keep_work = keep_work and not error.removed
+        raise
     finally:
         for task in tasks:
             task.cancel()

@@ -69,11 +69,12 @@ class ExitCode(IntEnum):
 
 
 class AgentEndedError(AtollError):
-    """The agent has to end; `code` says how."""
+    """The agent has to end; `code` says how. `removed`: its site is gone from the fleet, so what still runs is nobody's."""
 
-    def __init__(self, code: ExitCode, message: str) -> None:
+    def __init__(self, code: ExitCode, message: str, *, removed: bool = False) -> None:
         super().__init__(message)
         self.code = code
+        self.removed = removed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +202,10 @@ class AgentSession:
             case grpc.StatusCode.UNAUTHENTICATED if self._credential and self._dial.token and not self._welcomed:
                 # The credential is of an orchestrator that is gone; a new join token may be at hand.
                 self._credential = ""
-            case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED | grpc.StatusCode.NOT_FOUND:
+            case grpc.StatusCode.NOT_FOUND:
+                # After a welcome the site was known: it was removed. Before one, this may be the wrong orchestrator.
+                raise AgentEndedError(ExitCode.REFUSED, said, removed=self._welcomed)
+            case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
                 raise AgentEndedError(ExitCode.REFUSED, said)
             case grpc.StatusCode.UNIMPLEMENTED:
                 raise AgentEndedError(ExitCode.REFUSED, f"what listens at {self._dial.where} is not an Atoll orchestrator")

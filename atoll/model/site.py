@@ -143,3 +143,4 @@ class SiteRecord:
     credential_sha256: str = ""
     created_us: int = 0
     updated_us: int = 0
+    joined_us: int = 0  # when an agent first spoke as this site; 0: none ever did

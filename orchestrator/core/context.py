@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
+from typing import Final
 
 from atoll.model.attempt import Attempt
 from atoll.model.audit import AuditEvent, Severity
@@ -35,6 +36,10 @@ from orchestrator.core.placement.estimate import Estimator
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.queue import Queue
 from orchestrator.core.state import JobEntry, Site, State
+
+# A live job has at most a deadline, a start timeout and a back-off, a site silence, losses and a drain. More than this are of ended jobs.
+_TIMERS_EACH: Final = 6
+_TIMERS_SPARE: Final = 4_096
 
 
 class TimerKind(IntEnum):
@@ -68,6 +73,14 @@ class Context:
     def arm(self, at_us: int, kind: TimerKind, subject: str = "") -> None:
         """Have a handler called at this fleet time, or as soon after as time is told."""
         heappush(self.timers, (at_us, kind, subject))
+        if len(self.timers) > _TIMERS_EACH * (len(self.state.jobs) + len(self.state.sites)) + _TIMERS_SPARE:
+            self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        """Drop the timers of jobs that have ended: a deadline of a week would be kept for a week after a job of a second."""
+        of_jobs = (TimerKind.JOB_EXPIRY, TimerKind.RETRY)
+        self.timers = [timer for timer in self.timers if timer[1] not in of_jobs or timer[2] in self.state.jobs]
+        heapify(self.timers)
 
     def due(self) -> list[tuple[TimerKind, str]]:
         """Timers whose time has come, in order, each once."""

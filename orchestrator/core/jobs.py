@@ -176,12 +176,19 @@ def attempt_failed(ctx: Context, entry: JobEntry, attempt: Attempt, failure: Fai
     enqueue(ctx, entry)
 
 
-def enqueue(ctx: Context, entry: JobEntry) -> None:
-    """Put a queued job among its class, or hold it until its back-off is over."""
+def enqueue(ctx: Context, entry: JobEntry, *, avoiding: bool = True) -> None:
+    """Put a queued job among its class, or hold it until its back-off is over. A job whose model was removed meanwhile fails.
+
+    `avoiding` is false where every place that could take it is one where it failed a moment ago.
+    """
+    if entry.job.spec.model_id not in ctx.state.models:
+        message = f"model {entry.job.spec.model_id} was removed while the job was under way"
+        end(ctx, entry, JobState.FAILED, failure=Failure(kind=FailureKind.BAD_INPUT, message=message))
+        return
     if entry.not_before_us > ctx.now_us:
         ctx.arm(entry.not_before_us, TimerKind.RETRY, entry.job.job_id)
         return
-    avoidance = avoidance_of(entry.job, ctx.now_us)
+    avoidance = avoidance_of(entry.job, ctx.now_us) if avoiding else NO_AVOIDANCE
     if avoidance.sites:
         ctx.arm(avoidance.until_us, TimerKind.RETRY, entry.job.job_id)
     ctx.queue.add(class_of(entry.job.spec, avoidance), entry.accept_seq, entry.job.job_id)

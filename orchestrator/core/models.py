@@ -44,8 +44,10 @@ def removed(ctx: Context, event: ModelRemoved) -> None:
         ctx.refuse(event.request, RefusalCode.NOT_FOUND, f"no model {event.model_id!r}", "model_id")
         return
     message = f"model {event.model_id} was removed: {event.reason}"
-    for job_id in sorted(ctx.queue.members_of_model(event.model_id)):
-        jobs.end(ctx, ctx.state.jobs[job_id], JobState.FAILED, failure=Failure(kind=FailureKind.BAD_INPUT, message=message))
+    waiting = [entry for entry in ctx.state.jobs.values() if entry.job.state is JobState.QUEUED]
+    for entry in waiting:
+        if entry.job.spec.model_id == event.model_id:
+            jobs.end(ctx, entry, JobState.FAILED, failure=Failure(kind=FailureKind.BAD_INPUT, message=message))
     del ctx.state.models[event.model_id]
     for site in ctx.state.sites.values():
         site.evict[event.model_id] = None

@@ -172,10 +172,11 @@ def remove_requested(ctx: Context, event: SiteRemoveRequested) -> None:
     if site is None:
         return
     if not event.force and (site.attempts or site.record.admin is SiteAdmin.DRAINING):
-        message = f"site {event.site_id} still holds {len(site.attempts)} attempts: drain it first, or use --force to give them up"
+        held = f"still holds {len(site.attempts)} attempts" if site.attempts else "is draining"
+        message = f"site {event.site_id} {held}: drain it first and wait for that, or use --force to give up what is there"
         ctx.refuse(event.request, RefusalCode.WRONG_STATE, message)
         return
-    if not event.force and site.record.admin is not SiteAdmin.DRAINED and site.hello is not None:
+    if not event.force and site.record.admin is not SiteAdmin.DRAINED and site.record.joined_us:
         message = f"site {event.site_id} is {site.record.admin}: drain it first (atoll sites drain), or use --force"
         ctx.refuse(event.request, RefusalCode.WRONG_STATE, message)
         return

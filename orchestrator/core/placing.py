@@ -13,13 +13,13 @@ from atoll.model.attempt import Attempt, AttemptState
 from atoll.model.ids import AttemptKey, JobId, ModelId, Ordinal
 from atoll.model.job import JobState
 from atoll.model.modelspec import ModelSpec
-from atoll.model.placement import Candidate, Deferral, Explanation
+from atoll.model.placement import Candidate, Deferral, Explanation, Reason
 from orchestrator.core import jobs, leases, sites
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.outputs import JobPlaced, JobsDeferred
 from orchestrator.core.placement.choose import Board, awaited_slot, cold_slot, cold_source, score, warm_slot
 from orchestrator.core.placement.classes import ClassKey
-from orchestrator.core.placement.columns import Column
+from orchestrator.core.placement.columns import REASON_CODE, Column
 from orchestrator.core.placement.eviction import victims
 from orchestrator.core.placement.registry import TERM_NAMES
 from orchestrator.core.queue import NO_POOL, JobClass, Queue
@@ -106,6 +106,13 @@ def _who_binds(queue: Queue, board: Board, bound: int | None, patient: int | Non
 
 def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None) -> None:
     """Nothing to bind: say why, and when it is looked at again. Woken too early for the same place, it rests on without a word."""
+    if patient is None and _only_avoided(waiting, board):
+        # Where it failed a moment ago is the only place there is: the back-off has passed, so it is tried there again.
+        for job_id in list(waiting.members):
+            ctx.queue.discard(job_id)
+            jobs.enqueue(ctx, ctx.state.jobs[job_id], avoiding=False)
+        ctx.arm(ctx.now_us, TimerKind.PLACING)
+        return
     policy = ctx.policy
     candidate: Candidate | None = None
     pool = NO_POOL
@@ -124,6 +131,12 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None) ->
     ctx.queue.rest(waiting.key, ctx.now_us + rest_us, pool)
     ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
     _tell_head(ctx, waiting.head[1], deferral)
+
+
+def _only_avoided(waiting: JobClass, board: Board) -> bool:
+    """Whether sites that these jobs avoid are all that is left for them."""
+    avoided = board.estimate.codes == REASON_CODE[Reason.RECENT_FAILURE]
+    return bool(waiting.key.avoid) and bool((avoided & board.columns.accepting).any())
 
 
 def _tell_head(ctx: Context, job_id: JobId, deferral: Deferral) -> None:

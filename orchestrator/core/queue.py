@@ -89,7 +89,7 @@ class Queue:
         return self._class_of.get(job_id)
 
     def add(self, key: ClassKey, accept_seq: int, job_id: JobId) -> None:
-        """A job begins to wait; its class is scored in this round, unless it rests for a good reason that one more job does not change."""
+        """A job begins to wait; its class is scored in this round."""
         known = self.classes.get(key)
         if known is None:
             known = self.classes[key] = JobClass(key=key)

@@ -182,4 +182,5 @@ def _adopt(ctx: Context, entry: JobEntry) -> None:
         evict=tuple(ModelId(name) for name in explanation.evicted) if explanation is not None else (),
         exec_us=explanation.chosen.terms_us[_EXECUTION] if explanation is not None else attempt.predicted_us,
         lost_after_us=leases.lost_after_us(ctx, attempt.predicted_us),
+        adopted=True,
     )

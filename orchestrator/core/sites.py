@@ -38,6 +38,9 @@ def connected(ctx: Context, event: SiteConnected) -> None:
         )
         ctx.save_site(site)
         ctx.audit("site_joined", f"site/{site.site_id}", actor=f"site/{site.site_id}")
+    if not site.record.joined_us:
+        site.record = replace(site.record, joined_us=ctx.now_us)
+        ctx.save_site(site)
     pools_changed = site.hello is None or site.hello.pools != event.hello.pools
     site.session, site.hello, site.reported = event.session, event.hello, False
     site.last_report_seq = 0
@@ -165,6 +168,9 @@ def reported(ctx: Context, event: SiteReported) -> None:
     for progress in report.progress:
         attempts.progressed(ctx, site, progress)
     site.rates = report.rates
+    if report.full:
+        for live in site.attempts.values():
+            live.adopted = False
     first = report.full and not site.reported
     site.reported = site.reported or report.full
     ctx.columns.refresh_site(site)

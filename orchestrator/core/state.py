@@ -113,6 +113,7 @@ class LiveAttempt:
     exec_us: int
     lost_after_us: int
     given_up: bool = False
+    adopted: bool = False  # from the store: how far it is only the site's first report can say
     on_stop: FailureKind | None = None
     stop_reason: str = ""
 
@@ -128,8 +129,8 @@ class LiveAttempt:
 
     @property
     def begun(self) -> bool:
-        """Whether the site has spent anything on it."""
-        return self.attempt.state is not AttemptState.LEASED
+        """Whether the site has spent anything on it, as far as is known: nobody stops what may be running."""
+        return self.adopted or self.attempt.state is not AttemptState.LEASED
 
 
 @dataclass(slots=True, kw_only=True)

@@ -192,7 +192,7 @@ def test_twins_take_rehearsals_only_and_real_sites_never_do() -> None:
     assert places == {False: "real", True: "twin"}
 
 
-def _stored(fleet: Fleet) -> Stored:
+def stored_by(fleet: Fleet) -> Stored:
     """What a store would hold after all steps of this fleet."""
     jobs, sites, models, seq = {}, {}, {}, 0
     for step in fleet.steps:
@@ -222,7 +222,7 @@ def test_after_a_takeover_running_work_goes_on_and_waiting_work_is_placed() -> N
     fleet.submit(spec(), spec(prompt="2"), spec(prompt="3"))
     first = next(iter(fleet.agents[SiteId("a")].attempts))
     fleet.running("a", first)
-    fleet.machine = new_machine(_stored(fleet), fleet.policy, GPUS)
+    fleet.machine = new_machine(stored_by(fleet), fleet.policy, GPUS)
     fleet.happen(events.TookOver(fleet_id=FleetId("f"), term=Term(2)), 50 * SECOND)
     fleet.wait(4)
     agent = fleet.agents[SiteId("a")]
@@ -246,7 +246,7 @@ def test_a_drain_survives_a_takeover_with_its_deadline() -> None:
     key = _only_key(fleet, "a")
     fleet.running("a", key)
     fleet.ask(events.SiteDrainRequested, actor="t", reason="power", site_id="a", deadline_ms=60_000)
-    fleet.machine = new_machine(_stored(fleet), fleet.policy, GPUS)
+    fleet.machine = new_machine(stored_by(fleet), fleet.policy, GPUS)
     fleet.happen(events.TookOver(fleet_id=FleetId("f"), term=Term(2)))
     for name in ("a", "b"):
         fleet.connect(fleet.agents[SiteId(name)].site)

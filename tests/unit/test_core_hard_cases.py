@@ -1,0 +1,85 @@
+"""What went wrong once: models removed from under jobs, drains after a restart, the only place that failed, timers of ended jobs."""
+
+from __future__ import annotations
+
+from atoll.model.attempt import AttemptState, FailureKind
+from atoll.model.ids import FleetId, SiteId, Term
+from atoll.model.job import JobState
+from orchestrator.core import events
+from orchestrator.core.machine import new_machine
+from orchestrator.core.outputs import Refusal, RefusalCode
+from tests.unit.fleet_of_machines import GPUS, Fleet, model, site, spec
+from tests.unit.test_core_silence import stored_by
+
+
+def _takeover(fleet: Fleet) -> None:
+    fleet.machine = new_machine(stored_by(fleet), fleet.policy, GPUS)
+    fleet.happen(events.TookOver(fleet_id=FleetId("f"), term=Term(2)))
+
+
+def test_a_job_under_way_whose_model_is_removed_ends_with_its_attempt() -> None:
+    fleet = Fleet(site("a"))
+    fleet.submit(spec())
+    (key,) = fleet.agents[SiteId("a")].attempts
+    fleet.ask(events.ModelRemoved, actor="t", reason="licence", model_id="m")
+    assert fleet.jobs[key.job_id].state is JobState.PLACED
+    fleet.end_attempt("a", key, AttemptState.FAILED, FailureKind.LOAD_FAILED)
+    fleet.wait(10, reporting=("a",))
+    job = fleet.jobs[key.job_id]
+    assert job.state is JobState.FAILED
+    assert job.failure is not None and "was removed" in job.failure.message
+
+
+def test_a_job_in_back_off_fails_with_its_model() -> None:
+    fleet = Fleet(site("a"))
+    fleet.submit(spec())
+    (key,) = fleet.agents[SiteId("a")].attempts
+    fleet.end_attempt("a", key, AttemptState.FAILED, FailureKind.LOAD_FAILED)
+    assert fleet.jobs[key.job_id].state is JobState.QUEUED
+    fleet.ask(events.ModelRemoved, actor="t", reason="licence", model_id="m")
+    assert fleet.jobs[key.job_id].state is JobState.FAILED
+    fleet.wait(200, reporting=("a",))
+
+
+def test_a_drain_right_after_a_restart_stops_nothing_that_may_be_running() -> None:
+    fleet = Fleet(site("a"), site("b"))
+    fleet.warm("a", "big-0", 0, "m")
+    fleet.report("a")
+    fleet.submit(spec())
+    (key,) = fleet.agents[SiteId("a")].attempts
+    fleet.running("a", key)
+    _takeover(fleet)
+    fleet.ask(events.SiteDrainRequested, actor="t", reason="power", site_id="a", deadline_ms=3_600_000)
+    fleet.connect(fleet.agents[SiteId("a")].site)
+    assert not fleet.agents[SiteId("a")].attempts[key].stop
+
+
+def test_a_job_that_failed_at_the_only_place_there_is_is_tried_there_again_soon() -> None:
+    fleet = Fleet(site("a"))
+    fleet.submit(spec())
+    for _ in range(3):
+        keys = list(fleet.agents[SiteId("a")].attempts)
+        assert len(keys) == 1
+        fleet.end_attempt("a", keys[0], AttemptState.FAILED, FailureKind.BAD_WEIGHTS)
+        fleet.wait(6, reporting=("a",))
+    (job,) = fleet.jobs.values()
+    assert job.state is JobState.FAILED
+    assert job.failure is not None and job.failure.kind is FailureKind.BAD_WEIGHTS
+
+
+def test_a_site_that_had_an_agent_is_not_removed_undrained_after_a_restart() -> None:
+    fleet = Fleet(site("a"))
+    _takeover(fleet)
+    reply = fleet.ask(events.SiteRemoveRequested, actor="t", reason="r", site_id="a", force=False)
+    assert isinstance(reply, Refusal) and reply.code is RefusalCode.WRONG_STATE
+
+
+def test_timers_of_ended_jobs_do_not_pile_up() -> None:
+    fleet = Fleet(site("a"), models=(model("m"),), checked=False)
+    for number in range(6_000):
+        if number % 1_000 == 0:
+            fleet.report("a")
+        fleet.submit(spec(prompt=str(number), deadline_ms=600_000_000))
+        (key,) = fleet.agents[SiteId("a")].attempts
+        fleet.end_attempt("a", key)
+    assert len(fleet.machine.context.timers) < 5_000
