@@ -10,7 +10,7 @@ BIN := .venv/bin
 # More options for pytest, for example: make test PYTEST_ARGS='-k leases -x'
 PYTEST_ARGS ?=
 
-.PHONY: help setup test check format protos demo demo-verify bench soak clean
+.PHONY: help setup test check format protos demo demo-verify bench soak mutants clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench: setup  ## print the figures of this machine
 
 soak: setup  ## simulate seed after seed until interrupted
 	@$(BIN)/python -m sims.soak
+
+mutants: setup  ## plant known bugs in a copy and see the simulation catch each
+	@$(BIN)/python tests/mutants/hunt.py
 
 clean:  ## remove what the tools leave (.venv and out/ stay)
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
