@@ -26,7 +26,8 @@ _GRACE_US: Final = 45 * SECOND_US
 _PLACED_WITHIN_US: Final = 280 * SECOND_US
 # Longest back-off after failures (300 s without a site), then the longest work of this world, then room for the queue.
 _ENDED_WITHIN_US: Final = 1_800 * SECOND_US
-_SETTLED_WITHIN_US: Final = 60 * SECOND_US
+# What operators still had to take back is taken back within this, too.
+_SETTLED_WITHIN_US: Final = 90 * SECOND_US
 
 
 class Liveness:

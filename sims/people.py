@@ -52,8 +52,8 @@ class Operators:
             return ModelsAdded(request=reference, actor=_ACTOR, models=fleet.models)
 
         self.asking = 2
-        self._ask(self._apply, must=True)
-        self._ask(models, must=True)
+        self._ask(self._apply, self._declared)
+        self._ask(models, self._declared)
 
     def _apply(self, reference: RequestRef) -> Event:
         fleet = self._fleet
@@ -62,19 +62,27 @@ class Operators:
     def remove(self) -> None:
         """Remove a site by force, whatever runs there, and declare it again later."""
         site_id = self._random.choice(self._fleet.sites).site_id
-        self._ask(partial(_remove, site_id))
         self._faults.strike(Fault.REMOVE_SITE, site_id)
-        self._world.after(self._random.randint(*_TAKE_BACK_US), lambda: self._ask(self._apply))
+        self._ask(partial(_remove, site_id), self._then_later(self._apply))
 
     def meddle(self) -> None:
         """Cordon or drain a site, and take it back later."""
         site_id = self._random.choice(self._fleet.sites).site_id
-        if self._random.random() < 0.4:
-            self._ask(partial(_cordon, site_id))
-        else:
-            self._ask(partial(_drain, site_id, self._random.choice(_DEADLINES_MS)))
         self._faults.strike(Fault.OPERATOR, site_id)
-        self._world.after(self._random.randint(*_TAKE_BACK_US), lambda: self._ask(partial(_uncordon, site_id)))
+        make = partial(_cordon, site_id)
+        if self._random.random() < 0.6:
+            make = partial(_drain, site_id, self._random.choice(_DEADLINES_MS))
+        self._ask(make, self._then_later(partial(_uncordon, site_id)))
+
+    def _then_later(self, make: Callable[[RequestRef], Event]) -> Callable[[Reply], None]:
+        """Taking back comes after the answer to what is taken back, however often that had to be asked for."""
+        delay_us = self._random.randint(*_TAKE_BACK_US)
+
+        def later(reply: Reply) -> None:
+            del reply
+            self._world.after(delay_us, partial(self._ask, make))
+
+        return later
 
     def open_all(self) -> None:
         """Part of healing: every site is there and may be used again."""
@@ -82,16 +90,19 @@ class Operators:
         for site in self._fleet.sites:
             self._ask(partial(_uncordon, site.site_id))
 
-    def _ask(self, make: Callable[[RequestRef], Event], *, must: bool = False) -> None:
+    def _declared(self, reply: Reply) -> None:
+        self.asking -= 1
+        if not isinstance(reply, Done):
+            raise Violation(f"the fleet could not be declared: {reply}")
+
+    def _ask(self, make: Callable[[RequestRef], Event], answered: Callable[[Reply], None] | None = None) -> None:
         def done(reply: Reply | None) -> None:
             if reply is None:
                 self._world.after(_RETRY_US, again)
-            elif must:
-                self.asking -= 1
-                if not isinstance(reply, Done):
-                    raise Violation(f"the fleet could not be declared: {reply}")
+            elif answered is not None:
+                answered(reply)
 
-        again = partial(self._ask, make, must=must)
+        again = partial(self._ask, make, answered)
         leader = self._orchestrators.leader()
         if leader is None:
             self._world.after(_RETRY_US, again)
