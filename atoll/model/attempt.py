@@ -67,7 +67,7 @@ class FailureKind(StrEnum):
     EXECUTION_FAILED = "execution_failed"
     RUNTIME_LOST = "runtime_lost"  # the slot's process died
     UPLOAD_FAILED = "upload_failed"
-    TIMED_OUT = "timed_out"  # ran past stop_after
+    TIMED_OUT = "timed_out"  # ran past stop_after, or hung
     REFUSED = "refused"
     LOST = "lost"  # the site was silent too long
     MOVED = "moved"  # drain, move or preemption: nobody's fault

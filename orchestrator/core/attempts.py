@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from atoll.model.attempt import ATTEMPT_TABLE, PHASES, AttemptState, Failure, FailureKind
+from atoll.model.audit import Severity
 from atoll.model.ids import EventSeq, SlotRef
 from atoll.model.replica import ReplicaState
 from atoll.model.report import AttemptEvent, AttemptProgress
@@ -187,6 +188,7 @@ def progressed(ctx: Context, site: Site, progress: AttemptProgress) -> None:
     if not advanced and steps == old.steps_done:
         return
     state = progress.state if advanced else old.state
+    live.advanced_us = ctx.now_us
     running_us = old.running_us or (ctx.now_us if state is AttemptState.RUNNING else 0)
     live.attempt = replace(old, state=state, steps_done=steps, running_us=running_us)
     entry = ctx.state.jobs.get(live.key.job_id)
@@ -197,6 +199,19 @@ def progressed(ctx: Context, site: Site, progress: AttemptProgress) -> None:
         jobs.began_running(ctx, entry)
     ctx.show_job(entry.job)
     _correct_end(ctx, site, live)
+
+
+def stop_hanging(ctx: Context, site: Site) -> None:
+    """Stop begun attempts of a reporting site that have shown nothing new for far longer than they should take in all."""
+    for live in list(site.attempts.values()):
+        if live.given_up or live.attempt.state not in PHASES or not live.advanced_us:
+            continue
+        patience_us = max(ctx.policy.hang_factor * live.attempt.predicted_us, ctx.policy.hang_min_ms * 1_000)
+        still_us = ctx.now_us - live.advanced_us
+        if still_us > patience_us:
+            phase = live.attempt.state
+            stop(ctx, site, live, FailureKind.TIMED_OUT, f"{phase} without progress for {still_us // 1_000_000} s")
+            ctx.audit("attempt_hung", f"job/{live.key.job_id}", severity=Severity.WARNING, detail=f"{phase} at {site.site_id}")
 
 
 def _correct_end(ctx: Context, site: Site, live: LiveAttempt) -> None:

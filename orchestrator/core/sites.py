@@ -167,6 +167,7 @@ def reported(ctx: Context, event: SiteReported) -> None:
             _node_reported(ctx, ctx.columns.by_pool[(site.site_id, PoolId(facts.pool_id))], node_index, facts)
     for progress in report.progress:
         attempts.progressed(ctx, site, progress)
+    attempts.stop_hanging(ctx, site)
     site.rates = report.rates
     if report.full:
         for live in site.attempts.values():

@@ -222,6 +222,7 @@ def copy_live(live: LiveAttempt) -> LiveAttempt:
         exec_us=live.exec_us,
         lost_after_us=live.lost_after_us,
         given_up=live.given_up,
+        advanced_us=live.advanced_us,
         adopted=live.adopted,
         on_stop=live.on_stop,
         stop_reason=live.stop_reason,

@@ -113,6 +113,7 @@ class LiveAttempt:
     exec_us: int
     lost_after_us: int
     given_up: bool = False
+    advanced_us: int = 0  # when a report last showed a new phase or step
     adopted: bool = False  # from the store: how far it is only the site's first report can say
     on_stop: FailureKind | None = None
     stop_reason: str = ""

@@ -83,3 +83,31 @@ def test_timers_of_ended_jobs_do_not_pile_up() -> None:
         (key,) = fleet.agents[SiteId("a")].attempts
         fleet.end_attempt("a", key)
     assert len(fleet.machine.context.timers) < 5_000
+
+
+def test_work_that_hangs_at_a_reporting_site_is_stopped_and_tried_elsewhere() -> None:
+    fleet = Fleet(site("a"), site("b"))
+    fleet.warm("a", "big-0", 0, "m")
+    fleet.report("a")
+    fleet.submit(spec())
+    (key,) = fleet.agents[SiteId("a")].attempts
+    fleet.running("a", key, steps=3)
+    fleet.wait(500, reporting=("a", "b"))
+    assert not fleet.agents[SiteId("a")].attempts[key].stop
+    fleet.wait(150, reporting=("a", "b"))
+    assert fleet.agents[SiteId("a")].attempts[key].stop
+    fleet.end_attempt("a", key, AttemptState.STOPPED)
+    fleet.wait(3, reporting=("a", "b"))
+    job = fleet.jobs[key.job_id]
+    assert job.attempts[0].failure is not None and job.attempts[0].failure.kind is FailureKind.TIMED_OUT
+    assert job.attempts[1].site_id == "b"
+
+
+def test_slow_work_that_shows_its_steps_is_left_alone() -> None:
+    fleet = Fleet(site("a"))
+    fleet.submit(spec())
+    (key,) = fleet.agents[SiteId("a")].attempts
+    for step in range(1, 8):
+        fleet.running("a", key, steps=step)
+        fleet.wait(400, reporting=("a",))
+    assert not fleet.agents[SiteId("a")].attempts[key].stop

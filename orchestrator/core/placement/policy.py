@@ -50,6 +50,10 @@ class Policy:
     lost_after_max_ms: int = 600_000
     # An hour without a word of the orchestrator: work at the site stops itself.
     stop_after_ms: int = 3_600_000
+    # Work that shows no new phase or step for ten times what the whole attempt was predicted to take hangs; never less than ten minutes,
+    # because a film is decoded in one long step.
+    hang_factor: int = 10
+    hang_min_ms: int = 600_000
     # Fewer silent sites than this are single losses; from here on, and if they are most of the fleet, the trouble is likely ours.
     brake_sites_min: int = 3
     # How long a brake holds before it looks again.
