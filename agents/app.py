@@ -323,6 +323,7 @@ def packaged_gpus() -> dict[GpuTypeId, GpuType]:
 def sites_of(fleet: Path, gpus: Mapping[GpuTypeId, GpuType]) -> tuple[SiteSpec, ...]:
     """The sites that a fleet file declares. Raises AtollError naming file and line."""
     from atoll.catalog.fleet import parse_fleet
+    from atoll.catalog.problems import SourceErrors
     from atoll.data import fleet_wan_csv
 
     try:
@@ -333,7 +334,10 @@ def sites_of(fleet: Path, gpus: Mapping[GpuTypeId, GpuType]) -> tuple[SiteSpec, 
         raise FieldError("fleet", str(fleet), f"a file that can be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise FieldError("fleet", str(fleet), "UTF-8 text") from None
-    return parse_fleet(text, str(fleet), gpus, fleet_wan_csv()).sites
+    try:
+        return parse_fleet(text, str(fleet), gpus, fleet_wan_csv()).sites
+    except SourceErrors as errors:
+        raise ConfigError(str(errors)) from None
 
 
 def site_of(fleet: Path, site_id: SiteId, gpus: Mapping[GpuTypeId, GpuType]) -> SiteSpec:

@@ -19,6 +19,7 @@ import stat
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -119,6 +120,8 @@ class LocalCluster:
         self._processes.end(self._spec.stop_grace_s)
         (self._spec.state_dir / _RECORD).unlink(missing_ok=True)
         _clear_temp(self._spec.temp_dir)
+        with suppress(OSError):  # not there, or something of another's is in it
+            self._spec.temp_dir.rmdir()
 
 
 async def start_or_find(spec: ClusterSpec) -> LocalCluster:

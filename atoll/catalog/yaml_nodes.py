@@ -99,6 +99,9 @@ def _malformed(problems: Problems, text: str, error: yaml.MarkedYAMLError) -> So
     context = f" ({error.context}, which begins in line {error.context_mark.line + 1})" if error.context and error.context_mark else ""
     # The end of a half-written file lies behind its last line.
     line = min(mark.line + 1, len(text.splitlines())) if mark else 0
+    if error.problem and "nesting" in error.problem:
+        # Newer libyaml has a bound of its own and meets it while it reads ahead, before the first of these levels gets here.
+        return problems.give_up(line, "depth", f"more than {_DEPTH_MAX}", f"at most {_DEPTH_MAX} levels")
     return problems.give_up(line, "YAML", error.problem or "unreadable", f"well-formed YAML{context}")
 
 

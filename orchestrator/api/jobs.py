@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, Final, cast
 
 from atoll.model import limits
@@ -100,6 +101,8 @@ class JobService(JobServiceServicer):
         """Why it is where it is."""
         job = await self._find(request.job_id)
         position, length = self._driver.machine.queue_position(job.job_id)
+        if job.deferral is None and position:
+            job = replace(job, deferral=self._driver.machine.deferral_of(job.job_id))
         return pb.ExplainJobResponse(
             job=job_to_proto(job), queue_position=position, queue_length=length, now_us=self._driver.clock.now_us()
         )

@@ -13,6 +13,7 @@ from atoll.model.errors import FieldError
 from atoll.model.gpu import GpuType
 from atoll.model.ids import GpuTypeId, JobId, ModelId, TenantId, parse_key, parse_name
 from atoll.model.job import JobSpec
+from atoll.model.modelspec import Modality
 from atoll.v1 import job_service_pb2 as pb
 from atoll.wire.jobs import job_spec_from_proto
 from orchestrator.api.auth import CALLER, REQUEST_ID, Caller, own_tenant
@@ -117,6 +118,8 @@ class Submitter:
                 "it can be rehearsed, with simulated set)",
             )
         _refuse_what_has_no_meaning_yet(spec)
+        if model.modality is Modality.IMAGE and spec.shape.frames != 1:
+            raise FieldError("shape.frames", spec.shape.frames, f"1: {model_id} makes images")
         self._check_places(spec)
         job_id = new_job_id(self._driver.clock.now_us())
         return Submission(

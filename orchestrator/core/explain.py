@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from atoll.model.attempt import AttemptState
 from atoll.model.ids import JobId, ModelId, SiteId
+from atoll.model.placement import Deferral
 from atoll.model.site import SiteAdmin, SiteConnection
 from atoll.model.views import DrainMove, DrainPlan, FleetView, PoolView, SiteView
 from orchestrator.core.context import Context
@@ -79,6 +80,15 @@ def queue_position(ctx: Context, job_id: JobId) -> tuple[int, int]:
     if job_id not in ctx.queue:
         return 0, len(ctx.queue)
     return ctx.queue.ahead_of(job_id) + 1, len(ctx.queue)
+
+
+def deferral_of(ctx: Context, job_id: JobId) -> Deferral | None:
+    """Why a job waits: its own deferral, or that of the first job of its class, behind which it waits."""
+    entry = ctx.state.jobs.get(job_id)
+    key = ctx.queue.class_key(job_id)
+    if entry is None or key is None:
+        return None
+    return entry.job.deferral or ctx.state.jobs[ctx.queue.classes[key].head[1]].job.deferral
 
 
 def model_usage(ctx: Context, model_id: ModelId) -> tuple[tuple[SiteId, ...], int, int]:

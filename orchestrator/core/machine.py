@@ -10,6 +10,7 @@ from typing import assert_never
 
 from atoll.model.gpu import GpuType
 from atoll.model.ids import GpuTypeId, JobId, ModelId, SiteId
+from atoll.model.placement import Deferral
 from atoll.model.site import SiteRecord
 from atoll.model.views import DrainPlan, FleetView, SiteView
 from orchestrator.core import assignments, attempts, drains, explain, jobs, leases, models, operators, placing, restoring, sites
@@ -93,6 +94,10 @@ class Machine:
     def queue_position(self, job_id: JobId) -> tuple[int, int]:
         """(place from 1, 0 if it does not wait; how many wait)."""
         return explain.queue_position(self._ctx, job_id)
+
+    def deferral_of(self, job_id: JobId) -> Deferral | None:
+        """Why a job waits, if it does and that is known."""
+        return explain.deferral_of(self._ctx, job_id)
 
     def queue_depths(self) -> tuple[tuple[str, int], ...]:
         """How many jobs wait, by priority."""

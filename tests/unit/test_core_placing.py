@@ -7,6 +7,7 @@ from collections import Counter
 from atoll.model.attempt import AttemptState
 from atoll.model.ids import SiteId
 from atoll.model.job import JobState
+from orchestrator.core import events
 from orchestrator.core.placement.registry import TERM_NAMES
 from tests.unit.fleet_of_machines import BATCH, URGENT, Fleet, model, pool, site, spec
 
@@ -119,8 +120,6 @@ def test_urgent_goes_before_normal_before_batch() -> None:
 def test_nothing_is_placed_before_the_first_report_nor_after_the_stream_ended() -> None:
     fleet = Fleet(site("a"))
     agent = fleet.agents[SiteId("a")]
-    from orchestrator.core import events
-
     fleet.happen(events.SiteDisconnected(site_id=SiteId("a"), session=agent.session))
     fleet.submit(spec())
     (job,) = fleet.jobs.values()
@@ -140,3 +139,20 @@ def test_a_refusal_is_a_fact_to_replan_with() -> None:
     fleet.wait(1, reporting=("a", "b"))
     second = fleet.jobs[job.job_id].attempts[-1]
     assert second.key.ordinal == 2 and second.site_id != first.site_id
+
+
+def test_a_site_that_nobody_spoke_for_yet_is_not_connected_whatever_the_job_wants() -> None:
+    fleet = Fleet(site("a"))
+    fleet.ask(events.SitesApplied, actor="t", reason="", sites=(site("never"),), links=())
+    fleet.submit(spec(simulated=True))
+    (job,) = fleet.jobs.values()
+    assert job.deferral is not None
+    assert {one.reason: one.pools for one in job.deferral.rejections} == {"real_site": 1, "not_connected": 1}
+
+
+def test_a_job_behind_another_of_its_kind_is_told_the_same_reasons() -> None:
+    fleet = Fleet(site("a"), models=(model("m"), model("huge", weights_gb=500)))
+    fleet.submit(spec("huge"), spec("huge", prompt="2"))
+    first, second = fleet.jobs.values()
+    assert second.deferral is None
+    assert fleet.machine.deferral_of(second.job_id) == first.deferral is not None

@@ -82,6 +82,7 @@ class Columns:
     free: Ints  # slots without an attempt
     gpu: Ints  # index into gpu_types
     h2d_rate: Ints
+    known: Bools  # an agent has said what the site is
     memory: Ints  # of one GPU
     node_disk: Ints
     origin_rate: Ints
@@ -113,6 +114,7 @@ class Columns:
         self.memory, self.node_disk, self.price = (np.zeros(count, dtype=np.int64) for _ in range(3))
         self.accepting = np.zeros(count, dtype=np.bool_)
         self.simulated = np.zeros(count, dtype=np.bool_)
+        self.known = np.zeros(count, dtype=np.bool_)
         self.reason = np.full(count, REASON_CODE[Reason.NOT_CONNECTED], dtype=np.int64)
         self.gpu_types: list[GpuType] = []
         gpu_index: dict[GpuTypeId, int] = {}
@@ -186,8 +188,9 @@ class Columns:
                 if abs(int(array[index]) - rate) * 10 > int(array[index]):
                     array[index] = max(rate, 1)
                     self.version += 1
-            if bool(self.simulated[index]) != simulated:
-                self.simulated[index] = simulated
+            known = site.hello is not None
+            if bool(self.simulated[index]) != simulated or bool(self.known[index]) != known:
+                self.simulated[index], self.known[index] = simulated, known
                 self.version += 1
             self.flows[index] = site.fetches
 

@@ -47,11 +47,11 @@ def static_reasons(key: ClassKey, model: ModelSpec, memory_bytes: int, price_usd
         allowed = np.array([gpu.gpu_type in wanted.gpu_types for gpu in columns.gpu_types] or [True], dtype=np.bool_)
         reject(~allowed[columns.gpu], Reason.GPU_TYPE_NOT_ALLOWED)
     if key.simulated:
-        reject(~columns.simulated, Reason.REAL_SITE)
+        reject(columns.known & ~columns.simulated, Reason.REAL_SITE)
     else:
         reject(columns.simulated, Reason.SIMULATED_SITE)
         if not model.servable:
-            reject(~columns.simulated, Reason.WEIGHTS_UNAVAILABLE)
+            reject(columns.known & ~columns.simulated, Reason.WEIGHTS_UNAVAILABLE)
     if key.avoid:
         reject(np.array([site in key.avoid for site in columns.site_ids], dtype=np.bool_), Reason.RECENT_FAILURE)
     capable = [supports(key.precision, fp8_flops=gpu.fp8_flops, fp4_flops=gpu.fp4_flops) for gpu in columns.gpu_types]
