@@ -99,7 +99,7 @@ async def test_each_way_of_not_starting_has_its_code_and_one_line(tmp_path: Path
         (start(AGENT, site="../x"), 1, "site is '../x'"),
         (twin(nowhere, tmp_path / "a", give_up_after="0.3"), ExitCode.UNREACHABLE, "no orchestrator answered at"),
         (twin(nowhere, tmp_path / "taken"), ExitCode.STATE, "cannot be used"),
-        (start(REHEARSAL, fleet=half, orchestrator=nowhere), ExitCode.RUNTIME, "half.yaml:"),
+        (start(REHEARSAL, fleet=half, orchestrator=nowhere), ExitCode.CONFIG, "half.yaml:"),
         (start(REHEARSAL, fleet=FLEET, sites="nowhere", orchestrator=nowhere), ExitCode.CONFIG, "sites is 'nowhere'"),
     ]
     for process, expected, told in cases:
