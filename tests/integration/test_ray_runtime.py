@@ -77,7 +77,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     yield Place(folder=folder, config=config, image=models["tiny-image"], video=models["tiny-video"], temp_dir=temp_dir)
     if (config.work_dir / "ray-head.json").exists():
         asyncio.run(_end(config, folder))
-    temp_dir.rmdir()
+    if temp_dir.exists():  # left by a cluster that died rather than was ended
+        temp_dir.rmdir()
 
 
 async def _end(config: RayConfig, folder: Path) -> None:
@@ -325,4 +326,4 @@ async def test_closing_for_good_leaves_nothing(place: Place) -> None:
         site.runtime.perform(LoadReplica(slot=site.slot, model=place.image))
         await site.runtime.close(keep_work=False)
         assert processes.members() == []
-        assert list(place.temp_dir.iterdir()) == []
+        assert not place.temp_dir.exists()
