@@ -13,6 +13,8 @@ from orchestrator.core.outputs import (
     CloseSession,
     Command,
     Decision,
+    PublishAdapter,
+    PublishAdapterRemoved,
     PublishAudit,
     PublishJob,
     PublishModel,
@@ -65,6 +67,10 @@ class Surrounding:
                 self._readers.models[model.model_id] = model
             case PublishModelRemoved(model_id=model_id):
                 self._readers.models.pop(model_id, None)
+            case PublishAdapter(adapter=adapter):
+                self._readers.adapters[adapter.adapter_id] = adapter
+            case PublishAdapterRemoved(adapter_id=adapter_id):
+                self._readers.adapters.pop(adapter_id, None)
             case PublishAudit(event=event):
                 self._audit.publish(event)
             case Answer():

@@ -11,7 +11,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from atoll.model.ids import JobId, ModelId, SiteId, TenantId
+from atoll.model.adapter import AdapterSpec
+from atoll.model.ids import AdapterId, JobId, ModelId, SiteId, TenantId
 from atoll.model.job import TERMINAL, Job, JobState, Priority
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec, SiteRecord
@@ -25,9 +26,9 @@ ListKey = tuple[int, JobId]
 
 
 class ReadModel:
-    """Live jobs, those that ended a moment ago, sites, links and models, as committed."""
+    """Live jobs, those that ended a moment ago, sites, links, models and adapters, as committed."""
 
-    __slots__ = ("_gone", "_live", "_order", "_recent", "counts", "ended_count", "links", "models", "sites")
+    __slots__ = ("_gone", "_live", "_order", "_recent", "adapters", "counts", "ended_count", "links", "models", "sites")
 
     def __init__(self) -> None:
         self._live: dict[JobId, Job] = {}
@@ -39,6 +40,7 @@ class ReadModel:
         self.ended_count = 0
         self.sites: dict[SiteId, SiteRecord] = {}
         self.models: dict[ModelId, ModelSpec] = {}
+        self.adapters: dict[AdapterId, AdapterSpec] = {}
         self.links: tuple[LinkSpec, ...] = ()
 
     def load(self, stored: Stored) -> None:
@@ -51,6 +53,7 @@ class ReadModel:
         self._gone = 0
         self.sites = {record.spec.site_id: record for record in stored.sites}
         self.models = {model.model_id: model for model in stored.models}
+        self.adapters = {adapter.adapter_id: adapter for adapter in stored.adapters}
         self.links = stored.links
 
     def put_job(self, job: Job) -> None:

@@ -10,16 +10,19 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Final, Protocol, assert_never
 
+from atoll.model.adapter import AdapterSpec
 from atoll.model.audit import AuditEvent
-from atoll.model.ids import ChangeSeq, FleetId, JobId, ModelId, SiteId, Term
+from atoll.model.ids import AdapterId, ChangeSeq, FleetId, JobId, ModelId, SiteId, Term
 from atoll.model.job import TERMINAL, Job
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec, SiteRecord
 from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.outputs import (
     AppendAudit,
+    DeleteAdapter,
     DeleteModel,
     DeleteSite,
+    PutAdapter,
     PutJob,
     PutLinks,
     PutModel,
@@ -61,6 +64,7 @@ class SimStore:
         self.jobs: dict[JobId, Job] = {}
         self.sites: dict[SiteId, SiteRecord] = {}
         self.models: dict[ModelId, ModelSpec] = {}
+        self.adapters: dict[AdapterId, AdapterSpec] = {}
         self.links: tuple[LinkSpec, ...] = ()
         self.audit: list[AuditEvent] = []
         self.commits = 0
@@ -95,6 +99,7 @@ class SimStore:
             sites=tuple(self.sites.values()),
             links=self.links,
             models=tuple(self.models.values()),
+            adapters=tuple(self.adapters.values()),
             ended_keys=tuple(
                 EndedKey(
                     tenant=job.spec.tenant,
@@ -154,6 +159,10 @@ class SimStore:
                 self.models[record.model.model_id] = record.model
             case DeleteModel():
                 self.models.pop(record.model_id, None)
+            case PutAdapter():
+                self.adapters[record.adapter.adapter_id] = record.adapter
+            case DeleteAdapter():
+                self.adapters.pop(record.adapter_id, None)
             case AppendAudit():
                 self.audit.append(record.event)
             case _:
@@ -177,6 +186,10 @@ def brief(record: Record) -> str:
             return f"model {record.model.model_id}"
         case DeleteModel():
             return f"model {record.model_id} deleted"
+        case PutAdapter():
+            return f"adapter {record.adapter.adapter_id}"
+        case DeleteAdapter():
+            return f"adapter {record.adapter_id} deleted"
         case AppendAudit():
             return f"audit {record.event.seq} {record.event.verb} {record.event.subject}"
         case _:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from atoll.model.adapter import AdapterSpec
 from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, SlotRef, Term
 from atoll.model.job import JobSpec
 from atoll.model.modelspec import ModelSpec
@@ -34,8 +35,8 @@ class AssignedAttempt:
 class Assignment:
     """A snapshot (`base_generation` 0) or a delta on `base_generation`; a site that holds another generation asks for a snapshot.
 
-    Every `models` entry that an attempt of this message needs is in it. `evict` lists models that should leave every tier of the
-    site once idle. A snapshot that drops more than half of what runs is held back by the agent unless `confirm_shrink`.
+    Every `models` and `adapters` entry that an attempt of this message needs is in it. `evict` lists models that should leave every
+    tier of the site once idle. A snapshot that drops more than half of what runs is held back by the agent unless `confirm_shrink`.
     """
 
     fleet_id: FleetId
@@ -45,6 +46,7 @@ class Assignment:
     attempts: tuple[AssignedAttempt, ...] = ()
     removed: tuple[AttemptKey, ...] = ()  # of a delta: attempts that are settled
     models: tuple[ModelSpec, ...] = ()
+    adapters: tuple[AdapterSpec, ...] = ()
     evict: tuple[ModelId, ...] = ()
     acked_event_seq: EventSeq = EventSeq(0)
     confirm_shrink: bool = False

@@ -143,6 +143,7 @@ class PhaseTimes:
     waiting_us: int = -1  # accepted by the agent, behind other work of its slot
     fetch_us: int = -1
     load_us: int = -1
+    adapt_us: int = -1  # from the resident base to all adapters on it
     compile_us: int = -1
     run_us: int = -1
     upload_us: int = -1

@@ -102,6 +102,7 @@ class JobSpec:
     gang_size: int = 1
     constraints: Constraints = Constraints()
     inputs: tuple[InputRef, ...] = ()
+    strength_milli: int = 0  # how much of an input image is made anew; 0: there is none
     origin_site: SiteId | None = None  # the site nearest to the asker
     simulated: bool = False
 
@@ -118,10 +119,15 @@ class JobSpec:
         parse_int("start_timeout_ms", self.start_timeout_ms, 0, limits.DEADLINE_MS_MAX)
         if len(self.adapters) > limits.ADAPTERS_MAX:
             raise FieldError("adapters", len(self.adapters), f"at most {limits.ADAPTERS_MAX} adapters")
+        for index, use in enumerate(self.adapters):
+            use.check(f"adapters[{index}]")
+        if len({use.adapter_id for use in self.adapters}) != len(self.adapters):
+            raise FieldError("adapters", [use.adapter_id for use in self.adapters], "each adapter once")
         if self.gang_size not in limits.GANG_SIZES:
             raise FieldError("gang_size", self.gang_size, f"one of {limits.GANG_SIZES}")
         if len(self.inputs) > limits.INPUTS_MAX:
             raise FieldError("inputs", len(self.inputs), f"at most {limits.INPUTS_MAX} inputs")
+        parse_int("strength_milli", self.strength_milli, 0, limits.STRENGTH_MILLI_MAX)
         if self.origin_site is not None:
             parse_name("origin_site", self.origin_site)
         _check_constraints(self.constraints)

@@ -22,6 +22,18 @@ BATCH_MAX: Final = 32
 GUIDANCE_MILLI_MAX: Final = 100_000
 ADAPTERS_MAX: Final = 8
 ADAPTER_SCALE_MILLI_MAX: Final = 10_000
+# Adapters that a fleet knows: a list of all of them, 250 bytes each, still fits gRPC's default message of 4 MiB.
+ADAPTERS_IN_FLEET_MAX: Final = 10_000
+# As models on a disk: an adapter is a hundredth of its base, so a node holds as many of one as of the other.
+ADAPTERS_PER_NODE_MAX: Final = 2_000
+# Loaded on one replica, active or not. Twice what one job may use, so that two jobs of other adapters can take turns without a load;
+# at 75 MB each (FLUX.1, rank 32) that is 1.2 GB of a GPU beside a base of 34 GB, and a layer's list of inactive adapters stays short.
+ADAPTERS_PER_REPLICA_MAX: Final = 16
+ADAPTER_MODELS_MAX: Final = 64
+# Eight times the largest rank in common use.
+ADAPTER_RANK_MAX: Final = 1_024
+# A strength of 1 keeps nothing of an input image but its size.
+STRENGTH_MILLI_MAX: Final = 1_000
 GANG_SIZES: Final = (1, 2, 4, 8)
 CONSTRAINT_NAMES_MAX: Final = 256
 # A client that wants an answer later than this wants a batch: 7 days.

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from atoll.model.ids import AdapterId, ModelId
-from atoll.model.shape import Precision, Shape
+from atoll.model import limits
+from atoll.model.ids import AdapterId, ModelId, parse_name
+from atoll.model.shape import Precision, Shape, parse_int
 
 
 class Modality(StrEnum):
@@ -80,7 +81,13 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterUse:
-    """A LoRA on top of the model, with its scale in thousandths."""
+    """A LoRA on top of the model, with its scale in thousandths; 0 has no effect, less inverts it."""
 
     adapter_id: AdapterId
     scale_milli: int = 1000
+
+    def check(self, field: str) -> AdapterUse:
+        """Self if well formed; else FieldError naming what is not."""
+        parse_name(f"{field}.adapter_id", self.adapter_id)
+        parse_int(f"{field}.scale_milli", self.scale_milli, -limits.ADAPTER_SCALE_MILLI_MAX, limits.ADAPTER_SCALE_MILLI_MAX)
+        return self

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Final
 
-from atoll.model.ids import ModelId
+from atoll.model.ids import AdapterId, ModelId
 
 
 class Tier(IntEnum):
@@ -44,8 +44,12 @@ REPLICA_TABLE: Final[dict[ReplicaState, frozenset[ReplicaState]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaFact:
-    """A replica as an agent reports it; `memory_bytes` as measured, or as the catalogue says until then."""
+    """A replica as an agent reports it; `memory_bytes` as measured, or as the catalogue says until then.
+
+    `adapters` are loaded on it, active or not, sorted.
+    """
 
     model_id: ModelId
     state: ReplicaState
     memory_bytes: int
+    adapters: tuple[AdapterId, ...] = ()

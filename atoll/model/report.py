@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from atoll.model.attempt import AttemptState, Failure, PhaseTimes, ResultManifest
-from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, PoolId, SiteId, Term
+from atoll.model.ids import AdapterId, AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, PoolId, SiteId, Term
 from atoll.model.replica import ReplicaFact
 from atoll.model.site import PoolSpec, SiteRuntime
 
@@ -29,7 +29,7 @@ class SlotFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
-    """One host: free memory and disk, models held in host memory and on disk, and its slots."""
+    """One host: free memory and disk, models held in host memory and on disk, adapters on disk, and its slots."""
 
     pool_id: PoolId
     node_id: NodeId
@@ -37,6 +37,7 @@ class NodeFacts:
     disk_free_bytes: int
     host_models: tuple[ModelId, ...] = ()
     disk_models: tuple[ModelId, ...] = ()
+    disk_adapters: tuple[AdapterId, ...] = ()
     slots: tuple[SlotFacts, ...]
 
 

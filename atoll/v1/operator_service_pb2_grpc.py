@@ -95,6 +95,26 @@ class OperatorServiceStub:
                 request_serializer=atoll_dot_v1_dot_operator__service__pb2.RemoveModelRequest.SerializeToString,
                 response_deserializer=atoll_dot_v1_dot_operator__service__pb2.RemoveModelResponse.FromString,
                 _registered_method=True)
+        self.AddAdapters = channel.unary_unary(
+                '/atoll.v1.OperatorService/AddAdapters',
+                request_serializer=atoll_dot_v1_dot_operator__service__pb2.AddAdaptersRequest.SerializeToString,
+                response_deserializer=atoll_dot_v1_dot_operator__service__pb2.AddAdaptersResponse.FromString,
+                _registered_method=True)
+        self.ListAdapters = channel.unary_unary(
+                '/atoll.v1.OperatorService/ListAdapters',
+                request_serializer=atoll_dot_v1_dot_operator__service__pb2.ListAdaptersRequest.SerializeToString,
+                response_deserializer=atoll_dot_v1_dot_operator__service__pb2.ListAdaptersResponse.FromString,
+                _registered_method=True)
+        self.GetAdapter = channel.unary_unary(
+                '/atoll.v1.OperatorService/GetAdapter',
+                request_serializer=atoll_dot_v1_dot_operator__service__pb2.GetAdapterRequest.SerializeToString,
+                response_deserializer=atoll_dot_v1_dot_operator__service__pb2.AdapterView.FromString,
+                _registered_method=True)
+        self.RemoveAdapter = channel.unary_unary(
+                '/atoll.v1.OperatorService/RemoveAdapter',
+                request_serializer=atoll_dot_v1_dot_operator__service__pb2.RemoveAdapterRequest.SerializeToString,
+                response_deserializer=atoll_dot_v1_dot_operator__service__pb2.RemoveAdapterResponse.FromString,
+                _registered_method=True)
         self.GetFleet = channel.unary_unary(
                 '/atoll.v1.OperatorService/GetFleet',
                 request_serializer=atoll_dot_v1_dot_operator__service__pb2.GetFleetRequest.SerializeToString,
@@ -189,6 +209,30 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddAdapters(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAdapters(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAdapter(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveAdapter(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetFleet(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -270,6 +314,26 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.RemoveModel,
                     request_deserializer=atoll_dot_v1_dot_operator__service__pb2.RemoveModelRequest.FromString,
                     response_serializer=atoll_dot_v1_dot_operator__service__pb2.RemoveModelResponse.SerializeToString,
+            ),
+            'AddAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddAdapters,
+                    request_deserializer=atoll_dot_v1_dot_operator__service__pb2.AddAdaptersRequest.FromString,
+                    response_serializer=atoll_dot_v1_dot_operator__service__pb2.AddAdaptersResponse.SerializeToString,
+            ),
+            'ListAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdapters,
+                    request_deserializer=atoll_dot_v1_dot_operator__service__pb2.ListAdaptersRequest.FromString,
+                    response_serializer=atoll_dot_v1_dot_operator__service__pb2.ListAdaptersResponse.SerializeToString,
+            ),
+            'GetAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAdapter,
+                    request_deserializer=atoll_dot_v1_dot_operator__service__pb2.GetAdapterRequest.FromString,
+                    response_serializer=atoll_dot_v1_dot_operator__service__pb2.AdapterView.SerializeToString,
+            ),
+            'RemoveAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveAdapter,
+                    request_deserializer=atoll_dot_v1_dot_operator__service__pb2.RemoveAdapterRequest.FromString,
+                    response_serializer=atoll_dot_v1_dot_operator__service__pb2.RemoveAdapterResponse.SerializeToString,
             ),
             'GetFleet': grpc.unary_unary_rpc_method_handler(
                     servicer.GetFleet,
@@ -611,6 +675,114 @@ class OperatorService:
             '/atoll.v1.OperatorService/RemoveModel',
             atoll_dot_v1_dot_operator__service__pb2.RemoveModelRequest.SerializeToString,
             atoll_dot_v1_dot_operator__service__pb2.RemoveModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atoll.v1.OperatorService/AddAdapters',
+            atoll_dot_v1_dot_operator__service__pb2.AddAdaptersRequest.SerializeToString,
+            atoll_dot_v1_dot_operator__service__pb2.AddAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atoll.v1.OperatorService/ListAdapters',
+            atoll_dot_v1_dot_operator__service__pb2.ListAdaptersRequest.SerializeToString,
+            atoll_dot_v1_dot_operator__service__pb2.ListAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atoll.v1.OperatorService/GetAdapter',
+            atoll_dot_v1_dot_operator__service__pb2.GetAdapterRequest.SerializeToString,
+            atoll_dot_v1_dot_operator__service__pb2.AdapterView.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atoll.v1.OperatorService/RemoveAdapter',
+            atoll_dot_v1_dot_operator__service__pb2.RemoveAdapterRequest.SerializeToString,
+            atoll_dot_v1_dot_operator__service__pb2.RemoveAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

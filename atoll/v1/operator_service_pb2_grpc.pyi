@@ -46,6 +46,10 @@ class OperatorServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListModelsRequest, _operator_service_pb2.ListModelsResponse]
     GetModel: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetModelRequest, _operator_service_pb2.ModelView]
     RemoveModel: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.RemoveModelRequest, _operator_service_pb2.RemoveModelResponse]
+    AddAdapters: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.AddAdaptersRequest, _operator_service_pb2.AddAdaptersResponse]
+    ListAdapters: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListAdaptersRequest, _operator_service_pb2.ListAdaptersResponse]
+    GetAdapter: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetAdapterRequest, _operator_service_pb2.AdapterView]
+    RemoveAdapter: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.RemoveAdapterRequest, _operator_service_pb2.RemoveAdapterResponse]
     GetFleet: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetFleetRequest, _operator_service_pb2.FleetView]
     Events: _grpc.UnaryStreamMultiCallable[_operator_service_pb2.EventsRequest, _types_pb2.AuditEvent]
     """The audit from `after_seq` on; with follow the stream stays open."""
@@ -68,6 +72,10 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListModelsRequest, _operator_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     GetModel: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetModelRequest, _operator_service_pb2.ModelView]  # type: ignore[assignment]
     RemoveModel: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.RemoveModelRequest, _operator_service_pb2.RemoveModelResponse]  # type: ignore[assignment]
+    AddAdapters: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.AddAdaptersRequest, _operator_service_pb2.AddAdaptersResponse]  # type: ignore[assignment]
+    ListAdapters: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListAdaptersRequest, _operator_service_pb2.ListAdaptersResponse]  # type: ignore[assignment]
+    GetAdapter: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetAdapterRequest, _operator_service_pb2.AdapterView]  # type: ignore[assignment]
+    RemoveAdapter: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.RemoveAdapterRequest, _operator_service_pb2.RemoveAdapterResponse]  # type: ignore[assignment]
     GetFleet: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetFleetRequest, _operator_service_pb2.FleetView]  # type: ignore[assignment]
     Events: _aio.UnaryStreamMultiCallable[_operator_service_pb2.EventsRequest, _types_pb2.AuditEvent]  # type: ignore[assignment]
     """The audit from `after_seq` on; with follow the stream stays open."""
@@ -159,6 +167,34 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_service_pb2.RemoveModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_service_pb2.RemoveModelResponse, _abc.Awaitable[_operator_service_pb2.RemoveModelResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def AddAdapters(
+        self,
+        request: _operator_service_pb2.AddAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.AddAdaptersResponse, _abc.Awaitable[_operator_service_pb2.AddAdaptersResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListAdapters(
+        self,
+        request: _operator_service_pb2.ListAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.ListAdaptersResponse, _abc.Awaitable[_operator_service_pb2.ListAdaptersResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetAdapter(
+        self,
+        request: _operator_service_pb2.GetAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.AdapterView, _abc.Awaitable[_operator_service_pb2.AdapterView]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveAdapter(
+        self,
+        request: _operator_service_pb2.RemoveAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.RemoveAdapterResponse, _abc.Awaitable[_operator_service_pb2.RemoveAdapterResponse]]: ...
 
     @_abc_1.abstractmethod
     def GetFleet(

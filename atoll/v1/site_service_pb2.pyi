@@ -179,19 +179,25 @@ class ReplicaFact(_message.Message):
     MODEL_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     state: _types_pb2.ReplicaState.ValueType
     memory_bytes: _builtins.int
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """loaded on it, sorted"""
+
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
         state: _types_pb2.ReplicaState.ValueType = ...,
         memory_bytes: _builtins.int = ...,
+        adapters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_bytes", b"memory_bytes", "model_id", b"model_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "memory_bytes", b"memory_bytes", "model_id", b"model_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -237,6 +243,7 @@ class NodeFacts(_message.Message):
     HOST_MODELS_FIELD_NUMBER: _builtins.int
     DISK_MODELS_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    DISK_ADAPTERS_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     node_id: _builtins.str
     host_free_bytes: _builtins.int
@@ -247,6 +254,8 @@ class NodeFacts(_message.Message):
     def disk_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotFacts]: ...
+    @_builtins.property
+    def disk_adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -257,10 +266,11 @@ class NodeFacts(_message.Message):
         host_models: _abc.Iterable[_builtins.str] | None = ...,
         disk_models: _abc.Iterable[_builtins.str] | None = ...,
         slots: _abc.Iterable[Global___SlotFacts] | None = ...,
+        disk_adapters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_free_bytes", b"disk_free_bytes", "disk_models", b"disk_models", "host_free_bytes", b"host_free_bytes", "host_models", b"host_models", "node_id", b"node_id", "pool_id", b"pool_id", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_adapters", b"disk_adapters", "disk_free_bytes", b"disk_free_bytes", "disk_models", b"disk_models", "host_free_bytes", b"host_free_bytes", "host_models", b"host_models", "node_id", b"node_id", "pool_id", b"pool_id", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -538,6 +548,7 @@ class Assignment(_message.Message):
     EVICT_FIELD_NUMBER: _builtins.int
     ACKED_EVENT_SEQ_FIELD_NUMBER: _builtins.int
     CONFIRM_SHRINK_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     fleet_id: _builtins.str
     term: _builtins.int
     generation: _builtins.int
@@ -552,6 +563,8 @@ class Assignment(_message.Message):
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.ModelSpec]: ...
     @_builtins.property
     def evict(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AdapterSpec]: ...
     def __init__(
         self,
         *,
@@ -565,10 +578,11 @@ class Assignment(_message.Message):
         evict: _abc.Iterable[_builtins.str] | None = ...,
         acked_event_seq: _builtins.int = ...,
         confirm_shrink: _builtins.bool = ...,
+        adapters: _abc.Iterable[_types_pb2.AdapterSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_event_seq", b"acked_event_seq", "attempts", b"attempts", "base_generation", b"base_generation", "confirm_shrink", b"confirm_shrink", "evict", b"evict", "fleet_id", b"fleet_id", "generation", b"generation", "models", b"models", "removed", b"removed", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_event_seq", b"acked_event_seq", "adapters", b"adapters", "attempts", b"attempts", "base_generation", b"base_generation", "confirm_shrink", b"confirm_shrink", "evict", b"evict", "fleet_id", b"fleet_id", "generation", b"generation", "models", b"models", "removed", b"removed", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

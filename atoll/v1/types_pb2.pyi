@@ -355,17 +355,20 @@ class AdapterUse(_message.Message):
     SCALE_MILLI_FIELD_NUMBER: _builtins.int
     adapter_id: _builtins.str
     scale_milli: _builtins.int
+    """absent: 1,000; 0 is an adapter without effect"""
     def __init__(
         self,
         *,
         adapter_id: _builtins.str = ...,
-        scale_milli: _builtins.int = ...,
+        scale_milli: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_scale_milli", b"_scale_milli", "scale_milli", b"scale_milli"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "scale_milli", b"scale_milli"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scale_milli", b"_scale_milli", "adapter_id", b"adapter_id", "scale_milli", b"scale_milli"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__scale_milli: _TypeAlias = _typing.Literal["scale_milli"]  # noqa: Y015
+    _WhichOneofArgType__scale_milli: _TypeAlias = _typing.Literal["_scale_milli", b"_scale_milli"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scale_milli) -> _WhichOneofReturnType__scale_milli | None: ...
 
 Global___AdapterUse: _TypeAlias = AdapterUse  # noqa: Y015
 
@@ -446,6 +449,7 @@ class JobSpec(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     ORIGIN_SITE_FIELD_NUMBER: _builtins.int
     SIMULATED_FIELD_NUMBER: _builtins.int
+    STRENGTH_MILLI_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """"": the tenant of the credential"""
     model_id: _builtins.str
@@ -461,6 +465,8 @@ class JobSpec(_message.Message):
     """0: 1"""
     origin_site: _builtins.str
     simulated: _builtins.bool
+    strength_milli: _builtins.int
+    """of an input named "image": how much of it is made anew; 0: none"""
     @_builtins.property
     def shape(self) -> Global___Shape:
         """absent or zero figures: the model's default"""
@@ -491,10 +497,11 @@ class JobSpec(_message.Message):
         inputs: _abc.Iterable[Global___InputRef] | None = ...,
         origin_site: _builtins.str = ...,
         simulated: _builtins.bool = ...,
+        strength_milli: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["constraints", b"constraints", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "constraints", b"constraints", "deadline_ms", b"deadline_ms", "gang_size", b"gang_size", "guidance_milli", b"guidance_milli", "inputs", b"inputs", "model_id", b"model_id", "negative_prompt", b"negative_prompt", "origin_site", b"origin_site", "precision", b"precision", "priority", b"priority", "prompt", b"prompt", "seed", b"seed", "shape", b"shape", "simulated", b"simulated", "start_timeout_ms", b"start_timeout_ms", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "constraints", b"constraints", "deadline_ms", b"deadline_ms", "gang_size", b"gang_size", "guidance_milli", b"guidance_milli", "inputs", b"inputs", "model_id", b"model_id", "negative_prompt", b"negative_prompt", "origin_site", b"origin_site", "precision", b"precision", "priority", b"priority", "prompt", b"prompt", "seed", b"seed", "shape", b"shape", "simulated", b"simulated", "start_timeout_ms", b"start_timeout_ms", "strength_milli", b"strength_milli", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -645,12 +652,14 @@ class PhaseTimes(_message.Message):
     COMPILE_US_FIELD_NUMBER: _builtins.int
     RUN_US_FIELD_NUMBER: _builtins.int
     UPLOAD_US_FIELD_NUMBER: _builtins.int
+    ADAPT_US_FIELD_NUMBER: _builtins.int
     waiting_us: _builtins.int
     fetch_us: _builtins.int
     load_us: _builtins.int
     compile_us: _builtins.int
     run_us: _builtins.int
     upload_us: _builtins.int
+    adapt_us: _builtins.int
     def __init__(
         self,
         *,
@@ -660,10 +669,11 @@ class PhaseTimes(_message.Message):
         compile_us: _builtins.int = ...,
         run_us: _builtins.int = ...,
         upload_us: _builtins.int = ...,
+        adapt_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compile_us", b"compile_us", "fetch_us", b"fetch_us", "load_us", b"load_us", "run_us", b"run_us", "upload_us", b"upload_us", "waiting_us", b"waiting_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapt_us", b"adapt_us", "compile_us", b"compile_us", "fetch_us", b"fetch_us", "load_us", b"load_us", "run_us", b"run_us", "upload_us", b"upload_us", "waiting_us", b"waiting_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1051,6 +1061,52 @@ class ModelSpec(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelSpec: _TypeAlias = ModelSpec  # noqa: Y015
+
+@_typing.final
+class AdapterSpec(_message.Message):
+    """A LoRA: one safetensors file, and the models that it fits by name or by family."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_ID_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    MODEL_IDS_FIELD_NUMBER: _builtins.int
+    FAMILY_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_DIGEST_FIELD_NUMBER: _builtins.int
+    ORIGIN_PATH_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    adapter_id: _builtins.str
+    title: _builtins.str
+    family: _builtins.str
+    rank: _builtins.int
+    weights_bytes: _builtins.int
+    weights_digest: _builtins.str
+    origin_path: _builtins.str
+    source: _builtins.str
+    @_builtins.property
+    def model_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        adapter_id: _builtins.str = ...,
+        title: _builtins.str = ...,
+        model_ids: _abc.Iterable[_builtins.str] | None = ...,
+        family: _builtins.str = ...,
+        rank: _builtins.int = ...,
+        weights_bytes: _builtins.int = ...,
+        weights_digest: _builtins.str = ...,
+        origin_path: _builtins.str = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "family", b"family", "model_ids", b"model_ids", "origin_path", b"origin_path", "rank", b"rank", "source", b"source", "title", b"title", "weights_bytes", b"weights_bytes", "weights_digest", b"weights_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterSpec: _TypeAlias = AdapterSpec  # noqa: Y015
 
 @_typing.final
 class NodeSpec(_message.Message):

@@ -9,6 +9,7 @@ from atoll.model.assignment import AssignedAttempt, Assignment
 from atoll.model.ids import EventSeq, FleetId, Generation, ModelId, Term, parse_name
 from atoll.v1 import site_service_pb2 as pb
 from atoll.wire import bounds
+from atoll.wire.adapters import adapter_spec_from_proto, adapter_spec_to_proto
 from atoll.wire.attempts import attempt_key_from_proto, attempt_key_to_proto, slot_ref_from_proto, slot_ref_to_proto
 from atoll.wire.jobs import job_spec_from_proto, job_spec_to_proto
 from atoll.wire.models import model_spec_from_proto, model_spec_to_proto
@@ -58,6 +59,7 @@ def assignment_to_proto(assignment: Assignment) -> pb.Assignment:
         attempts=[assigned_attempt_to_proto(attempt) for attempt in assignment.attempts],
         removed=[attempt_key_to_proto(key) for key in assignment.removed],
         models=[model_spec_to_proto(model) for model in assignment.models],
+        adapters=[adapter_spec_to_proto(adapter) for adapter in assignment.adapters],
         evict=assignment.evict,
         acked_event_seq=assignment.acked_event_seq,
         confirm_shrink=assignment.confirm_shrink,
@@ -75,6 +77,7 @@ def assignment_from_proto(msg: pb.Assignment) -> Assignment:
         attempts=bounds.each("attempts", msg.attempts, ATTEMPTS_MAX, assigned_attempt_from_proto),
         removed=bounds.each("removed", msg.removed, ATTEMPTS_MAX, attempt_key_from_proto),
         models=bounds.each("models", msg.models, limits.MODELS_MAX, model_spec_from_proto),
+        adapters=bounds.each("adapters", msg.adapters, limits.ADAPTERS_IN_FLEET_MAX, adapter_spec_from_proto),
         evict=tuple([ModelId(name) for name in evict]),
         acked_event_seq=EventSeq(bounds.number("acked_event_seq", msg.acked_event_seq, 0, bounds.COUNT_MAX)),
         confirm_shrink=msg.confirm_shrink,

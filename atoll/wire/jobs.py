@@ -78,11 +78,12 @@ def adapter_use_to_proto(use: AdapterUse) -> pb.AdapterUse:
 
 
 def adapter_use_from_proto(msg: pb.AdapterUse) -> AdapterUse:
-    """FieldError for a bad id or scale. A scale of 0 (unset) is 1,000: an adapter that does nothing is not asked for on purpose."""
+    """FieldError for a bad id or scale. An absent scale is 1,000."""
     most = limits.ADAPTER_SCALE_MILLI_MAX
+    scale_milli = msg.scale_milli if msg.HasField("scale_milli") else _ADAPTER_SCALE_MILLI
     return AdapterUse(
         adapter_id=AdapterId(parse_name("adapter_id", msg.adapter_id)),
-        scale_milli=bounds.number("scale_milli", msg.scale_milli or _ADAPTER_SCALE_MILLI, -most, most),
+        scale_milli=bounds.number("scale_milli", scale_milli, -most, most),
     )
 
 
@@ -138,6 +139,7 @@ def job_spec_to_proto(spec: JobSpec) -> pb.JobSpec:
         gang_size=spec.gang_size,
         constraints=None if spec.constraints == _ANYWHERE else constraints_to_proto(spec.constraints),
         inputs=[input_ref_to_proto(ref) for ref in spec.inputs],
+        strength_milli=spec.strength_milli,
         origin_site=spec.origin_site or "",
         simulated=spec.simulated,
     )
@@ -172,6 +174,7 @@ def job_spec_from_proto(msg: pb.JobSpec, *, default: ModelSpec | None = None, te
         gang_size=msg.gang_size or 1,
         constraints=constraints_from_proto(msg.constraints) if msg.HasField("constraints") else _ANYWHERE,
         inputs=inputs,
+        strength_milli=msg.strength_milli,
         origin_site=SiteId(origin_site) if origin_site else None,
         simulated=msg.simulated,
     ).check()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
 from atoll.model import limits
 from atoll.model.attempt import ENDED, AttemptState, PhaseTimes
 from atoll.model.errors import FieldError
-from atoll.model.ids import EventSeq, FleetId, Generation, ModelId, NodeId, PoolId, SiteId, Term, parse_name
+from atoll.model.ids import AdapterId, EventSeq, FleetId, Generation, ModelId, NodeId, PoolId, SiteId, Term, parse_name
 from atoll.model.replica import ReplicaFact
 from atoll.model.report import (
     AttemptEvent,
@@ -112,7 +113,9 @@ def welcome_from_proto(msg: pb.Welcome) -> Welcome:
 
 def replica_fact_to_proto(fact: ReplicaFact) -> pb.ReplicaFact:
     """A replica as observed."""
-    return pb.ReplicaFact(model_id=fact.model_id, state=REPLICA_STATE_TO[fact.state], memory_bytes=fact.memory_bytes)
+    return pb.ReplicaFact(
+        model_id=fact.model_id, state=REPLICA_STATE_TO[fact.state], memory_bytes=fact.memory_bytes, adapters=fact.adapters
+    )
 
 
 def replica_fact_from_proto(msg: pb.ReplicaFact) -> ReplicaFact:
@@ -121,7 +124,13 @@ def replica_fact_from_proto(msg: pb.ReplicaFact) -> ReplicaFact:
         model_id=ModelId(parse_name("model_id", msg.model_id)),
         state=member("state", REPLICA_STATE_FROM, msg.state),
         memory_bytes=bounds.number("memory_bytes", msg.memory_bytes, 0, _BYTES),
+        adapters=_adapters("adapters", msg.adapters, limits.ADAPTERS_PER_REPLICA_MAX) if msg.adapters else (),
     )
+
+
+def _adapters(field: str, names: Sequence[str], most: int) -> tuple[AdapterId, ...]:
+    """Adapters in order, each once, however the agent listed them."""
+    return tuple(sorted({AdapterId(name) for name in bounds.names(field, names, most)}))
 
 
 def slot_facts_to_proto(facts: SlotFacts) -> pb.SlotFacts:
@@ -153,6 +162,7 @@ def node_facts_to_proto(facts: NodeFacts) -> pb.NodeFacts:
         disk_free_bytes=facts.disk_free_bytes,
         host_models=facts.host_models,
         disk_models=facts.disk_models,
+        disk_adapters=facts.disk_adapters,
         slots=[slot_facts_to_proto(slot) for slot in facts.slots],
     )
 
@@ -171,6 +181,7 @@ def node_facts_from_proto(msg: pb.NodeFacts) -> NodeFacts:
         disk_free_bytes=bounds.number("disk_free_bytes", msg.disk_free_bytes, 0, _BYTES),
         host_models=tuple([ModelId(name) for name in host]),
         disk_models=tuple([ModelId(name) for name in disk]),
+        disk_adapters=_adapters("disk_adapters", msg.disk_adapters, limits.ADAPTERS_PER_NODE_MAX),
         slots=slots,
     )
 

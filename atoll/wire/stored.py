@@ -11,6 +11,7 @@ from typing import Any, Final, Generic, TypeVar, get_type_hints
 
 import msgspec
 
+from atoll.model.adapter import AdapterSpec
 from atoll.model.audit import AuditEvent
 from atoll.model.errors import AtollError
 from atoll.model.job import Job, JobSpec
@@ -64,6 +65,7 @@ _JOB: Final = _Blob[Job]("job", Job)
 _JOB_SPEC: Final = _Blob[JobSpec]("job specification", JobSpec)
 _SITE: Final = _Blob[SiteRecord]("site", SiteRecord)
 _MODEL: Final = _Blob[ModelSpec]("model", ModelSpec)
+_ADAPTER: Final = _Blob[AdapterSpec]("adapter", AdapterSpec)
 _LINKS: Final = _Blob[tuple[LinkSpec, ...]]("list of links", tuple[LinkSpec, ...])
 _AUDIT: Final = _Blob[AuditEvent]("line of the audit", AuditEvent)
 _ATTEMPT_EVENT: Final = _Blob[AttemptEvent]("event of an attempt", AttemptEvent)
@@ -72,6 +74,7 @@ encode_job, decode_job = _JOB.encode, _JOB.decode
 encode_job_spec, decode_job_spec = _JOB_SPEC.encode, _JOB_SPEC.decode
 encode_site, decode_site = _SITE.encode, _SITE.decode
 encode_model, decode_model = _MODEL.encode, _MODEL.decode
+encode_adapter, decode_adapter = _ADAPTER.encode, _ADAPTER.decode
 encode_links, decode_links = _LINKS.encode, _LINKS.decode
 encode_audit, decode_audit = _AUDIT.encode, _AUDIT.decode
 encode_attempt_event, decode_attempt_event = _ATTEMPT_EVENT.encode, _ATTEMPT_EVENT.decode

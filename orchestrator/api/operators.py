@@ -1,4 +1,4 @@
-"""OperatorService: sites, models, the fleet and its history. Every verb that takes something away wants a reason."""
+"""OperatorService: sites, models, adapters, the fleet and its history. Every verb that takes something away wants a reason."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
 from atoll.model import limits
+from atoll.model.adapter import AdapterSpec, AdapterUsage
 from atoll.model.errors import FieldError, NotFoundError
 from atoll.model.gpu import GpuType
-from atoll.model.ids import ChangeSeq, GpuTypeId, ModelId, SiteId, parse_name
+from atoll.model.ids import AdapterId, ChangeSeq, GpuTypeId, ModelId, SiteId, parse_name
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec, SiteSpec
 from atoll.model.views import DrainPlan
 from atoll.v1 import operator_service_pb2 as pb
 from atoll.v1 import types_pb2
 from atoll.v1.operator_service_pb2_grpc import OperatorServiceServicer
+from atoll.wire.adapters import adapter_spec_from_proto, adapter_view_to_proto
 from atoll.wire.audit import audit_event_to_proto
 from atoll.wire.bounds import COUNT_MAX, each, label, number, part
 from atoll.wire.jobs import checked_reason
@@ -25,6 +27,8 @@ from orchestrator.api.auth import CALLER
 from orchestrator.api.interceptor import Context
 from orchestrator.api.status import did_you_mean
 from orchestrator.core.events import (
+    AdapterRemoved,
+    AdaptersAdded,
     Event,
     ModelRemoved,
     ModelsAdded,
@@ -49,6 +53,7 @@ _AUDIT_PAGE: Final = 500
 # An idle stream is looked at this often; its connection is kept alive below this layer.
 _IDLE_S: Final = 60.0
 _JOIN_PREFIX: Final = "atoll-join"
+_NOWHERE: Final = AdapterUsage()
 _LINKS_MAX: Final = limits.SITES_MAX * 36
 
 
@@ -169,6 +174,38 @@ class OperatorService(OperatorServiceServicer):
         await self._ask(lambda ref: ModelRemoved(request=ref, actor=_actor(), reason=reason, model_id=model_id))
         return pb.RemoveModelResponse(model_id=model_id)
 
+    # --- adapters ------------------------------------------------------------------------------------------------------------
+
+    async def AddAdapters(self, request: pb.AddAdaptersRequest, context: Context) -> pb.AddAdaptersResponse:
+        """Add or replace adapters of models and families that exist."""
+        adapters = each("adapters", request.adapters, limits.ADAPTERS_IN_FLEET_MAX, adapter_spec_from_proto)
+        if len({adapter.adapter_id for adapter in adapters}) != len(adapters):
+            raise FieldError("adapters", [adapter.adapter_id for adapter in adapters], "each adapter once")
+        self._check_bases(adapters)
+        done = await self._ask(lambda ref: AdaptersAdded(request=ref, actor=_actor(), adapters=adapters))
+        return pb.AddAdaptersResponse(changed=done.changed)
+
+    async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
+        """All adapters, and where they are."""
+        usage = self._driver.machine.adapter_usage()
+        adapters = sorted(self._readers.adapters.values(), key=lambda adapter: adapter.adapter_id)
+        return pb.ListAdaptersResponse(adapters=[adapter_view_to_proto(one, usage.get(one.adapter_id, _NOWHERE)) for one in adapters])
+
+    async def GetAdapter(self, request: pb.GetAdapterRequest, context: Context) -> pb.AdapterView:
+        """One adapter, and where it is."""
+        adapter_id = AdapterId(parse_name("adapter_id", request.adapter_id))
+        adapter = self._readers.adapters.get(adapter_id)
+        if adapter is None:
+            raise NotFoundError("adapter", adapter_id)
+        return adapter_view_to_proto(adapter, self._driver.machine.adapter_usage().get(adapter_id, _NOWHERE))
+
+    async def RemoveAdapter(self, request: pb.RemoveAdapterRequest, context: Context) -> pb.RemoveAdapterResponse:
+        """Forget an adapter; jobs that wait for it fail."""
+        adapter_id = AdapterId(parse_name("adapter_id", request.adapter_id))
+        reason = checked_reason("reason", request.reason)
+        await self._ask(lambda ref: AdapterRemoved(request=ref, actor=_actor(), reason=reason, adapter_id=adapter_id))
+        return pb.RemoveAdapterResponse(adapter_id=adapter_id)
+
     # --- the fleet -----------------------------------------------------------------------------------------------------------
 
     async def GetFleet(self, request: pb.GetFleetRequest, context: Context) -> pb.FleetView:
@@ -242,6 +279,18 @@ class OperatorService(OperatorServiceServicer):
             for end, site_id in (("src", link.src), ("dst", link.dst)):
                 if site_id not in known:
                     raise did_you_mean(f"links[{index}].{end}", site_id, "site", sorted(known))
+
+
+    def _check_bases(self, adapters: tuple[AdapterSpec, ...]) -> None:
+        """What an adapter fits must exist: a mistyped base would only show when a job is refused."""
+        models = self._readers.models
+        families = {model.family for model in models.values()}
+        for index, adapter in enumerate(adapters):
+            for model_id in adapter.model_ids:
+                if model_id not in models:
+                    raise did_you_mean(f"adapters[{index}].model_ids", model_id, "model", list(models))
+            if adapter.family and adapter.family not in families:
+                raise did_you_mean(f"adapters[{index}].family", adapter.family, "family of models", list(families))
 
 
 def _actor() -> str:

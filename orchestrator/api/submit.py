@@ -120,6 +120,7 @@ class Submitter:
         _refuse_what_has_no_meaning_yet(spec)
         if model.modality is Modality.IMAGE and spec.shape.frames != 1:
             raise FieldError("shape.frames", spec.shape.frames, f"1: {model_id} makes images")
+        self._check_adapters(spec)
         self._check_places(spec)
         job_id = new_job_id(self._driver.clock.now_us())
         return Submission(
@@ -129,6 +130,13 @@ class Submitter:
             payload_digest=f"sha256:{payload}",
             request_id=REQUEST_ID.get(""),
         )
+
+    def _check_adapters(self, spec: JobSpec) -> None:
+        """Unknown adapters, with what looks like them; whether one fits its base is said by the core."""
+        adapters = self._readers.adapters
+        for index, use in enumerate(spec.adapters):
+            if use.adapter_id not in adapters:
+                raise did_you_mean(f"adapters[{index}].adapter_id", use.adapter_id, "adapter", list(adapters))
 
     def _check_places(self, spec: JobSpec) -> None:
         """A constraint that names what does not exist would wait for ever."""
@@ -149,8 +157,6 @@ class Submitter:
 
 
 def _refuse_what_has_no_meaning_yet(spec: JobSpec) -> None:
-    if spec.adapters:
-        raise FieldError("adapters", f"{len(spec.adapters)} adapters", "none: adapters are not supported yet")
     if spec.gang_size != 1:
         raise FieldError("gang_size", spec.gang_size, "1: jobs on several GPUs are not supported yet")
     if spec.inputs:

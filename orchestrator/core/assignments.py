@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from atoll.model.assignment import AssignedAttempt, Assignment
 from atoll.model.attempt import AttemptState
-from atoll.model.ids import Generation, ModelId
+from atoll.model.ids import AdapterId, Generation, ModelId
 from orchestrator.core.context import Context
 from orchestrator.core.outputs import SendAssignment
 from orchestrator.core.state import LiveAttempt, Site
@@ -35,6 +35,8 @@ def _make(ctx: Context, site: Site) -> Assignment:
     attempts = tuple(_assigned(ctx, live) for live in lives)
     wanted: dict[ModelId, None] = {live.model_id: None for live in lives}
     models = tuple(ctx.state.models[model_id] for model_id in wanted if model_id in ctx.state.models)
+    used: dict[AdapterId, None] = {use.adapter_id: None for live in lives for use in live.spec.adapters}
+    adapters = tuple(ctx.state.adapters[adapter_id] for adapter_id in used if adapter_id in ctx.state.adapters)
     assignment = Assignment(
         fleet_id=ctx.state.fleet_id,
         term=ctx.state.term,
@@ -43,6 +45,7 @@ def _make(ctx: Context, site: Site) -> Assignment:
         attempts=attempts,
         removed=() if full else tuple(site.removed),
         models=models,
+        adapters=adapters,
         evict=tuple(site.evict),
         acked_event_seq=site.acked_event_seq,
         confirm_shrink=full and site.dropped,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from atoll.model.adapter import AdapterSpec
 from atoll.model.ids import ChangeSeq, FleetId, JobId, TenantId, Term
 from atoll.model.job import Job
 from atoll.model.modelspec import ModelSpec
@@ -38,5 +39,6 @@ class Stored:
     sites: tuple[SiteRecord, ...] = ()
     links: tuple[LinkSpec, ...] = ()
     models: tuple[ModelSpec, ...] = ()
+    adapters: tuple[AdapterSpec, ...] = ()
     ended_keys: tuple[EndedKey, ...] = ()
     ended_count: int = 0

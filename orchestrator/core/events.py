@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NewType
 
-from atoll.model.ids import FleetId, JobId, ModelId, SiteId, TenantId, Term
+from atoll.model.adapter import AdapterSpec
+from atoll.model.ids import AdapterId, FleetId, JobId, ModelId, SiteId, TenantId, Term
 from atoll.model.job import JobSpec
 from atoll.model.modelspec import ModelSpec
 from atoll.model.report import AttemptEvent, SiteHello, SiteReport
@@ -177,6 +178,25 @@ class ModelRemoved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptersAdded:
+    """An operator added or replaced adapters."""
+
+    request: RequestRef
+    actor: str
+    adapters: tuple[AdapterSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRemoved:
+    """An operator removed an adapter. Jobs waiting for it fail; running ones end."""
+
+    request: RequestRef
+    actor: str
+    reason: str
+    adapter_id: AdapterId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TookOver:
     """This process became the one that may write: first event after a restore. All lease and silence timers start anew."""
 
@@ -205,6 +225,8 @@ Event = (
     | SiteRemoveRequested
     | ModelsAdded
     | ModelRemoved
+    | AdaptersAdded
+    | AdapterRemoved
     | TookOver
     | TimerFired
 )

@@ -10,13 +10,13 @@ from dataclasses import replace
 from atoll.model import limits
 from atoll.model.attempt import RETRIES, Attempt, Failure, FailureKind, ResultManifest
 from atoll.model.ids import JobId, SiteId, TenantId
-from atoll.model.job import Job, JobState, check_job_state
+from atoll.model.job import Job, JobSpec, JobState, check_job_state
 from orchestrator.core import attempts
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.events import JobCancelRequested, JobsSubmitted, Submission
 from orchestrator.core.outputs import Accepted, Done, JobSettled, Refusal, RefusalCode, RetryScheduled, SubmitReply
 from orchestrator.core.placement.classes import NO_AVOIDANCE, Avoidance, class_of
-from orchestrator.core.state import JobEntry, KeyEntry
+from orchestrator.core.state import JobEntry, KeyEntry, State
 
 # Keys of ended jobs that stay known, so that a late retry of a client meets its job: at 60 jobs a second that is an
 # hour and a half, ten times longer than any client retries, for about 100 MB.
@@ -72,7 +72,10 @@ def _refusal(ctx: Context, submission: Submission) -> Refusal | None:
         return Refusal(code=RefusalCode.CONFLICT, field="job_id", message=f"job id {submission.job_id} is taken")
     if spec.model_id not in state.models:
         return Refusal(code=RefusalCode.INVALID, field="model_id", message=f"no model {spec.model_id!r} in this fleet")
-    unmeant = [("adapters", bool(spec.adapters)), ("gang_size", spec.gang_size != 1), ("inputs", bool(spec.inputs))]
+    unusable = _unusable_adapter(state, spec)
+    if unusable is not None:
+        return Refusal(code=RefusalCode.INVALID, field=unusable[0], message=unusable[1])
+    unmeant = [("gang_size", spec.gang_size != 1), ("inputs", bool(spec.inputs))]
     for field, used in unmeant:
         if used:
             return Refusal(code=RefusalCode.INVALID, field=field, message=f"{field} is not supported by this version: leave it out")
@@ -82,6 +85,20 @@ def _refusal(ctx: Context, submission: Submission) -> Refusal | None:
     if state.tenant_jobs.get(spec.tenant, 0) >= limits.QUEUED_JOBS_PER_TENANT_MAX:
         message = f"tenant {spec.tenant} has {limits.QUEUED_JOBS_PER_TENANT_MAX} jobs that have not ended"
         return Refusal(code=RefusalCode.QUOTA, message=message, retry_after_ms=_FULL_RETRY_MS)
+    return None
+
+
+def _unusable_adapter(state: State, spec: JobSpec) -> tuple[str, str] | None:
+    """(field, message) for the first adapter that the job cannot use, if there is one. The job's model exists."""
+    model = state.models[spec.model_id]
+    for index, use in enumerate(spec.adapters):
+        field, adapter = f"adapters[{index}].adapter_id", state.adapters.get(use.adapter_id)
+        if adapter is None:
+            return field, f"no adapter {use.adapter_id!r} in this fleet"
+        if not adapter.fits(model):
+            return field, f"adapter {use.adapter_id} fits {adapter.fits_text}, not model {model.model_id} of family {model.family or '-'}"
+        if not spec.simulated and not adapter.servable:
+            return field, f"adapter {use.adapter_id} is known by its figures only: jobs that use it must be simulated"
     return None
 
 
@@ -177,12 +194,17 @@ def attempt_failed(ctx: Context, entry: JobEntry, attempt: Attempt, failure: Fai
 
 
 def enqueue(ctx: Context, entry: JobEntry, *, avoiding: bool = True) -> None:
-    """Put a queued job among its class, or hold it until its back-off is over. A job whose model was removed meanwhile fails.
+    """Put a queued job among its class, or hold it until its back-off is over. A job whose model or adapter was removed fails.
 
     `avoiding` is false where every place that could take it is one where it failed a moment ago.
     """
     if entry.job.spec.model_id not in ctx.state.models:
         message = f"model {entry.job.spec.model_id} was removed while the job was under way"
+        end(ctx, entry, JobState.FAILED, failure=Failure(kind=FailureKind.BAD_INPUT, message=message))
+        return
+    gone = [use.adapter_id for use in entry.job.spec.adapters if use.adapter_id not in ctx.state.adapters]
+    if gone:
+        message = f"adapter {gone[0]} was removed while the job was under way"
         end(ctx, entry, JobState.FAILED, failure=Failure(kind=FailureKind.BAD_INPUT, message=message))
         return
     if entry.not_before_us > ctx.now_us:

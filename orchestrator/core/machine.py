@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import assert_never
 
+from atoll.model.adapter import AdapterUsage
 from atoll.model.gpu import GpuType
-from atoll.model.ids import GpuTypeId, JobId, ModelId, SiteId
+from atoll.model.ids import AdapterId, GpuTypeId, JobId, ModelId, SiteId
 from atoll.model.placement import Deferral
 from atoll.model.site import SiteRecord
 from atoll.model.views import DrainPlan, FleetView, SiteView
-from orchestrator.core import assignments, attempts, drains, explain, jobs, leases, models, operators, placing, restoring, sites
+from orchestrator.core import adapters, assignments, attempts, drains, explain, jobs, leases, models, operators, placing, restoring, sites
 from orchestrator.core import snapshot as snapshots
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.durable import Stored
 from orchestrator.core.events import (
+    AdapterRemoved,
+    AdaptersAdded,
     AttemptsEnded,
     Event,
     JobCancelRequested,
@@ -111,6 +114,10 @@ class Machine:
         """(sites where it is warm, replicas, jobs that wait for it)."""
         return explain.model_usage(self._ctx, model_id)
 
+    def adapter_usage(self) -> dict[AdapterId, AdapterUsage]:
+        """Where the adapters are that are somewhere."""
+        return adapters.usage(self._ctx.state)
+
     def site_credential(self, site_id: SiteId) -> SiteRecord | None:
         """The durable record of a site, with the digests of its token and credential."""
         site = self._ctx.state.sites.get(site_id)
@@ -149,6 +156,10 @@ def _dispatch(ctx: Context, event: Event) -> None:  # noqa: C901 - one case per 
             models.added(ctx, event)
         case ModelRemoved():
             models.removed(ctx, event)
+        case AdaptersAdded():
+            adapters.added(ctx, event)
+        case AdapterRemoved():
+            adapters.removed(ctx, event)
         case TookOver():
             ctx.state.fleet_id, ctx.state.term = event.fleet_id, event.term
             leases.took_over(ctx)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from atoll.model.adapter import AdapterSpec
 from atoll.model.assignment import Assignment
 from atoll.model.attempt import Attempt, FailureKind
 from atoll.model.audit import AuditEvent
-from atoll.model.ids import AttemptKey, JobId, ModelId, SiteId
+from atoll.model.ids import AdapterId, AttemptKey, JobId, ModelId, SiteId
 from atoll.model.job import Job, JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Deferral, Explanation
@@ -65,13 +66,27 @@ class DeleteModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PutAdapter:
+    """An adapter that jobs may name."""
+
+    adapter: AdapterSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteAdapter:
+    """The adapter is forgotten."""
+
+    adapter_id: AdapterId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AppendAudit:
     """One line of the audit."""
 
     event: AuditEvent
 
 
-Record = PutJob | PutSite | DeleteSite | PutLinks | PutModel | DeleteModel | AppendAudit
+Record = PutJob | PutSite | DeleteSite | PutLinks | PutModel | DeleteModel | PutAdapter | DeleteAdapter | AppendAudit
 
 # --- answers ------------------------------------------------------------------------------------------------------------------
 
@@ -186,6 +201,20 @@ class PublishModelRemoved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PublishAdapter:
+    """Readers see the adapter so from now on."""
+
+    adapter: AdapterSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishAdapterRemoved:
+    """Readers see the adapter no more."""
+
+    adapter_id: AdapterId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PublishAudit:
     """Watchers of events see this line."""
 
@@ -201,6 +230,8 @@ Command = (
     | PublishSiteRemoved
     | PublishModel
     | PublishModelRemoved
+    | PublishAdapter
+    | PublishAdapterRemoved
     | PublishAudit
 )
 

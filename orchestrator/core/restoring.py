@@ -39,6 +39,7 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
         term=snapshot.term,
         gpus=dict(gpus),
         models={model.model_id: model for model in snapshot.models},
+        adapters={adapter.adapter_id: adapter for adapter in snapshot.adapters},
         links={(link.src, link.dst): link for link in snapshot.links},
         ended_keys=_ended_keys(snapshot.ended_keys),
         accept_seq=snapshot.accept_seq,
@@ -121,6 +122,7 @@ def _restore_site(ctx: Context, snapshot: SiteSnapshot) -> Site:
 def _restore_node(node: Node, told: NodeSnapshot) -> None:
     node.host_free_bytes, node.disk_free_bytes = told.host_free_bytes, told.disk_free_bytes
     node.host_models, node.disk_models = set(told.host_models), set(told.disk_models)
+    node.disk_adapters = set(told.disk_adapters)
     node.fetching = dict(told.fetching)
     for slot, slot_told in zip(node.slots, told.slots, strict=True):
         slot.ready = slot_told.ready
@@ -132,6 +134,7 @@ def _restore_node(node: Node, told: NodeSnapshot) -> None:
                 memory_bytes=replica.memory_bytes,
                 state=replica.state,
                 last_used_us=replica.last_used_us,
+                adapters=replica.adapters,
             )
             for replica in slot_told.replicas
         }
@@ -144,6 +147,7 @@ def from_stored(stored: Stored, policy: Policy, gpus: Mapping[GpuTypeId, GpuType
         term=stored.term,
         gpus=dict(gpus),
         models={model.model_id: model for model in stored.models},
+        adapters={adapter.adapter_id: adapter for adapter in stored.adapters},
         links={(link.src, link.dst): link for link in stored.links},
         ended_keys=_ended_keys(stored.ended_keys),
         audit_seq=stored.last_audit_seq,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from atoll.model.attempt import AttemptState
-from atoll.model.ids import Generation, ModelId, PoolId, SlotRef
+from atoll.model.ids import AdapterId, Generation, ModelId, PoolId, SlotRef
 from atoll.model.replica import ReplicaFact, ReplicaState
 from atoll.model.report import PROTOCOL_VERSION, NodeFacts, SiteHello, SlotFacts
 from atoll.model.site import PoolSpec, SiteAdmin
@@ -207,6 +207,7 @@ def _node_reported(ctx: Context, column: Column, node_index: int, facts: NodeFac
         for model_id in sorted(known - now_there):
             known.discard(model_id)
             ctx.columns.node_changed(column, node_index, kind, model_id, present=False)
+    set_disk_adapters(node, facts.disk_adapters)
     for model_id in [model_id for model_id in node.fetching if model_id in node.disk_models]:
         del node.fetching[model_id]
         column.site.fetches -= 1
@@ -214,6 +215,17 @@ def _node_reported(ctx: Context, column: Column, node_index: int, facts: NodeFac
     for slot_facts in facts.slots:
         if 0 <= slot_facts.index < len(node.slots):
             _slot_reported(ctx, column, node.slots[slot_facts.index], slot_facts)
+
+
+def set_disk_adapters(node: Node, adapters: tuple[AdapterId, ...]) -> None:
+    """The node's disk holds exactly these: the one place where that changes after a restore."""
+    if node.disk_adapters != set(adapters):
+        node.disk_adapters = set(adapters)
+
+
+def set_adapters(replica: Replica, adapters: tuple[AdapterId, ...]) -> None:
+    """The replica holds exactly these: the one place where that changes while the replica lives."""
+    replica.adapters = adapters
 
 
 def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -> None:
@@ -238,6 +250,7 @@ def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -
             replica.memory_bytes, replica.state = fact.memory_bytes, fact.state
         else:
             replica.state = ReplicaState.ABSENT
+        set_adapters(replica, fact.adapters if fact is not None else ())
     if not changed:
         return
     slot.ready = facts.ready

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from atoll.model.adapter import AdapterSpec
 from atoll.model.ids import (
+    AdapterId,
     AttemptKey,
     ChangeSeq,
     EventSeq,
@@ -51,6 +53,7 @@ class ReplicaSnapshot:
     memory_bytes: int
     state: ReplicaState
     last_used_us: int
+    adapters: tuple[AdapterId, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,7 @@ class NodeSnapshot:
     disk_free_bytes: int
     host_models: tuple[ModelId, ...]
     disk_models: tuple[ModelId, ...]
+    disk_adapters: tuple[AdapterId, ...]
     fetching: tuple[tuple[ModelId, int], ...]
     slots: tuple[SlotSnapshot, ...]
 
@@ -134,6 +138,7 @@ class Snapshot:
     jobs: tuple[JobSnapshot, ...]
     sites: tuple[SiteSnapshot, ...]
     models: tuple[ModelSpec, ...]
+    adapters: tuple[AdapterSpec, ...]
     links: tuple[LinkSpec, ...]
     ended_keys: tuple[EndedKey, ...]
     ready: tuple[JobId, ...]  # one job of each class still to be scored
@@ -155,6 +160,7 @@ def take(ctx: Context) -> Snapshot:
         jobs=tuple(_take_job(ctx, entry) for entry in state.jobs.values()),
         sites=tuple(_take_site(ctx, site) for site in state.sites.values()),
         models=tuple(state.models.values()),
+        adapters=tuple(state.adapters.values()),
         links=tuple(state.links.values()),
         ended_keys=tuple(
             EndedKey(tenant=tenant, idempotency_key=key, job_id=known.job_id, payload_digest=known.payload_digest)
@@ -235,6 +241,7 @@ def _take_node(node: Node) -> NodeSnapshot:
         disk_free_bytes=node.disk_free_bytes,
         host_models=tuple(sorted(node.host_models)),
         disk_models=tuple(sorted(node.disk_models)),
+        disk_adapters=tuple(sorted(node.disk_adapters)),
         fetching=tuple(sorted(node.fetching.items())),
         slots=tuple(
             SlotSnapshot(
@@ -245,6 +252,7 @@ def _take_node(node: Node) -> NodeSnapshot:
                         memory_bytes=replica.memory_bytes,
                         state=replica.state,
                         last_used_us=replica.last_used_us,
+                        adapters=replica.adapters,
                     )
                     for replica in slot.replicas.values()
                 ),

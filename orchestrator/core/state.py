@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from atoll.model.adapter import AdapterSpec
 from atoll.model.attempt import Attempt, AttemptState, FailureKind
 from atoll.model.gpu import GpuType
 from atoll.model.ids import (
+    AdapterId,
     AttemptKey,
     ChangeSeq,
     EventSeq,
@@ -52,6 +54,7 @@ class Replica:
     memory_bytes: int
     state: ReplicaState
     last_used_us: int = 0
+    adapters: tuple[AdapterId, ...] = ()  # loaded on it as last reported, active or not; sorted
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,6 +83,7 @@ class Node:
     disk_free_bytes: int = 0
     host_models: set[ModelId] = field(default_factory=set)
     disk_models: set[ModelId] = field(default_factory=set)
+    disk_adapters: set[AdapterId] = field(default_factory=set)
     fetching: dict[ModelId, int] = field(default_factory=dict)
 
 
@@ -184,6 +188,7 @@ class State:
     jobs: dict[JobId, JobEntry] = field(default_factory=dict)
     sites: dict[SiteId, Site] = field(default_factory=dict)
     models: dict[ModelId, ModelSpec] = field(default_factory=dict)
+    adapters: dict[AdapterId, AdapterSpec] = field(default_factory=dict)
     links: dict[tuple[SiteId, SiteId], LinkSpec] = field(default_factory=dict)
     keys: dict[tuple[TenantId, str], KeyEntry] = field(default_factory=dict)
     ended_keys: dict[tuple[TenantId, str], KeyEntry] = field(default_factory=dict)

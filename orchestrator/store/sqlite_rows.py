@@ -11,15 +11,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
+from atoll.model.adapter import AdapterSpec
 from atoll.model.audit import AuditEvent
 from atoll.model.errors import StateError
-from atoll.model.ids import ChangeSeq, FleetId, JobId, ModelId, SiteId, TenantId, Term
+from atoll.model.ids import AdapterId, ChangeSeq, FleetId, JobId, ModelId, SiteId, TenantId, Term
 from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec, SiteRecord
 from atoll.wire import stored
 from orchestrator.core.durable import EndedKey, Stored
-from orchestrator.core.outputs import AppendAudit, DeleteModel, DeleteSite, PutJob, PutLinks, PutModel, PutSite, Record
+from orchestrator.core.outputs import (
+    AppendAudit,
+    DeleteAdapter,
+    DeleteModel,
+    DeleteSite,
+    PutAdapter,
+    PutJob,
+    PutLinks,
+    PutModel,
+    PutSite,
+    Record,
+)
 
 _INSERT_JOB: Final = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_SPEC: Final = "INSERT INTO specs VALUES (?, ?)"
@@ -43,6 +55,7 @@ class Changes:
     jobs: dict[JobId, Job] = field(default_factory=dict)
     sites: dict[SiteId, SiteRecord | None] = field(default_factory=dict)
     models: dict[ModelId, ModelSpec | None] = field(default_factory=dict)
+    adapters: dict[AdapterId, AdapterSpec | None] = field(default_factory=dict)
     links: tuple[LinkSpec, ...] | None = None
     audit: list[AuditEvent] = field(default_factory=list)
 
@@ -64,6 +77,10 @@ def changes_of(records: Sequence[Record]) -> Changes:
                 changes.models[model.model_id] = model
             case DeleteModel(model_id=model_id):
                 changes.models[model_id] = None
+            case PutAdapter(adapter=adapter):
+                changes.adapters[adapter.adapter_id] = adapter
+            case DeleteAdapter(adapter_id=adapter_id):
+                changes.adapters[adapter_id] = None
             case AppendAudit(event=event):
                 changes.audit.append(event)
             case _:
@@ -84,6 +101,11 @@ def write(connection: sqlite3.Connection, rows: LiveRows, changes: Changes) -> l
             connection.execute("DELETE FROM models WHERE model_id = ?", (model_id,))
         else:
             connection.execute("INSERT OR REPLACE INTO models VALUES (?, ?)", (model_id, stored.encode_model(model)))
+    for adapter_id, adapter in changes.adapters.items():
+        if adapter is None:
+            connection.execute("DELETE FROM adapters WHERE adapter_id = ?", (adapter_id,))
+        else:
+            connection.execute("INSERT OR REPLACE INTO adapters VALUES (?, ?)", (adapter_id, stored.encode_adapter(adapter)))
     if changes.links is not None:
         connection.execute("INSERT OR REPLACE INTO links VALUES (1, ?)", (stored.encode_links(changes.links),))
     if changes.audit:
@@ -171,6 +193,9 @@ def load(connection: sqlite3.Connection, *, ended_keys_max: int) -> tuple[Stored
             sites=tuple(stored.decode_site(row[0]) for row in connection.execute("SELECT site FROM sites ORDER BY site_id")),
             links=stored.decode_links(links[0]) if links else (),
             models=tuple(stored.decode_model(row[0]) for row in connection.execute("SELECT model FROM models ORDER BY model_id")),
+            adapters=tuple(
+                stored.decode_adapter(row[0]) for row in connection.execute("SELECT adapter FROM adapters ORDER BY adapter_id")
+            ),
             ended_keys=_youngest_keys(connection, ended_keys_max),
             ended_count=count_ended(connection),
         )

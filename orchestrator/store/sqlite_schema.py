@@ -15,7 +15,7 @@ from atoll.model.errors import StateError
 from orchestrator.store.base import StoreError
 
 # Grows with every change of the tables. A file of a later version is refused: its rows may mean something else.
-FORMAT: Final = 1
+FORMAT: Final = 2
 # "ATOL": tells our file from any other SQLite database.
 APPLICATION_ID: Final = 0x41544F4C
 
@@ -54,9 +54,13 @@ CREATE INDEX jobs_ended_of_tenant ON jobs (tenant, ended_us, job_id, state) WHER
 CREATE TABLE specs (n INTEGER PRIMARY KEY, spec BLOB NOT NULL) STRICT;
 CREATE TABLE sites (site_id TEXT PRIMARY KEY, site BLOB NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE models (model_id TEXT PRIMARY KEY, model BLOB NOT NULL) STRICT;
+CREATE TABLE adapters (adapter_id TEXT PRIMARY KEY, adapter BLOB NOT NULL) STRICT;
 CREATE TABLE links (id INTEGER PRIMARY KEY CHECK (id = 1), links BLOB NOT NULL) STRICT;
 CREATE TABLE audit (seq INTEGER PRIMARY KEY, line BLOB NOT NULL) STRICT;
 """
+
+# What turns a file of an earlier format into one of the next, in the transaction that opens it.
+_UPGRADES: Final = {1: ("CREATE TABLE adapters (adapter_id TEXT PRIMARY KEY, adapter BLOB NOT NULL) STRICT",)}
 
 
 def open_writer(path: str) -> sqlite3.Connection:
@@ -119,6 +123,11 @@ def _check_or_create(connection: sqlite3.Connection, path: str) -> None:
     elif connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise StateError(f"{path} is a database of another program: give the store a file of its own")
     row = connection.execute("SELECT format FROM fleet").fetchone()
+    while row is not None and row[0] in _UPGRADES:
+        for statement in _UPGRADES[row[0]]:
+            connection.execute(statement)
+        row = (row[0] + 1,)
+        connection.execute("UPDATE fleet SET format = ?", row)
     if row is None or row[0] != FORMAT:
         found = row[0] if row else "none"
         raise StateError(f"{path} has format {found}, this version of Atoll reads {FORMAT}: run the version that wrote it")

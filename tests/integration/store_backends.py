@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from atoll.model.adapter import AdapterSpec
 from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind
 from atoll.model.audit import AuditEvent, Severity
-from atoll.model.ids import AttemptKey, ChangeSeq, JobId, ModelId, NodeId, Ordinal, PoolId, SiteId, SlotRef, TenantId
+from atoll.model.ids import AdapterId, AttemptKey, ChangeSeq, JobId, ModelId, NodeId, Ordinal, PoolId, SiteId, SlotRef, TenantId
 from atoll.model.job import Job, JobSpec, JobState
 from atoll.model.modelspec import DenoiserKind, Modality, ModelPhysics, ModelSpec
 from atoll.model.shape import Shape
@@ -89,6 +90,11 @@ def site(name: str, reason: str = "") -> SiteRecord:
 
 def link(src: str, dst: str) -> LinkSpec:
     return LinkSpec(src=SiteId(src), dst=SiteId(dst), rtt_us=1_000, bytes_per_s=10**9)
+
+
+def adapter(name: str) -> AdapterSpec:
+    """An adapter of a family."""
+    return AdapterSpec(adapter_id=AdapterId(name), family="SDXL", rank=32, weights_bytes=92_900_000)
 
 
 def model(name: str, title: str = "") -> ModelSpec:

@@ -11,12 +11,23 @@ import pytest
 
 from atoll.model.audit import AuditEvent
 from atoll.model.errors import FieldError, StateError
-from atoll.model.ids import ChangeSeq, JobId, ModelId, SiteId, TenantId, Term
+from atoll.model.ids import AdapterId, ChangeSeq, JobId, ModelId, SiteId, TenantId, Term
 from atoll.model.job import TERMINAL, Job, JobState
 from orchestrator.core.durable import EndedKey, Stored
-from orchestrator.core.outputs import AppendAudit, DeleteModel, DeleteSite, PutJob, PutLinks, PutModel, PutSite, Record
+from orchestrator.core.outputs import (
+    AppendAudit,
+    DeleteAdapter,
+    DeleteModel,
+    DeleteSite,
+    PutAdapter,
+    PutJob,
+    PutLinks,
+    PutModel,
+    PutSite,
+    Record,
+)
 from orchestrator.store.base import CommitOutcome, Store
-from tests.integration.store_backends import BACKENDS, Backend, audit, ended, link, model, placed, queued, site
+from tests.integration.store_backends import BACKENDS, Backend, adapter, audit, ended, link, model, placed, queued, site
 
 COMMITTED = CommitOutcome.COMMITTED
 
@@ -67,6 +78,8 @@ async def test_everything_committed_is_there_after_a_restart(backend: Backend, s
         PutLinks(links=(link("a", "b"), link("b", "a"))),
         *(PutModel(model=model(name)) for name in ("m1", "m2")),
         DeleteModel(model_id=ModelId("m1")),
+        *(PutAdapter(adapter=adapter(name)) for name in ("l1", "l2")),
+        DeleteAdapter(adapter_id=AdapterId("l1")),
         AppendAudit(event=audit(1)),
         AppendAudit(event=audit(2)),
     ]
@@ -76,6 +89,7 @@ async def test_everything_committed_is_there_after_a_restart(backend: Backend, s
     assert {record.spec.site_id: record for record in stored.sites} == {"a": site("a"), "b": site("b", "flaky rack")}
     assert stored.links == (link("a", "b"), link("b", "a"))
     assert stored.models == (model("m2"),)
+    assert stored.adapters == (adapter("l2"),)
     assert (stored.fleet_time_us, stored.last_audit_seq, stored.ended_count) == (77, 2, 1)
     key = EndedKey(tenant=TenantId("team-a"), idempotency_key="key-done", job_id=JobId("done"), payload_digest=done.payload_digest)
     assert stored.ended_keys == (key,)

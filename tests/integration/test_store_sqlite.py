@@ -20,11 +20,11 @@ import pytest
 
 from atoll.model.errors import StateError
 from atoll.model.ids import ChangeSeq, JobId
-from orchestrator.core.outputs import AppendAudit, PutJob
+from orchestrator.core.outputs import AppendAudit, PutAdapter, PutJob, PutModel
 from orchestrator.store.base import CommitOutcome, StoreError
 from orchestrator.store.sqlite import SqliteStore
 from orchestrator.store.sqlite_backup import TERM_GAP
-from tests.integration.store_backends import audit, ended, queued
+from tests.integration.store_backends import adapter, audit, ended, model, queued
 
 ROOT = Path(__file__).parents[2]
 
@@ -257,12 +257,30 @@ async def test_a_later_format_is_refused_with_both_numbers(path: Path, store: Sq
     await store.take_over()
     await store.close()
     connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("UPDATE fleet SET format = 2")
+    connection.execute("UPDATE fleet SET format = 3")
     connection.close()
     later = SqliteStore(path)
-    with pytest.raises(StateError, match="has format 2, this version of Atoll reads 1"):
+    with pytest.raises(StateError, match="has format 3, this version of Atoll reads 2"):
         await later.take_over()
     await later.close()
+
+
+async def test_a_file_of_the_first_format_is_taken_over_with_all_that_it_holds(path: Path, store: SqliteStore) -> None:
+    term = (await store.take_over()).term
+    await store.commit(term, 1, [PutModel(model=model("m"))])
+    await store.close()
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("DROP TABLE adapters")
+    connection.execute("UPDATE fleet SET format = 1")
+    connection.close()
+    later = SqliteStore(path)
+    loaded = await later.take_over()
+    assert (loaded.models, loaded.adapters) == ((model("m"),), ())
+    await later.commit(loaded.term, 2, [PutAdapter(adapter=adapter("l"))])
+    await later.close()
+    again = SqliteStore(path)
+    assert (await again.take_over()).adapters == (adapter("l"),)
+    await again.close()
 
 
 async def test_a_path_that_cannot_be_a_file_is_told(tmp_path: Path) -> None:

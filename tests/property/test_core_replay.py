@@ -6,11 +6,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atoll.model.attempt import AttemptState, FailureKind
-from atoll.model.ids import SiteId
+from atoll.model.ids import AdapterId, SiteId
 from atoll.model.job import Priority
+from atoll.model.modelspec import AdapterUse
 from orchestrator.core import events
 from orchestrator.core.machine import restore
-from tests.unit.fleet_of_machines import GPUS, Fleet, model, pool, site, spec
+from tests.unit.fleet_of_machines import GPUS, Fleet, adapter, model, pool, site, spec
 
 _ACTION = st.one_of(
     st.tuples(st.just("submit"), st.sampled_from(["m", "x", "huge"]), st.integers(1, 4), st.sampled_from(list(Priority))),
@@ -23,6 +24,9 @@ _ACTION = st.one_of(
     st.tuples(st.just("wait"), st.sampled_from([0.5, 3.0, 20.0, 90.0])),
     st.tuples(st.just("cancel"), st.integers(0, 30)),
     st.tuples(st.just("admin"), st.sampled_from(["a", "b"]), st.sampled_from(["cordon", "uncordon", "drain"])),
+    st.tuples(st.just("styled"), st.sampled_from(["s1", "s2"]), st.integers(1, 2)),
+    st.tuples(st.just("adapter"), st.sampled_from(["s1", "s2"]), st.sampled_from(["add", "remove"])),
+    st.tuples(st.just("adapted"), st.sampled_from(["a", "b", "c"]), st.sets(st.sampled_from(["s1", "s2"]))),
     st.tuples(st.just("warm"), st.sampled_from(["a", "b", "c"]), st.sampled_from(["m", "x"])),
 )
 
@@ -59,6 +63,17 @@ def _act(fleet: Fleet, action: tuple) -> None:  # type: ignore[type-arg]  # noqa
             fleet.ask(events.SiteUncordoned, actor="t", reason="r", site_id=name)
         case ("admin", name, "drain"):
             fleet.ask(events.SiteDrainRequested, actor="t", reason="r", site_id=name, deadline_ms=10_000)
+        case ("styled", adapter_id, count):
+            use = (AdapterUse(adapter_id=AdapterId(adapter_id)),)
+            fleet.submit(*(spec("m", prompt=str(number), adapters=use) for number in range(count)))
+        case ("adapter", adapter_id, "add"):
+            fleet.ask(events.AdaptersAdded, actor="t", adapters=(adapter(adapter_id, "m"),))
+        case ("adapter", adapter_id, "remove"):
+            fleet.ask(events.AdapterRemoved, actor="t", reason="r", adapter_id=adapter_id)
+        case ("adapted", name, adapter_ids):
+            agent, one = fleet.agents[SiteId(name)], fleet.agents[SiteId(name)].site.pools[0]
+            agent.loaded[(one.node_id(0), 0)], agent.disk_adapters = tuple(sorted(adapter_ids)), set(adapter_ids)
+            fleet.report(name)
         case ("warm", name, model_id):
             one = fleet.agents[SiteId(name)].site.pools[0]
             fleet.warm(name, one.node_id(0), 0, model_id)

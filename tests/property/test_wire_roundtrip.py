@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from atoll.model.adapter import AdapterSpec
 from atoll.model.assignment import Assignment
 from atoll.model.attempt import Attempt, ResultManifest
 from atoll.model.audit import AuditEvent
@@ -19,7 +20,7 @@ from atoll.model.modelspec import ModelSpec
 from atoll.model.report import AttemptEvent, SiteHello, SiteReport, Welcome
 from atoll.model.site import LinkSpec, SiteRecord, SiteSpec
 from atoll.model.views import DrainPlan, FleetView, SiteView
-from atoll.wire import assignments, attempts, audit, jobs, models, reports, sites, stored, views
+from atoll.wire import adapters, assignments, attempts, audit, jobs, models, reports, sites, stored, views
 from atoll.wire.recording import RecordingError, TaggedCodec
 from tests.property.wire_strategies import messages, nouns
 
@@ -32,6 +33,7 @@ WIRE: list[tuple[type, ToProto, FromProto]] = [
     (Attempt, attempts.attempt_to_proto, attempts.attempt_from_proto),
     (ResultManifest, attempts.manifest_to_proto, attempts.manifest_from_proto),
     (ModelSpec, models.model_spec_to_proto, models.model_spec_from_proto),
+    (AdapterSpec, adapters.adapter_spec_to_proto, adapters.adapter_spec_from_proto),
     (SiteSpec, sites.site_spec_to_proto, sites.site_spec_from_proto),
     (LinkSpec, sites.link_spec_to_proto, sites.link_spec_from_proto),
     (SiteHello, reports.hello_to_proto, reports.hello_from_proto),
@@ -51,11 +53,12 @@ STORED: list[tuple[Any, Callable[[Any], bytes], Callable[[bytes], Any]]] = [
     (nouns(JobSpec), stored.encode_job_spec, stored.decode_job_spec),
     (nouns(SiteRecord), stored.encode_site, stored.decode_site),
     (nouns(ModelSpec), stored.encode_model, stored.decode_model),
+    (nouns(AdapterSpec), stored.encode_adapter, stored.decode_adapter),
     (nouns(AuditEvent), stored.encode_audit, stored.decode_audit),
     (nouns(AttemptEvent), stored.encode_attempt_event, stored.decode_attempt_event),
     (st.lists(nouns(LinkSpec), max_size=3).map(tuple), stored.encode_links, stored.decode_links),
 ]
-STORED_IDS = ["job", "spec", "site", "model", "audit", "event", "links"]
+STORED_IDS = ["job", "spec", "site", "model", "adapter", "audit", "event", "links"]
 
 # Two shared cores: fewer examples of big nouns, and no complaint that building them takes its time.
 thrifty = settings(

@@ -14,7 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import strategies as st
 
-from atoll.model import assignment, attempt, ids, job, limits, modelspec, placement, report, shape, site, views
+from atoll.model import adapter, assignment, attempt, ids, job, limits, modelspec, placement, replica, report, shape, site, views
 from atoll.model.attempt import ENDED, AttemptState
 from atoll.wire import bounds
 
@@ -74,7 +74,16 @@ BY_FIELD: dict[tuple[type, str], Strategy] = {
     (job.JobSpec, "gang_size"): st.sampled_from(limits.GANG_SIZES),
     (job.Constraints, "regions"): tuples(printable.filter(bool)),
     (job.InputRef, "bytes"): st.integers(0, limits.INPUT_BYTES_MAX),
-    (modelspec.AdapterUse, "scale_milli"): st.integers(-10_000, 10_000).filter(bool),
+    (modelspec.AdapterUse, "scale_milli"): st.integers(-10_000, 10_000),
+    (job.JobSpec, "strength_milli"): st.integers(0, limits.STRENGTH_MILLI_MAX),
+    (adapter.AdapterSpec, "family"): st.sampled_from(["FLUX.1", "ü"]),
+    (adapter.AdapterSpec, "rank"): st.integers(1, limits.ADAPTER_RANK_MAX),
+    (adapter.AdapterSpec, "weights_bytes"): st.integers(1, limits.BYTES_MAX),
+    (adapter.AdapterSpec, "weights_digest"): st.one_of(st.just(""), digests),
+    (adapter.AdapterSpec, "origin_path"): st.sampled_from(["loras/a.safetensors", "b.safetensors"]),
+    (adapter.AdapterSpec, "model_ids"): tuples(names, unique_by=str),
+    (replica.ReplicaFact, "adapters"): tuples(names, unique_by=str).map(sorted).map(tuple),
+    (report.NodeFacts, "disk_adapters"): tuples(names, unique_by=str).map(sorted).map(tuple),
     (modelspec.ModelSpec, "weights_digest"): st.one_of(st.just(""), digests),
     (modelspec.ModelPhysics, "temporal_factor"): st.integers(1, 8),
     (attempt.Artifact, "pixel_digest"): st.one_of(st.just(""), digests),
@@ -116,6 +125,7 @@ BY_NAME: dict[str, Strategy] = {
 UNIQUE: dict[tuple[type, str], Callable[[Any], Any]] = {
     (attempt.ResultManifest, "artifacts"): lambda artifact: artifact.name,
     (site.SiteSpec, "pools"): lambda pool: pool.pool_id,
+    (job.JobSpec, "adapters"): lambda use: use.adapter_id,
     (report.SiteHello, "pools"): lambda pool: pool.pool_id,
     (report.NodeFacts, "slots"): lambda slot: slot.index,
 }

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from atoll.model.adapter import AdapterSpec
 from atoll.model.assignment import AssignedAttempt, Assignment
 from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, ResultManifest
 from atoll.model.gpu import GpuType
 from atoll.model.ids import (
+    AdapterId,
     AttemptKey,
     ChangeSeq,
     EventSeq,
@@ -66,6 +68,14 @@ def model(name: str, weights_gb: int = 10) -> ModelSpec:
     )  # fmt: skip
 
 
+def adapter(name: str, *model_ids: str, family: str = "") -> AdapterSpec:
+    """An adapter with weights."""
+    return AdapterSpec(
+        adapter_id=AdapterId(name), model_ids=tuple(ModelId(one) for one in model_ids), family=family, rank=16,
+        weights_bytes=GB // 10, weights_digest="sha256:" + "2" * 64, origin_path=f"{name}.safetensors",
+    )  # fmt: skip
+
+
 def pool(name: str, gpu: str = "big", nodes: int = 1, gpus: int = 2) -> PoolSpec:
     """A pool with plenty of disk."""
     node = NodeSpec(host_memory_bytes=512 * GB, disk_cache_bytes=2_000 * GB, disk_bytes_per_s=5 * GB)
@@ -100,6 +110,8 @@ class Agent:
     told: list[Assignment] = field(default_factory=list)
     warm: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
     disk: set[str] = field(default_factory=set)
+    loaded: dict[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)  # adapters on whatever is warm there
+    disk_adapters: set[str] = field(default_factory=set)
 
 
 class Fleet:
@@ -181,6 +193,7 @@ class Fleet:
         old = self.agents.get(one.site_id)
         if old is not None:
             agent.event_seq, agent.warm, agent.disk = old.event_seq, old.warm, old.disk
+            agent.loaded, agent.disk_adapters = old.loaded, old.disk_adapters
         self.agents[one.site_id] = agent
         hello = SiteHello(
             site_id=one.site_id, fleet_id=FleetId(""), term=Term(0), protocol_version=PROTOCOL_VERSION, agent_version="t",
@@ -211,7 +224,10 @@ class Fleet:
                 index=gpu,
                 memory_free_bytes=0,
                 replicas=tuple(
-                    ReplicaFact(model_id=ModelId(name), state=ReplicaState.WARM, memory_bytes=size)
+                    ReplicaFact(
+                        model_id=ModelId(name), state=ReplicaState.WARM, memory_bytes=size,
+                        adapters=tuple(AdapterId(adapter) for adapter in agent.loaded.get((node_id, gpu), ())),
+                    )
                     for name, size in sorted(agent.warm.get((node_id, gpu), {}).items())
                 ),
             )
@@ -219,8 +235,9 @@ class Fleet:
         )
         disk = tuple(ModelId(name) for name in sorted(agent.disk))
         return NodeFacts(
-            pool_id=one.pool_id, node_id=NodeId(node_id), host_free_bytes=GB, disk_free_bytes=GB, disk_models=disk, slots=slots
-        )
+            pool_id=one.pool_id, node_id=NodeId(node_id), host_free_bytes=GB, disk_free_bytes=GB, disk_models=disk, slots=slots,
+            disk_adapters=tuple(AdapterId(name) for name in sorted(agent.disk_adapters)),
+        )  # fmt: skip
 
     def submit(self, *specs: JobSpec, keys: tuple[str, ...] = ()) -> Reply:
         """A client submits these jobs in one message; ids are j1, j2, ... over the fleet's life."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from atoll.model.attempt import AttemptState, FailureKind
-from atoll.model.ids import AdapterId, JobId, SiteId, TenantId
+from atoll.model.ids import JobId, SiteId, TenantId
 from atoll.model.job import JobState
-from atoll.model.modelspec import AdapterUse
 from orchestrator.core import events
 from orchestrator.core.outputs import Accepted, Done, LateResultRefused, PutJob, Refusal, RefusalCode, SubmitReply
 from tests.unit.fleet_of_machines import Fleet, in_regions, model, pool, site, spec
@@ -68,7 +67,6 @@ def test_same_key_and_payload_is_the_same_job_and_another_payload_is_refused_eve
 def test_what_has_no_meaning_yet_is_refused_by_field() -> None:
     fleet = Fleet(site("a"))
     assert _refused(fleet.submit(spec(gang_size=2))).field == "gang_size"
-    assert _refused(fleet.submit(spec(adapters=(AdapterUse(adapter_id=AdapterId("l")),)))).field == "adapters"
     assert _refused(fleet.submit(spec(model_id="nope"))).field == "model_id"
 
 
