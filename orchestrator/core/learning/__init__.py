@@ -1,0 +1,1 @@
+"""What settled attempts teach the estimates. Pure: observations go in, factors in thousandths come out."""

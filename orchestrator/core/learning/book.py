@@ -1,0 +1,174 @@
+"""The book of what was learned: the corrections of every component, the calibration of quotes, and when either changes.
+
+Decides when estimates are told of news: each component at most every five seconds of fleet time, each cell only when it moved by more
+than 2 %, and only the models that it concerns. Between two changes of `version_of(model)` every factor of a model stands still, so an
+estimate may be kept for as long. Must not know what is done with a factor.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from atoll.model.ids import GpuTypeId, ModelId, SiteId
+from atoll.model.learned import Component, Estimates, LearnedSpread, Level, Shift
+from atoll.model.limits import MODELS_MAX
+from atoll.model.modelspec import Modality
+from orchestrator.core.learning import corrections as of_component
+from orchestrator.core.learning import quotes as of_totals
+from orchestrator.core.learning.cells import CellKey
+from orchestrator.core.learning.corrections import Corrections, Place, Sample, factor_log_of
+from orchestrator.core.learning.logs import log_ratio, milli, times
+from orchestrator.core.learning.observation import COMPONENTS, Observation
+from orchestrator.core.learning.quotes import Quotes
+
+# Without news, ageing is looked at this often.
+_LOOK_US: Final = 60_000_000
+# A checkpoint is written at most this often, and keeps this many cells of each of the two lowest levels of a component: 5 components x
+# 2 x 1,024 cells of some 40 bytes are half a megabyte a minute at worst. What it leaves out is learned again within a few jobs.
+SAVE_US: Final = 60_000_000
+SAVED_LEAVES_MAX: Final = 1_024
+# Factors kept by name; beyond it all are computed anew when asked for.
+_KNOWN_MAX: Final = 65_536
+_NO_FACTORS: Final = (1_000,) * len(COMPONENTS)
+
+
+class Book:
+    """See the module. `learning` off: everything is observed and judged, and every factor is 1."""
+
+    def __init__(self, *, learning: bool = True) -> None:
+        self.learning = learning
+        self.components: dict[Component, Corrections] = {component: Corrections(component) for component in COMPONENTS}
+        self.quotes = Quotes()
+        self.saved_us = 0
+        self.unsaved = False
+        self.shared_version = 0
+        self._model_versions: dict[ModelId, int] = {}
+        self._factors: dict[Place, tuple[int, ...]] = {}
+
+    # --- what estimates ask ----------------------------------------------------------------------------------------------------
+
+    def version_of(self, model_id: ModelId) -> int:
+        """Grows whenever a factor of this model changed."""
+        return self.shared_version + self._model_versions.get(model_id, 0)
+
+    def factors_milli(self, model_id: ModelId, gpu_type: GpuTypeId, site_id: SiteId) -> tuple[int, ...]:
+        """What the prior of each component (in the order of `COMPONENTS`) is multiplied by there, in thousandths."""
+        if not self.learning:
+            return _NO_FACTORS
+        place = Place(model_id=model_id, gpu_type=gpu_type, site_id=site_id)
+        known = self._factors.get(place)
+        if known is None:
+            if len(self._factors) >= _KNOWN_MAX:
+                self._factors.clear()
+            known = self._factors[place] = tuple(milli(one.factor_log(place)) for one in self.components.values())
+        return known
+
+    def spread_us(self, component: Component, prior_us: int, place: Place) -> tuple[int, int]:
+        """(P50, P90) of one component whose prior is this."""
+        one = self.components[component]
+        located = one.published_log(place) if self.learning else 0
+        figures = one.figures
+        p90_log = figures.p90_log + one.widened_log(place.site_id)
+        return times(prior_us, located + figures.p50_log), times(prior_us, located + p90_log)
+
+    def quote(self, predicted_us: int, cold: bool, modality: Modality) -> tuple[int, int]:
+        """(P50, P90) of a completion that is predicted to take this long from its decision on."""
+        return self.quotes.quote(predicted_us, cold, modality)
+
+    # --- what settled attempts say -----------------------------------------------------------------------------------------------
+
+    def observe(self, place: Place, observation: Observation, now_us: int) -> Shift | None:
+        """Learn from one component of one attempt; a change point is answered, once."""
+        one = self.components[observation.component]
+        factor_log = factor_log_of(observation.factor_milli)
+        ratio_log = log_ratio(observation.actual_us, observation.predicted_us) + factor_log
+        sample = Sample(place=place, ratio_log=ratio_log, factor_log=factor_log, at_least=observation.at_least)
+        changed = one.observe(sample, now_us)
+        self.unsaved = True
+        for level, key, cell in one.trim():
+            if cell.published_log:
+                self._bump(level, key)
+        if changed is None:
+            return None
+        before, after = changed
+        return Shift(component=one.component, site_id=place.site_id, from_milli=milli(before), to_milli=milli(after))
+
+    def observe_total(self, cold: bool, modality: Modality, predicted_us: int, actual_us: int, *, at_least: bool) -> None:
+        """Learn from how long a chosen decision took in all."""
+        self.quotes.observe(of_totals.key_of(cold, modality), predicted_us, actual_us, at_least=at_least)
+        self.unsaved = True
+
+    def refresh(self, now_us: int) -> None:
+        """Publish what is due."""
+        for one in self.components.values():
+            waited_us = now_us - one.refreshed_us
+            if waited_us >= _LOOK_US or (one.stale and waited_us >= of_component.REFRESH_US):
+                moved = one.refresh(now_us)
+                if moved.shared:
+                    self._bump_all()
+                for model_id in sorted(moved.models):
+                    self._bump_model(model_id)
+        if now_us - self.quotes.refreshed_us >= of_totals.REFRESH_US:
+            self.quotes.refresh(now_us)
+
+    def forget(self, component: Component | None, site_id: SiteId | None) -> None:
+        """Forget one component or all, at one site or everywhere (then the quotes too, unless one component was named)."""
+        for name in COMPONENTS if component is None else (component,):
+            if site_id is None:
+                self.components[name] = Corrections(name)
+            else:
+                self.components[name].forget_site(site_id)
+        if component is None and site_id is None:
+            self.quotes = Quotes()
+        self._bump_all()
+        self.unsaved = True
+
+    def _bump(self, level: Level, key: CellKey) -> None:
+        if level in {Level.MODEL_GPU_TYPE, Level.MODEL_SITE}:
+            self._bump_model(ModelId(key[0]))
+        else:
+            self._bump_all()
+
+    def _bump_model(self, model_id: ModelId) -> None:
+        if len(self._model_versions) >= MODELS_MAX and model_id not in self._model_versions:
+            # Every version grows by more than what is forgotten.
+            self.shared_version += max(self._model_versions.values())
+            self._model_versions.clear()
+        self._model_versions[model_id] = self._model_versions.get(model_id, 0) + 1
+        self._factors.clear()
+
+    def _bump_all(self) -> None:
+        self.shared_version += 1
+        self._factors.clear()
+
+    # --- keeping -----------------------------------------------------------------------------------------------------------------
+
+    def take(self, leaves_max: int | None = None) -> Estimates:
+        """As a frozen value; `leaves_max`: without the oldest cells of the lowest levels."""
+        kinds, gate = self.quotes.take()
+        return Estimates(
+            components=tuple(one.take(leaves_max) for one in self.components.values()),
+            quotes=kinds,
+            gate=gate,
+            quotes_us=self.quotes.refreshed_us,
+            saved_us=self.saved_us,
+            unsaved=self.unsaved,
+        )
+
+    def checkpoint(self, now_us: int) -> Estimates | None:
+        """What should become durable now; None: nothing new, or not yet."""
+        if not self.unsaved or now_us - self.saved_us < SAVE_US:
+            return None
+        self.saved_us, self.unsaved = now_us, False
+        return self.take(SAVED_LEAVES_MAX)
+
+
+def restored(estimates: Estimates, *, learning: bool = True) -> Book:
+    """A book that goes on where the value was taken; components that the value does not know begin anew."""
+    book = Book(learning=learning)
+    for told in estimates.components:
+        if told.component in book.components:
+            book.components[told.component] = of_component.restored(told)
+    book.quotes = of_totals.restored(estimates.quotes, estimates.gate or LearnedSpread(bins=()), estimates.quotes_us)
+    book.saved_us, book.unsaved = estimates.saved_us, estimates.unsaved
+    return book

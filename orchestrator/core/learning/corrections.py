@@ -1,0 +1,326 @@
+"""The corrections of one component: hierarchical, multiplicative, each level shrunk toward those above it.
+
+Decides how an observation is shared out among the levels (all > GPU type > site > model x GPU type > model x site: each takes what those
+above it leave over), what is published to the estimates, and when. Two modes, as loads have, are taken out before the levels learn: what
+a site teaches is how far it is from the middle of its mode, not which mode it happened to meet. Must not know phases or jobs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+from typing import Final
+
+from atoll.model.ids import GpuTypeId, ModelId, SiteId
+from atoll.model.learned import Component, LearnedCell, LearnedComponent, Level, SpreadFigures
+from orchestrator.core.learning import cells as cell_of
+from orchestrator.core.learning import sketch
+from orchestrator.core.learning.cells import RESIDUAL_MAX, SHRINK, Cell, CellKey
+from orchestrator.core.learning.changepoints import WATCH_FROM, Watch, standard_deviation
+from orchestrator.core.learning.logs import ONE, log2
+from orchestrator.core.learning.sketch import FIRST_GUESS, Sketch
+
+# [1/4, 4] in all: what is further off than that is no calibration error, and the next who learns should not have to undo it.
+CORRECTION_MAX: Final = 2 * ONE
+# A cell is published anew when its effect moved by more than 2 % (log2(1.02) in 2^-16): estimates are kept until then.
+STEP: Final = 1_872
+REFRESH_US: Final = 5_000_000
+# Cells without news whose ageing is looked at in one refresh, and how often each is: 12 times in a half-life of idleness at least.
+_LOOKS: Final = 64
+_LOOK_EACH_US: Final = 60_000_000
+# At most 16 MB for each component (about 1 KiB a cell with its key and its place in the tables). Beyond it the cell goes that was not
+# observed or looked at for the longest: the levels above keep what they learned of it.
+CELLS_MAX: Final = {
+    Level.ALL: 1,
+    Level.GPU_TYPE: 512,
+    Level.SITE: 4_096,
+    Level.MODEL_GPU_TYPE: 4_096,
+    Level.MODEL_SITE: 8_192,
+}
+# Expected times are above the middle of the logs by this spread's share only once there is one.
+_MEAN_FROM: Final = 8
+LEVELS: Final = tuple(Level)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Whom an estimate is about."""
+
+    model_id: ModelId
+    gpu_type: GpuTypeId
+    site_id: SiteId
+
+
+def keys_of(place: Place) -> tuple[CellKey, ...]:
+    """The names of a place's cells, by level."""
+    model_id, gpu_type, site_id = place.model_id, place.gpu_type, place.site_id
+    return ("", ""), (gpu_type, ""), (site_id, ""), (model_id, gpu_type), (model_id, site_id)
+
+
+def clipped(log: int) -> int:
+    """A correction within its bounds."""
+    return min(max(log, -CORRECTION_MAX), CORRECTION_MAX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One measured duration: the log of actual over prior, and of the factor with which it was predicted.
+
+    `at_least`: it was cut off there, and would have taken longer.
+    """
+
+    place: Place
+    ratio_log: int
+    factor_log: int
+    at_least: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """What a refresh published: something that concerns many models, or cells of some."""
+
+    shared: bool
+    models: frozenset[ModelId]
+
+
+class Corrections:
+    """One component. `tables` are the cells by level and name, each in the order in which they were last observed or looked at."""
+
+    def __init__(self, component: Component) -> None:
+        self.component = component
+        self.tables: dict[Level, dict[CellKey, Cell]] = {level: {} for level in Level}
+        self.spread = Sketch(FIRST_GUESS)
+        self.figures = SpreadFigures()
+        self.mean_log = 0
+        self.gate = Sketch()
+        self.refreshed_us = 0
+        self.observations = 0
+        self.shifts = 0
+        self._changed: dict[tuple[Level, CellKey], None] = {}
+        self._sites: dict[ModelId, dict[SiteId, None]] = {}  # where a model has a cell of its own
+
+    # --- asking --------------------------------------------------------------------------------------------------------------
+
+    def published_log(self, place: Place) -> int:
+        """The correction in force for a place, without the share of the spread."""
+        total = 0
+        for table, key in zip(self.tables.values(), keys_of(place), strict=True):
+            cell = table.get(key)
+            if cell is not None:
+                total += cell.published_log
+        return clipped(total)
+
+    def factor_log(self, place: Place) -> int:
+        """What an expected time is multiplied by, as a log."""
+        return clipped(self.published_log(place) + self.mean_log)
+
+    def sites_of(self, model_id: ModelId) -> list[SiteId]:
+        """Sites at which a model has a cell of its own."""
+        return list(self._sites.get(model_id, ()))
+
+    def widened_log(self, site_id: SiteId) -> int:
+        """By how much the P90 of a site is wider while a change of it is young."""
+        cell = self.tables[Level.SITE].get((site_id, ""))
+        return cell.watch.widened_log if cell is not None and cell.watch is not None else 0
+
+    @property
+    def stale(self) -> bool:
+        """Whether something was observed since the last refresh."""
+        return bool(self._changed)
+
+    # --- learning ------------------------------------------------------------------------------------------------------------
+
+    def observe(self, sample: Sample, now_us: int) -> tuple[int, int] | None:
+        """Learn from one duration. A change point answers the site's own effect before and after, as logs."""
+        place = sample.place
+        keys = keys_of(place)
+        row = [self._cell(level, key, now_us) for level, key in zip(LEVELS, keys, strict=True)]
+        effects = [cell.aged_effect() for cell in row]
+        located = clipped(sum(effects))
+        ratio = min(max(sample.ratio_log, -RESIDUAL_MAX), RESIDUAL_MAX)
+        rest = ratio - located
+        # What was really predicted, with what was published then: its being late or rounded is part of how far predictions are off.
+        off = ratio - (sample.factor_log - self.mean_log)
+        if sample.at_least:
+            self.spread.add_at_least(off)
+            if rest <= self.figures.p50_log:
+                return None  # cut off before it was due: that says nothing
+            # Tobit in one step: it counts as the mean of what is known to lie beyond.
+            rest = self.spread.mean_above(rest)
+        else:
+            self.spread.add(off)
+        self.observations += 1
+        error, within = self._judge(off, sample.at_least, place)
+        offset = self._mode(rest)
+        shift = self._watch(row[2], row[4], rest - offset)
+        left = located + rest - offset
+        figures = self.figures
+        apart = isqrt(max(-figures.low_log * figures.high_log, 0))  # the spread of two points around their mean
+        for level, key, cell, effect in zip(LEVELS, keys, row, effects, strict=True):
+            cell.add(left + cell.excess(apart) if apart else left, offset, error, within)
+            left -= effect
+            self._changed[level, key] = None
+        if not shift:
+            return None
+        self.shifts += 1
+        site = row[2]
+        before = site.aged_effect()
+        site.jump(shift)
+        return before, site.aged_effect()
+
+    def _judge(self, off: int, at_least: bool, place: Place) -> tuple[int, bool]:
+        """How far the predicted median was off, and whether the P90 held; noted for the gate, unless the actual is not known."""
+        error = min(max(off - self.figures.p50_log, -RESIDUAL_MAX), RESIDUAL_MAX)
+        within = off <= self.figures.p90_log + self.widened_log(place.site_id)
+        if not at_least:
+            self.gate.add(error)
+            self.gate.cover(within)
+        return error, within
+
+    def _mode(self, rest: int) -> int:
+        """The middle of the mode that a residual belongs to, from the mean of all."""
+        figures = self.figures
+        if figures.low_log == figures.high_log:
+            return 0
+        return figures.low_log if rest < figures.cut_log else figures.high_log
+
+    def _watch(self, site: Cell, leaf: Cell, residual: int) -> int:
+        if site.weight < WATCH_FROM:
+            return 0
+        if site.watch is None:
+            site.watch = Watch()
+        leftover = site.log_sum * ONE // site.weight - site.aged_effect()
+        return site.watch.see(residual, standard_deviation(self.figures.variance, leaf.weight, leftover, SHRINK))
+
+    def _cell(self, level: Level, key: CellKey, now_us: int) -> Cell:
+        """The cell as of now, the last of its table."""
+        table = self.tables[level]
+        cell = table.pop(key, None)
+        if cell is None:
+            cell = Cell(level=level, seen_us=now_us)
+            self._index(level, key)
+        cell.age(now_us)
+        cell.looked_us = now_us
+        table[key] = cell
+        return cell
+
+    def _index(self, level: Level, key: CellKey) -> None:
+        if level is Level.MODEL_SITE:
+            self._sites.setdefault(ModelId(key[0]), {})[SiteId(key[1])] = None
+
+    def _drop(self, level: Level, key: CellKey) -> Cell:
+        """Take a cell out of its table and of what refers to it."""
+        cell = self.tables[level].pop(key)
+        self._changed.pop((level, key), None)
+        if level is Level.MODEL_SITE:
+            model_id = ModelId(key[0])
+            del self._sites[model_id][SiteId(key[1])]
+            if not self._sites[model_id]:
+                del self._sites[model_id]
+        return cell
+
+    def trim(self) -> list[tuple[Level, CellKey, Cell]]:
+        """Drop what is beyond the bounds; the cells that went."""
+        gone: list[tuple[Level, CellKey, Cell]] = []
+        for level, table in self.tables.items():
+            while len(table) > CELLS_MAX[level]:
+                key = next(iter(table))
+                gone.append((level, key, self._drop(level, key)))
+        return gone
+
+    # --- publishing ----------------------------------------------------------------------------------------------------------
+
+    def refresh(self, now_us: int) -> Moved:
+        """Publish what moved by more than a step: of what was observed since, and of some that were not."""
+        self.refreshed_us = now_us
+        self.figures = self.spread.figures()
+        shared = False
+        if self.observations >= _MEAN_FROM and abs(self.figures.mean_log - self.mean_log) > STEP:
+            self.mean_log = self.figures.mean_log
+            shared = True
+        models: set[ModelId] = set()
+        due = dict.fromkeys((*self._changed, *self._looked_at(now_us)))
+        self._changed.clear()
+        for level, key in due:
+            cell = self.tables[level][key]
+            cell.changed = False
+            effect = cell.effect(now_us)
+            forgotten = cell.forgotten(now_us)
+            if forgotten:
+                self._drop(level, key)
+                effect = 0
+            if abs(effect - cell.published_log) > STEP or (forgotten and cell.published_log):
+                cell.published_log = effect
+                if level in {Level.MODEL_GPU_TYPE, Level.MODEL_SITE}:
+                    models.add(ModelId(key[0]))
+                else:
+                    shared = True
+        return Moved(shared=shared, models=frozenset(models))
+
+    def _looked_at(self, now_us: int) -> list[tuple[Level, CellKey]]:
+        """Cells that nobody observed for a while, oldest first: time alone changes their effect."""
+        found: list[tuple[Level, CellKey]] = []
+        for level, table in self.tables.items():
+            due: list[CellKey] = []
+            for key, cell in table.items():
+                if len(due) >= _LOOKS or cell.looked_us + _LOOK_EACH_US > now_us:
+                    break
+                due.append(key)
+            for key in due:
+                cell = table.pop(key)
+                cell.looked_us = now_us
+                table[key] = cell
+                found.append((level, key))
+        return found
+
+    def forget_site(self, site_id: SiteId) -> None:
+        """Forget what is about one site."""
+        for level, name_at in ((Level.SITE, 0), (Level.MODEL_SITE, 1)):
+            for key in [key for key in self.tables[level] if key[name_at] == site_id]:
+                self._drop(level, key)
+
+    # --- keeping -------------------------------------------------------------------------------------------------------------
+
+    def take(self, leaves_max: int | None = None) -> LearnedComponent:
+        """As a frozen value; of the two lowest levels at most the `leaves_max` that were last observed or looked at."""
+        taken: list[LearnedCell] = []
+        for level, table in self.tables.items():
+            items = list(table.items())
+            if leaves_max is not None and level in {Level.MODEL_GPU_TYPE, Level.MODEL_SITE}:
+                items = items[max(len(items) - leaves_max, 0) :]
+            taken.extend(cell.take(key) for key, cell in items)
+        return LearnedComponent(
+            component=self.component,
+            cells=tuple(taken),
+            spread=self.spread.take(),
+            figures=self.figures,
+            published_mean_log=self.mean_log,
+            gate=self.gate.take(),
+            refreshed_us=self.refreshed_us,
+            observations=self.observations,
+            shifts=self.shifts,
+        )
+
+
+def restored(told: LearnedComponent) -> Corrections:
+    """Corrections that go on where the value was taken."""
+    corrections = Corrections(told.component)
+    for one in told.cells:
+        key = (one.name, one.other)
+        corrections.tables[one.level][key] = cell_of.restored(one)
+        corrections._index(one.level, key)
+        if one.changed:
+            corrections._changed[one.level, key] = None
+    corrections.spread = sketch.restored(told.spread)
+    corrections.figures = told.figures
+    corrections.mean_log = told.published_mean_log
+    corrections.gate = sketch.restored(told.gate)
+    corrections.refreshed_us = told.refreshed_us
+    corrections.observations = told.observations
+    corrections.shifts = told.shifts
+    return corrections
+
+
+def factor_log_of(factor_milli: int) -> int:
+    """The log of a factor in thousandths."""
+    return log2(max(factor_milli, 1)) - log2(1_000)

@@ -1,0 +1,105 @@
+"""Factors of all pools at once: what the published corrections of a model are in every pool, as arrays.
+
+Decides nothing: the same integers as `Book.factors_milli`, pool by pool, computed for a whole fleet in one go. What is the same for every
+model (everybody, GPU type, site) is kept while it stands; what is the model's own is added where it has cells. Must not know the pools'
+other columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from atoll.model.ids import GpuTypeId, ModelId, SiteId
+from atoll.model.learned import Component, Level
+from orchestrator.core.learning.book import Book
+from orchestrator.core.learning.corrections import CORRECTION_MAX, Corrections
+from orchestrator.core.learning.logs import Ints, millis
+from orchestrator.core.learning.observation import COMPONENTS
+
+PoolNames = Sequence[tuple[SiteId, GpuTypeId]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factors:
+    """Thousandths per pool, by component."""
+
+    milli: dict[Component, Ints]
+
+    def times(self, component: Component, prior_us: Ints) -> Ints:
+        """A prior per pool, or per row of one or more rows a pool, with its correction. Priors up to 2^50 us (36 years) cannot overflow."""
+        factor = self.milli[component]
+        rows = len(prior_us) // len(factor) if len(factor) else 1
+        return np.asarray(prior_us * (factor if rows == 1 else np.tile(factor, rows)) // 1_000, dtype=np.int64)
+
+
+class PoolFactors:
+    """The arrays of one fleet. `layout` names the list of pools: another number, another list."""
+
+    __slots__ = ("_base", "_base_of", "_book", "_by_gpu_type", "_by_site", "_layout", "_pools")
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        self._layout = -1
+        self._pools = 0
+        self._base_of = -1
+        self._base: dict[Component, Ints] = {}
+        self._by_site: dict[SiteId, list[int]] = {}
+        self._by_gpu_type: dict[GpuTypeId, Ints] = {}
+
+    def version_of(self, model_id: ModelId) -> int:
+        """As of the book."""
+        return self._book.version_of(model_id)
+
+    def of(self, model_id: ModelId, pools: PoolNames, layout: int) -> Factors:
+        """The factors of a model in these pools."""
+        if layout != self._layout:
+            self._lay_out(pools, layout)
+        if self._base_of != self._book.shared_version:
+            self._base = {name: self._shared(one) for name, one in self._book.components.items()}
+            self._base_of = self._book.shared_version
+        if not self._book.learning:
+            return Factors(milli={name: np.full(self._pools, 1_000, dtype=np.int64) for name in COMPONENTS})
+        return Factors(milli={name: self._own(one, self._base[name], model_id) for name, one in self._book.components.items()})
+
+    def _lay_out(self, pools: PoolNames, layout: int) -> None:
+        self._by_site = {}
+        by_gpu_type: dict[GpuTypeId, list[int]] = {}
+        for index, (site_id, gpu_type) in enumerate(pools):
+            self._by_site.setdefault(site_id, []).append(index)
+            by_gpu_type.setdefault(gpu_type, []).append(index)
+        self._by_gpu_type = {gpu_type: np.array(found, dtype=np.int64) for gpu_type, found in by_gpu_type.items()}
+        self._pools = len(pools)
+        self._layout = layout
+        self._base_of = -1
+
+    def _shared(self, one: Corrections) -> Ints:
+        """Logs that hold for every model."""
+        every = one.tables[Level.ALL].get(("", ""))
+        logs = np.full(self._pools, every.published_log if every is not None else 0, dtype=np.int64)
+        for (name, _), cell in one.tables[Level.GPU_TYPE].items():
+            rows = self._by_gpu_type.get(GpuTypeId(name))
+            if rows is not None:
+                logs[rows] += cell.published_log
+        for (name, _), cell in one.tables[Level.SITE].items():
+            for row in self._by_site.get(SiteId(name), ()):
+                logs[row] += cell.published_log
+        return logs
+
+    def _own(self, one: Corrections, base: Ints, model_id: ModelId) -> Ints:
+        logs = base.copy()
+        by_type = one.tables[Level.MODEL_GPU_TYPE]
+        for gpu_type, rows in self._by_gpu_type.items():
+            cell = by_type.get((model_id, gpu_type))
+            if cell is not None:
+                logs[rows] += cell.published_log
+        for site_id in one.sites_of(model_id):
+            cell = one.tables[Level.MODEL_SITE][model_id, site_id]
+            for row in self._by_site.get(site_id, ()):
+                logs[row] += cell.published_log
+        np.clip(logs, -CORRECTION_MAX, CORRECTION_MAX, out=logs)
+        return millis(np.clip(logs + one.mean_log, -CORRECTION_MAX, CORRECTION_MAX))
+
+

@@ -1,0 +1,155 @@
+"""What settled attempts say, and what quotes make of predictions."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind, PhaseTimes
+from atoll.model.ids import AttemptKey, JobId, NodeId, Ordinal, PoolId, SiteId, SlotRef
+from atoll.model.learned import Component
+from atoll.model.modelspec import Modality
+from atoll.model.placement import Candidate, Explanation
+from orchestrator.core.learning.book import Book
+from orchestrator.core.learning.observation import COMPONENTS, Cut, is_cut, observed
+from orchestrator.core.learning.report import TOTAL, calibration
+
+SECOND = 1_000_000
+NAMES = ("queue", "fetch", "input", "stage", "init", "execution", "output", "money", "overlap")
+TERMS = (9, 40, 0, 6, 4, 20, 2, 5, -9)
+FACTORS = tuple(1_000 + 100 * index for index in range(len(COMPONENTS)))
+
+
+def attempt(state: AttemptState, times: PhaseTimes, failure: FailureKind | None = None) -> Attempt:
+    chosen = Candidate(
+        site_id=SiteId("a"), pool_id=PoolId("p"), total_us=80 * SECOND, terms_us=tuple(term * SECOND for term in TERMS), cold=True
+    )
+    explanation = Explanation(
+        decided_us=0, policy="default", term_names=NAMES, chosen=chosen, node_id=NodeId("p-0"), others=(), rejections=()
+    )
+    return Attempt(
+        key=AttemptKey(job_id=JobId("j"), ordinal=Ordinal(1)),
+        site_id=SiteId("a"),
+        slot=SlotRef(pool_id=PoolId("p"), node_id=NodeId("p-0"), index=0),
+        state=state,
+        cold=True,
+        leased_us=0,
+        predicted_us=70 * SECOND,
+        ended_us=90 * SECOND,
+        times=times,
+        failure=None if failure is None else Failure(kind=failure, message="because"),
+        explanation=explanation,
+    )
+
+
+def said(*args: object, cut: Cut | None = None) -> dict[Component, tuple[int, int, bool]]:
+    """Component -> (predicted, actual, whether it was cut off), in seconds."""
+    found = observed(attempt(*args), FACTORS, cut)  # type: ignore[arg-type]  # as `attempt` takes them
+    return {one.component: (one.predicted_us // SECOND, one.actual_us // SECOND, one.at_least) for one in found}
+
+
+ALL = PhaseTimes(waiting_us=0, fetch_us=30 * SECOND, load_us=12 * SECOND, run_us=25 * SECOND, upload_us=SECOND)
+
+
+def test_success_gives_every_phase_its_prediction_and_load_the_sum_of_its_two() -> None:
+    assert said(AttemptState.SUCCEEDED, ALL) == {
+        Component.FETCH: (40, 30, False),
+        Component.LOAD: (10, 12, False),
+        Component.EXECUTION: (20, 25, False),
+        Component.UPLOAD: (2, 1, False),
+    }
+    for one in observed(attempt(AttemptState.SUCCEEDED, ALL), FACTORS, None):
+        assert one.factor_milli == FACTORS[COMPONENTS.index(one.component)]
+
+
+def test_phases_that_did_not_happen_say_nothing() -> None:
+    assert said(AttemptState.SUCCEEDED, PhaseTimes(run_us=25 * SECOND)) == {Component.EXECUTION: (20, 25, False)}
+    assert said(AttemptState.SUCCEEDED, PhaseTimes(run_us=999)) == {}
+
+
+def test_what_was_stopped_lasted_at_least_as_long() -> None:
+    times = PhaseTimes(fetch_us=30 * SECOND, load_us=12 * SECOND, run_us=7 * SECOND)
+    cut = Cut(phase=AttemptState.RUNNING, lasted_us=6 * SECOND)
+    expected = {Component.FETCH: (40, 30, False), Component.LOAD: (10, 12, False), Component.EXECUTION: (20, 7, True)}
+    assert said(AttemptState.STOPPED, times, FailureKind.MOVED, cut=cut) == expected
+    fetching = Cut(phase=AttemptState.FETCHING, lasted_us=55 * SECOND)
+    assert said(AttemptState.STOPPED, PhaseTimes(), FailureKind.MOVED, cut=fetching) == {Component.FETCH: (40, 55, True)}
+
+
+def test_what_failed_says_nothing_of_the_phase_that_broke() -> None:
+    times = PhaseTimes(fetch_us=30 * SECOND, load_us=2 * SECOND)
+    assert said(AttemptState.FAILED, times, FailureKind.LOAD_FAILED) == {Component.FETCH: (40, 30, False)}
+    assert said(AttemptState.REFUSED, PhaseTimes(), FailureKind.REFUSED) == {}
+    assert said(AttemptState.REFUSED, ALL, FailureKind.REFUSED) == {}
+
+
+@pytest.mark.parametrize(
+    ("state", "why", "cut"),
+    [
+        (AttemptState.STOPPED, FailureKind.MOVED, True),
+        (AttemptState.LOST, FailureKind.LOST, True),
+        (AttemptState.STOPPED, FailureKind.TIMED_OUT, False),  # it hung, or nobody renewed it
+        (AttemptState.FAILED, FailureKind.OUT_OF_MEMORY, False),
+        (AttemptState.SUCCEEDED, None, False),
+    ],
+)
+def test_which_ends_cut_work_off(state: AttemptState, why: FailureKind | None, cut: bool) -> None:
+    assert is_cut(state, why) is cut
+
+
+def test_what_is_not_to_be_learned_has_no_factor() -> None:
+    without = tuple(0 if component is Component.FETCH else 1_000 for component in COMPONENTS)
+    found = observed(attempt(AttemptState.SUCCEEDED, ALL), without, None)
+    assert Component.FETCH not in {one.component for one in found}
+    assert observed(attempt(AttemptState.SUCCEEDED, ALL), (), None) == ()
+    assert observed(replace(attempt(AttemptState.SUCCEEDED, ALL), explanation=None), FACTORS, None) == ()
+
+
+def test_quotes_undo_the_optimism_of_the_chosen() -> None:
+    """Of twenty places with estimates 30 % off, the one that looks best is too good: its total is half as long again."""
+    chance, book, held = random.Random(3), Book(), 0
+    for number in range(4_000):
+        predicted_us = int(60 * SECOND * min(2.718 ** chance.gauss(0, 0.3) for _ in range(20)))
+        actual_us = int(60 * SECOND * 2.718 ** chance.gauss(0, 0.1))
+        p50_us, p90_us = book.quote(predicted_us, False, Modality.IMAGE)
+        assert p50_us <= p90_us
+        if number >= 2_000:
+            held += actual_us <= p90_us
+        book.observe_total(False, Modality.IMAGE, predicted_us, actual_us, at_least=False)
+        book.refresh(number * SECOND)
+    assert held / 2_000 == pytest.approx(0.9, abs=0.03)
+    assert book.quote(60 * SECOND, False, Modality.IMAGE)[0] > 75 * SECOND
+    (gate,) = [gate for gate in calibration(book).gates if gate.name == TOTAL]
+    assert gate.passed
+
+
+def test_kinds_of_jobs_have_quotes_of_their_own_once_there_is_evidence() -> None:
+    book = Book()
+    for number in range(300):
+        book.observe_total(False, Modality.IMAGE, SECOND, SECOND, at_least=False)
+        book.observe_total(True, Modality.IMAGE, SECOND, 3 * SECOND, at_least=False)
+        book.refresh(number * SECOND)
+    warm, cold = (book.quote(100 * SECOND, start, Modality.IMAGE)[0] for start in (False, True))
+    assert warm == pytest.approx(100 * SECOND, rel=0.05)
+    assert cold == pytest.approx(300 * SECOND, rel=0.05)
+    # A kind that has not been seen gets what everybody gets.
+    assert warm <= book.quote(100 * SECOND, True, Modality.VIDEO)[0] <= cold
+
+
+def test_totals_that_were_cut_off_push_the_stated_p90_out() -> None:
+    dropped, kept = Book(), Book()
+    for number in range(1_000):
+        for book in (dropped, kept):
+            book.observe_total(False, Modality.IMAGE, SECOND, SECOND * (1 + number % 10) // 5, at_least=False)
+        kept.observe_total(False, Modality.IMAGE, SECOND, SECOND * 3 // 2, at_least=True)
+        for book in (dropped, kept):
+            book.refresh(number * SECOND)
+    assert kept.quote(SECOND, False, Modality.IMAGE)[0] > dropped.quote(SECOND, False, Modality.IMAGE)[0] * 5 // 4
+
+
+def test_a_new_fleet_quotes_its_prediction_and_a_margin() -> None:
+    p50_us, p90_us = Book().quote(100 * SECOND, True, Modality.VIDEO)
+    assert p50_us == pytest.approx(100 * SECOND, rel=0.05)
+    assert p90_us == pytest.approx(155 * SECOND, rel=0.06)
