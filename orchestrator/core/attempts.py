@@ -21,6 +21,11 @@ from orchestrator.core.state import JobEntry, LiveAttempt, Site, Slot
 
 # A slot's predicted end is corrected when it moved by more than this; smaller moves only shuffle equal candidates.
 _DRIFT_US = 100_000
+# Failures whose execution a tenant pays: its job did that, as far as anybody knows, and would elsewhere. All others are the place's.
+_OWN_FAULTS = frozenset({FailureKind.BAD_INPUT, FailureKind.OUT_OF_MEMORY, FailureKind.EXECUTION_FAILED, FailureKind.TIMED_OUT})
+# A site that says that an execution took longer than this many times the prediction is not believed: one report must not ruin a
+# tenant's share.
+_CHARGED_TIMES_MAX = 16
 
 
 def find_slot(ctx: Context, site: Site, ref: SlotRef) -> tuple[Column, Slot] | None:
@@ -57,8 +62,9 @@ def _settle_event(ctx: Context, site: Site, event: AttemptEvent) -> None:
     if event.state is AttemptState.SUCCEEDED and (event.manifest is None or event.manifest.key != event.key):
         failure = Failure(kind=FailureKind.INTERNAL, message="success without a manifest of its own")
         event = replace(event, state=AttemptState.FAILED, manifest=None, failure=failure)
-    release(ctx, site, live, ran=event.state is AttemptState.SUCCEEDED)
     entry = ctx.state.jobs.get(event.key.job_id)
+    _settle_charge(ctx, live, _paid_us(live, event, wanted=entry is not None and not live.given_up))
+    release(ctx, site, live, ran=event.state is AttemptState.SUCCEEDED)
     if live.given_up or entry is None:
         if event.state is AttemptState.SUCCEEDED:
             ctx.decisions.append(LateResultRefused(key=event.key, site_id=site.site_id))
@@ -71,6 +77,25 @@ def _settle_event(ctx: Context, site: Site, event: AttemptEvent) -> None:
         jobs.attempt_succeeded(ctx, entry, event.manifest)
     else:
         jobs.attempt_failed(ctx, entry, attempt, failure_now or Failure(kind=FailureKind.INTERNAL, message="ended without a reason"))
+
+
+def _paid_us(live: LiveAttempt, event: AttemptEvent, *, wanted: bool) -> int:
+    """What an attempt costs its tenant: what it executed if that was used, was the job's own fault, or was cancelled; else nothing."""
+    executed_us = min(max(event.times.run_us, 0), _CHARGED_TIMES_MAX * live.exec_us)
+    match event.state:
+        case AttemptState.SUCCEEDED:
+            return executed_us or live.exec_us
+        case AttemptState.FAILED:
+            return executed_us if event.failure is not None and event.failure.kind in _OWN_FAULTS else 0
+        case _:
+            return 0 if wanted else executed_us
+
+
+def _settle_charge(ctx: Context, live: LiveAttempt, executed_us: int) -> None:
+    """Charge its tenant what it really executed. A second settlement changes nothing."""
+    if live.charge_us:
+        ctx.queue.shares.settle(live.spec.tenant, live.charge_us, live.charge_us * executed_us // max(live.exec_us, 1))
+        live.charge_us = 0
 
 
 def _failure_of(live: LiveAttempt, event: AttemptEvent) -> Failure | None:
@@ -91,6 +116,7 @@ def release(ctx: Context, site: Site, live: LiveAttempt, *, ran: bool = False) -
 
     `ran`: it executed to its end, so its model is in memory even if no report has said so yet.
     """
+    _settle_charge(ctx, live, 0)
     del site.attempts[live.key]
     site.changed.pop(live.key, None)
     site.removed[live.key] = None
@@ -164,6 +190,7 @@ def stop_live(ctx: Context, entry: JobEntry, kind: FailureKind, reason: str) -> 
 def give_up(ctx: Context, site: Site, live: LiveAttempt, message: str) -> None:
     """The site was silent too long: the job goes elsewhere. The slot stays taken until the site is heard or gone."""
     live.given_up = True
+    _settle_charge(ctx, live, 0)
     entry = ctx.state.jobs.get(live.key.job_id)
     failure = Failure(kind=FailureKind.LOST, message=message)
     attempt = replace(live.attempt, state=AttemptState.LOST, ended_us=ctx.now_us, failure=failure)

@@ -15,6 +15,7 @@ from atoll.model.audit import AuditEvent, Severity
 from atoll.model.ids import ChangeSeq, SiteId
 from atoll.model.job import Job
 from orchestrator.core.events import RequestRef
+from orchestrator.core.outflow import Outflow
 from orchestrator.core.outputs import (
     Answer,
     AppendAudit,
@@ -62,6 +63,7 @@ class Context:
     columns: Columns
     estimator: Estimator
     queue: Queue
+    outflow: Outflow = field(default_factory=Outflow)
     now_us: int = 0
     timers: list[tuple[int, TimerKind, str]] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)

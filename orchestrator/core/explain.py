@@ -101,7 +101,7 @@ def model_usage(ctx: Context, model_id: ModelId) -> tuple[tuple[SiteId, ...], in
         if warm is not None:
             sites[column.site.site_id] = None
             replicas += len(warm.slots)
-    return tuple(sorted(sites)), replicas, len(ctx.queue.members_of_model(model_id))
+    return tuple(sorted(sites)), replicas, ctx.queue.waiting_for(model_id)
 
 
 def plan_drain(ctx: Context, site_id: SiteId, deadline_ms: int, now_us: int) -> DrainPlan | Refusal:

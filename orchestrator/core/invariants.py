@@ -5,9 +5,11 @@ Decides nothing; raises at the first broken promise.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from atoll.model.attempt import ENDED, AttemptState
 from atoll.model.errors import AtollError
-from atoll.model.ids import JobId
+from atoll.model.ids import JobId, TenantId
 from atoll.model.job import TERMINAL, JobState
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.machine import Machine
@@ -106,4 +108,16 @@ def _check_queue(ctx: Context) -> None:
     _must(waiting == len(ctx.queue), "the queue counts its jobs", (waiting, len(ctx.queue)))
     for key, known in ctx.queue.classes.items():
         _must(bool(known.members), "no class is empty", key.model_id)
-        _must(known.resting or key in ctx.queue.ready, "every waiting class rests until an instant or is ready", key.model_id)
+        _must(sum(lane.jobs for lane in known.lanes.values()) == len(known.members), "lanes hold a class's jobs", key.model_id)
+        _must(known.resting or ctx.queue.is_ready(known), "every waiting class rests until an instant or is ready", key.model_id)
+    charged: Counter[TenantId] = Counter()
+    waiting_of: Counter[TenantId] = Counter()
+    for site in ctx.state.sites.values():
+        charged.update(live.spec.tenant for live in site.attempts.values() if live.charge_us)
+    for known in ctx.queue.classes.values():
+        for tenant, lane in known.lanes.items():
+            waiting_of[tenant] += lane.jobs
+    for tenant, account in ctx.queue.shares.tenants.items():
+        _must(account.in_flight == charged[tenant], "each charge is settled once", (tenant, account.in_flight, charged[tenant]))
+        _must(account.queued == waiting_of[tenant], "shares count who waits", (tenant, account.queued, waiting_of[tenant]))
+    _must(set(charged) | set(waiting_of) <= set(ctx.queue.shares.tenants), "nobody with work is forgotten", sorted(charged))

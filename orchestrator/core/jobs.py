@@ -14,15 +14,23 @@ from atoll.model.job import Job, JobSpec, JobState, check_job_state
 from orchestrator.core import attempts
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.events import JobCancelRequested, JobsSubmitted, Submission
-from orchestrator.core.outputs import Accepted, Done, JobSettled, Refusal, RefusalCode, RetryScheduled, SubmitReply
+from orchestrator.core.outputs import (
+    Accepted,
+    Bound,
+    Done,
+    JobSettled,
+    Refusal,
+    RefusalCode,
+    RetryScheduled,
+    SubmissionRefused,
+    SubmitReply,
+)
 from orchestrator.core.placement.classes import NO_AVOIDANCE, Avoidance, class_of
 from orchestrator.core.state import JobEntry, KeyEntry, State
 
 # Keys of ended jobs that stay known, so that a late retry of a client meets its job: at 60 jobs a second that is an
 # hour and a half, ten times longer than any client retries, for about 100 MB.
 ENDED_KEYS_MAX = 300_000
-# A caller that met a full queue should try again when some of it has drained.
-_FULL_RETRY_MS = 5_000
 
 
 def submitted(ctx: Context, event: JobsSubmitted) -> None:
@@ -62,7 +70,7 @@ def _submit(ctx: Context, submission: Submission) -> Accepted | Refusal:
     state.tenant_jobs[spec.tenant] = state.tenant_jobs.get(spec.tenant, 0) + 1
     ctx.save_job(entry)
     watch_expiry(ctx, job)
-    ctx.queue.add(class_of(spec), entry.accept_seq, job.job_id)
+    ctx.queue.add(class_of(spec), entry.accept_seq, job.job_id, spec.tenant, job.accepted_us)
     return Accepted(job_id=job.job_id)
 
 
@@ -80,11 +88,14 @@ def _refusal(ctx: Context, submission: Submission) -> Refusal | None:
         if used:
             return Refusal(code=RefusalCode.INVALID, field=field, message=f"{field} is not supported by this version: leave it out")
     if len(ctx.queue) >= limits.QUEUED_JOBS_MAX:
+        ctx.decisions.append(SubmissionRefused(bound=Bound.QUEUE))
         message = f"the queue is full ({limits.QUEUED_JOBS_MAX} jobs)"
-        return Refusal(code=RefusalCode.UNAVAILABLE, message=message, retry_after_ms=_FULL_RETRY_MS)
-    if state.tenant_jobs.get(spec.tenant, 0) >= limits.QUEUED_JOBS_PER_TENANT_MAX:
-        message = f"tenant {spec.tenant} has {limits.QUEUED_JOBS_PER_TENANT_MAX} jobs that have not ended"
-        return Refusal(code=RefusalCode.QUOTA, message=message, retry_after_ms=_FULL_RETRY_MS)
+        return Refusal(code=RefusalCode.QUOTA, message=message, retry_after_ms=ctx.outflow.fleet_pause_ms(ctx.now_us))
+    most = ctx.policy.queued_jobs_per_tenant_max
+    if state.tenant_jobs.get(spec.tenant, 0) >= most:
+        ctx.decisions.append(SubmissionRefused(bound=Bound.TENANT))
+        message = f"tenant {spec.tenant} has {most} jobs that have not ended, as many as one may have"
+        return Refusal(code=RefusalCode.QUOTA, message=message, retry_after_ms=ctx.outflow.tenant_pause_ms(spec.tenant, ctx.now_us))
     return None
 
 
@@ -161,6 +172,7 @@ def end(
 
 def _count_down(ctx: Context, tenant: TenantId) -> None:
     left = ctx.state.tenant_jobs[tenant] - 1
+    ctx.outflow.ended(tenant, ctx.now_us, left)
     if left:
         ctx.state.tenant_jobs[tenant] = left
     else:
@@ -213,7 +225,8 @@ def enqueue(ctx: Context, entry: JobEntry, *, avoiding: bool = True) -> None:
     avoidance = avoidance_of(entry.job, ctx.now_us) if avoiding else NO_AVOIDANCE
     if avoidance.sites:
         ctx.arm(avoidance.until_us, TimerKind.RETRY, entry.job.job_id)
-    ctx.queue.add(class_of(entry.job.spec, avoidance), entry.accept_seq, entry.job.job_id)
+    job = entry.job
+    ctx.queue.add(class_of(job.spec, avoidance), entry.accept_seq, job.job_id, job.spec.tenant, job.accepted_us)
 
 
 def retry_due(ctx: Context, job_id: JobId) -> None:

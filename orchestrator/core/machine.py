@@ -62,6 +62,7 @@ class Machine:
         """Let an event happen at fleet time `now_us` (never before that of an earlier event). Illegal events change nothing."""
         ctx = self._ctx
         ctx.now_us = max(now_us, ctx.now_us)
+        ctx.queue.told_time(ctx.now_us)
         _dispatch(ctx, event)
         _fire_timers(ctx)
         placing.wake_due(ctx)

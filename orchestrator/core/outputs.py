@@ -289,7 +289,21 @@ class RetryScheduled:
     not_before_us: int
 
 
-Decision = JobPlaced | JobsDeferred | AttemptSettled | JobSettled | LateResultRefused | RetryScheduled
+class Bound(StrEnum):
+    """Which bound a submission met."""
+
+    QUEUE = "queue"
+    TENANT = "tenant"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmissionRefused:
+    """A job was not accepted because so many wait already."""
+
+    bound: Bound
+
+
+Decision = JobPlaced | JobsDeferred | AttemptSettled | JobSettled | LateResultRefused | RetryScheduled | SubmissionRefused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

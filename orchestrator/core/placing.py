@@ -18,7 +18,6 @@ from orchestrator.core import jobs, leases, sites
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.outputs import JobPlaced, JobsDeferred
 from orchestrator.core.placement.choose import Board, awaited_slot, cold_slot, cold_source, score, warm_slot
-from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.columns import REASON_CODE, Column
 from orchestrator.core.placement.eviction import victims
 from orchestrator.core.placement.registry import TERM_NAMES
@@ -32,21 +31,19 @@ _SCORINGS_PER_STEP = 256
 def place_ready(ctx: Context) -> None:
     """Score ready classes in order of priority and age, and bind or rest their jobs."""
     left = _SCORINGS_PER_STEP
-    for key in ctx.queue.in_order():
+    while (waiting := ctx.queue.first_ready()) is not None:
         if left <= 0:
             ctx.arm(ctx.now_us, TimerKind.PLACING)
             return
-        left -= _place_class(ctx, key, left)
+        left -= _place_class(ctx, waiting, left)
 
 
-def _place_class(ctx: Context, key: ClassKey, budget: int) -> int:
-    """Bind jobs of a class until it is empty, rests, or the budget is spent; how many scorings it took."""
+def _place_class(ctx: Context, waiting: JobClass, budget: int) -> int:
+    """Bind jobs of a class until it is another's turn, it rests, or the budget is spent; how many scorings it took."""
+    key = waiting.key
     model = ctx.state.models[key.model_id]
     estimate = ctx.estimator.of(key, model)
     for spent in range(1, budget + 1):
-        waiting = ctx.queue.classes.get(key)
-        if waiting is None:
-            return spent
         board = score(key, estimate, ctx.columns, ctx.now_us)
         bound = board.best(board.bindable, ctx.policy)
         patient = board.best(board.possible & ~board.bindable, ctx.policy)
@@ -58,6 +55,9 @@ def _place_class(ctx: Context, key: ClassKey, budget: int) -> int:
             return spent
         job_id = waiting.nth(position)
         _bind(ctx, ctx.state.jobs[job_id], model, board, bound)
+        ctx.queue.bound(waiting)
+        if ctx.queue.first_ready() is not waiting:
+            return spent
     return budget
 
 
@@ -196,6 +196,7 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
         request_id=job.request_id,
         evict=evict,
         exec_us=exec_us,
+        charge_us=ctx.queue.charge(job.spec.tenant, exec_us, column.pool.gpu, job.spec.gang_size),
         lost_after_us=leases.lost_after_us(ctx, delay_us),
     )
     entry.job = replace(job, state=JobState.PLACED, attempts=(*job.attempts, attempt), deferral=None)

@@ -1,150 +1,188 @@
 """The fleet's queue, indexed by class: who waits, in which order, and when a class is looked at again.
 
-Decides order within and between classes, and waking. Must not know places or costs. Classes are `ready` (to be scored in this round) or
+Decides order between classes, and waking. Must not know places or costs. Classes are `ready` (to be scored in this round) or
 `resting` until an instant, perhaps for a certain pool. An impossible class rests and costs nothing.
+
+Order: priority, then the tenant that has had least (`fairness`), then acceptance. Ageing: while a job rests for a pool that has
+waited longer than `ageing_ms`, at least one of every `aged_every` slots that come free there is offered to the oldest such job before
+anybody else. So a job that is k-th oldest of those is offered a slot after at most (k + 1) x aged_every slots came free, whatever
+urgent work arrives, and that work keeps the other slots.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Final
 
-from atoll.model.ids import JobId, ModelId
+from atoll.model.gpu import GpuType
+from atoll.model.ids import JobId, ModelId, TenantId
 from atoll.model.job import PRIORITY_RANK
+from orchestrator.core.fairness import Shares, ShareSnapshot, normalised_us
+from orchestrator.core.lanes import NO_POOL, Favour, JobClass, Lane
 from orchestrator.core.placement.classes import ClassKey
+from orchestrator.core.placement.policy import Policy
+from orchestrator.core.positions import Positions
+from orchestrator.core.ranking import Ranking
+from orchestrator.core.turns import Turns
+
+__all__ = ["NO_POOL", "Favour", "JobClass", "Queue", "QueueSnapshot"]
 
 # When a slot frees, this many of the classes that wait for its pool are scored again: the first may have found a better place
 # meanwhile, more only compete for the same slot.
-_WOKEN_PER_SLOT = 2
-# What a class waits for that has no possible place.
-NO_POOL: Final = -1
+_WOKEN_PER_SLOT: Final = 2
+_RANKS: Final = sorted(PRIORITY_RANK.values())
 
 
-@dataclass(slots=True, kw_only=True)
-class JobClass:
-    """Jobs alike, in order of acceptance. `rest_seq` orders resting classes by when they began to rest."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSnapshot:
+    """What of the queue does not follow from the jobs that wait. `favoured` names ready classes by one of their jobs."""
 
-    key: ClassKey
-    order: deque[tuple[int, JobId]] = field(default_factory=deque)
-    members: dict[JobId, int] = field(default_factory=dict)
-    resting: bool = False
-    wake_us: int = 0
-    pool: int = NO_POOL
-    rest_seq: int = 0
-
-    def trim(self) -> None:
-        """Drop jobs that left the queue from the head."""
-        while self.order and self.members.get(self.order[0][1]) != self.order[0][0]:
-            self.order.popleft()
-
-    @property
-    def head(self) -> tuple[int, JobId]:
-        """The first job, as (accept_seq, job). The class must not be empty."""
-        self.trim()
-        return self.order[0]
-
-    def nth(self, position: int) -> JobId:
-        """The job at this position, from 0; the last one if there are fewer."""
-        self.trim()
-        if position <= 0:
-            return self.order[0][1]
-        found = self.order[0][1]
-        for seq, job_id in self.order:
-            if self.members.get(job_id) == seq:
-                found = job_id
-                if position == 0:
-                    break
-                position -= 1
-        return found
+    favoured: tuple[tuple[JobId, Favour], ...]
+    turns: tuple[tuple[int, int], ...]
+    mean_charge_us: int
+    virtual_us: int
+    shares: tuple[ShareSnapshot, ...]
 
 
 class Queue:
     """Classes of waiting jobs."""
 
-    __slots__ = ("_by_model", "_by_pool", "_class_of", "_rest_seq", "_resting", "_wakes", "classes", "ready")
+    __slots__ = (
+        "_ageing_us",
+        "_by_model",
+        "_by_pool",
+        "_elders",
+        "_every",
+        "_favoured",
+        "_jobs",
+        "_positions",
+        "_ready",
+        "_rest_seq",
+        "_resting",
+        "_turns",
+        "_wakes",
+        "classes",
+        "shares",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy) -> None:
         self.classes: dict[ClassKey, JobClass] = {}
-        self.ready: dict[ClassKey, None] = {}
-        self._class_of: dict[JobId, ClassKey] = {}
-        self._by_pool: dict[tuple[int, int], dict[ClassKey, None]] = {}  # by pool and priority's rank
+        self._ready = {rank: Turns() for rank in _RANKS}
+        self._favoured: Ranking[JobClass] = Ranking(JobClass.rank_key)  # ready classes that go before their turn
+        self.shares = Shares(policy.tenant_weight_milli)
+        self._ageing_us = policy.ageing_ms * 1_000
+        self._every = policy.aged_every
+        self._jobs: dict[JobId, tuple[JobClass, Lane]] = {}
+        self._by_pool: dict[tuple[int, int], Turns] = {}  # by pool and priority's rank
+        self._elders: dict[int, Ranking[JobClass]] = {}  # the same classes by pool and age
+        self._turns: dict[int, int] = {}  # by pool: slots that came free since one was offered to an aged job
         self._by_model: dict[ModelId, dict[ClassKey, None]] = {}
         # How many jobs rest, by pool, priority's rank and model, and of any model (None).
         self._resting: Counter[tuple[int, int, ModelId | None]] = Counter()
         self._wakes: list[tuple[int, int, ClassKey]] = []
         self._rest_seq = 0
+        self._positions = Positions()
 
     def __len__(self) -> int:
-        return len(self._class_of)
+        return len(self._jobs)
 
     def __contains__(self, job_id: JobId) -> bool:
-        return job_id in self._class_of
+        return job_id in self._jobs
+
+    def told_time(self, now_us: int) -> None:
+        """The time of the event at hand."""
+        self.shares.now_us = now_us
 
     def class_key(self, job_id: JobId) -> ClassKey | None:
         """The class in which a job waits, if it does."""
-        return self._class_of.get(job_id)
+        known = self._jobs.get(job_id)
+        return None if known is None else known[0].key
 
-    def add(self, key: ClassKey, accept_seq: int, job_id: JobId) -> None:
+    def add(self, key: ClassKey, accept_seq: int, job_id: JobId, tenant: TenantId, accepted_us: int) -> None:
         """A job begins to wait; its class is scored in this round."""
         known = self.classes.get(key)
         if known is None:
-            known = self.classes[key] = JobClass(key=key)
+            known = self.classes[key] = JobClass(key)
             self._by_model.setdefault(key.model_id, {})[key] = None
-        known.trim()
-        entry = (accept_seq, job_id)
-        if not known.order or known.order[-1] < entry:
-            known.order.append(entry)
-        elif entry < known.order[0]:
-            known.order.appendleft(entry)
-        else:
-            known.order.insert(bisect_left(known.order, entry), entry)
-        known.members[job_id] = accept_seq
-        self._class_of[job_id] = key
-        self.wake(key)
+        self._unrest(known)
+        account = self.shares.began_waiting(tenant)
+        lane, first = known.add(account, accept_seq, accepted_us, job_id)
+        self._jobs[job_id] = (known, lane)
+        self._positions.add(key.rank, account, accept_seq)
+        if known in self._favoured:
+            self._favoured.offer(known)
+        elif first or known not in self._ready[key.rank]:
+            self._ready[key.rank].enter(known)
 
     def discard(self, job_id: JobId) -> bool:
         """A job waits no longer. Whether it did."""
-        key = self._class_of.pop(job_id, None)
-        if key is None:
+        where = self._jobs.pop(job_id, None)
+        if where is None:
             return False
-        known = self.classes[key]
-        del known.members[job_id]
+        known, lane = where
+        key = known.key
         if known.resting:
             self._count(known, -1)
+        self._positions.remove(key.rank, lane.tenant, known.remove(lane, job_id))
+        if not lane.jobs:
+            turns = self._by_pool[(known.pool, key.rank)] if known.resting else self._ready[key.rank]
+            turns.lane_ended(lane)
         if not known.members:
             self._unrest(known)
-            self.ready.pop(key, None)
+            self._unready(known)
             del self.classes[key]
             models = self._by_model[key.model_id]
             del models[key]
             if not models:
                 del self._by_model[key.model_id]
+        self.shares.left(lane.tenant)
         return True
+
+    def charge(self, tenant: TenantId, exec_us: int, gpu: GpuType, gpus: int) -> int:
+        """A job of this tenant is bound: what its share is charged, to be settled when the attempt ends (`shares.settle`)."""
+        charge_us = normalised_us(exec_us, gpu, gpus)
+        self.shares.charge(tenant, charge_us)
+        self._positions.charged(charge_us)
+        return charge_us
 
     def rest(self, key: ClassKey, wake_us: int, pool: int) -> None:
         """Nothing to bind for this class now: look again at `wake_us`, or when the pool of this index frees a slot."""
         known = self.classes[key]
         self._unrest(known)
-        self.ready.pop(key, None)
+        self._unready(known)
         self._rest_seq += 1
+        known.favour = Favour.NONE
         known.resting, known.wake_us, known.pool, known.rest_seq = True, wake_us, pool, self._rest_seq
-        self._by_pool.setdefault((pool, key.rank), {})[key] = None
+        where = (pool, key.rank)
+        if where not in self._by_pool:
+            self._by_pool[where] = Turns()
+        if pool not in self._elders:
+            self._elders[pool] = Ranking(JobClass.age_key)
+        self._by_pool[where].enter(known)
+        self._elders[pool].offer(known)
         self._count(known, len(known.members))
         heappush(self._wakes, (wake_us, known.rest_seq, key))
 
+    def _unready(self, known: JobClass) -> None:
+        self._ready[known.key.rank].leave(known)
+        self._favoured.withdraw(known)
+
     def _unrest(self, known: JobClass) -> None:
-        if known.resting:
-            known.resting = False
-            self._count(known, -len(known.members))
-            where = (known.pool, known.key.rank)
-            waiting = self._by_pool[where]
-            waiting.pop(known.key, None)
-            if not waiting:
-                del self._by_pool[where]
+        if not known.resting:
+            return
+        known.resting = False
+        self._count(known, -len(known.members))
+        where = (known.pool, known.key.rank)
+        waiting, elders = self._by_pool[where], self._elders[known.pool]
+        waiting.leave(known)
+        elders.withdraw(known)
+        if not len(waiting):
+            del self._by_pool[where]
+        if not len(elders):
+            del self._elders[known.pool]
 
     def _count(self, known: JobClass, jobs: int) -> None:
         for model_id in (known.key.model_id, None):
@@ -157,20 +195,48 @@ class Queue:
         """How many jobs of this rank or a more urgent one rest until this pool frees a slot; of a model, or of any."""
         return sum(self._resting[(pool, urgent, model_id)] for urgent in range(rank + 1))
 
-    def wake(self, key: ClassKey) -> None:
-        """Score this class in this round."""
+    def wake(self, key: ClassKey, favour: Favour = Favour.NONE) -> None:
+        """Score this class in this round, before its turn if it is favoured. A favour lasts until it rests again or one job is bound."""
         known = self.classes.get(key)
-        if known is not None:
-            self._unrest(known)
-            self.ready[key] = None
+        if known is None:
+            return
+        self._unrest(known)
+        if favour < known.favour:
+            self._unready(known)
+            known.favour = favour
+            self._favoured.offer(known)
+        elif known.favour is Favour.NONE and known not in self._ready[key.rank]:
+            self._ready[key.rank].enter(known)
+
+    def bound(self, known: JobClass) -> None:
+        """A job of this class took a place (and left the queue): a favour is used up."""
+        if known.favour is Favour.NONE:
+            return
+        known.favour = Favour.NONE
+        if known in self._favoured:
+            self._favoured.withdraw(known)
+            self._ready[known.key.rank].enter(known)
 
     def wake_for_slot(self, pool: int) -> None:
-        """A slot of this pool came free: wake the first few that wait for it, by priority, then by how long they have rested."""
+        """A slot of this pool came free: wake the first few that wait for it, in order; before them, if its turn has come, an aged one."""
+        elders = self._elders.get(pool)
+        if elders is None:
+            return
         left = _WOKEN_PER_SLOT
-        for rank in sorted(PRIORITY_RANK.values()):
-            for key in _first(self._by_pool.get((pool, rank), ()), left):
-                self.wake(key)
+        turn = min(self._turns.get(pool, 0) + 1, self._every)
+        if turn == self._every and (elder := elders.first()) is not None and self._aged(elder):
+            self.wake(elder.key, Favour.AGED)
+            left, turn = left - 1, 0
+        self._turns[pool] = turn
+        for rank in _RANKS:
+            while left and (waiting := self._by_pool.get((pool, rank))) is not None:
+                first = waiting.first()
+                assert first is not None, "nothing is kept of a pool that nobody waits for"
+                self.wake(first.key)
                 left -= 1
+
+    def _aged(self, known: JobClass) -> bool:
+        return self.shares.now_us - known.oldest[1] >= self._ageing_us
 
     def wake_model(self, model_id: ModelId) -> None:
         """A copy of this model appeared somewhere: wake its classes."""
@@ -179,6 +245,7 @@ class Queue:
 
     def forget_pools(self) -> None:
         """Pools were renumbered: no class waits for a certain one any more, all are looked at again."""
+        self._turns.clear()
         self.wake_all()
 
     def wake_all(self) -> None:
@@ -204,36 +271,62 @@ class Queue:
             heappop(self._wakes)
         return None
 
-    def in_order(self) -> list[ClassKey]:
-        """Ready classes: by priority, then by their first job's acceptance."""
-        return sorted(self.ready, key=lambda key: (key.rank, self.classes[key].head))
+    def first_ready(self) -> JobClass | None:
+        """The ready class whose turn it is; None: all rest. After each bound job another one's turn may have come."""
+        favoured = self._favoured.first()
+        for rank in _RANKS:
+            if favoured is not None and (favoured.favour is Favour.AGED or favoured.key.rank == rank):
+                return favoured
+            first = self._ready[rank].first()
+            if first is not None:
+                return first
+        return None
 
-    def members_of_model(self, model_id: ModelId) -> list[JobId]:
-        """All jobs that wait for a model."""
-        return [job_id for key in self._by_model.get(model_id, ()) for job_id in self.classes[key].members]
+    def is_ready(self, known: JobClass) -> bool:
+        """Whether a class is to be scored in this round."""
+        return known in self._favoured or known in self._ready[known.key.rank]
+
+    def in_order(self) -> list[ClassKey]:
+        """All ready classes in the order of their turns as of now: for snapshots and tests, since it sorts."""
+        ready = [*self._favoured, *(known for turns in self._ready.values() for known in turns)]
+        return [known.key for known in sorted(ready, key=JobClass.rank_key)]
+
+    def waiting_for(self, model_id: ModelId) -> int:
+        """How many jobs wait for a model."""
+        return sum(len(self.classes[key].members) for key in self._by_model.get(model_id, ()))
 
     def ahead_of(self, job_id: JobId) -> int:
-        """How many waiting jobs come before this one, by priority and acceptance."""
-        key = self._class_of[job_id]
-        mine = (key.rank, self.classes[key].members[job_id])
-        return sum(1 for other in self.classes.values() for seq in other.members.values() if (other.key.rank, seq) < mine)
+        """How many waiting jobs are likely to go before this one (see `positions`)."""
+        known, lane = self._jobs[job_id]
+        return self._positions.ahead(known.key.rank, lane.tenant, known.members[job_id], self.shares.virtual_us)
 
     def depth_by_priority(self) -> Iterator[tuple[str, int]]:
         """How many wait, by priority."""
-        counts: dict[str, int] = {}
-        for known in self.classes.values():
-            counts[known.key.priority] = counts.get(known.key.priority, 0) + len(known.members)
-        yield from sorted(counts.items())
+        yield from self._positions.depths()
 
     def resting_in_order(self) -> Iterable[JobClass]:
         """Resting classes by when they began to, for snapshots."""
         return sorted((known for known in self.classes.values() if known.resting), key=lambda known: known.rest_seq)
 
+    def take(self) -> QueueSnapshot:
+        """What a snapshot needs beside the jobs, and which classes are ready and resting."""
+        return QueueSnapshot(
+            favoured=tuple((known.head[1], known.favour) for known in sorted(self._favoured, key=JobClass.rank_key)),
+            turns=tuple(sorted(self._turns.items())),
+            mean_charge_us=self._positions.mean_us,
+            virtual_us=self.shares.virtual_us,
+            shares=self.shares.take(),
+        )
 
-def _first(keys: Iterable[ClassKey], count: int) -> list[ClassKey]:
-    chosen: list[ClassKey] = []
-    for key in keys:
-        if len(chosen) >= count:
-            break
-        chosen.append(key)
-    return chosen
+    def restore(self, told: QueueSnapshot, resting: Iterable[tuple[JobId, int, int]], ready: Iterable[JobId]) -> None:
+        """Go on as told, once every job that waits was added and every charge adopted. `resting`: (job, wake_us, pool) in order."""
+        self.shares.restore(told.virtual_us, told.shares)
+        self._positions.mean_us = told.mean_charge_us
+        self._turns = dict(told.turns)
+        for job_id, wake_us, pool in resting:
+            if job_id in self._jobs:
+                self.rest(self._jobs[job_id][0].key, wake_us, pool)
+        favours = dict(told.favoured)
+        for job_id in ready:
+            if job_id in self._jobs:
+                self.wake(self._jobs[job_id][0].key, favours.get(job_id, Favour.NONE))

@@ -29,7 +29,7 @@ _EXECUTION = TERM_NAMES.index("execution")
 def _empty(state: State, policy: Policy) -> Context:
     columns = Columns(policy.slot_depth)
     estimator = Estimator(columns, policy, state.links)
-    return Context(state=state, policy=policy, columns=columns, estimator=estimator, queue=Queue())
+    return Context(state=state, policy=policy, columns=columns, estimator=estimator, queue=Queue(policy.check()))
 
 
 def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, GpuType]) -> Context:
@@ -49,6 +49,7 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
     )
     ctx = _empty(state, policy)
     ctx.now_us = snapshot.now_us
+    ctx.queue.told_time(ctx.now_us)
     for one in snapshot.sites:
         state.sites[one.record.spec.site_id] = _restore_site(ctx, one)
     ctx.columns.rebuild(list(state.sites.values()))
@@ -63,16 +64,15 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
         _add_job(state, job.job, job.accept_seq, not_before_us=job.not_before_us, deferrals=job.deferrals)
         if job.waiting:
             avoidance = Avoidance(sites=frozenset(job.avoid), until_us=job.avoid_until_us)
-            ctx.queue.add(class_of(job.job.spec, avoidance), job.accept_seq, job.job.job_id)
-    ctx.queue.ready.clear()
-    for rest in snapshot.resting:
-        key = ctx.queue.class_key(rest.job_id)
-        if key is not None:
-            ctx.queue.rest(key, rest.wake_us, rest.pool)
-    for job_id in snapshot.ready:
-        key = ctx.queue.class_key(job_id)
-        if key is not None:
-            ctx.queue.wake(key)
+            spec = job.job.spec
+            ctx.queue.add(class_of(spec, avoidance), job.accept_seq, job.job.job_id, spec.tenant, job.job.accepted_us)
+    for site in state.sites.values():
+        for live in site.attempts.values():
+            if live.charge_us:
+                ctx.queue.shares.adopt(live.spec.tenant)
+    resting = ((rest.job_id, rest.wake_us, rest.pool) for rest in snapshot.resting)
+    ctx.queue.restore(snapshot.queue, resting, snapshot.ready)
+    ctx.outflow.restore(snapshot.outflow)
     ctx.timers = list(snapshot.timers)
     return ctx
 
@@ -126,7 +126,7 @@ def _restore_node(node: Node, told: NodeSnapshot) -> None:
     node.fetching = dict(told.fetching)
     for slot, slot_told in zip(node.slots, told.slots, strict=True):
         slot.ready = slot_told.ready
-        slot.attempts = list(slot_told.attempts)
+        slot.attempts, slot.held_for = list(slot_told.attempts), slot_told.held_for
         slot.busy_until_us, slot.last_used_us = slot_told.busy_until_us, slot_told.last_used_us
         slot.replicas = {
             replica.model_id: Replica(
@@ -155,6 +155,7 @@ def from_stored(stored: Stored, policy: Policy, gpus: Mapping[GpuTypeId, GpuType
     )
     ctx = _empty(state, policy)
     ctx.now_us = stored.fleet_time_us
+    ctx.queue.told_time(ctx.now_us)
     for record in stored.sites:
         state.sites[record.spec.site_id] = Site(record=record)
     for job in sorted(stored.jobs, key=lambda job: (job.accepted_us, job.job_id)):

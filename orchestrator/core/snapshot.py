@@ -29,6 +29,8 @@ from atoll.model.site import LinkSpec, PoolSpec, SiteConnection, SiteRecord
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.durable import EndedKey
 from orchestrator.core.events import SessionRef
+from orchestrator.core.outflow import OutflowSnapshot
+from orchestrator.core.queue import QueueSnapshot
 from orchestrator.core.state import JobEntry, LiveAttempt, Node, Site
 
 
@@ -65,6 +67,7 @@ class SlotSnapshot:
     attempts: tuple[AttemptKey, ...]
     busy_until_us: int
     last_used_us: int
+    held_for: JobId | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +147,8 @@ class Snapshot:
     ready: tuple[JobId, ...]  # one job of each class still to be scored
     resting: tuple[RestSnapshot, ...]
     timers: tuple[tuple[int, TimerKind, str], ...]
+    queue: QueueSnapshot
+    outflow: OutflowSnapshot
 
 
 def take(ctx: Context) -> Snapshot:
@@ -171,6 +176,8 @@ def take(ctx: Context) -> Snapshot:
             RestSnapshot(job_id=known.head[1], wake_us=known.wake_us, pool=known.pool) for known in ctx.queue.resting_in_order()
         ),
         timers=tuple(sorted(ctx.timers)),
+        queue=ctx.queue.take(),
+        outflow=ctx.outflow.take(),
     )
 
 
@@ -227,6 +234,7 @@ def copy_live(live: LiveAttempt) -> LiveAttempt:
         evict=live.evict,
         exec_us=live.exec_us,
         lost_after_us=live.lost_after_us,
+        charge_us=live.charge_us,
         given_up=live.given_up,
         advanced_us=live.advanced_us,
         adopted=live.adopted,
@@ -259,6 +267,7 @@ def _take_node(node: Node) -> NodeSnapshot:
                 attempts=tuple(slot.attempts),
                 busy_until_us=slot.busy_until_us,
                 last_used_us=slot.last_used_us,
+                held_for=slot.held_for,
             )
             for slot in node.slots
         ),

@@ -70,6 +70,7 @@ class Slot:
     attempts: list[AttemptKey] = field(default_factory=list)
     busy_until_us: int = 0
     last_used_us: int = 0
+    held_for: JobId | None = None  # its attempts are being stopped for the class of this job: nobody binds here until it is empty
     version: int = 0
 
 
@@ -116,6 +117,7 @@ class LiveAttempt:
     evict: tuple[ModelId, ...]
     exec_us: int
     lost_after_us: int
+    charge_us: int = 0  # what its tenant's share was charged and has not been settled; 0 after a restart from the store
     given_up: bool = False
     advanced_us: int = 0  # when a report last showed a new phase or step
     adopted: bool = False  # from the store: how far it is only the site's first report can say

@@ -24,6 +24,7 @@ from orchestrator.core.outputs import (
     JobSettled,
     LateResultRefused,
     RetryScheduled,
+    SubmissionRefused,
 )
 from orchestrator.inbox import Lane
 from orchestrator.store.base import CommitOutcome
@@ -69,6 +70,7 @@ class Metrics:
         self._sessions = Gauge("atoll_sessions", "Streams of agents that are open", registry=r)
         self._gpus = Gauge("atoll_gpus", "GPUs of connected sites", ["which"], registry=r)
         self._sites = Gauge("atoll_sites", "Sites", ["which"], registry=r)
+        self._refused = Counter("atoll_submits_refused", "Jobs not accepted because of a bound of the queue", ["bound"], registry=r)
         self._shed = Counter("atoll_shed", "Requests turned away because too much was waiting", ["lane"], registry=r)
 
     def called(self, method: str, code: grpc.StatusCode, elapsed_s: float) -> None:
@@ -107,6 +109,8 @@ class Metrics:
                 self._jobs.labels(state.value).observe(elapsed_us / 1_000_000)
             case RetryScheduled(kind=kind):
                 self._retries.labels(kind.value).inc()
+            case SubmissionRefused(bound=bound):
+                self._refused.labels(bound.value).inc()
             case LateResultRefused():
                 pass  # counted above, by its name
             case _:

@@ -6,15 +6,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atoll.model.attempt import AttemptState, FailureKind
-from atoll.model.ids import AdapterId, SiteId
+from atoll.model.ids import AdapterId, SiteId, TenantId
 from atoll.model.job import Priority
 from atoll.model.modelspec import AdapterUse
 from orchestrator.core import events
 from orchestrator.core.machine import restore
+from orchestrator.core.placement.policy import Policy
 from tests.unit.fleet_of_machines import GPUS, Fleet, adapter, model, pool, site, spec
 
+_WHOSE = st.tuples(st.sampled_from(["m", "x", "huge"]), st.sampled_from(list(Priority)), st.sampled_from("tuv"))
 _ACTION = st.one_of(
-    st.tuples(st.just("submit"), st.sampled_from(["m", "x", "huge"]), st.integers(1, 4), st.sampled_from(list(Priority))),
+    st.tuples(st.just("submit"), st.integers(1, 4), _WHOSE),
     st.tuples(st.just("end"), st.sampled_from(["a", "b", "c"]), st.sampled_from([*FailureKind, None])),
     st.tuples(st.just("run"), st.sampled_from(["a", "b", "c"])),
     st.tuples(st.just("report"), st.sampled_from(["a", "b", "c"])),
@@ -33,8 +35,9 @@ _ACTION = st.one_of(
 
 def _act(fleet: Fleet, action: tuple) -> None:  # type: ignore[type-arg]  # noqa: C901 - one case per action
     match action:
-        case ("submit", model_id, count, priority):
-            fleet.submit(*(spec(model_id, prompt=str(number), priority=priority) for number in range(count)))
+        case ("submit", count, (model_id, priority, tenant)):
+            owner = TenantId(tenant)
+            fleet.submit(*(spec(model_id, prompt=str(number), priority=priority, tenant=owner) for number in range(count)))
         case ("end", name, kind):
             _end(fleet, name, kind)
         case ("stop", name):
@@ -93,7 +96,9 @@ def _end(fleet: Fleet, name: str, kind: FailureKind | None) -> None:
 @given(st.lists(_ACTION, max_size=25), st.lists(_ACTION, min_size=1, max_size=15))
 def test_promises_hold_and_a_restored_snapshot_takes_equal_steps(before: list[tuple], after: list[tuple]) -> None:  # type: ignore[type-arg]
     sites = (site("a", pool("p", gpus=2)), site("b", pool("q", "small", nodes=2, gpus=1)), site("c", pool("r", gpus=1)))
-    fleet = Fleet(*sites, models=(model("m"), model("x", 14), model("huge", 500)))
+    # Ageing within the history of a test, and shares that differ.
+    policy = Policy(ageing_ms=10_000, aged_every=2, tenant_weight_milli={TenantId("u"): 3_000})
+    fleet = Fleet(*sites, models=(model("m"), model("x", 14), model("huge", 500)), policy=policy)
     for action in before:
         _act(fleet, action)
     snapshot = fleet.machine.snapshot()

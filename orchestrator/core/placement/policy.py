@@ -8,9 +8,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from atoll.model import limits
+from atoll.model.errors import FieldError
+from atoll.model.ids import TenantId, parse_name
 from atoll.model.job import Priority
+from atoll.model.shape import parse_int
 
 _REAL_TIME_MILLI: Final = 1_000
+# Weights from a thousandth to a thousandfold: beyond it a tenant has all or nothing, and that is an operator's typing error.
+_WEIGHT_MILLI_MAX: Final = 1_000_000
+# Ten times the tenants of the largest fleet; each costs a line of the policy.
+_TENANTS_MAX: Final = 100_000
+# Rarer than one slot in a thousand is not ageing.
+_AGED_EVERY_MAX: Final = 1_000
+# A hundredfold margin switches preemption off for all purposes; `preemptions_max: 0` says so.
+_MARGIN_MILLI_MAX: Final = 100_000
 # Durations that real processes and networks need, whatever the fleet's clock says.
 _REAL_WAITS: Final = (
     "report_interval_ms",
@@ -68,6 +80,37 @@ class Policy:
     tie_milli: int = 20
     # A report that shows another generation than was sent this long ago means that a message was lost.
     resend_after_ms: int = 3_000
+    # Shares of tenants, in thousandths: a tenant of 2,000 gets twice the GPU-seconds of one of 1,000 while both wait. Others have 1,000.
+    tenant_weight_milli: dict[TenantId, int] = field(default_factory=dict)
+    # Jobs of one tenant that have not ended. Half of the queue: one tenant alone never fills it.
+    queued_jobs_per_tenant_max: int = limits.QUEUED_JOBS_PER_TENANT_MAX
+    # Ten minutes in the queue is longer than any priority is meant to cost; from then on a job is offered one of so many slots that
+    # come free in the pool it waits for. One in eight: batch moves on, and urgent work keeps seven eighths of the fleet at least.
+    ageing_ms: int = 600_000
+    aged_every: int = 8
+    # Work is thrown away by preemption, so: twice a job at most, only if the weighted seconds won exceed those lost by a quarter
+    # (predictions are that wrong) and are two seconds at least (stopping and starting takes one), and never in the last tenth of an
+    # attempt.
+    preemptions_max: int = 2
+    preempt_margin_milli: int = 250
+    preempt_gain_min_ms: int = 2_000
+    preempt_tail_milli: int = 100
+
+    def check(self) -> Policy:
+        """Self if what is bounded keeps its bounds; else FieldError for the first field that does not."""
+        if len(self.tenant_weight_milli) > _TENANTS_MAX:
+            raise FieldError("tenant_weight_milli", len(self.tenant_weight_milli), f"at most {_TENANTS_MAX} tenants")
+        for tenant, weight_milli in self.tenant_weight_milli.items():
+            parse_name("tenant_weight_milli", tenant)
+            parse_int(f"tenant_weight_milli.{tenant}", weight_milli, 1, _WEIGHT_MILLI_MAX)
+        parse_int("queued_jobs_per_tenant_max", self.queued_jobs_per_tenant_max, 1, limits.QUEUED_JOBS_MAX)
+        parse_int("ageing_ms", self.ageing_ms, 1, limits.DEADLINE_MS_MAX)
+        parse_int("aged_every", self.aged_every, 1, _AGED_EVERY_MAX)
+        parse_int("preemptions_max", self.preemptions_max, 0, limits.ATTEMPTS_PER_JOB_MAX // 2)
+        parse_int("preempt_margin_milli", self.preempt_margin_milli, 0, _MARGIN_MILLI_MAX)
+        parse_int("preempt_gain_min_ms", self.preempt_gain_min_ms, 0, limits.DEADLINE_MS_MAX)
+        parse_int("preempt_tail_milli", self.preempt_tail_milli, 0, 1_000)
+        return self
 
     def at_scale(self, time_scale_milli: int) -> Policy:
         """This policy where fleet time runs faster than real time: what waits for processes and networks waits as long in real time.
