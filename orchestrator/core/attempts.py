@@ -16,7 +16,7 @@ from orchestrator.core import drains, jobs
 from orchestrator.core.context import Context, put_attempt
 from orchestrator.core.events import AttemptsEnded
 from orchestrator.core.outputs import AttemptSettled, LateResultRefused
-from orchestrator.core.placement.columns import Column
+from orchestrator.core.placement.column import Column
 from orchestrator.core.state import JobEntry, LiveAttempt, Site, Slot
 
 # A slot's predicted end is corrected when it moved by more than this; smaller moves only shuffle equal candidates.

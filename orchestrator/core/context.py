@@ -32,6 +32,7 @@ from orchestrator.core.outputs import (
     Reply,
     Step,
 )
+from orchestrator.core.placement.choose import Scorer
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.estimate import Estimator
 from orchestrator.core.placement.policy import Policy
@@ -62,6 +63,7 @@ class Context:
     policy: Policy
     columns: Columns
     estimator: Estimator
+    scorer: Scorer
     queue: Queue
     outflow: Outflow = field(default_factory=Outflow)
     now_us: int = 0

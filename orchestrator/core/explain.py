@@ -5,6 +5,8 @@ Decides nothing and changes nothing.
 
 from __future__ import annotations
 
+import numpy as np
+
 from atoll.model.attempt import AttemptState
 from atoll.model.ids import JobId, ModelId, SiteId
 from atoll.model.placement import Deferral
@@ -12,7 +14,6 @@ from atoll.model.site import SiteAdmin, SiteConnection
 from atoll.model.views import DrainMove, DrainPlan, FleetView, PoolView, SiteView
 from orchestrator.core.context import Context
 from orchestrator.core.outputs import Refusal, RefusalCode
-from orchestrator.core.placement.choose import score
 from orchestrator.core.placement.classes import class_of
 from orchestrator.core.state import LiveAttempt, Pool, Site
 
@@ -158,14 +159,11 @@ def _where_else(ctx: Context, live: LiveAttempt, site_id: SiteId, now_us: int) -
     if model is None or live.attempt.state is AttemptState.STOPPING:
         return None
     key = class_of(live.spec)
-    board = score(key, ctx.estimator.of(key, model), ctx.columns, now_us)
-    count = len(ctx.columns.columns)
-    elsewhere = board.possible.copy()
-    for row in range(2 * count):
-        if ctx.columns.site_ids[row % count] == site_id:
-            elsewhere[row] = False
-    row_best = board.best(elsewhere, ctx.policy)
-    return None if row_best is None else ctx.columns.site_ids[row_best % count]
+    estimate = ctx.estimator.of(key, model)
+    elsewhere = np.array([site != site_id for site in ctx.columns.site_ids] * (len(estimate.fix) // len(ctx.columns.site_ids)))
+    board = ctx.scorer.score(key, estimate, now_us, mask=elsewhere)
+    rows = [row for row in (board.bound, board.patient) if row is not None]
+    return board.column(min(rows, key=board.total_us)).site.site_id if rows else None
 
 
 def _last_warm(ctx: Context, site: Site) -> list[ModelId]:

@@ -9,7 +9,7 @@ from collections import Counter
 
 from atoll.model.attempt import ENDED, AttemptState
 from atoll.model.errors import AtollError
-from atoll.model.ids import JobId, TenantId
+from atoll.model.ids import JobId, ModelId, TenantId
 from atoll.model.job import TERMINAL, JobState
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.machine import Machine
@@ -90,17 +90,22 @@ def _check_slot(ctx: Context, site: Site, slot: Slot) -> None:
 
 
 def _check_columns(ctx: Context) -> None:
+    copies: dict[ModelId, int] = {}
     for column in ctx.columns.columns:
         free = [slot for slot in _slots(column.pool) if slot.ready and not slot.attempts]
         _must(column.free_slots == len(free), "free capacity is counted", (column.site.site_id, column.pool.pool_id))
         _must(int(ctx.columns.free[column.index]) == len(free), "free capacity is shown", column.pool.pool_id)
         _must(sum(column.node_free) == len(free), "free capacity is counted by node", column.pool.pool_id)
-        _must((column.top(column.free) is not None) == bool(free), "a free slot can be found", column.pool.pool_id)
+        for heap in (column.cheap, column.roomy):
+            _must((column.top(heap) is not None) == bool(free), "a free slot can be found", column.pool.pool_id)
         for model_id, warm in column.warm.items():
             there = {
                 (slot.node_index, slot.index) for slot in _slots(column.pool) if slot.ready and model_id in slot.replicas
             }
             _must(warm.slots == there, "warm replicas are indexed", (column.pool.pool_id, model_id))
+            copies[model_id] = copies.get(model_id, 0) + len(there)
+    for model_id, count in copies.items():
+        _must(ctx.columns.prices.copies(model_id) == count, "copies are counted", (model_id, count))
 
 
 def _check_queue(ctx: Context) -> None:

@@ -17,10 +17,12 @@ from atoll.model.placement import Candidate, Deferral, Explanation, Reason
 from orchestrator.core import jobs, leases, sites
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.outputs import JobPlaced, JobsDeferred
-from orchestrator.core.placement.choose import Board, awaited_slot, cold_slot, cold_source, score, warm_slot
-from orchestrator.core.placement.columns import REASON_CODE, Column
-from orchestrator.core.placement.eviction import victims
+from orchestrator.core.placement.choose import Board, awaited_slot, slot_of, victims_in
+from orchestrator.core.placement.column import Column
+from orchestrator.core.placement.columns import REASON_CODE
+from orchestrator.core.placement.presence import cold_source
 from orchestrator.core.placement.registry import TERM_NAMES
+from orchestrator.core.placement.rows import NO_DEADLINE
 from orchestrator.core.queue import NO_POOL, JobClass, Queue
 from orchestrator.core.state import JobEntry, LiveAttempt, Slot
 
@@ -44,9 +46,8 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int) -> int:
     model = ctx.state.models[key.model_id]
     estimate = ctx.estimator.of(key, model)
     for spent in range(1, budget + 1):
-        board = score(key, estimate, ctx.columns, ctx.now_us)
-        bound = board.best(board.bindable, ctx.policy)
-        patient = board.best(board.possible & ~board.bindable, ctx.policy)
+        board = ctx.scorer.score(key, estimate, ctx.now_us, slack_us=_slack_us(ctx, waiting.head[1]))
+        bound, patient = board.bound, board.patient
         if _correct_overdue(ctx, board, bound) or _correct_overdue(ctx, board, patient):
             continue
         position = _who_binds(ctx.queue, board, bound, patient, waiting)
@@ -61,15 +62,21 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int) -> int:
     return budget
 
 
+def _slack_us(ctx: Context, job_id: JobId) -> int:
+    """How long until the deadline of a job."""
+    job = ctx.state.jobs[job_id].job
+    return job.accepted_us + job.spec.deadline_ms * 1_000 - ctx.now_us if job.spec.deadline_ms else NO_DEADLINE
+
+
 def _correct_overdue(ctx: Context, board: Board, row: int | None) -> bool:
     """Whether the slot that a row waits for should have been free by now: then it is predicted to take as long again as it has taken so
     far. Without that, a slot that hangs is for ever about to be free, and everybody waits for it beside idle ones.
     """
     if row is None or not board.overdue(row):
         return False
-    column = board.columns.columns[row % len(board.columns.columns)]
-    slot = awaited_slot(column, board.estimate.model.model_id, row >= len(board.columns.columns))
-    assert slot is not None, "a row that waits means a slot"
+    column, slot = board.column(row), awaited_slot(board, row)
+    if slot is None:
+        return False
     taken_us = ctx.now_us - column.site.attempts[slot.attempts[0]].attempt.leased_us
     slot.busy_until_us = ctx.now_us + max(taken_us, ctx.policy.recheck_min_ms * 1_000)
     ctx.columns.slot_changed(column, slot, was_free=False)
@@ -86,20 +93,19 @@ def _who_binds(queue: Queue, board: Board, bound: int | None, patient: int | Non
         return None
     if patient is None:
         return 0
-    gain_us = int(board.total_us[bound]) - int(board.total_us[patient])
+    gain_us = board.total_us(bound) - board.total_us(patient)
     if gain_us <= 0:
         return 0
-    count = len(board.columns.columns)
-    pool, key = patient % count, waiting.key
-    column = board.columns.columns[pool]
-    if patient < count:
+    pool, key = patient % board.pools, waiting.key
+    column = board.column(patient)
+    if board.is_cold(patient):
+        servers = column.pool.spec.slots
+        each_us = board.delay_us(patient) - board.wait_us(patient)
+        ahead = queue.resting_at(pool, key.rank, None)
+    else:
         servers = len(column.warm[key.model_id].slots)
         each_us = int(board.estimate.execution_us[patient])
         ahead = queue.resting_at(pool, key.rank, key.model_id)
-    else:
-        servers = column.pool.spec.slots
-        each_us = board.delay_us(patient) - int(board.wait_us[patient])
-        ahead = queue.resting_at(pool, key.rank, None)
     position = max(gain_us // max(each_us // servers, 1) + 1 - ahead, 0)
     return position if position < len(waiting.members) else None
 
@@ -118,7 +124,7 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None) ->
     pool = NO_POOL
     rest_us = policy.recheck_idle_ms * 1_000
     if patient is not None:
-        pool = patient % len(board.columns.columns)
+        pool = patient % board.pools
         told = ctx.state.jobs[waiting.head[1]].job.deferral
         if told is not None and ctx.now_us < told.until_us and board.is_at(patient, told.waits_for):
             ctx.queue.rest(waiting.key, told.until_us, pool)
@@ -157,12 +163,9 @@ def _place(candidate: Candidate | None) -> tuple[str, str] | None:
 
 def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: int) -> None:
     """Lease the next attempt of this job to the slot that the row means, and reserve everything it needs in the same step."""
-    count = len(board.columns.columns)
-    column = board.columns.columns[row % count]
-    cold = row >= count
-    slot = cold_slot(column, model.model_id, ctx.now_us) if cold else warm_slot(column, model.model_id)
+    column, slot = board.column(row), slot_of(board, row)
     assert slot is not None, "a bindable row has a slot"
-    evict = victims(slot, model.model_id, board.estimate.memory_bytes) if not slot.attempts else ()
+    evict = tuple(victim.model_id for victim in victims_in(board, row, slot))
     exec_us = int(board.estimate.execution_us[row])
     delay_us = board.delay_us(row)
     chosen, *others = board.candidates([row, *board.next_best(row)])
@@ -185,7 +188,7 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
         site_id=column.site.site_id,
         slot=slot.ref,
         state=AttemptState.LEASED,
-        cold=cold,
+        cold=board.is_cold(row),
         leased_us=ctx.now_us,
         predicted_us=delay_us,
         explanation=explanation,
@@ -203,10 +206,11 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
     ctx.queue.discard(job.job_id)
     ctx.save_job(entry)
     ctx.decisions.append(JobPlaced(key=key, explanation=explanation))
-    _reserve(ctx, column, slot, live, model, board, row)
+    _reserve(ctx, slot, live, model, board, row)
 
 
-def _reserve(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, model: ModelSpec, board: Board, row: int) -> None:
+def _reserve(ctx: Context, slot: Slot, live: LiveAttempt, model: ModelSpec, board: Board, row: int) -> None:
+    column = board.column(row)
     site = column.site
     was_free = slot.ready and not slot.attempts
     for model_id in live.evict:
@@ -216,9 +220,9 @@ def _reserve(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, model:
     busy_from_us = max(slot.busy_until_us, ctx.now_us) if slot.attempts else ctx.now_us
     slot.attempts.append(live.key)
     loading_us = board.delay_us(row) - int(board.estimate.execution_us[row]) - int(board.estimate.output_us[row])
-    slot.busy_until_us = busy_from_us + live.exec_us + (loading_us if row >= len(board.columns.columns) else 0)
-    if row >= len(board.columns.columns):
-        _note_fetch(ctx, column, slot, model.model_id, int(board.fetch_us[row]))
+    slot.busy_until_us = busy_from_us + live.exec_us + (loading_us if board.is_cold(row) else 0)
+    if board.is_cold(row):
+        _note_fetch(ctx, column, slot, model.model_id, board.fetch_us(row))
     site.attempts[live.key] = live
     ctx.columns.slot_changed(column, slot, was_free)
     site.changed[live.key] = None
@@ -228,7 +232,7 @@ def _reserve(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, model:
 def _note_fetch(ctx: Context, column: Column, slot: Slot, model_id: ModelId, fetch_us: int) -> None:
     """Others that need this model on this node join the fetch; others at the site share its rate."""
     node = column.pool.nodes[slot.node_index]
-    source, _, _ = cold_source(column, model_id, ctx.now_us)
+    source, _, _ = cold_source(column, model_id)
     if fetch_us == 0 or source == slot.node_index or model_id in node.fetching:
         return
     node.fetching[model_id] = ctx.now_us + fetch_us

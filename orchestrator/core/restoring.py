@@ -14,6 +14,7 @@ from atoll.model.job import Job, JobState
 from orchestrator.core import leases, placing, sites
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.durable import EndedKey, Stored
+from orchestrator.core.placement.choose import Scorer
 from orchestrator.core.placement.classes import Avoidance, class_of
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.estimate import Estimator
@@ -27,9 +28,15 @@ _EXECUTION = TERM_NAMES.index("execution")
 
 
 def _empty(state: State, policy: Policy) -> Context:
-    columns = Columns(policy.slot_depth)
-    estimator = Estimator(columns, policy, state.links)
-    return Context(state=state, policy=policy, columns=columns, estimator=estimator, queue=Queue(policy.check()))
+    columns = Columns(policy, state.models, lambda _: policy.launch_prior_per_hour_milli)
+    return Context(
+        state=state,
+        policy=policy,
+        columns=columns,
+        estimator=Estimator(columns, policy, state.links),
+        scorer=Scorer(columns, policy),
+        queue=Queue(policy.check()),
+    )
 
 
 def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, GpuType]) -> Context:

@@ -17,7 +17,7 @@ from orchestrator.core import attempts, leases
 from orchestrator.core.context import Context
 from orchestrator.core.events import ResyncRequested, SiteConnected, SiteDisconnected, SiteReported
 from orchestrator.core.outputs import CloseSession, Refusal, RefusalCode
-from orchestrator.core.placement.columns import Column
+from orchestrator.core.placement.column import Column
 from orchestrator.core.queue import NO_POOL
 from orchestrator.core.state import Node, Pool, Replica, Site, Slot
 

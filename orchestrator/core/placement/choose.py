@@ -1,225 +1,239 @@
 """From one class of jobs and the fleet as it is now to candidates: the best place that can be bound, and the best worth waiting for.
 
-Decides cost, feasibility now, and ties. Must not change any state.
+Decides which slot a chosen row means. Must not change any state of the fleet. The arithmetic is `kernel`'s.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from atoll.model import limits
 from atoll.model.ids import ModelId
 from atoll.model.placement import Candidate, Rejection
+from orchestrator.core.placement import kernel
 from orchestrator.core.placement.classes import ClassKey
-from orchestrator.core.placement.columns import REASONS, Column, Columns, WarmIndex
+from orchestrator.core.placement.column import Column, free_bytes
+from orchestrator.core.placement.columns import REASONS, Columns
 from orchestrator.core.placement.estimate import Estimate
+from orchestrator.core.placement.eviction import Victim, leaving
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.placement.registry import STAGE, terms_of, totals
-from orchestrator.core.placement.rows import Bools, Ints
+from orchestrator.core.placement.presence import best_free_slot, cold_source
+from orchestrator.core.placement.registry import terms_of
+from orchestrator.core.placement.rows import (
+    COLD,
+    NO_DEADLINE,
+    OVERDUE_US,
+    RATES,
+    UNREACHABLE,
+    Bools,
+    Ints,
+    Out,
+    Rate,
+    State,
+)
 from orchestrator.core.state import Slot
 
-# Beyond any sum of terms, and far from overflowing when summed.
-_UNREACHABLE = 2**59
-# The wait for a slot whose predicted end has passed: nothing, but not free either.
-_OVERDUE_US = 1
-# Waiting longer than this is no plan: a pool whose first slot is a day away is as good as none.
-_WAIT_MAX_US = 24 * 3600 * 1_000_000
+# A line that turns out to be old is written anew and everything scored again, so often at most.
+_LOOKS_AGAIN: Final = 4
 
 
 @dataclass(slots=True, kw_only=True)
 class Board:
-    """All rows of one class, scored. `bindable`: a slot can be bound now; `possible`: now or after waiting. Microseconds per row."""
+    """All rows of one class, scored: `out` as `rows.Out` says. `bound`: the row to bind now, `patient`: the one to wait for; None: none."""
 
     columns: Columns
     estimate: Estimate
     now_us: int
-    wait_us: Ints
-    fetch_us: Ints
-    total_us: Ints
-    bindable: Bools
-    possible: Bools
-    savings: dict[int, int]  # rows whose weights come from host memory, and what that saves
+    out: Ints
+    bound: int | None
+    patient: int | None
 
-    def best(self, mask: Bools, policy: Policy) -> int | None:
-        """The row of least cost among `mask`, ties resolved; None if there is none."""
-        total = np.where(mask, self.total_us, _UNREACHABLE)
-        if len(total) == 0:
-            return None
-        least = int(total.min())
-        if least >= _UNREACHABLE:
-            return None
-        margin = max(policy.tie_us, least * policy.tie_milli // 1_000)
-        (tied,) = np.nonzero(total <= least + margin)
-        if len(tied) == 1:
-            return int(tied[0])
-        # Among equals: already resident, nothing to fetch, cheaper, more free slots, then the order of names.
-        free = np.minimum(self.columns.free[tied % len(self.columns.columns)], 2**20 - 1)
-        virtue = self.estimate.virtue[tied] | ((2**20 - 1 - free) << 16) | np.where(self.fetch_us[tied] > 0, 1 << 60, 0)
-        return int(tied[int(virtue.argmin())])
+    @property
+    def pools(self) -> int:
+        """How many pools there are: rows are kind x pools + pool."""
+        return len(self.columns.columns)
+
+    def column(self, row: int) -> Column:
+        """The pool of a row."""
+        return self.columns.columns[row % self.pools]
+
+    def is_cold(self, row: int) -> bool:
+        """Whether the model has to be loaded for this row."""
+        return row // self.pools == COLD
+
+    def total_us(self, row: int) -> int:
+        """The cost of a row."""
+        return int(self.out[row, Out.TOTAL])
+
+    def wait_us(self, row: int) -> int:
+        """How long until a row could begin."""
+        return int(self.out[row, Out.WAIT])
+
+    def fetch_us(self, row: int) -> int:
+        """How long until the weights of a row are there."""
+        return int(self.out[row, Out.FETCH])
 
     def overdue(self, row: int) -> bool:
         """Whether the row waits for a slot that should have been free by now."""
-        return int(self.wait_us[row]) == _OVERDUE_US
+        return self.wait_us(row) == OVERDUE_US
 
     def delay_us(self, row: int) -> int:
-        """Predicted time from decision to result, without what money is worth."""
-        return int(self.total_us[row]) - int(self.estimate.fixed.money_us[row])
+        """Predicted time from decision to result, without prices."""
+        return int(self.out[row, Out.DELAY]) + int(self.estimate.unpriced_us[row])
 
     def candidates(self, rows: list[int]) -> tuple[Candidate, ...]:
         """Rows as they are kept in an explanation."""
         index = np.array(rows, dtype=np.int64)
-        terms = terms_of(self.estimate.fixed, index, self.wait_us, self.fetch_us).T.tolist()
-        totals_us = self.total_us[index].tolist()
-        count = len(self.columns.columns)
+        terms = terms_of(self.estimate.still, index, self.out).T.tolist()
+        told = self.out[index].tolist()
         found = []
-        for row, term, total_us in zip(rows, terms, totals_us, strict=True):
-            term[STAGE] -= self.savings.get(row, 0)
-            column = self.columns.columns[row % count]
+        for row, term, figures in zip(rows, terms, told, strict=True):
+            column = self.column(row)
             found.append(
                 Candidate(
                     site_id=column.site.site_id,
                     pool_id=column.pool.pool_id,
-                    total_us=total_us,
+                    total_us=figures[Out.TOTAL],
                     terms_us=tuple(term),
-                    cold=row >= count,
-                    wait_us=0 if self.bindable[row] else int(self.wait_us[row]),
+                    cold=self.is_cold(row),
+                    wait_us=0 if figures[Out.STATE] == State.BINDABLE else figures[Out.WAIT],
                 )
             )
         return tuple(found)
 
     def is_at(self, row: int, candidate: Candidate | None) -> bool:
         """Whether a row means the place of a candidate."""
-        count = len(self.columns.columns)
-        column = self.columns.columns[row % count]
+        column = self.column(row)
         return candidate is not None and (candidate.site_id, candidate.pool_id, candidate.cold) == (
             column.site.site_id,
             column.pool.pool_id,
-            row >= count,
+            self.is_cold(row),
         )
 
     def next_best(self, chosen: int) -> list[int]:
         """The next best rows besides `chosen`, cheapest first."""
-        total = np.where(self.possible, self.total_us, _UNREACHABLE)
-        total[chosen] = _UNREACHABLE
+        total = np.where(self.out[:, Out.STATE] != State.IMPOSSIBLE, self.out[:, Out.TOTAL], UNREACHABLE)
+        total[chosen] = UNREACHABLE
         keep = min(limits.CANDIDATES_KEPT - 1, len(total) - 1)
         nearest = np.argpartition(total, keep)[:keep] if keep else np.empty(0, dtype=np.int64)
-        ranked = sorted((cost, row) for cost, row in zip(total[nearest].tolist(), nearest.tolist(), strict=True))
-        return [row for cost, row in ranked if cost < _UNREACHABLE]
+        ranked = sorted(zip(total[nearest].tolist(), nearest.tolist(), strict=True))
+        return [row for cost, row in ranked if cost < UNREACHABLE]
 
     def rejections(self) -> tuple[Rejection, ...]:
         """Pools that cannot be bound now, counted by reason; the order is that of `Reason`."""
-        count = len(self.columns.columns)
-        closed = self.estimate.feasible & ~(self.bindable[:count] | self.bindable[count:])
+        bindable = (self.out[:, Out.STATE] == State.BINDABLE).reshape(-1, self.pools).any(axis=0)
+        closed = self.estimate.feasible & ~bindable
         counts = self.estimate.rejected + np.bincount(self.columns.reason[closed], minlength=len(REASONS))
-        found = []
-        for code in np.flatnonzero(counts).tolist():
-            reason = REASONS[code]
-            if reason is not None:
-                found.append(Rejection(reason=reason, pools=int(counts[code])))
-        return tuple(found)
+        return tuple(
+            Rejection(reason=reason, pools=int(counts[code]))
+            for code in np.flatnonzero(counts).tolist()
+            if (reason := REASONS[code]) is not None
+        )
 
 
-def score(key: ClassKey, estimate: Estimate, columns: Columns, now_us: int) -> Board:
-    """Cost every row of a class."""
-    count = len(columns.columns)
-    feasible = estimate.feasible & columns.accepting
-    free = columns.free > 0
-    wait = np.empty(2 * count, dtype=np.int64)
-    fetch = np.empty(2 * count, dtype=np.int64)
-    bindable = np.zeros(2 * count, dtype=np.bool_)
-    possible = np.zeros(2 * count, dtype=np.bool_)
-    wait[:count] = _UNREACHABLE
-    wait[count:] = np.where(free, 0, np.maximum(columns.soonest - now_us, _OVERDUE_US))
-    fetch[:count] = 0
-    fetch[count:] = estimate.fetch_alone_us * (columns.flows + 1)
-    bindable[count:] = feasible & free
-    possible[count:] = feasible & (wait[count:] < _WAIT_MAX_US)
-    savings: dict[int, int] = {}
-    for pool in columns.by_model.get(key.model_id, ()):
-        if not feasible[pool]:
-            continue
-        column = columns.columns[pool]
-        warm = column.warm.get(key.model_id)
-        if warm is not None:
-            _warm_row(column, warm, pool, now_us, wait, bindable, possible)
-        _, ready_us, from_host = cold_source(column, key.model_id, now_us)
-        if ready_us is not None:
-            fetch[count + pool] = ready_us
-            if from_host:
-                savings[count + pool] = int(estimate.host_saving_us[pool])
-    total = totals(estimate.fixed, wait, fetch)
-    for row, saving_us in savings.items():
-        total[row] -= saving_us
-    return Board(
-        columns=columns,
-        estimate=estimate,
-        now_us=now_us,
-        wait_us=wait,
-        fetch_us=fetch,
-        total_us=total,
-        bindable=bindable,
-        possible=possible,
-        savings=savings,
-    )
+class Scorer:
+    """Scores classes against the fleet. Tables are kept between calls: a Board is good until the next one is made."""
+
+    __slots__ = ("_columns", "_everything", "_out", "_policy", "_rates")
+
+    def __init__(self, columns: Columns, policy: Policy) -> None:
+        self._columns = columns
+        self._policy = policy
+        self._rates = np.zeros(RATES, dtype=np.int64)
+        self._rates[Rate.SPREAD_MILLI] = policy.spread_milli
+        self._rates[Rate.TARDY_MILLI] = policy.tardy_milli
+        self._rates[Rate.TIE_US], self._rates[Rate.TIE_MILLI] = policy.tie_us, policy.tie_milli
+        self._out = np.zeros((0, len(Out)), dtype=np.int64)
+        self._everything = np.zeros(0, dtype=np.bool_)
+
+    def score(
+        self, key: ClassKey, estimate: Estimate, now_us: int, *, slack_us: int = NO_DEADLINE, mask: Bools | None = None
+    ) -> Board:
+        """Cost every row of a class. `slack_us`: until the job's deadline; `mask`: the rows that may be chosen."""
+        columns, rates = self._columns, self._rates
+        presence = columns.presence(key.model_id)
+        if len(self._out) != len(estimate.fix):
+            self._out = np.zeros((len(estimate.fix), len(Out)), dtype=np.int64)
+            self._everything = np.ones(len(estimate.fix), dtype=np.bool_)
+        rates[Rate.NOW], rates[Rate.NEED] = now_us, estimate.memory_bytes
+        rates[Rate.EVICT_MILLI] = self._evict_milli(key)
+        rates[Rate.CHURN] = "churn" in self._policy.terms and self._beyond_target(key.model_id)
+        rates[Rate.SLACK] = slack_us if "deadline" in self._policy.terms else NO_DEADLINE
+        chosen = self._everything if mask is None else mask
+        bound, patient = -1, -1
+        for _ in range(_LOOKS_AGAIN):
+            bound, patient = kernel.decide(estimate.fix, columns.dyn, presence.table, rates, chosen, self._out)
+            if bound < 0 or not self._was_old(key.model_id, bound):
+                break
+        return Board(
+            columns=columns,
+            estimate=estimate,
+            now_us=now_us,
+            out=self._out,
+            bound=None if bound < 0 else int(bound),
+            patient=None if patient < 0 else int(patient),
+        )
+
+    def _evict_milli(self, key: ClassKey) -> int:
+        if "evict" not in self._policy.terms:
+            return 0
+        return self._policy.k_e_milli * 1_000 // self._policy.weight_milli(key.priority)
+
+    def _beyond_target(self, model_id: ModelId) -> bool:
+        """Whether one more copy would be more than the target and one."""
+        return self._columns.prices.copies(model_id) >= 1
+
+    def _was_old(self, model_id: ModelId, row: int) -> bool:
+        """Whether the line that a cold row was scored by has aged: a slot of the node with the weights changed. Then it is written anew."""
+        pools = len(self._columns.columns)
+        if row // pools != COLD:
+            return False
+        presence = self._columns.presence(model_id)
+        line = presence.at.get(row % pools)
+        if line is None:
+            return False
+        figures = self._columns.line(model_id, row % pools)
+        if presence.lines[line].tolist() == figures:
+            return False
+        presence.put(row % pools, figures)
+        return True
 
 
-def _warm_row(column: Column, warm: WarmIndex, pool: int, now_us: int, wait: Ints, bindable: Bools, possible: Bools) -> None:
-    if column.top(warm.free) is not None:
-        wait[pool] = 0
-        bindable[pool] = True
-    else:
-        slot = column.top(warm.open)
-        bindable[pool] = slot is not None
-        slot = slot or column.top(warm.full)
-        if slot is None:
-            return
-        wait[pool] = max(slot.busy_until_us - now_us, _OVERDUE_US)
-    possible[pool] = wait[pool] < _WAIT_MAX_US
+def slot_of(board: Board, row: int) -> Slot | None:
+    """The slot that a row which can be bound means."""
+    column, model_id = board.column(row), board.estimate.model.model_id
+    if not board.is_cold(row):
+        warm = column.warm.get(model_id)
+        return None if warm is None else column.top(warm.free) or column.top(warm.open)
+    node_index, _, _ = cold_source(column, model_id)
+    roomy = column.top(column.roomy)
+    if node_index is not None:
+        on_node = [slot for slot in column.pool.nodes[node_index].slots if slot.ready and not slot.attempts]
+        roomy = max(on_node, key=lambda slot: (free_bytes(slot), -slot.last_used_us, -slot.index), default=None)
+    if roomy is not None and free_bytes(roomy) >= board.estimate.memory_bytes:
+        return roomy
+    if node_index is not None:
+        return best_free_slot(column, node_index, model_id, board.columns.prices)[0]
+    return column.top(column.cheap)
 
 
-def warm_slot(column: Column, model_id: ModelId) -> Slot | None:
-    """The slot that a resident row of this pool means: free and most recently used, else the one free soonest that may take one more."""
-    warm = column.warm.get(model_id)
-    if warm is None:
-        return None
-    return column.top(warm.free) or column.top(warm.open)
+def victims_in(board: Board, row: int, slot: Slot) -> tuple[Victim, ...]:
+    """What leaves an idle slot so that the class of the board fits."""
+    if slot.attempts:
+        return ()
+    model_id = board.estimate.model.model_id
+    victims = board.columns.prices.victims(slot, board.column(row).pool, besides=model_id)
+    held = sum(victim.memory_bytes for victim in victims)
+    return leaving(victims, held + board.estimate.memory_bytes - slot.memory_bytes)
 
 
-def awaited_slot(column: Column, model_id: ModelId, cold: bool) -> Slot | None:
-    """The busy slot whose end a row of this pool waits for."""
-    if cold:
-        return column.top(column.busy)
-    warm = column.warm.get(model_id)
+def awaited_slot(board: Board, row: int) -> Slot | None:
+    """The busy slot whose end a row waits for; None where it waits for something else."""
+    column = board.column(row)
+    if board.is_cold(row):
+        return column.top(column.busy) if column.free_slots == 0 else None
+    warm = column.warm.get(board.estimate.model.model_id)
     return (column.top(warm.open) or column.top(warm.full)) if warm is not None else None
-
-
-def cold_source(column: Column, model_id: ModelId, now_us: int) -> tuple[int | None, int | None, bool]:
-    """The node with a free slot where the weights are nearest: (node, microseconds until on its disk, whether in host memory).
-
-    Without a node of that kind: (None, None, False), and the weights come from the origin. While no slot is free at all, any node that
-    holds the weights counts, since it is waiting that is being priced.
-    """
-    anywhere = column.free_slots == 0
-    for nodes, from_host in ((column.host.get(model_id), True), (column.disk.get(model_id), False)):
-        if nodes:
-            fitting = [node for node in nodes if anywhere or column.node_free[node]]
-            if fitting:
-                return min(fitting), 0, from_host
-    fetching = column.fetching.get(model_id)
-    if fetching:
-        fitting = [node for node in fetching if anywhere or column.node_free[node]]
-        if fitting:
-            node = min(fitting, key=lambda node: (column.pool.nodes[node].fetching[model_id], node))
-            return node, max(column.pool.nodes[node].fetching[model_id] - now_us, 0), False
-    return None, None, False
-
-
-def cold_slot(column: Column, model_id: ModelId, now_us: int) -> Slot | None:
-    """The slot that a cold row of this pool means: on the node where the weights are nearest, else the emptiest or longest idle."""
-    node_index, _, _ = cold_source(column, model_id, now_us)
-    if node_index is None:
-        return column.top(column.free)
-    free = [slot for slot in column.pool.nodes[node_index].slots if slot.ready and not slot.attempts]
-    return min(free, key=lambda slot: (slot.last_used_us, slot.index), default=None)

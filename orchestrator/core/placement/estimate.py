@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Final
 
 import numpy as np
 
-from atoll.model.ids import SiteId
+from atoll.model.ids import ModelId, SiteId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec
 from atoll.physics.coldstart import init_us
@@ -20,45 +22,51 @@ from atoll.physics.output import output_bytes
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.columns import REASONS, Columns
 from orchestrator.core.placement.filters import static_reasons
+from orchestrator.core.placement.inputs import Inputs
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.placement.registry import Fixed, fixed
-from orchestrator.core.placement.rows import Bools, Ints, Rows
-from orchestrator.core.placement.terms import money
+from orchestrator.core.placement.registry import Still, still
+from orchestrator.core.placement.rows import COLD, Bools, Fix, Ints
+from orchestrator.core.placement.terms import money, risk
 
-# Classes kept; beyond it the oldest estimate is dropped and computed again when asked for: 600 models x some shapes fit, memory stays flat.
-_CLASSES_MAX = 8_192
+# Estimates kept, in bytes: 15 KB a class at 36 sites, 1.5 MB at 3,600. Beyond it the oldest is computed again when asked for.
+_KEPT_BYTES: Final = 256 * 1024 * 1024
+_KEPT_MIN: Final = 64
 # A rate of 0 would divide by zero; a byte per second says "never" as well.
-_RATE_MIN = 1
+_RATE_MIN: Final = 1
+# A fetch of a year is as good as none, and its sum with others stays far from overflowing.
+_FETCH_MAX_US: Final = 2**45
+_BYTES_PER_GB: Final = 10**9
+_DELAYS: Final = frozenset({"input", "stage", "init", "execution", "output"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Per pool `codes` of static rejection, `rejected` counts them; the rest per row (twice the pools) or in all. Microseconds, bytes."""
+    """Per pool `codes` of static rejection, `rejected` counts them; `fix` per row as `rows.Fix` says. Microseconds, bytes."""
 
     version: int
     model: ModelSpec
     codes: Ints
     rejected: Ints
-    feasible: Bools
+    feasible: Bools  # pools with code 0
     memory_bytes: int
-    fixed: Fixed
+    still: Still
+    fix: Ints
     execution_us: Ints
     output_us: Ints
-    host_saving_us: Ints  # per pool: what staging from host memory saves over disk
-    fetch_alone_us: Ints  # per pool: from the origin with no other flow
-    virtue: Ints  # per row: the part of the tie-break that does not change
+    unpriced_us: Ints  # time that passes although the policy's terms leave it out
 
 
 class Estimator:
     """Estimates by class, computed when first asked for."""
 
-    __slots__ = ("_columns", "_estimates", "_links", "_policy")
+    __slots__ = ("_columns", "_estimates", "_hashes", "_links", "_policy")
 
     def __init__(self, columns: Columns, policy: Policy, links: Mapping[tuple[SiteId, SiteId], LinkSpec]) -> None:
         self._columns = columns
         self._policy = policy
         self._links = links
         self._estimates: dict[ClassKey, Estimate] = {}
+        self._hashes: dict[ModelId, tuple[int, Ints]] = {}
 
     def forget(self) -> None:
         """Links changed: compute everything again when asked."""
@@ -69,22 +77,23 @@ class Estimator:
         known = self._estimates.get(key)
         if known is not None and known.version == self._columns.version and known.model is model:
             return known
-        if len(self._estimates) >= _CLASSES_MAX:
-            del self._estimates[next(iter(self._estimates))]
         estimate = self._compute(key, model)
+        kept = max(_KEPT_BYTES // max(3 * estimate.fix.nbytes, 1), _KEPT_MIN)
+        while len(self._estimates) >= kept:
+            del self._estimates[next(iter(self._estimates))]
         self._estimates[key] = estimate
         return estimate
 
     def _compute(self, key: ClassKey, model: ModelSpec) -> Estimate:
         columns = self._columns
-        by_type = [execution_us(model, key.shape, gpu, key.precision) for gpu in columns.gpu_types]
-        execution = np.array(by_type or [0], dtype=np.int64)[columns.gpu]
         h2d = _transfer(model.weights_bytes, columns.h2d_rate)
         stage = np.maximum(h2d, _transfer(model.weights_bytes, columns.disk_rate))
-        rows = self._rows(key, model, execution, stage)
+        inputs = self._inputs(key, model, stage)
         memory = model.resident_bytes + peak_bytes(model, key.shape)
         count = len(columns.columns)
-        codes = static_reasons(key, model, memory, money.price_usd_micros(rows)[count:], columns)
+        codes = static_reasons(key, model, memory, money.price_usd_micros(inputs)[count:], columns)
+        known = still(inputs, self._policy.terms)
+        whole = still(inputs, _DELAYS) if not self._policy.terms >= _DELAYS else known
         return Estimate(
             version=columns.version,
             model=model,
@@ -92,63 +101,105 @@ class Estimator:
             rejected=np.bincount(codes, minlength=len(REASONS)),
             feasible=codes == 0,
             memory_bytes=memory,
-            fixed=fixed(rows),
-            execution_us=rows.execution_us,
-            output_us=rows.output_us,
-            host_saving_us=stage - h2d,
-            fetch_alone_us=_transfer(model.weights_bytes, columns.origin_rate),
-            virtue=tie_break(rows.resident, columns.price),
+            still=known,
+            fix=self._fix(model, inputs, known, codes == 0, stage - h2d),
+            execution_us=inputs.execution_us,
+            output_us=inputs.output_us,
+            unpriced_us=whole.serial_us - known.serial_us,
         )
 
-    def _rows(self, key: ClassKey, model: ModelSpec, execution: Ints, stage: Ints) -> Rows:
-        """Both rows of every pool, as of no waiting and no fetch."""
-        count = len(execution)
-        zero = np.zeros(2 * count, dtype=np.int64)
-        input_time, output_time = self._transfers(key, model)
-        return Rows(
-            resident=np.arange(2 * count) < count,
-            wait_us=zero,
-            fetch_us=zero,
-            input_us=np.concatenate([input_time, input_time]),
-            stage_us=np.concatenate([stage, stage]),
+    def _inputs(self, key: ClassKey, model: ModelSpec, stage: Ints) -> Inputs:
+        """Both kinds of rows of every pool."""
+        columns = self._columns
+        count = len(columns.columns)
+        by_type = [execution_us(model, key.shape, gpu, key.precision) for gpu in columns.gpu_types]
+        execution = np.array(by_type or [0], dtype=np.int64)[columns.gpu]
+        input_time, output_time, egress = self._transfers(key, model)
+        specs = [column.site.record.spec for column in columns.columns]
+        return Inputs(
+            cold=np.arange(2 * count) // max(count, 1) == COLD,
+            input_us=_both(input_time),
+            stage_us=_both(stage),
             init_us=np.full(2 * count, init_us(model), dtype=np.int64),
-            execution_us=np.concatenate([execution, execution]),
-            output_us=np.concatenate([output_time, output_time]),
-            usd_micros_per_hour=np.concatenate([self._columns.price, self._columns.price]),
+            execution_us=_both(execution),
+            output_us=_both(output_time),
+            usd_micros_per_hour=_both(columns.price),
+            egress_usd_micros=_both(egress),
+            preemptions_per_million_hours=_both(np.array([spec.preemptions_per_million_gpu_hours for spec in specs], dtype=np.int64)),
             weight_milli=self._policy.weight_milli(key.priority),
             seconds_per_dollar=self._policy.seconds_per_dollar,
+            hazard_per_million_hours=self._policy.hazard_per_million_hours,
+            fail_ppm=self._policy.load_failure_ppm,
         )
 
-    def _transfers(self, key: ClassKey, model: ModelSpec) -> tuple[Ints, Ints]:
-        """Input to and output from every pool, by the link between the asker's site and the pool's, or the site's own uplink."""
+    def _fix(self, model: ModelSpec, inputs: Inputs, known: Still, feasible: Bools, host_saving: Ints) -> Ints:
+        rows = len(inputs.cold)
+        fix = np.zeros((rows, len(Fix)), dtype=np.int64)
+        fetch = np.minimum(_transfer(model.weights_bytes, self._columns.origin_rate), _FETCH_MAX_US)
+        risky = risk.NAME in self._policy.terms
+        for column, figures in (
+            (Fix.FEASIBLE, _both(feasible.astype(np.int64))),
+            (Fix.SERIAL, known.serial_us),
+            (Fix.INPUT, known.input_us),
+            (Fix.PRICE, known.price_us),
+            (Fix.RISK_PPM, risk.loss_ppm(inputs) * risky),
+            (Fix.FAIL_PPM, risk.failure_ppm(inputs) * risky),
+            (Fix.HALF_OCCUPANCY, inputs.occupancy_us // 2),
+            (Fix.FETCH, _both(fetch)),
+            (Fix.RELOAD, inputs.loading_us),
+            (Fix.HOST_SAVING, _both(host_saving)),
+            (Fix.USD, inputs.usd_micros_per_hour),
+            (Fix.HASH, _both(self._hash_of(model.model_id))),
+        ):
+            fix[:, column] = figures
+        return fix
+
+    def _hash_of(self, model_id: ModelId) -> Ints:
+        """Rendezvous hashes of a model and every pool: among equal places each model prefers others, the same ones each time."""
+        known = self._hashes.get(model_id)
+        if known is not None and known[0] == self._columns.version:
+            return known[1]
+        hashes = [
+            int.from_bytes(
+                blake2b(f"{model_id}/{column.site.site_id}/{column.pool.pool_id}".encode(), digest_size=4).digest(), "big"
+            )
+            for column in self._columns.columns
+        ]
+        if len(self._hashes) >= _KEPT_MIN:
+            self._hashes.clear()
+        self._hashes[model_id] = (self._columns.version, np.array(hashes, dtype=np.int64))
+        return self._hashes[model_id][1]
+
+    def _transfers(self, key: ClassKey, model: ModelSpec) -> tuple[Ints, Ints, Ints]:
+        """Input to and output from every pool in microseconds, and micro-dollars for the output to leave, by the link between the
+        asker's site and the pool's, or the site's own uplink."""
         columns = self._columns
         size = output_bytes(model, key.shape)
-        input_time = np.zeros(len(columns.columns), dtype=np.int64)
-        output_time = np.zeros(len(columns.columns), dtype=np.int64)
-        for index, column in enumerate(columns.columns):
+        origin = key.origin_site
+        found: dict[SiteId, tuple[int, int, int]] = {}
+        for column in columns.columns:
             spec = column.site.record.spec
-            rtt, rate = 0, max(spec.wan_bytes_per_s, _RATE_MIN)
-            origin = key.origin_site
-            if origin is not None and origin != spec.site_id:
+            if spec.site_id in found:
+                continue
+            rtt, rate, egress = 0, max(spec.wan_bytes_per_s, _RATE_MIN), spec.egress_usd_micros_per_gb
+            if origin == spec.site_id:
+                egress = 0
+            elif origin is not None:
                 out = self._links.get((spec.site_id, origin)) or self._links.get((origin, spec.site_id))
                 if out is not None:
                     rtt, rate = out.rtt_us, max(min(out.bytes_per_s, rate), _RATE_MIN)
-            input_time[index] = rtt
-            output_time[index] = rtt + size * 1_000_000 // rate
-        return input_time, output_time
+                    egress = out.egress_usd_micros_per_gb or egress
+            found[spec.site_id] = (rtt, rtt + size * 1_000_000 // rate, egress * size // _BYTES_PER_GB)
+        table = np.array([found[site_id] for site_id in columns.site_ids] or np.zeros((0, 3)), dtype=np.int64)
+        return table[:, 0], table[:, 1], table[:, 2]
+
+
+def _both(figures: Ints) -> Ints:
+    """Figures of pools as those of their rows of both kinds."""
+    return np.concatenate([figures, figures])
 
 
 def _transfer(size: int, rates: Ints) -> Ints:
     """Microseconds for `size` bytes, computed through milliseconds of a megabyte's parts so that int64 holds an exabyte."""
     return np.asarray(size // 1_000 * 1_000_000 // np.maximum(rates // 1_000, _RATE_MIN), dtype=np.int64)
 
-
-def tie_break(resident: Bools, price: Ints) -> Ints:
-    """The unchanging part of a row's place among equals, most important first: resident, (fetch), cheaper, (free slots), row.
-
-    Bits: 61 cold, 60 fetch, 36-59 price in thousandths of a cent per hour, 16-35 free slots (inverted), 0-15 row. Lower wins.
-    """
-    row = np.arange(len(resident), dtype=np.int64)
-    cents = np.minimum(np.concatenate([price, price]) // 10, 2**24 - 1)
-    cold = np.where(resident, np.int64(0), np.int64(1 << 61))
-    return np.asarray(cold | (cents << 36) | np.minimum(row, 2**16 - 1), dtype=np.int64)

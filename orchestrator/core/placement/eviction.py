@@ -1,22 +1,150 @@
-"""Which replicas leave a slot so that a model fits.
+"""What it costs others that a replica leaves a slot, and which replicas leave so that a model fits.
 
-Decides victims within one slot: the least recently used first, and no more than needed. What an eviction costs others is not priced yet.
+    E_evict = sum over victims (1 - exp(-rate x share x residence)) x reload time x P(no other warm slack)
+
+in microseconds of expected delay of normal-priority jobs; the policy's k_e and the job's own weight are applied where a job is scored.
+share = 1 / warm copies: that part of the model's requests would have come here. Source: `core.demand`, `atoll.physics.coldstart`.
+Fails where demand jumps: a model that nobody has asked for in days looks free to evict a minute before its rush.
+Decides prices and the order of leaving. Must not know which job wants the room.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
 from atoll.model.ids import ModelId
-from orchestrator.core.state import Slot
+from atoll.model.modelspec import ModelSpec
+from atoll.physics.coldstart import init_us, stage_us
+from orchestrator.core.placement.hazard import X_PPM_MAX, within_ppm
+from orchestrator.core.placement.rows import FORBIDDEN_US, VICTIMS
+from orchestrator.core.state import Pool, Replica, Slot
+
+_MS_PER_HOUR: Final = 3_600_000
+# A replica of a model that is not in the catalogue any more costs nobody anything.
+_NOBODY: Final = 0
+# Prices keep this many binary digits: steps of an eighth. Finer ones would re-sort slots for nothing.
+_DIGITS: Final = 3
+# Reload times kept, by model and pool: some 20 MB.
+_RELOADS_MAX: Final = 100_000
 
 
-def victims(slot: Slot, model_id: ModelId, memory_bytes: int) -> tuple[ModelId, ...]:
-    """Models to unload from an idle slot before `model_id` with `memory_bytes` (weights and activations) runs there."""
-    others = [replica for replica in slot.replicas.values() if replica.model_id != model_id]
-    excess = sum(replica.memory_bytes for replica in others) + memory_bytes - slot.memory_bytes
-    chosen: list[ModelId] = []
-    for replica in sorted(others, key=lambda replica: (replica.last_used_us, replica.model_id)):
-        if excess <= 0:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Victim:
+    """A replica that could leave: its price in microseconds of others' delay, and its memory."""
+
+    price_us: int
+    last_used_us: int
+    model_id: ModelId
+    memory_bytes: int
+
+
+class Prices:
+    """Prices of replicas, from demand and copies.
+
+    `rate_per_hour_milli` must change only when `refresh` is called for the model, and copies count by powers of two: a price is then a
+    function of what a snapshot holds, and slots are sorted again only where one changed.
+    """
+
+    __slots__ = ("_copies", "_models", "_rate", "_reload", "_residence_ms", "_wanted")
+
+    def __init__(
+        self, *, models: Mapping[ModelId, ModelSpec], rate_per_hour_milli: Callable[[ModelId], int], residence_ms: int
+    ) -> None:
+        self._models = models
+        self._rate = rate_per_hour_milli
+        self._residence_ms = residence_ms
+        self._copies: dict[ModelId, int] = {}
+        self._wanted: dict[ModelId, int] = {}
+        # By model and pool: the model it was computed for, and the microseconds.
+        self._reload: dict[tuple[ModelId, str, str], tuple[ModelSpec, int]] = {}
+
+    def copies(self, model_id: ModelId) -> int:
+        """Slots of the fleet that hold the model, or will."""
+        return self._copies.get(model_id, 0)
+
+    def count(self, model_id: ModelId, step: int) -> bool:
+        """One copy more or fewer. Whether that changes the price of the others."""
+        before = self.copies(model_id)
+        after = before + step
+        if after:
+            self._copies[model_id] = after
+        else:
+            del self._copies[model_id]
+        return before.bit_length() != after.bit_length() and self.refresh(model_id)
+
+    def refresh(self, model_id: ModelId) -> bool:
+        """Demand or copies changed. Whether the price did."""
+        old = self._wanted.pop(model_id, None)
+        return old is not None and old != self._wanted_ppm(model_id)
+
+    def price_us(self, replica: Replica, pool: Pool) -> int:
+        """What the fleet loses when this replica leaves a slot of the pool."""
+        model = self._models.get(replica.model_id)
+        if model is None:
+            return _NOBODY
+        key = (replica.model_id, pool.site_id, pool.pool_id)
+        known = self._reload.get(key)
+        if known is None or known[0] is not model:
+            node = pool.spec.node
+            h2d = node.h2d_bytes_per_s or pool.gpu.h2d_bytes_per_s
+            known = self._reload[key] = (model, stage_us(model, node.disk_bytes_per_s, h2d, from_host=False) + init_us(model))
+            if len(self._reload) > _RELOADS_MAX:
+                del self._reload[next(iter(self._reload))]
+        return min(known[1] // 1_000 * self._wanted_ppm(replica.model_id) // 1_000, FORBIDDEN_US // 2)
+
+    def _wanted_ppm(self, model_id: ModelId) -> int:
+        """That somebody asks for this very copy while it would have stayed, and finds no other."""
+        known = self._wanted.get(model_id)
+        if known is None:
+            copies = 1 << max(self.copies(model_id).bit_length() - 1, 0)
+            expected_ppm = self._rate(model_id) * self._residence_ms * 1_000 // (_MS_PER_HOUR * copies)
+            # With n others, one of them has a slot to spare with about n / (n + 1).
+            known = self._wanted[model_id] = _rounded(within_ppm(min(expected_ppm, X_PPM_MAX)) // copies)
+        return known
+
+    def victims(self, slot: Slot, pool: Pool, besides: ModelId | None = None) -> list[Victim]:
+        """What could leave the slot, the cheapest first, among equals the longest idle."""
+        found = [
+            Victim(
+                price_us=self.price_us(replica, pool),
+                last_used_us=replica.last_used_us,
+                model_id=replica.model_id,
+                memory_bytes=replica.memory_bytes,
+            )
+            for replica in slot.replicas.values()
+            if replica.model_id != besides
+        ]
+        if len(found) > 1:
+            found.sort(key=lambda victim: (victim.price_us, victim.last_used_us, victim.model_id))
+        return found
+
+
+def _rounded(ppm: int) -> int:
+    spare = max(ppm.bit_length() - _DIGITS, 0)
+    return ppm >> spare << spare
+
+
+def as_figures(victims: list[Victim]) -> list[int]:
+    """Bytes and price of each victim in order, for a table; the last place holds all that are left over."""
+    figures: list[int] = []
+    for victim in victims[: VICTIMS - 1]:
+        figures += (victim.memory_bytes, victim.price_us)
+    rest = victims[VICTIMS - 1 :]
+    figures += (sum(victim.memory_bytes for victim in rest), min(sum(victim.price_us for victim in rest), FORBIDDEN_US))
+    return figures + [0] * (2 * VICTIMS - len(figures))
+
+
+def leaving(victims: list[Victim], short_bytes: int) -> tuple[Victim, ...]:
+    """Those that leave so that `short_bytes` more come free, as the tables reckon: one after the other, the left-over ones together."""
+    gone: list[Victim] = []
+    for number, victim in enumerate(victims):
+        if short_bytes <= 0:
             break
-        chosen.append(replica.model_id)
-        excess -= replica.memory_bytes
-    return tuple(chosen)
+        if number >= VICTIMS - 1:
+            gone += victims[number:]
+            break
+        gone.append(victim)
+        short_bytes -= victim.memory_bytes
+    return tuple(gone)

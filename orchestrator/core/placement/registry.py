@@ -1,6 +1,7 @@
 """Which terms there are, in which order they are printed, and how they make one cost.
 
-Decides the composition: transfer, fetch and waiting go on at the same time, the rest one after the other.
+Decides the composition as it is shown; `kernel` computes the same sum. Transfer, fetch and waiting go on at the same time, the rest one
+after the other, prices on top. A term that the policy leaves out costs nothing anywhere.
 """
 
 from __future__ import annotations
@@ -11,81 +12,81 @@ from typing import Final
 
 import numpy as np
 
-from orchestrator.core.placement.rows import Ints, Rows
-from orchestrator.core.placement.terms import execution, fetch, init, money, output, queue, stage
+from orchestrator.core.placement.inputs import Inputs
+from orchestrator.core.placement.rows import Ints, Out
+from orchestrator.core.placement.terms import churn, deadline, evict, execution, fetch, init, money, net, output, queue, risk, stage
 from orchestrator.core.placement.terms import input as input_term
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TermRule:
-    """A term: its name, its function, and whether it runs beside the other concurrent ones."""
+class Term:
+    """A term: its name, and its function of what stands still (`still`) or of what a decision wrote (`moving`)."""
 
     name: str
-    cost_us: Callable[[Rows], Ints]
-    concurrent: bool = False
+    still: Callable[[Inputs], Ints] | None = None
+    moving: Callable[[Ints], Ints] | None = None
+    concurrent: bool = False  # goes on beside the other concurrent ones
+    price: bool = False  # not time that passes, but what something is worth
 
 
 TERMS: Final = (
-    TermRule(name=queue.NAME, cost_us=queue.cost_us, concurrent=True),
-    TermRule(name=fetch.NAME, cost_us=fetch.cost_us, concurrent=True),
-    TermRule(name=input_term.NAME, cost_us=input_term.cost_us, concurrent=True),
-    TermRule(name=stage.NAME, cost_us=stage.cost_us),
-    TermRule(name=init.NAME, cost_us=init.cost_us),
-    TermRule(name=execution.NAME, cost_us=execution.cost_us),
-    TermRule(name=output.NAME, cost_us=output.cost_us),
-    TermRule(name=money.NAME, cost_us=money.cost_us),
+    Term(name=queue.NAME, moving=queue.cost_us, concurrent=True),
+    Term(name=fetch.NAME, moving=fetch.cost_us, concurrent=True),
+    Term(name=input_term.NAME, still=input_term.cost_us, concurrent=True),
+    Term(name=stage.NAME, still=stage.cost_us),
+    Term(name=init.NAME, still=init.cost_us),
+    Term(name=execution.NAME, still=execution.cost_us),
+    Term(name=output.NAME, still=output.cost_us),
+    Term(name=money.NAME, still=money.cost_us, price=True),
+    Term(name=net.NAME, still=net.cost_us, price=True),
+    Term(name=evict.NAME, moving=evict.cost_us, price=True),
+    Term(name=churn.NAME, moving=churn.cost_us, price=True),
+    Term(name=risk.NAME, moving=risk.cost_us, price=True),
+    Term(name=deadline.NAME, moving=deadline.cost_us, price=True),
 )
 # What concurrency saves, never positive: with it the printed terms add up to the total exactly.
 OVERLAP: Final = "overlap"
 TERM_NAMES: Final = (*(term.name for term in TERMS), OVERLAP)
-_QUEUE: Final = TERM_NAMES.index(queue.NAME)
-_FETCH: Final = TERM_NAMES.index(fetch.NAME)
-_INPUT: Final = TERM_NAMES.index(input_term.NAME)
-_MONEY: Final = TERM_NAMES.index(money.NAME)
 STAGE: Final = TERM_NAMES.index(stage.NAME)
+EXECUTION: Final = TERM_NAMES.index(execution.NAME)
+_INPUT: Final = TERM_NAMES.index(input_term.NAME)
+_MOVING: Final = [(index, term.moving) for index, term in enumerate(TERMS) if term.moving is not None]
 _CONCURRENT: Final = [index for index, term in enumerate(TERMS) if term.concurrent]
-_SERIAL: Final = [index for index, term in enumerate(TERMS) if not term.concurrent]
-
-
-def all_terms(rows: Rows) -> Ints:
-    """All terms of all rows in microseconds, one line per name of TERM_NAMES; each column's sum is the row's total."""
-    terms = np.empty((len(TERM_NAMES), len(rows.wait_us)), dtype=np.int64)
-    for index, term in enumerate(TERMS):
-        terms[index] = term.cost_us(rows)
-    _set_overlap(terms)
-    return terms
-
-
-def _set_overlap(terms: Ints) -> None:
-    concurrent = terms[_CONCURRENT]
-    terms[-1] = concurrent.max(axis=0) - concurrent.sum(axis=0)
+_SERIAL: Final = [index for index, term in enumerate(TERMS) if term.still is not None and not term.concurrent and not term.price]
+_STILL_PRICES: Final = [index for index, term in enumerate(TERMS) if term.still is not None and term.price]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fixed:
-    """What does not change between decisions of a class: `terms` as of no waiting and no fetch, and the sum of the serial ones."""
+class Still:
+    """The terms of a class that stand still, a line per name of TERM_NAMES (0 where they move), and their sums per row."""
 
     terms: Ints
     serial_us: Ints
     input_us: Ints
-    money_us: Ints
+    price_us: Ints
 
 
-def fixed(rows: Rows) -> Fixed:
-    """The terms of a class whose waiting and fetching are not known yet (zero in `rows`)."""
-    terms = all_terms(rows)
-    return Fixed(terms=terms, serial_us=terms[_SERIAL].sum(axis=0), input_us=terms[_INPUT].copy(), money_us=terms[_MONEY].copy())
+def still(inputs: Inputs, enabled: frozenset[str]) -> Still:
+    """Compute the terms that stand still; those not `enabled` are 0."""
+    terms = np.zeros((len(TERM_NAMES), len(inputs.cold)), dtype=np.int64)
+    for index, term in enumerate(TERMS):
+        if term.still is not None and term.name in enabled:
+            terms[index] = term.still(inputs)
+    return Still(
+        terms=terms,
+        serial_us=terms[_SERIAL].sum(axis=0),
+        input_us=terms[_INPUT].copy(),
+        price_us=terms[_STILL_PRICES].sum(axis=0),
+    )
 
 
-def totals(known: Fixed, wait_us: Ints, fetch_us: Ints) -> Ints:
-    """Total per row once waiting and fetching are known: the same sum as of `all_terms`, without building the terms."""
-    return np.maximum(np.maximum(wait_us, fetch_us), known.input_us) + known.serial_us
-
-
-def terms_of(known: Fixed, rows: Ints, wait_us: Ints, fetch_us: Ints) -> Ints:
-    """The terms of a few rows, by index, for an explanation: columns in the order of `rows`."""
+def terms_of(known: Still, rows: Ints, out: Ints) -> Ints:
+    """All terms of a few rows, by index, for an explanation: a line per name of TERM_NAMES, columns in the order of `rows`."""
     terms = np.asarray(known.terms[:, rows])
-    terms[_QUEUE] = wait_us[rows]
-    terms[_FETCH] = fetch_us[rows]
-    _set_overlap(terms)
+    told = out[rows]
+    for index, moving in _MOVING:
+        terms[index] = moving(told)
+    terms[STAGE] -= told[:, Out.SAVING]
+    concurrent = terms[_CONCURRENT]
+    terms[-1] = concurrent.max(axis=0) - concurrent.sum(axis=0)
     return terms

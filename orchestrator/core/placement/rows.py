@@ -1,13 +1,14 @@
-"""The rows that terms are computed over: for one class of jobs, every pool twice, once by a resident replica and once cold.
+"""The tables that a decision is computed over: what a class of jobs costs at every row, what pools are like now, what came out.
 
-Decides the form only. Row r < P is pool r by a resident replica, row P + r the same pool with the model to be loaded.
-All arrays are int64 (microseconds, bytes, bytes per second, micro-dollars per hour) or bool, of length 2P.
+Decides the form only. A class has `kinds` x P rows over P pools: row r is kind r // P at pool r % P. Kinds: by a replica that is ready (the
+adapters of the job are loaded too), cold, and, where the class has adapters, by a replica that lacks some of them. All figures are int64:
+microseconds, bytes, counts, parts per million. Tables are row-major, so that one row's figures lie together.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from enum import IntEnum
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +17,126 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 AnyArray = npt.NDArray[Any]
 
+READY, COLD, BARE = 0, 1, 2
+# Beyond any sum of terms, and far from overflowing when summed.
+UNREACHABLE: Final = 2**59
+# The wait for a slot whose predicted end has passed: nothing, but not free either.
+OVERDUE_US: Final = 1
+# Waiting longer than this is no plan: a pool whose first slot is a day away is as good as none.
+WAIT_MAX_US: Final = 24 * 3600 * 1_000_000
+# Victims of a slot that are told apart; those beyond leave together. Slots of 80 GB hold three or four models, rarely more.
+VICTIMS: Final = 6
+# What the eviction of a pinned or protected replica costs: never.
+FORBIDDEN_US: Final = 2**50
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """Inputs of all terms. `weight_milli` and `seconds_per_dollar` are the policy's exchange rates for this class."""
 
-    resident: Bools  # the replica is there: nothing is fetched, staged or started
-    wait_us: Ints  # until the slot can begin with this job
-    fetch_us: Ints  # until the weights are on the node's disk
-    input_us: Ints
-    stage_us: Ints  # disk or host memory to GPU
-    init_us: Ints
-    execution_us: Ints
-    output_us: Ints
-    usd_micros_per_hour: Ints
-    weight_milli: int
-    seconds_per_dollar: int
+class Fix(IntEnum):
+    """What does not change between decisions of a class, by row."""
+
+    FEASIBLE = 0  # 1: no static filter rejects the pool
+    SERIAL = 1  # stage, init, compile, adapt, execution, output: one after the other
+    INPUT = 2
+    PRICE = 3  # money, egress, fragmentation, as this job's microseconds
+    RISK_PPM = 4  # of losing the GPU while it is occupied
+    FAIL_PPM = 5  # of the load failing
+    HALF_OCCUPANCY = 6
+    FETCH = 7  # from the origin with no other flow
+    RELOAD = 8  # what another copy costs in loading, without the fetch
+    HOST_SAVING = 9  # what staging from host memory saves over disk
+    USD = 10  # price of the GPU, for ties
+    HASH = 11  # rendezvous hash of model and pool, for ties
+
+
+class Dyn(IntEnum):
+    """What a pool is like now, for everybody. From VICTIM on: bytes and price of each victim of the slot that a cold row means."""
+
+    ACCEPTING = 0
+    FREE = 1
+    SOONEST = 2  # fleet time at which the first busy slot is predicted to be free
+    FLOWS = 3  # fetches from the origin in flight at the site
+    ROOM = 4  # free bytes of the emptiest free slot
+    SLOT_FREE = 5  # free bytes of the slot whose victims these are
+    VICTIM = 6
+
+
+class Pres(IntEnum):
+    """Where a model is, a line for each pool that has something of it. From VICTIM on as in Dyn, for the node with the weights."""
+
+    POOL = 0
+    READY = 1  # state of the best slot where the replica has all that the class wants
+    READY_UNTIL = 2
+    BARE = 3  # the same for replicas that lack adapters
+    BARE_UNTIL = 4
+    SOURCE = 5
+    SOURCE_US = 6  # fleet time at which a fetch in flight should be done
+    COLD = 7  # -1: as the pool is; else the state of a cold row (gangs)
+    COLD_UNTIL = 8
+    ROOM = 9
+    SLOT_FREE = 10
+    VICTIM = 11
+
+
+class Out(IntEnum):
+    """What a decision came to, by row; microseconds and bytes."""
+
+    STATE = 0
+    WAIT = 1
+    FETCH = 2
+    SAVING = 3
+    EVICT = 4
+    EVICTED_BYTES = 5
+    CHURN = 6
+    RISK = 7
+    TARDY = 8
+    DELAY = 9
+    TOTAL = 10
+
+
+DYN_WIDTH: Final = Dyn.VICTIM + 2 * VICTIMS
+PRES_WIDTH: Final = Pres.VICTIM + 2 * VICTIMS
+
+
+class Slots(IntEnum):
+    """How the best slot of a row stands."""
+
+    NONE = 0
+    FULL = 1  # takes no more now, or executes another model: its end can be waited for
+    OPEN = 2  # busy, and may take one more behind what it does
+    FREE = 3
+
+
+class Source(IntEnum):
+    """Where the weights come from for a cold row."""
+
+    ORIGIN = 0
+    FETCHING = 1  # the node fetches them already
+    SITE_FETCHING = 2  # another node of the site does: one flight per model and site
+    DISK = 3
+    HOST = 4
+
+
+class State(IntEnum):
+    """What can be done with a row."""
+
+    IMPOSSIBLE = 0
+    WAITS = 1  # after waiting
+    BINDABLE = 2
+
+
+class Rate(IntEnum):
+    """Scalars of one decision, handed to the kernel as one array."""
+
+    NOW = 0
+    NEED = 1  # bytes: weights, adapters, activations
+    EVICT_MILLI = 2  # exchange rate of evictions for this job: k_e over the priority's weight; 0: the term is off
+    CHURN = 3  # 1: another copy must beat the existing ones by half its reload time
+    SLACK = 4  # microseconds until the job's deadline; NO_DEADLINE: it has none
+    SPREAD_MILLI = 5  # 95 % of the completions take at most this much of their prediction
+    TARDY_MILLI = 6
+    TIE_US = 7
+    TIE_MILLI = 8
+    BYTES = 9  # of the model's weights: a fetch that is off the books of FETCH
+
+
+RATES: Final = len(Rate)
+NO_DEADLINE: Final = 2**60

@@ -1,16 +1,17 @@
 """T_exec: the generation itself.
 
-Unit: microseconds. Formula and source: `atoll.physics.execution` for (model, shape, GPU type, precision).
-Fails where the prior's efficiency is off for a GPU type or a stack; nothing is learned yet.
+Unit: microseconds. Formula and source: `atoll.physics.execution` for (model, shape, GPU type, precision), times what was learned.
+Fails where the prior's efficiency is off for a GPU type or a stack that nothing was learned of yet.
 """
 
 from __future__ import annotations
 
-from orchestrator.core.placement.rows import Ints, Rows
+from orchestrator.core.placement.inputs import Inputs
+from orchestrator.core.placement.rows import Ints
 
 NAME = "execution"
 
 
-def cost_us(rows: Rows) -> Ints:
+def cost_us(inputs: Inputs) -> Ints:
     """Microseconds of execution, per row."""
-    return rows.execution_us
+    return inputs.execution_us

@@ -6,13 +6,12 @@ Source: coldstart figures of the catalogue. Fails low after a slot's process die
 
 from __future__ import annotations
 
-import numpy as np
-
-from orchestrator.core.placement.rows import Ints, Rows
+from orchestrator.core.placement.inputs import Inputs
+from orchestrator.core.placement.rows import Ints
 
 NAME = "init"
 
 
-def cost_us(rows: Rows) -> Ints:
+def cost_us(inputs: Inputs) -> Ints:
     """Microseconds of initialisation, per row."""
-    return np.where(rows.resident, 0, rows.init_us)
+    return inputs.init_us * inputs.cold

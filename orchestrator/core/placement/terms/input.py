@@ -6,11 +6,12 @@ Source: links of `clusters.yaml`. Fails low when the origin is unknown.
 
 from __future__ import annotations
 
-from orchestrator.core.placement.rows import Ints, Rows
+from orchestrator.core.placement.inputs import Inputs
+from orchestrator.core.placement.rows import Ints
 
 NAME = "input"
 
 
-def cost_us(rows: Rows) -> Ints:
+def cost_us(inputs: Inputs) -> Ints:
     """Microseconds of transfer to the site, per row."""
-    return rows.input_us
+    return inputs.input_us

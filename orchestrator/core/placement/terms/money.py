@@ -7,25 +7,19 @@ then sunk, and this term merely ranks it.
 
 from __future__ import annotations
 
-import numpy as np
-
-from orchestrator.core.placement.rows import Ints, Rows
+from orchestrator.core.placement.inputs import Inputs
+from orchestrator.core.placement.rows import Ints
 
 NAME = "money"
 
 _US_PER_HOUR = 3_600_000_000
 
 
-def occupancy_us(rows: Rows) -> Ints:
-    """Microseconds for which the slot is taken, per row."""
-    return np.where(rows.resident, 0, rows.stage_us + rows.init_us) + rows.execution_us
+def price_usd_micros(inputs: Inputs) -> Ints:
+    """Micro-dollars of GPU time, per row. The product is taken in milliseconds: a price x microseconds would overflow int64."""
+    return inputs.usd_micros_per_hour * (inputs.occupancy_us // 1_000) // (_US_PER_HOUR // 1_000)
 
 
-def price_usd_micros(rows: Rows) -> Ints:
-    """Micro-dollars of GPU time, per row. The product is taken in seconds first: a price x microseconds would overflow int64."""
-    return rows.usd_micros_per_hour * (occupancy_us(rows) // 1_000) // (_US_PER_HOUR // 1_000)
-
-
-def cost_us(rows: Rows) -> Ints:
+def cost_us(inputs: Inputs) -> Ints:
     """Microseconds worth of money, per row."""
-    return price_usd_micros(rows) * rows.seconds_per_dollar * 1_000 // rows.weight_milli
+    return price_usd_micros(inputs) * inputs.seconds_per_dollar * 1_000 // inputs.weight_milli

@@ -6,11 +6,12 @@ where the job names none. Source: links of `clusters.yaml`, sizes of `atoll.phys
 
 from __future__ import annotations
 
-from orchestrator.core.placement.rows import Ints, Rows
+from orchestrator.core.placement.inputs import Inputs
+from orchestrator.core.placement.rows import Ints
 
 NAME = "output"
 
 
-def cost_us(rows: Rows) -> Ints:
+def cost_us(inputs: Inputs) -> Ints:
     """Microseconds of transfer from the site, per row."""
-    return rows.output_us
+    return inputs.output_us

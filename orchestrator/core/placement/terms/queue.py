@@ -7,11 +7,11 @@ predicted and its steps are not yet reported.
 
 from __future__ import annotations
 
-from orchestrator.core.placement.rows import Ints, Rows
+from orchestrator.core.placement.rows import Ints, Out
 
 NAME = "queue"
 
 
-def cost_us(rows: Rows) -> Ints:
+def cost_us(out: Ints) -> Ints:
     """Microseconds of waiting, per row."""
-    return rows.wait_us
+    return out[:, Out.WAIT]

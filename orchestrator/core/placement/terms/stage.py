@@ -7,13 +7,12 @@ Fails low when several slots of a node load at once.
 
 from __future__ import annotations
 
-import numpy as np
-
-from orchestrator.core.placement.rows import Ints, Rows
+from orchestrator.core.placement.inputs import Inputs
+from orchestrator.core.placement.rows import Ints
 
 NAME = "stage"
 
 
-def cost_us(rows: Rows) -> Ints:
-    """Microseconds of loading, per row."""
-    return np.where(rows.resident, 0, rows.stage_us)
+def cost_us(inputs: Inputs) -> Ints:
+    """Microseconds of loading from disk, per row. What host memory saves is subtracted where a decision knows of it."""
+    return inputs.stage_us * inputs.cold

@@ -1,0 +1,85 @@
+"""One pool with the indexes that make scoring it O(1): its slots in heaps by what they offer, its models by node.
+
+Decides which slot is meant where a pool is chosen. Heaps hold primary figures only and are cleaned lazily: an entry counts while the
+slot's version is the one it was made for, so contents and not history decide. Must not know jobs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from typing import Final
+
+from atoll.model.ids import ModelId
+from orchestrator.core.state import Pool, Site, Slot
+
+# (key, second key, node index, slot index, version): valid while the slot's version is this one.
+Entry = tuple[int, int, int, int, int]
+# A heap is rebuilt from its valid entries when it holds this many times more than there are slots.
+_STALE_FACTOR: Final = 8
+_STALE_SPARE: Final = 64
+
+
+@dataclass(slots=True, kw_only=True)
+class WarmIndex:
+    """Slots of one pool where one model is resident or about to be, by how much is bound to them."""
+
+    free: list[Entry] = field(default_factory=list)  # by -last_used: the most recently used first, so that others stay evictable
+    open: list[Entry] = field(default_factory=list)  # by busy_until: may take one more
+    full: list[Entry] = field(default_factory=list)  # by busy_until: takes no more now, or executes another model
+    slots: set[tuple[int, int]] = field(default_factory=set)
+
+
+@dataclass(slots=True, kw_only=True)
+class Column:
+    """One pool with its indexes. `index` is its place in the tables; -1: not indexed yet."""
+
+    index: int
+    site: Site
+    pool: Pool
+    # Free slots: by what clearing them would cost others, then the longest idle; and by free memory, the emptiest first.
+    cheap: list[Entry] = field(default_factory=list)
+    roomy: list[Entry] = field(default_factory=list)
+    busy: list[Entry] = field(default_factory=list)  # by busy_until
+    warm: dict[ModelId, WarmIndex] = field(default_factory=dict)
+    disk: dict[ModelId, set[int]] = field(default_factory=dict)  # nodes by index
+    host: dict[ModelId, set[int]] = field(default_factory=dict)
+    fetching: dict[ModelId, set[int]] = field(default_factory=dict)
+    resident: dict[tuple[int, int], set[ModelId]] = field(default_factory=dict)  # models of each ready slot, as indexed
+    free_slots: int = 0
+    node_free: list[int] = field(default_factory=list)  # free slots per node
+
+    def slot(self, node_index: int, index: int) -> Slot:
+        """The slot at these coordinates."""
+        return self.pool.nodes[node_index].slots[index]
+
+    def top(self, heap: list[Entry]) -> Slot | None:
+        """The first valid slot of a heap; stale entries before it are dropped."""
+        while heap:
+            entry = heap[0]
+            slot = self.slot(entry[2], entry[3])
+            if slot.version == entry[4]:
+                return slot
+            heappop(heap)
+        return None
+
+    def add_entry(self, heap: list[Entry], entry: Entry) -> None:
+        """Put a slot at its place in a heap, and drop stale entries when there are many."""
+        heappush(heap, entry)
+        if len(heap) > _STALE_FACTOR * self.pool.spec.slots + _STALE_SPARE:
+            heap[:] = [entry for entry in heap if self.slot(entry[2], entry[3]).version == entry[4]]
+            heapify(heap)
+
+    def has(self, model_id: ModelId) -> bool:
+        """Whether anything of the model is in this pool or on its way."""
+        return model_id in self.warm or model_id in self.disk or model_id in self.host or model_id in self.fetching
+
+
+def free_bytes(slot: Slot) -> int:
+    """Memory that no replica of the slot holds or will hold."""
+    return slot.memory_bytes - sum(replica.memory_bytes for replica in slot.replicas.values())
+
+
+def is_free(slot: Slot) -> bool:
+    """Whether the slot can begin at once."""
+    return slot.ready and not slot.attempts

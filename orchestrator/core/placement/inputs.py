@@ -1,0 +1,39 @@
+"""What the terms of a class are computed from where it does not change from one decision to the next: arrays over its rows.
+
+Decides the form only. Rows are as `rows` says; all arrays are int64 of one figure per row, or bool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.core.placement.rows import Bools, Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Figures per row. `weight_milli`, `seconds_per_dollar`, `hazard_per_million_hours` and `fail_ppm` are rates of the policy."""
+
+    cold: Bools  # the model has to be loaded
+    input_us: Ints
+    stage_us: Ints  # from disk to GPU
+    init_us: Ints
+    execution_us: Ints
+    output_us: Ints
+    usd_micros_per_hour: Ints
+    egress_usd_micros: Ints  # for the result to leave the site
+    preemptions_per_million_hours: Ints  # of the site's GPUs, by their owner
+    weight_milli: int
+    seconds_per_dollar: int
+    hazard_per_million_hours: int
+    fail_ppm: int
+
+    @property
+    def occupancy_us(self) -> Ints:
+        """For how long the slot is taken, without waiting for the fetch."""
+        return self.loading_us + self.execution_us
+
+    @property
+    def loading_us(self) -> Ints:
+        """Of it, what only a cold row needs."""
+        return (self.stage_us + self.init_us) * self.cold

@@ -1,0 +1,231 @@
+"""The inner loop of a decision: every row of a class costed, the best that can be bound and the best worth waiting for found.
+
+Decides the composition of the cost: waiting, fetch and input go on at the same time, the rest one after the other, prices on top.
+Integers only, so that numba's machine code and `vectors` (numpy, where numba is missing) give exactly the same; tests hold them together.
+Must not know jobs, sites or models: only tables (see `rows`).
+
+    delay = max(wait, fetch, input) + serial - what host memory saves
+    total = delay + price + evict + churn + risk + tardy
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeVar, cast
+
+from orchestrator.core.placement import vectors
+from orchestrator.core.placement.rows import (
+    BARE,
+    COLD,
+    FORBIDDEN_US,
+    NO_DEADLINE,
+    OVERDUE_US,
+    UNREACHABLE,
+    VICTIMS,
+    WAIT_MAX_US,
+    Bools,
+    Dyn,
+    Fix,
+    Ints,
+    Out,
+    Pres,
+    Rate,
+    Slots,
+    Source,
+    State,
+)
+
+try:
+    import numba
+except ImportError:  # the optional extra `fast` is not installed
+    numba = None
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# numba sees plain integers: an IntEnum's members cost it a lookup each.
+_COLD, _BARE = int(COLD), int(BARE)
+_F_FEASIBLE, _F_SERIAL, _F_INPUT, _F_PRICE = int(Fix.FEASIBLE), int(Fix.SERIAL), int(Fix.INPUT), int(Fix.PRICE)
+_F_RISK, _F_FAIL, _F_HALF, _F_FETCH = int(Fix.RISK_PPM), int(Fix.FAIL_PPM), int(Fix.HALF_OCCUPANCY), int(Fix.FETCH)
+_F_RELOAD, _F_SAVING, _F_USD, _F_HASH = int(Fix.RELOAD), int(Fix.HOST_SAVING), int(Fix.USD), int(Fix.HASH)
+_D_ACCEPTING, _D_FREE, _D_SOONEST, _D_FLOWS = int(Dyn.ACCEPTING), int(Dyn.FREE), int(Dyn.SOONEST), int(Dyn.FLOWS)
+_D_ROOM, _D_SLOT_FREE, _D_VICTIM = int(Dyn.ROOM), int(Dyn.SLOT_FREE), int(Dyn.VICTIM)
+_P_POOL, _P_READY, _P_READY_UNTIL = int(Pres.POOL), int(Pres.READY), int(Pres.READY_UNTIL)
+_P_BARE, _P_BARE_UNTIL, _P_SOURCE, _P_SOURCE_US = int(Pres.BARE), int(Pres.BARE_UNTIL), int(Pres.SOURCE), int(Pres.SOURCE_US)
+_P_COLD, _P_COLD_UNTIL, _P_ROOM = int(Pres.COLD), int(Pres.COLD_UNTIL), int(Pres.ROOM)
+_P_SLOT_FREE, _P_VICTIM = int(Pres.SLOT_FREE), int(Pres.VICTIM)
+_O_STATE, _O_WAIT, _O_FETCH, _O_SAVING, _O_EVICT = int(Out.STATE), int(Out.WAIT), int(Out.FETCH), int(Out.SAVING), int(Out.EVICT)
+_O_BYTES, _O_CHURN, _O_RISK, _O_TARDY = int(Out.EVICTED_BYTES), int(Out.CHURN), int(Out.RISK), int(Out.TARDY)
+_O_DELAY, _O_TOTAL = int(Out.DELAY), int(Out.TOTAL)
+_R_NOW, _R_NEED, _R_EVICT, _R_CHURN = int(Rate.NOW), int(Rate.NEED), int(Rate.EVICT_MILLI), int(Rate.CHURN)
+_R_SLACK, _R_SPREAD, _R_TARDY = int(Rate.SLACK), int(Rate.SPREAD_MILLI), int(Rate.TARDY_MILLI)
+_R_TIE_US, _R_TIE_MILLI = int(Rate.TIE_US), int(Rate.TIE_MILLI)
+_FULL, _OPEN, _FREE = int(Slots.FULL), int(Slots.OPEN), int(Slots.FREE)
+_FETCHING, _SITE_FETCHING = int(Source.FETCHING), int(Source.SITE_FETCHING)
+_DISK, _HOST = int(Source.DISK), int(Source.HOST)
+_IMPOSSIBLE, _WAITS, _BINDABLE = int(State.IMPOSSIBLE), int(State.WAITS), int(State.BINDABLE)
+
+
+def _jit(function: F) -> F:
+    """`function` as machine code where numba is installed. Compiled code is kept beside this file, so that only the first start pays."""
+    return function if numba is None else cast(F, numba.njit(cache=True)(function))
+
+
+class Decide(Protocol):
+    """Fills `out` and answers (row to bind, row worth waiting for); -1: there is none. `mask` names kinds x P rows that count."""
+
+    def __call__(self, fix: Ints, dyn: Ints, pres: Ints, rates: Ints, mask: Bools, out: Ints) -> tuple[int, int]: ...
+
+
+@_jit
+def _room(table: Ints, line: int, room: int, slot_free: int, victim: int, need: int) -> tuple[int, int]:
+    """(price, bytes) of making room in the slot that this line of a table describes: victims leave in their order until it fits."""
+    if need <= table[line, room]:
+        return 0, 0
+    short = need - table[line, slot_free]
+    price, gone = 0, 0
+    for number in range(VICTIMS):
+        if short <= 0:
+            break
+        size = table[line, victim + 2 * number]
+        price += table[line, victim + 2 * number + 1]
+        gone += size
+        short -= size
+    if short > 0:
+        return FORBIDDEN_US, gone
+    return price, gone
+
+
+@_jit
+def _slot_row(out: Ints, row: int, slots: int, until: int, now: int) -> None:
+    """The state of a row that runs by a resident replica."""
+    if slots == _FREE:
+        out[row, _O_STATE], out[row, _O_WAIT] = _BINDABLE, 0
+    elif slots in (_OPEN, _FULL):
+        wait = max(until - now, OVERDUE_US)
+        out[row, _O_WAIT] = wait
+        if wait < WAIT_MAX_US:
+            out[row, _O_STATE] = _BINDABLE if slots == _OPEN else _WAITS
+
+
+@_jit
+def _cost_row(fix: Ints, rates: Ints, out: Ints, row: int) -> None:
+    delay = max(out[row, _O_WAIT], out[row, _O_FETCH], fix[row, _F_INPUT]) + fix[row, _F_SERIAL] - out[row, _O_SAVING]
+    total = delay + fix[row, _F_PRICE] + out[row, _O_EVICT] + out[row, _O_CHURN]
+    # In milliseconds: parts per million of a year in microseconds would overflow.
+    risk = fix[row, _F_RISK] * ((fix[row, _F_HALF] + delay) // 1_000) // 1_000 + fix[row, _F_FAIL] * (delay // 1_000) // 1_000
+    tardy, slack = 0, rates[_R_SLACK]
+    if slack != NO_DEADLINE:
+        if delay * rates[_R_SPREAD] <= slack * 1_000:
+            tardy = -delay  # in time for sure: the delay costs nothing
+        else:
+            tardy = rates[_R_TARDY] * max(delay - slack, 0) // 1_000
+    out[row, _O_DELAY], out[row, _O_RISK], out[row, _O_TARDY] = delay, risk, tardy
+    out[row, _O_TOTAL] = total + risk + tardy
+
+
+@_jit
+def _before(fix: Ints, dyn: Ints, out: Ints, pools: int, row: int, other: int) -> bool:
+    """Whether `row` goes before `other` among equals: resident, fewer evicted bytes, cheaper, more free slots, rendezvous hash."""
+    mine, theirs = row // pools == _COLD, other // pools == _COLD
+    if mine != theirs:
+        return not mine
+    for column in (_O_FETCH, _O_BYTES):
+        if out[row, column] != out[other, column]:
+            return bool(out[row, column] < out[other, column])
+    if fix[row, _F_USD] != fix[other, _F_USD]:
+        return bool(fix[row, _F_USD] < fix[other, _F_USD])
+    free, others_free = dyn[row % pools, _D_FREE], dyn[other % pools, _D_FREE]
+    if free != others_free:
+        return bool(free > others_free)
+    if fix[row, _F_HASH] != fix[other, _F_HASH]:
+        return bool(fix[row, _F_HASH] < fix[other, _F_HASH])
+    return row < other
+
+
+@_jit
+def _best(fix: Ints, dyn: Ints, rates: Ints, mask: Bools, out: Ints, pools: int, state: int) -> int:
+    """The row of least total in this state, ties resolved; jobs with a deadline take one that is in time before any that is not."""
+    least, safe = UNREACHABLE, False
+    for row in range(len(out)):
+        if out[row, _O_STATE] != state or not mask[row]:
+            continue
+        in_time = out[row, _O_TARDY] < 0
+        if (in_time and not safe) or (in_time == safe and out[row, _O_TOTAL] < least):
+            least, safe = out[row, _O_TOTAL], in_time
+    if least >= UNREACHABLE:
+        return -1
+    most = least + max(rates[_R_TIE_US], least * rates[_R_TIE_MILLI] // 1_000)
+    chosen = -1
+    for row in range(len(out)):
+        if out[row, _O_STATE] != state or not mask[row] or out[row, _O_TOTAL] > most or (out[row, _O_TARDY] < 0) != safe:
+            continue
+        if chosen < 0 or _before(fix, dyn, out, pools, row, chosen):
+            chosen = row
+    return chosen
+
+
+@_jit
+def _cold_row(fix: Ints, dyn: Ints, rates: Ints, out: Ints, pool: int) -> None:
+    """The cold row of a pool, as the pool is for everybody."""
+    row = len(dyn) + pool
+    wait = 0 if dyn[pool, _D_FREE] > 0 else max(dyn[pool, _D_SOONEST] - rates[_R_NOW], OVERDUE_US)
+    out[row, _O_WAIT] = wait
+    out[row, _O_FETCH] = fix[row, _F_FETCH] * (dyn[pool, _D_FLOWS] + 1)
+    if wait == 0:
+        price, gone = _room(dyn, pool, _D_ROOM, _D_SLOT_FREE, _D_VICTIM, rates[_R_NEED])
+        out[row, _O_EVICT], out[row, _O_BYTES] = price * rates[_R_EVICT] // 1_000, gone
+        out[row, _O_STATE] = _BINDABLE if price < FORBIDDEN_US else _IMPOSSIBLE
+    elif wait < WAIT_MAX_US:
+        out[row, _O_STATE] = _WAITS
+
+
+@_jit
+def _cold_line(fix: Ints, pres: Ints, rates: Ints, out: Ints, line: int, row: int) -> None:
+    """The cold row of a pool that has something of the model."""
+    now, source = rates[_R_NOW], pres[line, _P_SOURCE]
+    if pres[line, _P_COLD] >= 0:
+        out[row, _O_STATE] = pres[line, _P_COLD]
+        out[row, _O_WAIT] = 0 if pres[line, _P_COLD] == _BINDABLE else max(pres[line, _P_COLD_UNTIL] - now, OVERDUE_US)
+    if source == _FETCHING:
+        out[row, _O_FETCH] = max(pres[line, _P_SOURCE_US] - now, 0)
+    elif source == _SITE_FETCHING and pres[line, _P_SOURCE_US] > now:
+        # One flight per model and site: others wait for it, unless it should have ended by now.
+        out[row, _O_FETCH] = pres[line, _P_SOURCE_US] - now
+        if out[row, _O_STATE] == _BINDABLE:
+            out[row, _O_STATE], out[row, _O_WAIT] = _WAITS, out[row, _O_FETCH]
+    elif source in (_DISK, _HOST):
+        out[row, _O_FETCH] = 0
+        if source == _HOST:
+            out[row, _O_SAVING] = fix[row, _F_SAVING]
+    if source in (_FETCHING, _DISK, _HOST) and out[row, _O_WAIT] == 0:
+        price, gone = _room(pres, line, _P_ROOM, _P_SLOT_FREE, _P_VICTIM, rates[_R_NEED])
+        out[row, _O_EVICT], out[row, _O_BYTES] = price * rates[_R_EVICT] // 1_000, gone
+        out[row, _O_STATE] = _BINDABLE if price < FORBIDDEN_US else _IMPOSSIBLE
+
+
+@_jit
+def decide_rows(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, mask: Bools, out: Ints) -> tuple[int, int]:
+    """See `Decide`. Runs as plain Python too, some hundred times slower."""
+    pools, now = len(dyn), rates[_R_NOW]
+    out[:, :] = 0
+    for pool in range(pools):
+        if fix[pools + pool, _F_FEASIBLE] and dyn[pool, _D_ACCEPTING]:
+            _cold_row(fix, dyn, rates, out, pool)
+    for line in range(len(pres)):
+        pool = pres[line, _P_POOL]
+        if fix[pool, _F_FEASIBLE] and dyn[pool, _D_ACCEPTING]:
+            _slot_row(out, pool, pres[line, _P_READY], pres[line, _P_READY_UNTIL], now)
+            if len(out) > _BARE * pools:
+                _slot_row(out, _BARE * pools + pool, pres[line, _P_BARE], pres[line, _P_BARE_UNTIL], now)
+            _cold_line(fix, pres, rates, out, line, pools + pool)
+    for row in range(len(out)):
+        if out[row, _O_STATE] != _IMPOSSIBLE:
+            if rates[_R_CHURN] and row // pools == _COLD:
+                out[row, _O_CHURN] = (fix[row, _F_RELOAD] + out[row, _O_FETCH] - out[row, _O_SAVING]) // 2
+            _cost_row(fix, rates, out, row)
+    bound = _best(fix, dyn, rates, mask, out, pools, _BINDABLE)
+    return bound, _best(fix, dyn, rates, mask, out, pools, _WAITS)
+
+
+# The one that decisions use.
+decide: Final[Decide] = decide_rows if numba is not None else vectors.decide

@@ -1,0 +1,16 @@
+"""The churn guard: a copy of a model beyond its target + 1 must beat the copies there are by more than half its reload time.
+
+Unit: microseconds. Formula: (fetch + stage + init) / 2 of a cold row while the model has more copies than its target, else 0.
+Source: copies counted by the core, targets of the residency loop. Fails low where a model's demand has just outgrown its target.
+"""
+
+from __future__ import annotations
+
+from orchestrator.core.placement.rows import Ints, Out
+
+NAME = "churn"
+
+
+def cost_us(out: Ints) -> Ints:
+    """Microseconds by which a further copy is handicapped, per row."""
+    return out[:, Out.CHURN]

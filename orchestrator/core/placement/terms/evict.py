@@ -1,0 +1,16 @@
+"""E_evict: what it costs others that replicas leave to make room.
+
+Unit: microseconds. Formula: k_e x sum over victims of their price / the priority's weight; prices are those of `placement.eviction`.
+Source: demand, copies, reload times. Fails where demand jumps.
+"""
+
+from __future__ import annotations
+
+from orchestrator.core.placement.rows import Ints, Out
+
+NAME = "evict"
+
+
+def cost_us(out: Ints) -> Ints:
+    """Microseconds worth of evictions, per row."""
+    return out[:, Out.EVICT]
