@@ -28,6 +28,11 @@ _TERMS: Final = {
     "execution": "the diffusion itself",
     "output": "the result's way back",
     "money": "price, at the policy's seconds per dollar",
+    "net": "what the site's owner charges for the result to leave",
+    "evict": "what others lose by the models that give way",
+    "churn": "handicap of one more copy than the model needs",
+    "risk": "the GPU may be lost, or the load fail",
+    "deadline": "in time, the delay costs nothing; late, it costs more",
     "overlap": "what is saved because some of it goes on at the same time",
 }
 _PHASES: Final = (

@@ -96,7 +96,7 @@ def model_usage(ctx: Context, model_id: ModelId) -> tuple[tuple[SiteId, ...], in
     """(sites where it is warm, replicas, jobs that wait for it)."""
     sites: dict[SiteId, None] = {}
     replicas = 0
-    for index in ctx.columns.by_model.get(model_id, ()):
+    for index in ctx.columns.where.by_model.get(model_id, ()):
         column = ctx.columns.columns[index]
         warm = column.warm.get(model_id)
         if warm is not None:

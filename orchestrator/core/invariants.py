@@ -96,7 +96,7 @@ def _check_columns(ctx: Context) -> None:
         _must(column.free_slots == len(free), "free capacity is counted", (column.site.site_id, column.pool.pool_id))
         _must(int(ctx.columns.free[column.index]) == len(free), "free capacity is shown", column.pool.pool_id)
         _must(sum(column.node_free) == len(free), "free capacity is counted by node", column.pool.pool_id)
-        for heap in (column.cheap, column.roomy):
+        for heap in (column.free.cheap, column.free.roomy):
             _must((column.top(heap) is not None) == bool(free), "a free slot can be found", column.pool.pool_id)
         for model_id, warm in column.warm.items():
             there = {

@@ -30,6 +30,7 @@ def added(ctx: Context, event: ModelsAdded) -> None:
         changed.append(model.model_id)
         ctx.records.append(PutModel(model=model))
         ctx.commands.append(PublishModel(model=model))
+        ctx.columns.model_changed(model.model_id)
         ctx.queue.wake_model(model.model_id)
     if changed:
         detail = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
@@ -49,6 +50,7 @@ def removed(ctx: Context, event: ModelRemoved) -> None:
         if entry.job.spec.model_id == event.model_id:
             jobs.end(ctx, entry, JobState.FAILED, failure=Failure(kind=FailureKind.BAD_INPUT, message=message))
     del ctx.state.models[event.model_id]
+    ctx.columns.model_changed(event.model_id)
     for site in ctx.state.sites.values():
         site.evict[event.model_id] = None
         ctx.touch_assignment(site)

@@ -168,7 +168,7 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
     evict = tuple(victim.model_id for victim in victims_in(board, row, slot))
     exec_us = int(board.estimate.execution_us[row])
     delay_us = board.delay_us(row)
-    chosen, *others = board.candidates([row, *board.next_best(row)])
+    chosen, *others = board.candidates([row, *board.next_best(row, ctx.policy.candidates_kept)])
     job = entry.job
     key = AttemptKey(job_id=job.job_id, ordinal=Ordinal(len(job.attempts) + 1))
     explanation = Explanation(

@@ -6,11 +6,9 @@ Decides which slot a chosen row means. Must not change any state of the fleet. T
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
-from atoll.model import limits
 from atoll.model.ids import ModelId
 from atoll.model.placement import Candidate, Rejection
 from orchestrator.core.placement import kernel
@@ -20,14 +18,13 @@ from orchestrator.core.placement.columns import REASONS, Columns
 from orchestrator.core.placement.estimate import Estimate
 from orchestrator.core.placement.eviction import Victim, leaving
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.placement.presence import best_free_slot, cold_source
+from orchestrator.core.placement.presence import cold_source
 from orchestrator.core.placement.registry import terms_of
 from orchestrator.core.placement.rows import (
     COLD,
     NO_DEADLINE,
     OVERDUE_US,
     RATES,
-    UNREACHABLE,
     Bools,
     Ints,
     Out,
@@ -36,8 +33,8 @@ from orchestrator.core.placement.rows import (
 )
 from orchestrator.core.state import Slot
 
-# A line that turns out to be old is written anew and everything scored again, so often at most.
-_LOOKS_AGAIN: Final = 4
+# As plain integers: a member of an IntEnum costs a look-up where a list is indexed.
+_STATE, _WAIT, _TOTAL, _BINDABLE = int(Out.STATE), int(Out.WAIT), int(Out.TOTAL), int(State.BINDABLE)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,11 +47,7 @@ class Board:
     out: Ints
     bound: int | None
     patient: int | None
-
-    @property
-    def pools(self) -> int:
-        """How many pools there are: rows are kind x pools + pool."""
-        return len(self.columns.columns)
+    pools: int  # rows are kind x pools + pool
 
     def column(self, row: int) -> Column:
         """The pool of a row."""
@@ -87,22 +80,19 @@ class Board:
     def candidates(self, rows: list[int]) -> tuple[Candidate, ...]:
         """Rows as they are kept in an explanation."""
         index = np.array(rows, dtype=np.int64)
-        terms = terms_of(self.estimate.still, index, self.out).T.tolist()
+        columns, pools = self.columns.columns, self.pools
         told = self.out[index].tolist()
-        found = []
-        for row, term, figures in zip(rows, terms, told, strict=True):
-            column = self.column(row)
-            found.append(
-                Candidate(
-                    site_id=column.site.site_id,
-                    pool_id=column.pool.pool_id,
-                    total_us=figures[Out.TOTAL],
-                    terms_us=tuple(term),
-                    cold=self.is_cold(row),
-                    wait_us=0 if figures[Out.STATE] == State.BINDABLE else figures[Out.WAIT],
-                )
+        return tuple(
+            Candidate(
+                site_id=columns[row % pools].site.site_id,
+                pool_id=columns[row % pools].pool.pool_id,
+                total_us=figures[_TOTAL],
+                terms_us=tuple(term),
+                cold=row // pools == COLD,
+                wait_us=0 if figures[_STATE] == _BINDABLE else figures[_WAIT],
             )
-        return tuple(found)
+            for row, term, figures in zip(rows, terms_of(self.estimate.still, index, self.out), told, strict=True)
+        )
 
     def is_at(self, row: int, candidate: Candidate | None) -> bool:
         """Whether a row means the place of a candidate."""
@@ -113,24 +103,19 @@ class Board:
             self.is_cold(row),
         )
 
-    def next_best(self, chosen: int) -> list[int]:
-        """The next best rows besides `chosen`, cheapest first."""
-        total = np.where(self.out[:, Out.STATE] != State.IMPOSSIBLE, self.out[:, Out.TOTAL], UNREACHABLE)
-        total[chosen] = UNREACHABLE
-        keep = min(limits.CANDIDATES_KEPT - 1, len(total) - 1)
-        nearest = np.argpartition(total, keep)[:keep] if keep else np.empty(0, dtype=np.int64)
-        ranked = sorted(zip(total[nearest].tolist(), nearest.tolist(), strict=True))
-        return [row for cost, row in ranked if cost < UNREACHABLE]
+    def next_best(self, chosen: int, keep: int) -> list[int]:
+        """The next best rows besides `chosen`, cheapest first, at most `keep`."""
+        rows = np.empty(keep, dtype=np.int64)
+        return [int(row) for row in rows[: kernel.nearest(self.out, chosen, rows)]]
 
     def rejections(self) -> tuple[Rejection, ...]:
         """Pools that cannot be bound now, counted by reason; the order is that of `Reason`."""
-        bindable = (self.out[:, Out.STATE] == State.BINDABLE).reshape(-1, self.pools).any(axis=0)
-        closed = self.estimate.feasible & ~bindable
-        counts = self.estimate.rejected + np.bincount(self.columns.reason[closed], minlength=len(REASONS))
+        counts = np.zeros(len(REASONS), dtype=np.int64)
+        kernel.count(self.estimate.codes, self.columns.reason, self.out, counts)
         return tuple(
-            Rejection(reason=reason, pools=int(counts[code]))
-            for code in np.flatnonzero(counts).tolist()
-            if (reason := REASONS[code]) is not None
+            Rejection(reason=reason, pools=pools)
+            for reason, pools in zip(REASONS, counts.tolist(), strict=True)
+            if pools and reason is not None
         )
 
 
@@ -154,7 +139,7 @@ class Scorer:
     ) -> Board:
         """Cost every row of a class. `slack_us`: until the job's deadline; `mask`: the rows that may be chosen."""
         columns, rates = self._columns, self._rates
-        presence = columns.presence(key.model_id)
+        presence = columns.where.presence(key.model_id)
         if len(self._out) != len(estimate.fix):
             self._out = np.zeros((len(estimate.fix), len(Out)), dtype=np.int64)
             self._everything = np.ones(len(estimate.fix), dtype=np.bool_)
@@ -163,11 +148,9 @@ class Scorer:
         rates[Rate.CHURN] = "churn" in self._policy.terms and self._beyond_target(key.model_id)
         rates[Rate.SLACK] = slack_us if "deadline" in self._policy.terms else NO_DEADLINE
         chosen = self._everything if mask is None else mask
-        bound, patient = -1, -1
-        for _ in range(_LOOKS_AGAIN):
-            bound, patient = kernel.decide(estimate.fix, columns.dyn, presence.table, rates, chosen, self._out)
-            if bound < 0 or not self._was_old(key.model_id, bound):
-                break
+        bound, patient = kernel.decide(
+            estimate.fix, columns.dyn, columns.rooms, columns.node_rooms, presence.table, rates, chosen, self._out
+        )
         return Board(
             columns=columns,
             estimate=estimate,
@@ -175,6 +158,7 @@ class Scorer:
             out=self._out,
             bound=None if bound < 0 else int(bound),
             patient=None if patient < 0 else int(patient),
+            pools=len(columns.columns),
         )
 
     def _evict_milli(self, key: ClassKey) -> int:
@@ -186,21 +170,6 @@ class Scorer:
         """Whether one more copy would be more than the target and one."""
         return self._columns.prices.copies(model_id) >= 1
 
-    def _was_old(self, model_id: ModelId, row: int) -> bool:
-        """Whether the line that a cold row was scored by has aged: a slot of the node with the weights changed. Then it is written anew."""
-        pools = len(self._columns.columns)
-        if row // pools != COLD:
-            return False
-        presence = self._columns.presence(model_id)
-        line = presence.at.get(row % pools)
-        if line is None:
-            return False
-        figures = self._columns.line(model_id, row % pools)
-        if presence.lines[line].tolist() == figures:
-            return False
-        presence.put(row % pools, figures)
-        return True
-
 
 def slot_of(board: Board, row: int) -> Slot | None:
     """The slot that a row which can be bound means."""
@@ -209,15 +178,10 @@ def slot_of(board: Board, row: int) -> Slot | None:
         warm = column.warm.get(model_id)
         return None if warm is None else column.top(warm.free) or column.top(warm.open)
     node_index, _, _ = cold_source(column, model_id)
-    roomy = column.top(column.roomy)
-    if node_index is not None:
-        on_node = [slot for slot in column.pool.nodes[node_index].slots if slot.ready and not slot.attempts]
-        roomy = max(on_node, key=lambda slot: (free_bytes(slot), -slot.last_used_us, -slot.index), default=None)
-    if roomy is not None and free_bytes(roomy) >= board.estimate.memory_bytes:
-        return roomy
-    if node_index is not None:
-        return best_free_slot(column, node_index, model_id, board.columns.prices)[0]
-    return column.top(column.cheap)
+    free = column.free if node_index is None else column.free_on[node_index]
+    roomy = column.top(free.roomy)
+    fits = roomy is not None and free_bytes(roomy) >= board.estimate.memory_bytes
+    return roomy if fits else column.top(free.cheap)
 
 
 def victims_in(board: Board, row: int, slot: Slot) -> tuple[Victim, ...]:

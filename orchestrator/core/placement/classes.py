@@ -5,7 +5,7 @@ Decides which jobs are alike. Must not know the fleet's present state.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.job import PRIORITY_RANK, Constraints, JobSpec, Priority
@@ -26,6 +26,15 @@ class ClassKey:
     gang_size: int
     avoid: frozenset[SiteId]
     avoid_until_us: int
+    # Keys are looked up many times for each job: hashing ten fields each time would cost more than the decision.
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        figures = (self.model_id, self.shape, self.precision, self.priority, self.constraints, self.origin_site)
+        object.__setattr__(self, "_hash", hash((*figures, self.simulated, self.gang_size, self.avoid, self.avoid_until_us)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def rank(self) -> int:

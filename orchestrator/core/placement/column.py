@@ -30,16 +30,24 @@ class WarmIndex:
     slots: set[tuple[int, int]] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class Free:
+    """Free slots of a pool or a node: by what clearing them would cost others, then the longest idle; and the emptiest first."""
+
+    cheap: list[Entry] = field(default_factory=list)
+    roomy: list[Entry] = field(default_factory=list)
+
+
 @dataclass(slots=True, kw_only=True)
 class Column:
-    """One pool with its indexes. `index` is its place in the tables; -1: not indexed yet."""
+    """One pool with its indexes. `index` is its place in the tables, `first_node` that of its nodes; -1: not indexed yet."""
 
     index: int
     site: Site
     pool: Pool
-    # Free slots: by what clearing them would cost others, then the longest idle; and by free memory, the emptiest first.
-    cheap: list[Entry] = field(default_factory=list)
-    roomy: list[Entry] = field(default_factory=list)
+    first_node: int = -1
+    free: Free = field(default_factory=Free)
+    free_on: list[Free] = field(default_factory=list)  # by node
     busy: list[Entry] = field(default_factory=list)  # by busy_until
     warm: dict[ModelId, WarmIndex] = field(default_factory=dict)
     disk: dict[ModelId, set[int]] = field(default_factory=dict)  # nodes by index

@@ -16,26 +16,26 @@ from atoll.model.ids import GpuTypeId, ModelId, PoolId, SiteId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason
 from atoll.model.site import SiteAdmin, SiteConnection, SiteRuntime
-from orchestrator.core.placement.column import Column, WarmIndex, free_bytes, is_free
+from orchestrator.core.placement.column import Column, Free, WarmIndex, free_bytes, is_free
 from orchestrator.core.placement.eviction import Prices, as_figures
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.placement.presence import Presence, line_of
-from orchestrator.core.placement.rows import DYN_WIDTH, Bools, Dyn, Ints
+from orchestrator.core.placement.rows import ROOM_WIDTH, Bools, Dyn, Ints, Room
+from orchestrator.core.placement.whereabouts import Whereabouts
 from orchestrator.core.state import Pool, Site, Slot
 
 # Every reason by a small number, so that rejections are counted in arrays. 0: none.
 REASONS: Final[tuple[Reason | None, ...]] = (None, *Reason)
 REASON_CODE: Final = {reason: code for code, reason in enumerate(REASONS) if reason is not None}
 _NEVER: Final = 2**62
-# Models with a table of their own; the longest unasked one is dropped beyond it. A table of a model that is everywhere is some 20 KB.
-_PRESENCES_MAX: Final = 4_096
 
 
 class Columns:
-    """Tables over all pools of the fleet, and the index of models. `dyn` is as `rows.Dyn` says."""
+    """Tables over all pools of the fleet; `where` says which has what of a model. `dyn`, `rooms`, `node_rooms`: as in `rows`."""
 
     disk_rate: Ints
     dyn: Ints
+    rooms: Ints
+    node_rooms: Ints
     gpu: Ints  # index into gpu_types
     gpus_per_node: Ints
     h2d_rate: Ints
@@ -54,11 +54,8 @@ class Columns:
         self.version = 0  # grows when anything that class estimates depend on changes
         self.columns: list[Column] = []
         self.by_pool: dict[tuple[SiteId, PoolId], Column] = {}
-        self.by_model: dict[ModelId, dict[int, None]] = {}
+        self.where = Whereabouts()
         self.prices = Prices(models=models, rate_per_hour_milli=rate_per_hour_milli, residence_ms=policy.residence_ms)
-        self._presences: dict[ModelId, Presence] = {}
-        # Fetches in flight by site and model: when each should be done, by pool and node.
-        self._flights: dict[tuple[SiteId, ModelId], dict[tuple[PoolId, int], int]] = {}
         self.rebuild([])
 
     @property
@@ -87,12 +84,15 @@ class Columns:
         for column in old:
             if id(column) not in staying:
                 repriced.update(dict.fromkeys(self._count_out(column)))
-        self.by_pool, self.by_model, self._presences = {}, {}, {}
+        self.by_pool = {}
+        self.where.renumber(self.columns, self.by_pool)
         self._allot(len(self.columns))
         gpu_index: dict[GpuTypeId, int] = {}
+        nodes = 0
         for index, column in enumerate(self.columns):
-            column.index = index
+            column.index, column.first_node = index, nodes
             pool = column.pool
+            nodes += len(pool.nodes)
             self.by_pool[(column.site.site_id, pool.pool_id)] = column
             if pool.gpu.gpu_type not in gpu_index:
                 gpu_index[pool.gpu.gpu_type] = len(self.gpu_types)
@@ -104,9 +104,9 @@ class Columns:
             self.node_disk[index] = pool.spec.node.disk_cache_bytes
         for column in self.columns:
             for model_id in {**column.warm, **column.disk, **column.host}:
-                self._seen(model_id, column)
+                self.where.seen(model_id, column)
             for model_id in column.fetching:
-                self._site_seen(model_id, column)
+                self.where.site_seen(model_id, column)
         for column in self.columns:
             if id(column) not in kept:
                 self._index_column(column)
@@ -114,12 +114,17 @@ class Columns:
             self.reprice(model_id)
         for column in self.columns:
             self._refresh_pool(column)
+            for node_index in range(len(column.pool.nodes)):
+                self._refresh_node(column, node_index)
         for site in sites:
             self.refresh_site(site)
         self.version += 1
 
     def _allot(self, count: int) -> None:
-        self.dyn = np.zeros((count, DYN_WIDTH), dtype=np.int64)
+        self.dyn = np.zeros((count, len(Dyn)), dtype=np.int64)
+        self.rooms = np.zeros((count, ROOM_WIDTH), dtype=np.int64)
+        # One line more than there are nodes, so that a table of no nodes can be looked at too.
+        self.node_rooms = np.zeros((sum(len(column.pool.nodes) for column in self.columns) + 1, ROOM_WIDTH), dtype=np.int64)
         self.disk_rate, self.h2d_rate, self.origin_rate = (np.zeros(count, dtype=np.int64) for _ in range(3))
         self.gpu, self.gpus_per_node, self.memory = (np.zeros(count, dtype=np.int64) for _ in range(3))
         self.node_disk, self.price = (np.zeros(count, dtype=np.int64) for _ in range(2))
@@ -139,18 +144,19 @@ class Columns:
         changed = [model_id for model_id, warm in column.warm.items() for _ in warm.slots if self.prices.count(model_id, -1)]
         for model_id, nodes in column.fetching.items():
             for node_index in nodes:
-                self._end_flight(column, model_id, node_index)
+                self.where.end_flight(column, model_id, node_index)
         return changed
 
     def _index_column(self, column: Column) -> None:
         column.node_free = [0] * len(column.pool.nodes)
+        column.free_on = [Free() for _ in column.pool.nodes]
         for node_index, node in enumerate(column.pool.nodes):
             for index, models in ((column.disk, node.disk_models), (column.host, node.host_models)):
                 for model_id in models:
                     index.setdefault(model_id, set()).add(node_index)
-                    self._seen(model_id, column)
+                    self.where.seen(model_id, column)
             for model_id in node.fetching:
-                self._fly(column, model_id, node_index)
+                self.where.fly(column, model_id, node_index)
             for slot in node.slots:
                 if is_free(slot):
                     column.free_slots += 1
@@ -207,6 +213,7 @@ class Columns:
                 self._node_turned(column, slot.node_index)
         self._push(column, slot)
         self._refresh_pool(column)
+        self._refresh_node(column, slot.node_index)
 
     def _node_turned(self, column: Column, node_index: int) -> None:
         """A node has a free slot again, or none any more: where weights are nearest may change for all that it holds."""
@@ -214,31 +221,35 @@ class Columns:
         full = column.free_slots <= 1  # with no free slot at all, any node counts
         for models in (column.disk, column.host, column.fetching) if full else (node.disk_models, node.host_models, node.fetching):
             for model_id in models:
-                self._stale(model_id, column)
+                self.where.stale(model_id, column)
 
     def _push(self, column: Column, slot: Slot) -> None:
+        """Index a slot as it is now."""
         where = (slot.node_index, slot.index)
         known = column.resident.get(where, set())
         present = set(slot.replicas) if slot.ready else set()
+        repriced: list[ModelId] = []
         if present != known:
             column.resident[where] = present
-            for model_id in known - present:
-                self._cool(column, model_id, where)
-            for model_id in present - known:
-                column.warm.setdefault(model_id, WarmIndex()).slots.add(where)
-                self._seen(model_id, column)
-                if self.prices.count(model_id, 1):
-                    self.reprice(model_id)
-        if not slot.ready:
-            return
-        entry = (*where, slot.version)
+            repriced = [model_id for model_id in known - present if self._cool(column, model_id, where)]
+            repriced += [model_id for model_id in present - known if self._warmed(column, model_id, where)]
+        if slot.ready:
+            self._push_entries(column, slot)
+        # Only now: the slot itself may be among those that are sorted again.
+        for model_id in repriced:
+            self.reprice(model_id)
+
+    def _push_entries(self, column: Column, slot: Slot) -> None:
+        entry = (slot.node_index, slot.index, slot.version)
         bound = slot.attempts
         if bound:
             column.add_entry(column.busy, (slot.busy_until_us, 0, *entry))
         else:
             price_us = sum(self.prices.price_us(replica, column.pool) for replica in slot.replicas.values())
-            column.add_entry(column.cheap, (price_us, slot.last_used_us, *entry))
-            column.add_entry(column.roomy, (-free_bytes(slot), slot.last_used_us, *entry))
+            room = -free_bytes(slot)
+            for free in (column.free, column.free_on[slot.node_index]):
+                column.add_entry(free.cheap, (price_us, slot.last_used_us, *entry))
+                column.add_entry(free.roomy, (room, slot.last_used_us, *entry))
         executing = column.site.attempts[bound[0]].model_id if bound else None
         for model_id, replica in slot.replicas.items():
             warm = column.warm[model_id]
@@ -248,11 +259,11 @@ class Columns:
                 column.add_entry(warm.open, (slot.busy_until_us, 0, *entry))
             else:
                 column.add_entry(warm.full, (slot.busy_until_us, 0, *entry))
-            self._stale(model_id, column)
+            self.where.stale(model_id, column)
 
     def reprice(self, model_id: ModelId) -> None:
         """The price of a model's replicas changed: free slots that hold one are sorted again."""
-        for index in self.by_model.get(model_id, ()):
+        for index in self.where.by_model.get(model_id, ()):
             column = self.columns[index]
             warm = column.warm.get(model_id)
             for node_index, slot_index in sorted(warm.slots) if warm is not None else ():
@@ -260,28 +271,43 @@ class Columns:
                 if is_free(slot):
                     slot.version += 1
                     self._push(column, slot)
+                self._refresh_node(column, node_index)
             self._refresh_pool(column)
 
-    def _cool(self, column: Column, model_id: ModelId, where: tuple[int, int]) -> None:
+    def _warmed(self, column: Column, model_id: ModelId, where: tuple[int, int]) -> bool:
+        """A slot holds a model now. Whether that changed the price of its copies."""
+        column.warm.setdefault(model_id, WarmIndex()).slots.add(where)
+        self.where.seen(model_id, column)
+        return self.prices.count(model_id, 1)
+
+    def _cool(self, column: Column, model_id: ModelId, where: tuple[int, int]) -> bool:
+        """A slot holds a model no more. Whether that changed the price of its other copies."""
         warm = column.warm[model_id]
         warm.slots.discard(where)
         if not warm.slots:
             del column.warm[model_id]
-        self._gone(model_id, column)
-        if self.prices.count(model_id, -1):
-            self.reprice(model_id)
+        self.where.gone(model_id, column)
+        return self.prices.count(model_id, -1)
 
     def _refresh_pool(self, column: Column) -> None:
+        busy = column.top(column.busy)
         line = self.dyn[column.index]
-        busy, cheap, roomy = column.top(column.busy), column.top(column.cheap), column.top(column.roomy)
         line[Dyn.FREE] = column.free_slots
         line[Dyn.SOONEST] = busy.busy_until_us if busy is not None else _NEVER
-        line[Dyn.ROOM] = free_bytes(roomy) if roomy is not None else 0
-        line[Dyn.SLOT_FREE] = free_bytes(cheap) if cheap is not None else 0
-        if cheap is not None and cheap.replicas:
-            line[Dyn.VICTIM :] = as_figures(self.prices.victims(cheap, column.pool))
+        self._refresh_room(column, column.free, self.rooms[column.index])
+
+    def _refresh_node(self, column: Column, node_index: int) -> None:
+        self._refresh_room(column, column.free_on[node_index], self.node_rooms[column.first_node + node_index])
+
+    def _refresh_room(self, column: Column, free: Free, line: Ints) -> None:
+        cheap, roomy = column.top(free.cheap), column.top(free.roomy)
+        if cheap is None or roomy is None:
+            line[:] = 0
+        elif cheap.replicas:
+            line[:] = [free_bytes(roomy), free_bytes(cheap), *as_figures(self.prices.victims(cheap, column.pool))]
         else:
-            line[Dyn.VICTIM :] = 0
+            line[:] = 0
+            line[Room.MOST], line[Room.LEAST] = free_bytes(roomy), free_bytes(cheap)
 
     # --- models ----------------------------------------------------------------------------------------------------------------
 
@@ -289,93 +315,26 @@ class Columns:
         """A model came to or left a node's `disk`, `host` memory or list of fetches (`fetching`)."""
         if kind == "fetching":
             if present:
-                self._fly(column, model_id, node_index)
+                self.where.fly(column, model_id, node_index)
             else:
-                self._land(column, model_id, node_index)
+                self.where.land(column, model_id, node_index)
             return
         index = column.disk if kind == "disk" else column.host
         if present:
             index.setdefault(model_id, set()).add(node_index)
-            self._seen(model_id, column)
+            self.where.seen(model_id, column)
             return
         nodes = index.get(model_id, set())
         nodes.discard(node_index)
         if not nodes:
             index.pop(model_id, None)
-        self._gone(model_id, column)
+        self.where.gone(model_id, column)
 
-    def _fly(self, column: Column, model_id: ModelId, node_index: int) -> None:
-        column.fetching.setdefault(model_id, set()).add(node_index)
-        flights = self._flights.setdefault((column.site.site_id, model_id), {})
-        flights[(column.pool.pool_id, node_index)] = column.pool.nodes[node_index].fetching[model_id]
-        self._site_seen(model_id, column)
+    def model_changed(self, model_id: ModelId) -> None:
+        """The catalogue says something else of a model than before."""
+        self.prices.refresh(model_id)
+        self.reprice(model_id)
 
-    def _land(self, column: Column, model_id: ModelId, node_index: int) -> None:
-        nodes = column.fetching.get(model_id, set())
-        nodes.discard(node_index)
-        if not nodes:
-            column.fetching.pop(model_id, None)
-        self._end_flight(column, model_id, node_index)
-        self._site_seen(model_id, column)
-
-    def _end_flight(self, column: Column, model_id: ModelId, node_index: int) -> None:
-        key = (column.site.site_id, model_id)
-        flights = self._flights.get(key, {})
-        flights.pop((column.pool.pool_id, node_index), None)
-        if not flights:
-            self._flights.pop(key, None)
-
-    def _site_seen(self, model_id: ModelId, column: Column) -> None:
-        """A fetch to one node matters to all pools of its site: they may wait for it."""
-        for pool_id in column.site.pools:
-            other = self.by_pool.get((column.site.site_id, pool_id))
-            if other is not None:
-                self._seen(model_id, other)
-                self._gone(model_id, other)
-
-    def _seen(self, model_id: ModelId, column: Column) -> None:
-        self.by_model.setdefault(model_id, {})[column.index] = None
-        self._stale(model_id, column)
-
-    def _gone(self, model_id: ModelId, column: Column) -> None:
-        """Something of the model left the pool: forget the pool if that was all."""
-        self._stale(model_id, column)
-        if column.has(model_id) or (column.site.site_id, model_id) in self._flights:
-            return
-        known = self.by_model.get(model_id)
-        if known is not None:
-            known.pop(column.index, None)
-            if not known:
-                del self.by_model[model_id]
-
-    def _stale(self, model_id: ModelId, column: Column) -> None:
-        presence = self._presences.get(model_id)
-        if presence is not None:
-            presence.stale[column.index] = None
-
-    def presence(self, model_id: ModelId) -> Presence:
-        """Where the model is now."""
-        presence = self._presences.get(model_id)
-        if presence is None:
-            if len(self._presences) >= _PRESENCES_MAX:
-                del self._presences[next(iter(self._presences))]
-            presence = self._presences[model_id] = Presence(model_id)
-            presence.stale = dict(self.by_model.get(model_id, {}))
-        if presence.stale:
-            pools = self.by_model.get(model_id, {})
-            for index in presence.stale:
-                if index in pools:
-                    presence.put(index, self.line(model_id, index))
-                else:
-                    presence.drop(index)
-            presence.stale = {}
-        return presence
-
-    def line(self, model_id: ModelId, index: int) -> list[int]:
-        """What the model's line of a pool should say now."""
-        column = self.columns[index]
-        flights = self._flights.get((column.site.site_id, model_id))
-        return line_of(column, model_id, min(flights.values()) if flights else None, self.prices)
 
 
 def _closed_reason(site: Site) -> Reason | None:

@@ -20,7 +20,7 @@ from atoll.physics.execution import execution_us
 from atoll.physics.memory import peak_bytes
 from atoll.physics.output import output_bytes
 from orchestrator.core.placement.classes import ClassKey
-from orchestrator.core.placement.columns import REASONS, Columns
+from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.filters import static_reasons
 from orchestrator.core.placement.inputs import Inputs
 from orchestrator.core.placement.policy import Policy
@@ -41,13 +41,11 @@ _DELAYS: Final = frozenset({"input", "stage", "init", "execution", "output"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Per pool `codes` of static rejection, `rejected` counts them; `fix` per row as `rows.Fix` says. Microseconds, bytes."""
+    """Per pool `codes` of static rejection (0: feasible); `fix` per row as `rows.Fix` says. Microseconds, bytes."""
 
     version: int
     model: ModelSpec
     codes: Ints
-    rejected: Ints
-    feasible: Bools  # pools with code 0
     memory_bytes: int
     still: Still
     fix: Ints
@@ -98,8 +96,6 @@ class Estimator:
             version=columns.version,
             model=model,
             codes=codes,
-            rejected=np.bincount(codes, minlength=len(REASONS)),
-            feasible=codes == 0,
             memory_bytes=memory,
             still=known,
             fix=self._fix(model, inputs, known, codes == 0, stage - h2d),

@@ -30,6 +30,7 @@ from orchestrator.core.placement.rows import (
     Out,
     Pres,
     Rate,
+    Room,
     Slots,
     Source,
     State,
@@ -48,11 +49,10 @@ _F_FEASIBLE, _F_SERIAL, _F_INPUT, _F_PRICE = int(Fix.FEASIBLE), int(Fix.SERIAL),
 _F_RISK, _F_FAIL, _F_HALF, _F_FETCH = int(Fix.RISK_PPM), int(Fix.FAIL_PPM), int(Fix.HALF_OCCUPANCY), int(Fix.FETCH)
 _F_RELOAD, _F_SAVING, _F_USD, _F_HASH = int(Fix.RELOAD), int(Fix.HOST_SAVING), int(Fix.USD), int(Fix.HASH)
 _D_ACCEPTING, _D_FREE, _D_SOONEST, _D_FLOWS = int(Dyn.ACCEPTING), int(Dyn.FREE), int(Dyn.SOONEST), int(Dyn.FLOWS)
-_D_ROOM, _D_SLOT_FREE, _D_VICTIM = int(Dyn.ROOM), int(Dyn.SLOT_FREE), int(Dyn.VICTIM)
+_MOST, _LEAST, _VICTIM = int(Room.MOST), int(Room.LEAST), int(Room.VICTIM)
 _P_POOL, _P_READY, _P_READY_UNTIL = int(Pres.POOL), int(Pres.READY), int(Pres.READY_UNTIL)
 _P_BARE, _P_BARE_UNTIL, _P_SOURCE, _P_SOURCE_US = int(Pres.BARE), int(Pres.BARE_UNTIL), int(Pres.SOURCE), int(Pres.SOURCE_US)
-_P_COLD, _P_COLD_UNTIL, _P_ROOM = int(Pres.COLD), int(Pres.COLD_UNTIL), int(Pres.ROOM)
-_P_SLOT_FREE, _P_VICTIM = int(Pres.SLOT_FREE), int(Pres.VICTIM)
+_P_COLD, _P_COLD_UNTIL, _P_NODE = int(Pres.COLD), int(Pres.COLD_UNTIL), int(Pres.NODE)
 _O_STATE, _O_WAIT, _O_FETCH, _O_SAVING, _O_EVICT = int(Out.STATE), int(Out.WAIT), int(Out.FETCH), int(Out.SAVING), int(Out.EVICT)
 _O_BYTES, _O_CHURN, _O_RISK, _O_TARDY = int(Out.EVICTED_BYTES), int(Out.CHURN), int(Out.RISK), int(Out.TARDY)
 _O_DELAY, _O_TOTAL = int(Out.DELAY), int(Out.TOTAL)
@@ -73,21 +73,23 @@ def _jit(function: F) -> F:
 class Decide(Protocol):
     """Fills `out` and answers (row to bind, row worth waiting for); -1: there is none. `mask` names kinds x P rows that count."""
 
-    def __call__(self, fix: Ints, dyn: Ints, pres: Ints, rates: Ints, mask: Bools, out: Ints) -> tuple[int, int]: ...
+    def __call__(
+        self, fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, rates: Ints, mask: Bools, out: Ints
+    ) -> tuple[int, int]: ...
 
 
 @_jit
-def _room(table: Ints, line: int, room: int, slot_free: int, victim: int, need: int) -> tuple[int, int]:
-    """(price, bytes) of making room in the slot that this line of a table describes: victims leave in their order until it fits."""
-    if need <= table[line, room]:
+def _room(rooms: Ints, line: int, need: int) -> tuple[int, int]:
+    """(price, bytes) of making room among the free slots of a line: victims leave in their order until it fits."""
+    if need <= rooms[line, _MOST]:
         return 0, 0
-    short = need - table[line, slot_free]
+    short = need - rooms[line, _LEAST]
     price, gone = 0, 0
     for number in range(VICTIMS):
         if short <= 0:
             break
-        size = table[line, victim + 2 * number]
-        price += table[line, victim + 2 * number + 1]
+        size = rooms[line, _VICTIM + 2 * number]
+        price += rooms[line, _VICTIM + 2 * number + 1]
         gone += size
         short -= size
     if short > 0:
@@ -165,14 +167,14 @@ def _best(fix: Ints, dyn: Ints, rates: Ints, mask: Bools, out: Ints, pools: int,
 
 
 @_jit
-def _cold_row(fix: Ints, dyn: Ints, rates: Ints, out: Ints, pool: int) -> None:
+def _cold_row(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints, pool: int) -> None:
     """The cold row of a pool, as the pool is for everybody."""
     row = len(dyn) + pool
     wait = 0 if dyn[pool, _D_FREE] > 0 else max(dyn[pool, _D_SOONEST] - rates[_R_NOW], OVERDUE_US)
     out[row, _O_WAIT] = wait
     out[row, _O_FETCH] = fix[row, _F_FETCH] * (dyn[pool, _D_FLOWS] + 1)
     if wait == 0:
-        price, gone = _room(dyn, pool, _D_ROOM, _D_SLOT_FREE, _D_VICTIM, rates[_R_NEED])
+        price, gone = _room(rooms, pool, rates[_R_NEED])
         out[row, _O_EVICT], out[row, _O_BYTES] = price * rates[_R_EVICT] // 1_000, gone
         out[row, _O_STATE] = _BINDABLE if price < FORBIDDEN_US else _IMPOSSIBLE
     elif wait < WAIT_MAX_US:
@@ -180,7 +182,7 @@ def _cold_row(fix: Ints, dyn: Ints, rates: Ints, out: Ints, pool: int) -> None:
 
 
 @_jit
-def _cold_line(fix: Ints, pres: Ints, rates: Ints, out: Ints, line: int, row: int) -> None:
+def _cold_line(fix: Ints, nodes: Ints, pres: Ints, rates: Ints, out: Ints, line: int, row: int) -> None:
     """The cold row of a pool that has something of the model."""
     now, source = rates[_R_NOW], pres[line, _P_SOURCE]
     if pres[line, _P_COLD] >= 0:
@@ -198,26 +200,28 @@ def _cold_line(fix: Ints, pres: Ints, rates: Ints, out: Ints, line: int, row: in
         if source == _HOST:
             out[row, _O_SAVING] = fix[row, _F_SAVING]
     if source in (_FETCHING, _DISK, _HOST) and out[row, _O_WAIT] == 0:
-        price, gone = _room(pres, line, _P_ROOM, _P_SLOT_FREE, _P_VICTIM, rates[_R_NEED])
+        price, gone = _room(nodes, pres[line, _P_NODE], rates[_R_NEED])
         out[row, _O_EVICT], out[row, _O_BYTES] = price * rates[_R_EVICT] // 1_000, gone
         out[row, _O_STATE] = _BINDABLE if price < FORBIDDEN_US else _IMPOSSIBLE
 
 
 @_jit
-def decide_rows(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, mask: Bools, out: Ints) -> tuple[int, int]:
+def decide_rows(
+    fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, rates: Ints, mask: Bools, out: Ints
+) -> tuple[int, int]:
     """See `Decide`. Runs as plain Python too, some hundred times slower."""
     pools, now = len(dyn), rates[_R_NOW]
     out[:, :] = 0
     for pool in range(pools):
         if fix[pools + pool, _F_FEASIBLE] and dyn[pool, _D_ACCEPTING]:
-            _cold_row(fix, dyn, rates, out, pool)
+            _cold_row(fix, dyn, rooms, rates, out, pool)
     for line in range(len(pres)):
         pool = pres[line, _P_POOL]
         if fix[pool, _F_FEASIBLE] and dyn[pool, _D_ACCEPTING]:
             _slot_row(out, pool, pres[line, _P_READY], pres[line, _P_READY_UNTIL], now)
             if len(out) > _BARE * pools:
                 _slot_row(out, _BARE * pools + pool, pres[line, _P_BARE], pres[line, _P_BARE_UNTIL], now)
-            _cold_line(fix, pres, rates, out, line, pools + pool)
+            _cold_line(fix, nodes, pres, rates, out, line, pools + pool)
     for row in range(len(out)):
         if out[row, _O_STATE] != _IMPOSSIBLE:
             if rates[_R_CHURN] and row // pools == _COLD:
@@ -227,5 +231,41 @@ def decide_rows(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, mask: Bools, out:
     return bound, _best(fix, dyn, rates, mask, out, pools, _WAITS)
 
 
-# The one that decisions use.
+@_jit
+def nearest_rows(out: Ints, chosen: int, rows: Ints) -> int:
+    """Fills `rows` with the possible rows of least total besides `chosen`, cheapest first, then by number. How many there are."""
+    found = 0
+    for row in range(len(out)):
+        if out[row, _O_STATE] == _IMPOSSIBLE or row == chosen:
+            continue
+        total = out[row, _O_TOTAL]
+        if found == len(rows) and total >= out[rows[found - 1], _O_TOTAL]:
+            continue
+        place = found if found < len(rows) else found - 1
+        while place > 0 and out[rows[place - 1], _O_TOTAL] > total:
+            rows[place] = rows[place - 1]
+            place -= 1
+        rows[place] = row
+        found = min(found + 1, len(rows))
+    return found
+
+
+@_jit
+def count_reasons(codes: Ints, reasons: Ints, out: Ints, counts: Ints) -> None:
+    """Adds up by number why pools cannot be bound: `codes` of static rejection, else `reasons` where no row of the pool is bindable."""
+    pools = len(codes)
+    for pool in range(pools):
+        if codes[pool]:
+            counts[codes[pool]] += 1
+            continue
+        bindable = False
+        for row in range(pool, len(out), pools):
+            bindable = bindable or out[row, _O_STATE] == _BINDABLE
+        if not bindable:
+            counts[reasons[pool]] += 1
+
+
+# The ones that decisions use.
 decide: Final[Decide] = decide_rows if numba is not None else vectors.decide
+nearest: Final[Callable[[Ints, int, Ints], int]] = nearest_rows if numba is not None else vectors.nearest
+count: Final[Callable[[Ints, Ints, Ints, Ints], None]] = count_reasons if numba is not None else vectors.count

@@ -73,6 +73,8 @@ class Policy:
     residence_ms: int = 900_000
     # Requests per hour expected of a model that nothing is known of yet.
     launch_prior_per_hour_milli: int = 1_000
+    # Candidates kept with a decision beside the chosen one, so that it can be explained.
+    candidates_kept: int = limits.CANDIDATES_KEPT - 1
     # One executes, one waits with its weights at hand: the gap between two jobs is then one message, not one round trip.
     slot_depth: int = 2
     # Agents report each second: five missed reports are no hiccup of a link.

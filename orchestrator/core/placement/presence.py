@@ -12,10 +12,8 @@ from typing import Final
 import numpy as np
 
 from atoll.model.ids import ModelId
-from orchestrator.core.placement.column import Column, WarmIndex, free_bytes, is_free
-from orchestrator.core.placement.eviction import Prices, Victim, as_figures
-from orchestrator.core.placement.rows import PRES_WIDTH, Ints, Pres, Slots, Source
-from orchestrator.core.state import Slot
+from orchestrator.core.placement.column import Column, WarmIndex
+from orchestrator.core.placement.rows import Ints, Pres, Slots, Source
 
 _LINES_AT_FIRST: Final = 4
 
@@ -25,7 +23,7 @@ class Presence:
     """Lines of one model. `lines[:used]` count; `at` says which line is of which pool."""
 
     model_id: ModelId
-    lines: Ints = field(default_factory=lambda: np.zeros((_LINES_AT_FIRST, PRES_WIDTH), dtype=np.int64))
+    lines: Ints = field(default_factory=lambda: np.zeros((_LINES_AT_FIRST, len(Pres)), dtype=np.int64))
     used: int = 0
     at: dict[int, int] = field(default_factory=dict)
     stale: dict[int, None] = field(default_factory=dict)
@@ -35,7 +33,7 @@ class Presence:
         line = self.at.get(pool)
         if line is None:
             if self.used == len(self.lines):
-                grown = np.zeros((2 * len(self.lines), PRES_WIDTH), dtype=np.int64)
+                grown = np.zeros((2 * len(self.lines), len(Pres)), dtype=np.int64)
                 grown[: self.used] = self.lines
                 self.lines = grown
             line = self.at[pool] = self.used
@@ -58,18 +56,14 @@ class Presence:
         return self.lines[: self.used]
 
 
-def line_of(column: Column, model_id: ModelId, flight_us: int | None, prices: Prices) -> list[int]:
+def line_of(column: Column, model_id: ModelId, flight_us: int | None) -> list[int]:
     """The line of a pool. `flight_us`: when the earliest fetch of the model anywhere at the site should be done, None: there is none."""
     state, until_us = _warm(column, column.warm.get(model_id))
     node_index, source, ready_us = cold_source(column, model_id)
     if source is Source.ORIGIN and flight_us is not None:
         source, ready_us = Source.SITE_FETCHING, flight_us
-    figures = [column.index, state, until_us, Slots.NONE, 0, source, ready_us, -1, 0]
-    slot, leave = (None, []) if node_index is None else best_free_slot(column, node_index, model_id, prices)
-    if slot is None:
-        return figures + [0] * (PRES_WIDTH - len(figures))
-    room = max(free_bytes(other) for other in column.pool.nodes[slot.node_index].slots if is_free(other))
-    return [*figures, room, free_bytes(slot), *as_figures(leave)]
+    node = -1 if node_index is None else column.first_node + node_index
+    return [column.index, state, until_us, Slots.NONE, 0, source, ready_us, node, -1, 0]
 
 
 def _warm(column: Column, warm: WarmIndex | None) -> tuple[Slots, int]:
@@ -104,14 +98,3 @@ def cold_source(column: Column, model_id: ModelId) -> tuple[int | None, Source, 
             return node, Source.FETCHING, column.pool.nodes[node].fetching[model_id]
     return None, Source.ORIGIN, 0
 
-
-def best_free_slot(column: Column, node_index: int, model_id: ModelId, prices: Prices) -> tuple[Slot | None, list[Victim]]:
-    """The free slot of a node that is cheapest to clear, then the longest idle; and what would leave it."""
-    best: tuple[tuple[int, int, int], Slot, list[Victim]] | None = None
-    for slot in column.pool.nodes[node_index].slots:
-        if is_free(slot):
-            leave = prices.victims(slot, column.pool, besides=model_id)
-            key = (sum(victim.price_us for victim in leave), slot.last_used_us, slot.index)
-            if best is None or key < best[0]:
-                best = key, slot, leave
-    return (None, []) if best is None else best[1:]

@@ -20,18 +20,18 @@ from orchestrator.core.placement.terms import input as input_term
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """A term: its name, and its function of what stands still (`still`) or of what a decision wrote (`moving`)."""
+    """A term: its name, and its function of what stands still (`still`) or the column that a decision writes it to (`moving`)."""
 
     name: str
     still: Callable[[Inputs], Ints] | None = None
-    moving: Callable[[Ints], Ints] | None = None
+    moving: Out | None = None
     concurrent: bool = False  # goes on beside the other concurrent ones
     price: bool = False  # not time that passes, but what something is worth
 
 
 TERMS: Final = (
-    Term(name=queue.NAME, moving=queue.cost_us, concurrent=True),
-    Term(name=fetch.NAME, moving=fetch.cost_us, concurrent=True),
+    Term(name=queue.NAME, moving=queue.COLUMN, concurrent=True),
+    Term(name=fetch.NAME, moving=fetch.COLUMN, concurrent=True),
     Term(name=input_term.NAME, still=input_term.cost_us, concurrent=True),
     Term(name=stage.NAME, still=stage.cost_us),
     Term(name=init.NAME, still=init.cost_us),
@@ -39,10 +39,10 @@ TERMS: Final = (
     Term(name=output.NAME, still=output.cost_us),
     Term(name=money.NAME, still=money.cost_us, price=True),
     Term(name=net.NAME, still=net.cost_us, price=True),
-    Term(name=evict.NAME, moving=evict.cost_us, price=True),
-    Term(name=churn.NAME, moving=churn.cost_us, price=True),
-    Term(name=risk.NAME, moving=risk.cost_us, price=True),
-    Term(name=deadline.NAME, moving=deadline.cost_us, price=True),
+    Term(name=evict.NAME, moving=evict.COLUMN, price=True),
+    Term(name=churn.NAME, moving=churn.COLUMN, price=True),
+    Term(name=risk.NAME, moving=risk.COLUMN, price=True),
+    Term(name=deadline.NAME, moving=deadline.COLUMN, price=True),
 )
 # What concurrency saves, never positive: with it the printed terms add up to the total exactly.
 OVERLAP: Final = "overlap"
@@ -50,7 +50,7 @@ TERM_NAMES: Final = (*(term.name for term in TERMS), OVERLAP)
 STAGE: Final = TERM_NAMES.index(stage.NAME)
 EXECUTION: Final = TERM_NAMES.index(execution.NAME)
 _INPUT: Final = TERM_NAMES.index(input_term.NAME)
-_MOVING: Final = [(index, term.moving) for index, term in enumerate(TERMS) if term.moving is not None]
+_MOVING: Final = [(index, int(term.moving)) for index, term in enumerate(TERMS) if term.moving is not None]
 _CONCURRENT: Final = [index for index, term in enumerate(TERMS) if term.concurrent]
 _SERIAL: Final = [index for index, term in enumerate(TERMS) if term.still is not None and not term.concurrent and not term.price]
 _STILL_PRICES: Final = [index for index, term in enumerate(TERMS) if term.still is not None and term.price]
@@ -80,13 +80,13 @@ def still(inputs: Inputs, enabled: frozenset[str]) -> Still:
     )
 
 
-def terms_of(known: Still, rows: Ints, out: Ints) -> Ints:
-    """All terms of a few rows, by index, for an explanation: a line per name of TERM_NAMES, columns in the order of `rows`."""
-    terms = np.asarray(known.terms[:, rows])
-    told = out[rows]
-    for index, moving in _MOVING:
-        terms[index] = moving(told)
-    terms[STAGE] -= told[:, Out.SAVING]
-    concurrent = terms[_CONCURRENT]
-    terms[-1] = concurrent.max(axis=0) - concurrent.sum(axis=0)
+def terms_of(known: Still, rows: Ints, out: Ints) -> list[list[int]]:
+    """All terms of a few rows, by index, for an explanation: a list per row, in the order of TERM_NAMES."""
+    terms: list[list[int]] = known.terms[:, rows].T.tolist()
+    for line, row in zip(terms, out[rows].tolist(), strict=True):
+        for index, column in _MOVING:
+            line[index] = row[column]
+        line[STAGE] -= row[Out.SAVING]
+        concurrent = [line[index] for index in _CONCURRENT]
+        line[-1] = max(concurrent) - sum(concurrent)
     return terms

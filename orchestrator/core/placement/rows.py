@@ -48,19 +48,24 @@ class Fix(IntEnum):
 
 
 class Dyn(IntEnum):
-    """What a pool is like now, for everybody. From VICTIM on: bytes and price of each victim of the slot that a cold row means."""
+    """What a pool is like now, for everybody."""
 
     ACCEPTING = 0
     FREE = 1
     SOONEST = 2  # fleet time at which the first busy slot is predicted to be free
     FLOWS = 3  # fetches from the origin in flight at the site
-    ROOM = 4  # free bytes of the emptiest free slot
-    SLOT_FREE = 5  # free bytes of the slot whose victims these are
-    VICTIM = 6
+
+
+class Room(IntEnum):
+    """What the free slots of a pool, or of a node, offer. From VICTIM on: bytes and price of each victim of the one cheapest to clear."""
+
+    MOST = 0  # free bytes of the emptiest
+    LEAST = 1  # free bytes of the one whose victims these are
+    VICTIM = 2
 
 
 class Pres(IntEnum):
-    """Where a model is, a line for each pool that has something of it. From VICTIM on as in Dyn, for the node with the weights."""
+    """Where a model is, a line for each pool that has something of it."""
 
     POOL = 0
     READY = 1  # state of the best slot where the replica has all that the class wants
@@ -69,11 +74,9 @@ class Pres(IntEnum):
     BARE_UNTIL = 4
     SOURCE = 5
     SOURCE_US = 6  # fleet time at which a fetch in flight should be done
-    COLD = 7  # -1: as the pool is; else the state of a cold row (gangs)
-    COLD_UNTIL = 8
-    ROOM = 9
-    SLOT_FREE = 10
-    VICTIM = 11
+    NODE = 7  # number of the node that the weights are on or come to; -1: none
+    COLD = 8  # -1: as the pool is; else the state of a cold row (gangs)
+    COLD_UNTIL = 9
 
 
 class Out(IntEnum):
@@ -92,8 +95,7 @@ class Out(IntEnum):
     TOTAL = 10
 
 
-DYN_WIDTH: Final = Dyn.VICTIM + 2 * VICTIMS
-PRES_WIDTH: Final = Pres.VICTIM + 2 * VICTIMS
+ROOM_WIDTH: Final = Room.VICTIM + 2 * VICTIMS
 
 
 class Slots(IntEnum):

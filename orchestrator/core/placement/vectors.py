@@ -23,25 +23,28 @@ from orchestrator.core.placement.rows import (
     Out,
     Pres,
     Rate,
+    Room,
     Slots,
     Source,
     State,
 )
 
 
-def decide(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, mask: Bools, out: Ints) -> tuple[int, int]:
+def decide(
+    fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, rates: Ints, mask: Bools, out: Ints
+) -> tuple[int, int]:
     """See `kernel.Decide`."""
     pools, now = len(dyn), int(rates[Rate.NOW])
     out[:, :] = 0
     open_pools = (fix[pools : 2 * pools, Fix.FEASIBLE] != 0) & (dyn[:, Dyn.ACCEPTING] != 0)
-    _cold_rows(fix, dyn, rates, open_pools, out[pools : 2 * pools])
+    _cold_rows(fix, dyn, rooms, rates, open_pools, out[pools : 2 * pools])
     lines = pres[open_pools[pres[:, Pres.POOL]]] if len(pres) else pres
     if len(lines):
         where = lines[:, Pres.POOL]
         _slot_rows(out, where, lines[:, Pres.READY], lines[:, Pres.READY_UNTIL], now)
         if len(out) > BARE * pools:
             _slot_rows(out, BARE * pools + where, lines[:, Pres.BARE], lines[:, Pres.BARE_UNTIL], now)
-        _sources(fix, rates, lines, out, pools + where)
+        _sources(fix, nodes, rates, lines, out, pools + where)
     possible = out[:, Out.STATE] != State.IMPOSSIBLE
     if rates[Rate.CHURN]:
         cold = slice(COLD * pools, (COLD + 1) * pools)
@@ -52,25 +55,25 @@ def decide(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, mask: Bools, out: Ints
     return bound, _best(fix, dyn, rates, mask, out, State.WAITS)
 
 
-def _room(table: Ints, room: int, slot_free: int, victim: int, need: int) -> tuple[Ints, Ints]:
+def _room(rooms: Ints, need: int) -> tuple[Ints, Ints]:
     """(price, bytes) of making room, a line each."""
-    short = need - table[:, slot_free]
-    price, gone = np.zeros(len(table), dtype=np.int64), np.zeros(len(table), dtype=np.int64)
+    short = need - rooms[:, Room.LEAST]
+    price, gone = np.zeros(len(rooms), dtype=np.int64), np.zeros(len(rooms), dtype=np.int64)
     for number in range(VICTIMS):
-        size, cost = table[:, victim + 2 * number], table[:, victim + 2 * number + 1]
+        size, cost = rooms[:, Room.VICTIM + 2 * number], rooms[:, Room.VICTIM + 2 * number + 1]
         leaves = short > 0
         price += np.where(leaves, cost, 0)
         gone += np.where(leaves, size, 0)
         short = short - np.where(leaves, size, 0)
-    fits = need <= table[:, room]
+    fits = need <= rooms[:, Room.MOST]
     price = np.where(fits, 0, np.where(short > 0, FORBIDDEN_US, price))
     return price, np.where(fits, 0, gone)
 
 
-def _cold_rows(fix: Ints, dyn: Ints, rates: Ints, open_pools: Bools, cold: Ints) -> None:
+def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, open_pools: Bools, cold: Ints) -> None:
     pools, now = len(dyn), rates[Rate.NOW]
     wait = np.where(dyn[:, Dyn.FREE] > 0, 0, np.maximum(dyn[:, Dyn.SOONEST] - now, OVERDUE_US))
-    price, gone = _room(dyn, Dyn.ROOM, Dyn.SLOT_FREE, Dyn.VICTIM, int(rates[Rate.NEED]))
+    price, gone = _room(rooms, int(rates[Rate.NEED]))
     free = wait == 0
     state = np.where(
         free,
@@ -93,7 +96,7 @@ def _slot_rows(out: Ints, rows: Ints, slots: Ints, until: Ints, now: int) -> Non
     out[rows, Out.WAIT] = np.where(slots == Slots.NONE, 0, wait)
 
 
-def _sources(fix: Ints, rates: Ints, lines: Ints, out: Ints, rows: Ints) -> None:
+def _sources(fix: Ints, nodes: Ints, rates: Ints, lines: Ints, out: Ints, rows: Ints) -> None:
     """Cold rows of pools that have something of the model."""
     now = rates[Rate.NOW]
     state, wait, fetch = out[rows, Out.STATE], out[rows, Out.WAIT], out[rows, Out.FETCH]
@@ -109,8 +112,8 @@ def _sources(fix: Ints, rates: Ints, lines: Ints, out: Ints, rows: Ints) -> None
     joins = beside & (state == State.BINDABLE)
     state = np.where(joins, State.WAITS, state)
     wait = np.where(joins, fetch, wait)
-    price, gone = _room(lines, Pres.ROOM, Pres.SLOT_FREE, Pres.VICTIM, int(rates[Rate.NEED]))
     here = (local | (source == Source.FETCHING)) & (wait == 0)
+    price, gone = _room(nodes[np.where(here, lines[:, Pres.NODE], 0)], int(rates[Rate.NEED]))
     state = np.where(here, np.where(price < FORBIDDEN_US, State.BINDABLE, State.IMPOSSIBLE), state)
     out[rows, Out.EVICT] = np.where(here, price * rates[Rate.EVICT_MILLI] // 1_000, out[rows, Out.EVICT])
     out[rows, Out.EVICTED_BYTES] = np.where(here, gone, out[rows, Out.EVICTED_BYTES])
@@ -159,3 +162,20 @@ def _best(fix: Ints, dyn: Ints, rates: Ints, mask: Bools, out: Ints, state: int)
         )
     )
     return int(tied[order[0]])
+
+
+def nearest(out: Ints, chosen: int, rows: Ints) -> int:
+    """See `kernel.nearest_rows`."""
+    possible = out[:, Out.STATE] != State.IMPOSSIBLE
+    possible[chosen] = False
+    (known,) = np.nonzero(possible)
+    ranked = known[np.argsort(out[known, Out.TOTAL], kind="stable")][: len(rows)]
+    rows[: len(ranked)] = ranked
+    return len(ranked)
+
+
+def count(codes: Ints, reasons: Ints, out: Ints, counts: Ints) -> None:
+    """See `kernel.count_reasons`."""
+    counts += np.bincount(codes[codes != 0], minlength=len(counts))
+    bindable = (out[:, Out.STATE] == State.BINDABLE).reshape(-1, max(len(codes), 1)).any(axis=0)
+    counts += np.bincount(reasons[(codes == 0) & ~bindable], minlength=len(counts))

@@ -6,11 +6,7 @@ Source: copies counted by the core, targets of the residency loop. Fails low whe
 
 from __future__ import annotations
 
-from orchestrator.core.placement.rows import Ints, Out
+from orchestrator.core.placement.rows import Out
 
 NAME = "churn"
-
-
-def cost_us(out: Ints) -> Ints:
-    """Microseconds by which a further copy is handicapped, per row."""
-    return out[:, Out.CHURN]
+COLUMN = Out.CHURN

@@ -7,11 +7,7 @@ w_D and spread. Fails where predictions are worse than the spread says.
 
 from __future__ import annotations
 
-from orchestrator.core.placement.rows import Ints, Out
+from orchestrator.core.placement.rows import Out
 
 NAME = "deadline"
-
-
-def cost_us(out: Ints) -> Ints:
-    """Microseconds, negative where the delay does not matter, per row."""
-    return out[:, Out.TARDY]
+COLUMN = Out.TARDY

@@ -6,11 +6,7 @@ Source: demand, copies, reload times. Fails where demand jumps.
 
 from __future__ import annotations
 
-from orchestrator.core.placement.rows import Ints, Out
+from orchestrator.core.placement.rows import Out
 
 NAME = "evict"
-
-
-def cost_us(out: Ints) -> Ints:
-    """Microseconds worth of evictions, per row."""
-    return out[:, Out.EVICT]
+COLUMN = Out.EVICT

@@ -7,11 +7,7 @@ declared or measured origin rate. Fails low when other sites crowd the origin st
 
 from __future__ import annotations
 
-from orchestrator.core.placement.rows import Ints, Out
+from orchestrator.core.placement.rows import Out
 
 NAME = "fetch"
-
-
-def cost_us(out: Ints) -> Ints:
-    """Microseconds of fetching, per row."""
-    return out[:, Out.FETCH]
+COLUMN = Out.FETCH

@@ -7,11 +7,7 @@ predicted and its steps are not yet reported.
 
 from __future__ import annotations
 
-from orchestrator.core.placement.rows import Ints, Out
+from orchestrator.core.placement.rows import Out
 
 NAME = "queue"
-
-
-def cost_us(out: Ints) -> Ints:
-    """Microseconds of waiting, per row."""
-    return out[:, Out.WAIT]
+COLUMN = Out.WAIT

@@ -14,6 +14,7 @@ from orchestrator.core.placement.inputs import Inputs
 from orchestrator.core.placement.rows import Ints, Out
 
 NAME = "risk"
+COLUMN = Out.RISK
 
 _MS_PER_HOUR = 3_600_000
 
@@ -29,8 +30,3 @@ def loss_ppm(inputs: Inputs) -> Ints:
 def failure_ppm(inputs: Inputs) -> Ints:
     """Parts per million: that the load fails, per row."""
     return inputs.fail_ppm * inputs.cold.astype(np.int64)
-
-
-def cost_us(out: Ints) -> Ints:
-    """Microseconds of expected repetition, per row."""
-    return out[:, Out.RISK]

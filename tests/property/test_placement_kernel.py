@@ -1,0 +1,107 @@
+"""The inner loop of a decision: compiled, as plain Python and in numpy it gives the same integers, and what it chooses is the least."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.core.placement import kernel, vectors
+from orchestrator.core.placement.rows import (
+    NO_DEADLINE,
+    RATES,
+    ROOM_WIDTH,
+    Bools,
+    Dyn,
+    Fix,
+    Ints,
+    Out,
+    Pres,
+    Rate,
+    State,
+)
+
+_FIX_MOST = {
+    Fix.SERIAL: 10**8, Fix.INPUT: 10**6, Fix.PRICE: 10**7, Fix.RISK_PPM: 10**6, Fix.FAIL_PPM: 10**5, Fix.HALF_OCCUPANCY: 10**8,
+    Fix.FETCH: 2**45, Fix.RELOAD: 10**8, Fix.HOST_SAVING: 10**4, Fix.USD: 3, Fix.HASH: 2**32,
+}  # fmt: skip
+
+
+Fleet = tuple[Ints, Ints, Ints, Ints, Ints, Ints, Bools]
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> Fleet:
+    """All arguments of a decision but the table it writes, drawn from one seed."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    pools, kinds = draw(st.integers(1, 30)), draw(st.integers(2, 3))
+    lines = draw(st.integers(0, pools))
+    fix = np.zeros((kinds * pools, len(Fix)), dtype=np.int64)
+    fix[:, Fix.FEASIBLE] = np.tile(rng.integers(0, 5, pools) > 0, kinds)
+    for column, most in _FIX_MOST.items():
+        fix[:, column] = rng.integers(0, most, kinds * pools)
+    dyn = rng.integers(0, 3, (pools, len(Dyn)))
+    dyn[:, Dyn.SOONEST] = rng.integers(0, 10**9, pools)
+    nodes = 2 * pools
+    pres = rng.integers(0, 10**9, (lines, len(Pres)))
+    pres[:, Pres.POOL] = rng.choice(pools, lines, replace=False)
+    pres[:, Pres.NODE] = rng.integers(0, nodes, lines)
+    for kind in (Pres.READY, Pres.BARE):
+        pres[:, kind] = rng.integers(0, 4, lines)
+    pres[:, Pres.SOURCE] = rng.integers(0, 5, lines)
+    pres[:, Pres.COLD] = np.where(rng.integers(0, 4, lines) > 0, -1, rng.integers(0, 3, lines))
+    rates = np.zeros(RATES, dtype=np.int64)
+    rates[Rate.NOW], rates[Rate.NEED] = rng.integers(0, 10**9), rng.integers(0, 200)
+    rates[Rate.EVICT_MILLI], rates[Rate.CHURN] = rng.choice([0, 1_000, 5_000]), rng.integers(0, 2)
+    rates[Rate.SLACK] = draw(st.sampled_from([NO_DEADLINE, -5, 10**6, 10**8, 10**12]))
+    rates[Rate.SPREAD_MILLI], rates[Rate.TARDY_MILLI] = 1_500, 3_000
+    rates[Rate.TIE_US], rates[Rate.TIE_MILLI] = draw(st.sampled_from([0, 50_000, 10**8])), 20
+    rooms, node_rooms = rng.integers(0, 60, (pools, ROOM_WIDTH)), rng.integers(0, 60, (nodes, ROOM_WIDTH))
+    return fix, dyn, rooms, node_rooms, pres, rates, rng.integers(0, 8, kinds * pools) > 0
+
+
+def _out(fleet: Fleet) -> Ints:
+    return np.full((len(fleet[0]), len(Out)), -1, dtype=np.int64)
+
+
+@given(fleets())
+def test_machine_code_and_numpy_give_the_same(fleet: Fleet) -> None:
+    here, there = _out(fleet), _out(fleet)
+    assert tuple(kernel.decide_rows(*fleet, here)) == tuple(vectors.decide(*fleet, there))
+    assert np.array_equal(here, there)
+    for keep in (1, 8):
+        rows, others = np.zeros(keep, dtype=np.int64), np.zeros(keep, dtype=np.int64)
+        found = kernel.nearest_rows(here, 0, rows)
+        assert found == vectors.nearest(here, 0, others) and np.array_equal(rows[:found], others[:found])
+    codes, reasons = 1 - fleet[0][: len(fleet[1]), Fix.FEASIBLE], np.full(len(fleet[1]), 2, dtype=np.int64)
+    counts, same = np.zeros(4, dtype=np.int64), np.zeros(4, dtype=np.int64)
+    kernel.count_reasons(codes, reasons, here, counts)
+    vectors.count(codes, reasons, here, same)
+    assert np.array_equal(counts, same) and counts.sum() <= len(codes)
+
+
+@given(fleets())
+def test_plain_python_gives_the_same(fleet: Fleet) -> None:
+    plain = getattr(kernel.decide_rows, "py_func", kernel.decide_rows)  # without numba it is plain already
+    here, there = _out(fleet), _out(fleet)
+    assert tuple(kernel.decide_rows(*fleet, here)) == tuple(plain(*fleet, there))
+    assert np.array_equal(here, there)
+
+
+@given(fleets())
+def test_the_chosen_row_is_among_the_least_and_parts_add_up(fleet: Fleet) -> None:
+    fix, rates, mask, out = fleet[0], fleet[5], fleet[6], _out(fleet)
+    chosen = kernel.decide(*fleet, out)
+    for row, state in zip(chosen, (State.BINDABLE, State.WAITS), strict=True):
+        open_rows = (out[:, Out.STATE] == state) & mask
+        in_time = open_rows & (out[:, Out.TARDY] < 0)
+        open_rows = in_time if in_time.any() else open_rows
+        if row < 0:
+            assert not open_rows.any()
+            continue
+        least = int(out[open_rows, Out.TOTAL].min())
+        assert open_rows[row]
+        assert out[row, Out.TOTAL] <= least + max(rates[Rate.TIE_US], least * rates[Rate.TIE_MILLI] // 1_000)
+    possible = out[:, Out.STATE] != State.IMPOSSIBLE
+    prices = fix[:, Fix.PRICE] + out[:, Out.EVICT] + out[:, Out.CHURN] + out[:, Out.RISK] + out[:, Out.TARDY]
+    assert np.array_equal(out[possible, Out.TOTAL], (out[:, Out.DELAY] + prices)[possible])
