@@ -26,12 +26,15 @@ class ClassKey:
     gang_size: int
     avoid: frozenset[SiteId]
     avoid_until_us: int
-    # Keys are looked up many times for each job: hashing ten fields each time would cost more than the decision.
+    # What the dataclass would compute at each look-up, kept: ten fields hashed anew would cost more than a decision. Only dicts read it.
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        figures = (self.model_id, self.shape, self.precision, self.priority, self.constraints, self.origin_site)
-        object.__setattr__(self, "_hash", hash((*figures, self.simulated, self.gang_size, self.avoid, self.avoid_until_us)))
+        figures = (
+            self.model_id, self.shape, self.precision, self.priority, self.constraints, self.origin_site,
+            self.simulated, self.gang_size, self.avoid, self.avoid_until_us,
+        )  # fmt: skip
+        object.__setattr__(self, "_hash", figures.__hash__())
 
     def __hash__(self) -> int:
         return self._hash

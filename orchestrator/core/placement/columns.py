@@ -72,19 +72,18 @@ class Columns:
 
     def rebuild(self, sites: list[Site]) -> None:
         """Number the pools anew: some came or went. Order is that of site and pool names; what is known of a pool that stayed is kept."""
-        kept = {id(column) for column in self.columns}
         old = self.columns
         self.columns = [
             self._kept(site, site.pools[pool_id])
             for site in sorted(sites, key=lambda site: site.site_id)
             for pool_id in sorted(site.pools)
         ]
-        staying = {id(column) for column in self.columns}
+        fresh = [column for column in self.columns if column.index < 0]
+        self.by_pool = {(column.site.site_id, column.pool.pool_id): column for column in self.columns}
         repriced: dict[ModelId, None] = {}
         for column in old:
-            if id(column) not in staying:
+            if self.by_pool.get((column.site.site_id, column.pool.pool_id)) is not column:
                 repriced.update(dict.fromkeys(self._count_out(column)))
-        self.by_pool = {}
         self.where.renumber(self.columns, self.by_pool)
         self._allot(len(self.columns))
         gpu_index: dict[GpuTypeId, int] = {}
@@ -93,7 +92,6 @@ class Columns:
             column.index, column.first_node = index, nodes
             pool = column.pool
             nodes += len(pool.nodes)
-            self.by_pool[(column.site.site_id, pool.pool_id)] = column
             if pool.gpu.gpu_type not in gpu_index:
                 gpu_index[pool.gpu.gpu_type] = len(self.gpu_types)
                 self.gpu_types.append(pool.gpu)
@@ -107,9 +105,8 @@ class Columns:
                 self.where.seen(model_id, column)
             for model_id in column.fetching:
                 self.where.site_seen(model_id, column)
-        for column in self.columns:
-            if id(column) not in kept:
-                self._index_column(column)
+        for column in fresh:
+            self._index_column(column)
         for model_id in repriced:
             self.reprice(model_id)
         for column in self.columns:
