@@ -24,13 +24,16 @@ from agents.core.outputs import (
     FetchWeights,
     LoadReplica,
     OutboxAppended,
+    PinWeights,
     RefuseOrchestrator,
     RenewAttempts,
     RequestResync,
     RunAttempt,
     SendEvents,
     SendReport,
+    StageWeights,
     StopAttempt,
+    YieldFetch,
 )
 from agents.journal import Journal
 from agents.runtime.base import Runtime
@@ -194,7 +197,9 @@ class AgentDriver:
                         "attempt_begins", attempt=str(command.key), request_id=command.request_id, model=command.model.model_id
                     )
                 self._runtime.perform(command)
-            case FetchWeights() | DeleteWeights() | LoadReplica() | EvictReplica() | StopAttempt() | RenewAttempts():
+            case FetchWeights() | YieldFetch() | PinWeights() | StageWeights() | DeleteWeights():
+                self._runtime.perform(command)
+            case LoadReplica() | EvictReplica() | StopAttempt() | RenewAttempts():
                 self._runtime.perform(command)
             case _:
                 assert_never(command)

@@ -36,14 +36,16 @@ class WeightsFetcher:
         self._threads = ThreadPoolExecutor(max_workers=_PARALLEL, thread_name_prefix="weights")
         self._flights: dict[tuple[ModelId, str], _Flight] = {}
 
-    async def fetch(self, model_id: ModelId, digest: str, origin_url: str, *, on_bytes: OnBytes | None = None) -> FetchResult:
+    async def fetch(
+        self, model_id: ModelId, digest: str, origin_url: str, *, on_bytes: OnBytes | None = None, make_room: bool = True
+    ) -> FetchResult:
         """As `WeightsCache.fetch`; progress is told on the loop. Cancelling the last waiter stops the fetch, to be
-        continued."""
+        continued. One who joins a fetch shares its `make_room`."""
         key = (model_id, digest)
         while (flight := self._flights.get(key)) is not None and flight.stop.is_set():
             await asyncio.wait([flight.future])  # one that is ending: begin anew after it
         if flight is None:
-            flight = self._begin(key, origin_url)
+            flight = self._begin(key, origin_url, make_room)
         if on_bytes is not None:
             flight.listeners.append(on_bytes)
         flight.waiters += 1
@@ -73,7 +75,7 @@ class WeightsFetcher:
             await asyncio.wait([flight.future for flight in flights])
         self._threads.shutdown(wait=True)
 
-    def _begin(self, key: tuple[ModelId, str], origin_url: str) -> _Flight:
+    def _begin(self, key: tuple[ModelId, str], origin_url: str, make_room: bool) -> _Flight:
         loop = asyncio.get_running_loop()
         stop = threading.Event()
 
@@ -81,7 +83,7 @@ class WeightsFetcher:
             loop.call_soon_threadsafe(self._tell, key, done, total)
 
         def work() -> FetchResult:
-            return self.cache.fetch(*key, origin_url, on_bytes=tell, should_stop=stop.is_set)
+            return self.cache.fetch(*key, origin_url, on_bytes=tell, should_stop=stop.is_set, make_room=make_room)
 
         flight = _Flight(future=loop.run_in_executor(self._threads, work), stop=stop)
         self._flights[key] = flight

@@ -137,13 +137,14 @@ class WeightsCache:
         *,
         on_bytes: OnBytes | None = None,
         should_stop: Callable[[], bool] | None = None,
+        make_room: bool = True,
     ) -> FetchResult:
         """Bring a model from the folder at `origin_url` to this disk, or find it there.
 
         Single-flight: one who finds the same fetch going on waits for its end. `on_bytes(done, total)` hears of
         progress; `should_stop` is asked at each chunk and ends the call with FetchStoppedError. A fetch that was
         stopped, killed or lost its origin is continued by the next; after a full disk or wrong content nothing of it
-        is left. FetchError with its kind else.
+        is left. Without `make_room` nothing gives way for it: a full disk is one at once. FetchError with its kind else.
         """
         folder = self.folder_of(model_id, digest)
         stop = should_stop if should_stop is not None else _never
@@ -160,7 +161,7 @@ class WeightsCache:
             partial = self._root / ".partial" / f"{model_id}@{_short(digest)}"
             try:
                 manifest = _expected(Origin(origin_url), model_id, digest)
-                evicted = self._make_room(manifest, partial)
+                evicted = self._make_room(manifest, partial, evict=make_room)
                 came = self._download(Origin(origin_url), manifest, partial, on_bytes, stop)
                 self._publish(manifest, partial, folder)
             except BadWeightsError as error:
@@ -212,17 +213,17 @@ class WeightsCache:
         sync_folder(folder.parent)
         sync_folder(self._root)
 
-    def _make_room(self, manifest: ModelManifest, partial: Path) -> tuple[CachedModel, ...]:
+    def _make_room(self, manifest: ModelManifest, partial: Path, *, evict: bool) -> tuple[CachedModel, ...]:
         """Delete what may go, least recently used first, until the model fits quota and disk; what was deleted."""
         total = manifest.total_bytes
         if total > self._quota_bytes:
             raise disk_full(f"{manifest.model_id} has {total} bytes and the cache may hold {self._quota_bytes}")
         evicted: list[CachedModel] = []
-        if self._lacking_bytes(total, partial) > 0:
+        if evict and self._lacking_bytes(total, partial) > 0:
             for name, _ in self._partials():
                 if name != partial.name:
                     self._drop_partial(name)
-        for model in self.entries():
+        for model in self.entries() if evict else ():
             if self._lacking_bytes(total, partial) <= 0:
                 break
             if not model.pinned:

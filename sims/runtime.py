@@ -17,7 +17,6 @@ from agents.core.events import (
     AttemptErrored,
     AttemptFinished,
     AttemptHalted,
-    FetchFailed,
     NodeMeasured,
     RecoveredSlot,
     ReplicaEvicted,
@@ -26,30 +25,21 @@ from agents.core.events import (
     RuntimeStarted,
     SlotLost,
     SlotReady,
-    WeightsDeleted,
-    WeightsFetched,
 )
-from agents.core.outputs import (
-    DeleteWeights,
-    EvictReplica,
-    FetchWeights,
-    LoadReplica,
-    RenewAttempts,
-    RunAttempt,
-    StopAttempt,
-)
+from agents.core.outputs import EvictReplica, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
 from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
 from atoll.model.ids import AttemptKey, ModelId, NodeId, SlotRef
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaFact, ReplicaState
-from atoll.model.site import PoolSpec, SiteSpec
+from atoll.model.site import SiteSpec
 from sims.checks import History
 from sims.faults import Fault, Faults
 from sims.fleet import BAD_PROMPT
 from sims.truth import Truth
+from sims.weights import SimWeights, Storage, WeightsCommand
 from sims.world import MILLISECOND_US, SECOND_US, Timer, World
 
-RuntimeCommand = FetchWeights | DeleteWeights | LoadReplica | EvictReplica | RunAttempt | StopAttempt | RenewAttempts
+RuntimeCommand = WeightsCommand | LoadReplica | EvictReplica | RunAttempt | StopAttempt | RenewAttempts
 
 _EVICT_US: Final = 300 * MILLISECOND_US
 _PROCESS_START_US: Final = (SECOND_US, 4 * SECOND_US)
@@ -80,16 +70,6 @@ class _Slot:
     run: _Run | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class _Node:
-    pool: PoolSpec
-    disk: dict[ModelId, tuple[int, str]] = field(default_factory=dict)  # bytes, digest
-    fetching: dict[ModelId, Timer] = field(default_factory=dict)
-
-    def disk_free_bytes(self) -> int:
-        return self.pool.node.disk_cache_bytes - sum(size for size, _ in self.disk.values())
-
-
 class SimRuntime:
     """Everything at a site but the agent. `pools` is what there is; a lying site's agent claims more."""
 
@@ -101,16 +81,17 @@ class SimRuntime:
         self._truth = truth
         self._site_id = spec.site_id
         self._random = world.stream(f"site/{spec.site_id}")
-        self._nodes: dict[NodeId, _Node] = {}
+        self._nodes: dict[NodeId, Storage] = {}
         self._slots: dict[SlotRef, _Slot] = {}
         self._finished: dict[AttemptKey, ResultManifest] = {}
         for pool in spec.pools:
             for index in range(pool.nodes):
                 node_id = pool.node_id(index)
-                self._nodes[node_id] = _Node(pool=pool)
+                self._nodes[node_id] = Storage(pool=pool)
                 for gpu in range(pool.gpus_per_node):
                     slot = SlotRef(pool_id=pool.pool_id, node_id=node_id, index=gpu)
                     self._slots[slot] = _Slot(memory_bytes=pool.gpu_memory_bytes)
+        self._weights = SimWeights(world, faults, history, truth, spec.site_id, self._nodes, self._random, self._say)
 
     # --- what an agent sees when it starts -------------------------------------------------------------------------------------
 
@@ -143,6 +124,7 @@ class SimRuntime:
                 (node_id, model_id, digest) for node_id, node in self._nodes.items() for model_id, (_, digest) in node.disk.items()
             ),
             finished=tuple(self._finished.values()),
+            host_tier=True,
         )
 
     def measured(self) -> tuple[NodeMeasured, ...]:
@@ -168,11 +150,6 @@ class SimRuntime:
     def perform(self, command: RuntimeCommand) -> None:
         """Begin a command; the outcome comes through the sink."""
         match command:
-            case FetchWeights():
-                self._fetch(self._nodes[command.node_id], command)
-            case DeleteWeights():
-                self._nodes[command.node_id].disk.pop(command.model_id, None)
-                self._say(WeightsDeleted(node_id=command.node_id, model_id=command.model_id))
             case LoadReplica():
                 self._load(self._slots[command.slot], command.slot, command.model)
             case EvictReplica():
@@ -189,49 +166,18 @@ class SimRuntime:
                 for slot in self._slots.values():
                     if slot.run is not None and slot.run.command.key in command.keys:
                         self._renew(slot.run)
-
-    def _fetch(self, node: _Node, command: FetchWeights) -> None:
-        model = command.model
-        if model.model_id in node.fetching:
-            self._history.fail(f"{self._site_id} was told to fetch {model.model_id} to {command.node_id} twice at once")
-        if node.disk_free_bytes() < model.weights_bytes:
-            self._fail_fetch(command, FailureKind.DISK_FULL)
-            return
-        elapsed_us = self._truth.fetch_us(self._site_id, model)
-        if self._faults.strikes(Fault.FETCH_FAILS):
-            kind = self._random.choice((FailureKind.FETCH_FAILED, FailureKind.BAD_WEIGHTS, FailureKind.DISK_FULL))
-            fail = partial(self._fail_fetch, command, kind)
-            node.fetching[model.model_id] = self._world.after(self._random.randint(*_FAILURE_US), fail)
-            return
-
-        def fetched() -> None:
-            node.fetching.pop(model.model_id, None)
-            node.disk[model.model_id] = (model.weights_bytes, model.weights_digest)
-            self._say(
-                WeightsFetched(
-                    node_id=command.node_id,
-                    model_id=model.model_id,
-                    weights_digest=model.weights_digest,
-                    bytes=model.weights_bytes,
-                    elapsed_us=elapsed_us,
-                )
-            )
-
-        node.fetching[model.model_id] = self._world.after(elapsed_us, fetched)
-
-    def _fail_fetch(self, command: FetchWeights, kind: FailureKind) -> None:
-        self._nodes[command.node_id].fetching.pop(command.model.model_id, None)
-        failure = Failure(kind=kind, message=f"simulated: {kind}")
-        self._say(FetchFailed(node_id=command.node_id, model_id=command.model.model_id, failure=failure))
+            case _:
+                self._weights.perform(command)
 
     def _load(self, slot: _Slot, ref: SlotRef, model: ModelSpec) -> None:
         if not slot.alive:
             return  # SlotLost is on its way, or was said
         if slot.loading is not None or slot.run is not None:
             self._history.fail(f"{self._site_id} was told to load {model.model_id} into {ref}, which is at work")
-        if model.model_id not in self._nodes[ref.node_id].disk:
+        node = self._nodes[ref.node_id]
+        if model.model_id not in node.disk and model.model_id not in node.host:
             self._history.fail(f"{self._site_id} was told to load {model.model_id}, which is not on the disk of {ref.node_id}")
-        elapsed_us = self._truth.load_us(self._site_id, ref.pool_id, model)
+        elapsed_us = self._truth.load_us(self._site_id, ref.pool_id, model, from_host=model.model_id in node.host)
         kind: FailureKind | None = None
         if sum(slot.replicas.values()) + model.resident_bytes > slot.memory_bytes:
             self._history.overcommitted(self._site_id, ref, model.model_id)
@@ -257,6 +203,7 @@ class SimRuntime:
         if slot.alive:
             slot.replicas.pop(model_id, None)
             self._say(ReplicaEvicted(slot=ref, model_id=model_id))
+            self._weights.left_gpu(ref.node_id, model_id)
 
     # --- execution ---------------------------------------------------------------------------------------------------------------
 
@@ -370,10 +317,7 @@ class SimRuntime:
     def agent_died(self) -> None:
         """The agent's process ended: its fetches end with it, what executes goes on."""
         self.sink = None
-        for node in self._nodes.values():
-            for timer in node.fetching.values():
-                timer.cancel()
-            node.fetching.clear()
+        self._weights.agent_died()
 
     def power_lost(self, *, disk_lost: bool) -> None:
         """The hosts restart: nothing is in memory any more; committed results are in the artifact store all the same."""
@@ -381,10 +325,9 @@ class SimRuntime:
         for slot in self._slots.values():
             self._clear(slot)
             slot.alive = True
+        self._weights.power_lost(disk_lost=disk_lost)
         if disk_lost:
             self._finished.clear()
-            for node in self._nodes.values():
-                node.disk.clear()
 
     def heal(self) -> None:
         """What hangs is found and killed."""

@@ -39,12 +39,12 @@ class Truth:
         rate = self._sites[site_id].origin_bytes_per_s
         return self._hidden.fetch_us(model.weights_bytes, rate, 0, site_id, self._next(site_id, "fetch"))
 
-    def load_us(self, site_id: SiteId, pool_id: PoolId, model: ModelSpec) -> int:
-        """From a node's disk into a slot."""
+    def load_us(self, site_id: SiteId, pool_id: PoolId, model: ModelSpec, *, from_host: bool = False) -> int:
+        """From a node's disk, or its memory, into a slot."""
         pool = self._pools[site_id, pool_id]
         h2d = pool.node.h2d_bytes_per_s or self._gpus[pool.gpu_type].h2d_bytes_per_s
         key = self._next(site_id, "load")
-        stage_us = self._hidden.stage_us(model, pool.node.disk_bytes_per_s, h2d, False, site_id, key)
+        stage_us = self._hidden.stage_us(model, pool.node.disk_bytes_per_s, h2d, from_host, site_id, key)
         return stage_us + self._hidden.init_us(model, site_id, key)
 
     def step_us(self, site_id: SiteId, pool_id: PoolId, model: ModelSpec, spec: JobSpec, key: AttemptKey) -> int:

@@ -6,7 +6,7 @@ snapshot, a snapshot replaces everything.
 
 from __future__ import annotations
 
-from agents.core import attempts, outbox, sessions
+from agents.core import attempts, outbox, residency, sessions
 from agents.core.context import Context
 from agents.core.events import AssignmentReceived
 from agents.core.outputs import RequestResync
@@ -55,6 +55,7 @@ def _apply_snapshot(ctx: Context, assignment: Assignment) -> None:
         for work in dropped:
             attempts.stop(ctx, work.key)
     _want_all(ctx, assignment)
+    residency.replace_all(ctx, assignment)
     state.finished = {}
     outbox.forget_ended(state)
 
@@ -78,6 +79,7 @@ def _apply_delta(ctx: Context, assignment: Assignment) -> None:
         if key in state.works:
             attempts.stop(ctx, key)
     _want_all(ctx, assignment)
+    residency.change(ctx, assignment)
     if assignment.removed:
         outbox.forget_ended(state)
 

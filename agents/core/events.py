@@ -50,6 +50,7 @@ class RuntimeStarted:
     slots: tuple[RecoveredSlot, ...]
     disk_models: tuple[tuple[NodeId, ModelId, str], ...] = ()  # node, model, weights_digest
     finished: tuple[ResultManifest, ...] = ()
+    host_tier: bool = False  # whether the memory of its nodes can hold weights for GPUs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,23 @@ class WeightsFetched:
     weights_digest: str
     bytes: int
     elapsed_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchAdvanced:
+    """So many bytes of a fetch have come."""
+
+    node_id: NodeId
+    model_id: ModelId
+    bytes_done: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchYielded:
+    """A fetch stopped because it was told to yield; what has come stays, and a later fetch goes on from there."""
+
+    node_id: NodeId
+    model_id: ModelId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +96,15 @@ class WeightsDeleted:
 
     node_id: NodeId
     model_id: ModelId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostMemoryChanged:
+    """All that a node's host memory holds now, by digest. `ended`: stagings that are over, well or not."""
+
+    node_id: NodeId
+    models: tuple[tuple[ModelId, str], ...]
+    ended: tuple[ModelId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,8 +211,11 @@ AgentEvent = (
     | AssignmentReceived
     | RuntimeStarted
     | WeightsFetched
+    | FetchAdvanced
+    | FetchYielded
     | FetchFailed
     | WeightsDeleted
+    | HostMemoryChanged
     | ReplicaLoaded
     | ReplicaLoadFailed
     | ReplicaEvicted

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from agents.core.machine import AgentMachine
+from agents.core.residency import FETCHES_AHEAD_MAX
 from agents.core.state import Slot, State
 from atoll.model.attempt import ATTEMPT_TABLE, AttemptState
 from atoll.model.ids import AttemptKey
@@ -88,3 +89,9 @@ def _check_nodes(state: State) -> None:
     for node in state.nodes.values():
         both = node.fetching.keys() & node.deleting.keys()
         _require(not both, f"node {node.node_id} does not fetch and delete {sorted(both)} at once")
+    for node_id, model_id in state.ahead:
+        _require(model_id in state.nodes[node_id].fetching, f"the fetch of {model_id} to {node_id} ahead of demand is under way")
+    _require(len(state.ahead) <= FETCHES_AHEAD_MAX, "fetches ahead of demand stay within their limit")
+    for node in state.nodes.values():
+        unknown = [desired.model_id for desired in node.desired.values() if desired.model_id not in state.specs]
+        _require(not unknown, f"node {node.node_id}: what is wanted is described: {unknown}")

@@ -16,6 +16,7 @@ from agents.core import (
     recovery,
     replicas,
     reports,
+    residency,
     sessions,
     weights,
 )
@@ -28,7 +29,10 @@ from agents.core.events import (
     AttemptErrored,
     AttemptFinished,
     AttemptHalted,
+    FetchAdvanced,
     FetchFailed,
+    FetchYielded,
+    HostMemoryChanged,
     NodeMeasured,
     RatesMeasured,
     ReplicaEvicted,
@@ -98,10 +102,13 @@ class AgentMachine:
         ctx.now_us = max(now_us, ctx.now_us)
         _dispatch(ctx, event)
         sessions.expire(ctx)
+        nodes: dict[NodeId, None] = {}
         while ctx.touched:
             touched, ctx.touched = ctx.touched, {}
             for ref in touched:
                 replicas.advance(ctx, ctx.state.slots[ref])
+                nodes[ref.node_id] = None
+        residency.advance(ctx, nodes)
         sessions.renew(ctx)
         outbox.flush(ctx)
         reports.flush(ctx)
@@ -110,7 +117,7 @@ class AgentMachine:
     def next_deadline(self) -> int | None:
         """When TimerFired is wanted, microseconds of the agent's fleet time; None: nothing is waited for."""
         state = self._ctx.state
-        times = [sessions.expires_us(state)]
+        times = [sessions.expires_us(state), residency.due_us(state)]
         if state.connected:
             times.append(reports.due_us(state) if state.started else None)
             times.append(state.events_sent_us + outbox.resend_us(state) if state.outbox else None)
@@ -171,6 +178,12 @@ def _dispatch(ctx: Context, event: AgentEvent) -> None:  # noqa: C901 - one case
             weights.fetched(ctx, event)
         case FetchFailed():
             weights.fetch_failed(ctx, event)
+        case FetchAdvanced():
+            weights.fetch_advanced(ctx, event)
+        case FetchYielded():
+            residency.fetch_yielded(ctx, event)
+        case HostMemoryChanged():
+            residency.host_changed(ctx, event)
         case WeightsDeleted():
             weights.deleted(ctx, event)
         case ReplicaLoaded():

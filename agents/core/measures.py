@@ -27,6 +27,8 @@ def measured(ctx: Context, event: NodeMeasured) -> None:
             free = event.gpu_free_bytes[slot.ref.index]
             moved.append(slot.measured_free_bytes - free)
             slot.measured_free_bytes = free
+    if node.node_id in ctx.state.pending:
+        ctx.touch_node(node.node_id)  # a copy that waits for room may have it now
     if any(abs(by) >= _NEWS_BYTES for by in moved):
         ctx.state.dirty[node.node_id] = None
 

@@ -40,7 +40,39 @@ AgentRecord = OutboxAppended | OutboxTrimmed | IdentityChanged
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchWeights:
-    """Bring a model to a node's disk, verified by digest. Answered by WeightsFetched or FetchFailed. At most one per node and model."""
+    """Bring a model to a node's disk, verified by digest. Answered by WeightsFetched or FetchFailed. At most one per node and model.
+
+    `ahead`: no attempt waits for it, so nothing on the disk gives way for it.
+    """
+
+    node_id: NodeId
+    model: ModelSpec
+    ahead: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class YieldFetch:
+    """Stop a fetch that nobody waits for. Answered by FetchYielded, or by its end if that comes first."""
+
+    node_id: NodeId
+    model_id: ModelId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinWeights:
+    """What the node's caches must not drop by themselves: exactly these, by digest on disk, and in host memory.
+
+    `host` is all that is wanted there, pinned or not. Replaces what was told before.
+    """
+
+    node_id: NodeId
+    disk: tuple[tuple[ModelId, str], ...] = ()
+    host: tuple[ModelId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageWeights:
+    """Bring a model from the node's disk into its host memory. Answered by HostMemoryChanged that names it among `ended`."""
 
     node_id: NodeId
     model: ModelSpec
@@ -48,7 +80,7 @@ class FetchWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteWeights:
-    """Remove a model from a node's disk. Answered by WeightsDeleted."""
+    """Remove a model from a node's disk and host memory. Answered by WeightsDeleted."""
 
     node_id: NodeId
     model_id: ModelId
@@ -129,6 +161,9 @@ class RefuseOrchestrator:
 
 AgentCommand = (
     FetchWeights
+    | YieldFetch
+    | PinWeights
+    | StageWeights
     | DeleteWeights
     | LoadReplica
     | EvictReplica

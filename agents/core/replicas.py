@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from agents.core import attempts, weights
+from agents.core import attempts, residency, weights
 from agents.core.context import Context
 from agents.core.events import ReplicaEvicted, ReplicaLoaded, ReplicaLoadFailed, SlotLost, SlotReady
 from agents.core.outputs import EvictReplica, LoadReplica, RunAttempt
@@ -15,7 +15,7 @@ from agents.core.state import Replica, Slot, Work
 from atoll.model.assignment import AssignedAttempt
 from atoll.model.attempt import AttemptState, Failure, FailureKind
 from atoll.model.modelspec import ModelSpec
-from atoll.model.replica import ReplicaState
+from atoll.model.replica import ReplicaState, Tier
 
 
 def advance(ctx: Context, slot: Slot) -> None:
@@ -42,7 +42,12 @@ def _serve(ctx: Context, slot: Slot, work: Work) -> bool:
     if model.model_id in slot.replicas and not resident:
         # The model was replaced: what is loaded under its name is of no use to anybody.
         victims.append(model.model_id)
-    at_hand = resident or weights.on_disk(ctx.node(slot.ref), model)
+    at_hand = resident or weights.at_hand(ctx.node(slot.ref), model)
+    kept = [name for name in victims if name != model.model_id and residency.pinned_in(ctx.node(slot.ref), slot, name)]
+    if kept:
+        message = f"{', '.join(kept)} is pinned in slot {slot.ref.index} of {slot.ref.node_id}: unpin it, or evict another"
+        attempts.end(ctx, work, AttemptState.REFUSED, failure=Failure(kind=FailureKind.REFUSED, message=message))
+        return True
     if victims:
         if at_hand and work.load_from_us < 0:
             ctx.state.works[work.key] = replace(work, load_from_us=ctx.now_us)
@@ -55,6 +60,8 @@ def _serve(ctx: Context, slot: Slot, work: Work) -> bool:
     if not at_hand:
         return False
     if slot.memory_bytes and slot.used_bytes + model.resident_bytes > slot.memory_bytes:
+        if residency.make_way(ctx, slot, model):
+            return False
         held = ", ".join(f"{replica.model_id} of {replica.memory_bytes}" for replica in slot.replicas.values())
         message = f"{model.model_id} needs {model.resident_bytes} bytes; of the slot's {slot.memory_bytes} are taken: {held}"
         attempts.end(ctx, work, AttemptState.REFUSED, failure=Failure(kind=FailureKind.REFUSED, message=message))
@@ -80,7 +87,7 @@ def _load(ctx: Context, slot: Slot, work: Work, model: ModelSpec) -> None:
 def _run(ctx: Context, slot: Slot, work: Work, assigned: AssignedAttempt, model: ModelSpec) -> None:
     slot.queue.pop(0)
     slot.executing = work.key
-    slot.replicas[model.model_id] = replace(slot.replicas[model.model_id], state=ReplicaState.BUSY)
+    slot.replicas[model.model_id] = replace(slot.replicas[model.model_id], state=ReplicaState.BUSY, ahead=False)
     ctx.state.works[work.key] = replace(work, run_from_us=ctx.now_us)
     ctx.commands.append(
         RunAttempt(
@@ -97,7 +104,7 @@ def _run(ctx: Context, slot: Slot, work: Work, assigned: AssignedAttempt, model:
 
 
 def _evict(ctx: Context, slot: Slot, replica: Replica) -> None:
-    slot.replicas[replica.model_id] = replace(replica, state=ReplicaState.EVICTING)
+    slot.replicas[replica.model_id] = replica.evicting()
     ctx.commands.append(EvictReplica(slot=slot.ref, model_id=replica.model_id))
     ctx.touch(slot)
 
@@ -128,6 +135,7 @@ def loaded(ctx: Context, event: ReplicaLoaded) -> None:
         state=ReplicaState.WARM,
         memory_bytes=slot.at_most_free(event.memory_bytes),
         weights_digest=known.weights_digest if known is not None else "",
+        ahead=known is not None and known.ahead,
     )
     work = _loading_work(ctx, slot) if known is not None else None
     if work is not None:
@@ -144,6 +152,8 @@ def load_failed(ctx: Context, event: ReplicaLoadFailed) -> None:
         ctx.notices.append(f"failed load of {event.model_id} that was not asked for: {event.failure.message}")
         return
     del slot.replicas[event.model_id]
+    if known.ahead:
+        residency.pause(ctx, ctx.node(slot.ref), Tier.GPU, event.model_id)
     ctx.touch(slot)
     ctx.report_soon()
     work = _loading_work(ctx, slot)

@@ -8,12 +8,14 @@ from __future__ import annotations
 from itertools import islice
 from typing import Final
 
+from agents.core import residency
 from agents.core.context import Context
 from agents.core.outputs import SendReport
 from agents.core.state import Node, Slot, State
 from atoll.model.ids import NodeId
+from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaFact
-from atoll.model.report import AttemptProgress, NodeFacts, SiteReport, SlotFacts
+from atoll.model.report import AttemptProgress, FetchFact, NodeFacts, SiteReport, SlotFacts
 
 # Each node is told again at least every so many regular reports, changed or not.
 REFRESH_REPORTS: Final = 5
@@ -56,7 +58,7 @@ def flush(ctx: Context) -> None:
             seq=state.report_seq,
             full=full,
             generation=state.generation,
-            nodes=tuple(node_facts(state.nodes[node_id]) for node_id in part),
+            nodes=tuple(node_facts(state, state.nodes[node_id]) for node_id in part),
             progress=progress,
             rates=state.rates,
         )
@@ -75,16 +77,26 @@ def _refresh(state: State) -> None:
     state.refreshed = (state.refreshed + count) % max(len(nodes), 1)
 
 
-def node_facts(node: Node) -> NodeFacts:
+def node_facts(state: State, node: Node) -> NodeFacts:
     """A node as it is known now."""
     return NodeFacts(
         pool_id=node.pool_id,
         node_id=node.node_id,
         host_free_bytes=node.host_free_bytes,
         disk_free_bytes=node.disk_free_bytes,
+        host_models=tuple(node.host),
         disk_models=tuple(model_id for model_id in node.disk if model_id not in node.deleting),
         slots=tuple(_slot_facts(slot) for slot in node.slots),
+        pinned=residency.pinned(node),
+        fetching=tuple(_fetch_fact(state, node, model) for model in node.fetching.values()),
+        host_tier=state.host_tier,
     )
+
+
+def _fetch_fact(state: State, node: Node, model: ModelSpec) -> FetchFact:
+    done = min(node.fetched_bytes.get(model.model_id, 0), model.weights_bytes)
+    ahead = (node.node_id, model.model_id) in state.ahead
+    return FetchFact(model_id=model.model_id, bytes_done=done, bytes_total=model.weights_bytes, ahead=ahead)
 
 
 def _slot_facts(slot: Slot) -> SlotFacts:

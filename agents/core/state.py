@@ -5,25 +5,43 @@ Decides the form only. Everything is plain data, so that a snapshot covers all o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
 
-from atoll.model.assignment import AssignedAttempt
+from agents.core.outputs import PinWeights
+from atoll.model.assignment import AssignedAttempt, CopyKey, DesiredReplica
 from atoll.model.attempt import AttemptState, ResultManifest
 from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, PoolId, SiteId, SlotRef, Term
 from atoll.model.modelspec import ModelSpec
-from atoll.model.replica import ReplicaState
+from atoll.model.replica import ReplicaState, Tier
 from atoll.model.report import AttemptEvent, RateFacts
 from atoll.model.site import SiteRuntime
 
 
+class Ahead(IntEnum):
+    """What became of a fetch that no attempt asked for."""
+
+    QUIET = 0
+    YIELDING = 1  # told to stop, because attempts fetch
+    JOINED = 2  # an attempt waits for it by now
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
-    """A model in a slot's memory. `weights_digest` is "" where it is unknown (found after a restart, or a twin's)."""
+    """A model in a slot's memory. `weights_digest` is "" where it is unknown (found after a restart, or a twin's).
+
+    `ahead`: loaded before anybody asked, and not used since: it gives way to an attempt.
+    """
 
     model_id: ModelId
     state: ReplicaState
     memory_bytes: int
     weights_digest: str = ""
+    ahead: bool = False
+
+    def evicting(self) -> Replica:
+        """The same, leaving."""
+        return replace(self, state=ReplicaState.EVICTING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +98,10 @@ class Slot:
 
 @dataclass(slots=True, kw_only=True)
 class Node:
-    """One host: the models on its disk by digest, fetches and deletions under way, and what the probes measured last."""
+    """One host: the models on its disk and in its memory by digest, fetches and deletions under way, and what the probes measured last.
+
+    `desired` are copies wanted ahead of demand; `paused` says until when one that failed is not tried; `pins` is what the runtime was told.
+    """
 
     pool_id: PoolId
     node_id: NodeId
@@ -90,6 +111,12 @@ class Node:
     disk: dict[ModelId, str] = field(default_factory=dict)
     fetching: dict[ModelId, ModelSpec] = field(default_factory=dict)
     deleting: dict[ModelId, None] = field(default_factory=dict)
+    fetched_bytes: dict[ModelId, int] = field(default_factory=dict)
+    host: dict[ModelId, str] = field(default_factory=dict)
+    staging: dict[ModelId, None] = field(default_factory=dict)
+    desired: dict[CopyKey, DesiredReplica] = field(default_factory=dict)
+    paused: dict[tuple[Tier, ModelId], int] = field(default_factory=dict)
+    pins: PinWeights | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,6 +145,11 @@ class State:
     ended: dict[AttemptKey, None] = field(default_factory=dict)
     finished: dict[AttemptKey, ResultManifest] = field(default_factory=dict)  # while no agent watched; until the first snapshot
     leaving: dict[ModelId, None] = field(default_factory=dict)
+    # --- copies ahead of demand
+    host_tier: bool = False
+    specs: dict[ModelId, ModelSpec] = field(default_factory=dict)  # of what is desired
+    pending: dict[NodeId, None] = field(default_factory=dict)  # nodes that may lack a desired copy
+    ahead: dict[tuple[NodeId, ModelId], Ahead] = field(default_factory=dict)  # fetches that began without anybody waiting for them
     # --- outbox
     outbox: dict[EventSeq, AttemptEvent] = field(default_factory=dict)
     next_event_seq: EventSeq = EventSeq(1)

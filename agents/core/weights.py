@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from agents.core import attempts
+from agents.core import attempts, residency
 from agents.core.context import Context
-from agents.core.events import FetchFailed, WeightsDeleted, WeightsFetched
+from agents.core.events import FetchAdvanced, FetchFailed, WeightsDeleted, WeightsFetched
 from agents.core.outputs import DeleteWeights, FetchWeights
-from agents.core.state import Node, Slot, Work
+from agents.core.state import Ahead, Node, Slot, Work
 from atoll.model.attempt import AttemptState, Failure, FailureKind
 from atoll.model.ids import ModelId
 from atoll.model.modelspec import ModelSpec
-from atoll.model.replica import ReplicaState
+from atoll.model.replica import ReplicaState, Tier
 
 _RESIDENT = (ReplicaState.LOADING, ReplicaState.WARM, ReplicaState.BUSY)
 
@@ -23,6 +23,11 @@ _RESIDENT = (ReplicaState.LOADING, ReplicaState.WARM, ReplicaState.BUSY)
 def on_disk(node: Node, model: ModelSpec) -> bool:
     """Whether the node's disk holds this very version of the model."""
     return node.disk.get(model.model_id) == model.weights_digest
+
+
+def at_hand(node: Node, model: ModelSpec) -> bool:
+    """Whether the node can load this very version without a fetch."""
+    return on_disk(node, model) or node.host.get(model.model_id) == model.weights_digest
 
 
 def resident(slot: Slot, model: ModelSpec) -> bool:
@@ -35,8 +40,10 @@ def want(ctx: Context, slot: Slot, work: Work) -> None:
     """Have the weights for a waiting attempt fetched, unless they are at hand or on their way."""
     model = work.model
     node = ctx.node(slot.ref)
-    if model is None or resident(slot, model) or on_disk(node, model):
+    if model is None or resident(slot, model) or at_hand(node, model):
         return
+    if ctx.state.ahead.get((node.node_id, model.model_id)) is Ahead.QUIET:
+        ctx.state.ahead[(node.node_id, model.model_id)] = Ahead.JOINED
     if model.model_id not in node.fetching:
         if model.model_id in node.deleting:
             return
@@ -64,6 +71,8 @@ def fetched(ctx: Context, event: WeightsFetched) -> None:
         ctx.notices.append(f"weights of {event.model_id} for unknown node {event.node_id}")
         return
     wanted = node.fetching.pop(event.model_id, None)
+    node.fetched_bytes.pop(event.model_id, None)
+    ctx.state.ahead.pop((event.node_id, event.model_id), None)
     node.disk[event.model_id] = event.weights_digest
     ctx.touch_node(event.node_id)
     if wanted is not None and wanted.weights_digest != event.weights_digest:
@@ -81,8 +90,21 @@ def fetch_failed(ctx: Context, event: FetchFailed) -> None:
     if node is None or node.fetching.pop(event.model_id, None) is None:
         ctx.notices.append(f"failed fetch of {event.model_id} to {event.node_id} that was not asked for: {event.failure.message}")
         return
+    node.fetched_bytes.pop(event.model_id, None)
     ctx.touch_node(event.node_id)
+    if ctx.state.ahead.pop((event.node_id, event.model_id), None) is not None:
+        # Nothing gave way for it: an attempt that joined it has it fetched anew, in its own right.
+        residency.pause(ctx, node, Tier.DISK, event.model_id)
+        return
     _fail_waiting(ctx, node, event.model_id, event.failure)
+
+
+def fetch_advanced(ctx: Context, event: FetchAdvanced) -> None:
+    """Some of a fetch has come: told with the next regular report."""
+    node = ctx.state.nodes.get(event.node_id)
+    if node is not None and event.model_id in node.fetching:
+        node.fetched_bytes[event.model_id] = max(event.bytes_done, node.fetched_bytes.get(event.model_id, 0))
+        ctx.state.dirty[event.node_id] = None
 
 
 def _fail_waiting(ctx: Context, node: Node, model_id: ModelId, failure: Failure) -> None:
@@ -104,13 +126,15 @@ def deleted(ctx: Context, event: WeightsDeleted) -> None:
 def delete_leaving(ctx: Context, node: Node) -> None:
     """Delete from a node's disk what should leave and is not needed there any more."""
     for model_id in ctx.state.leaving:
-        there = model_id in node.disk and model_id not in node.fetching and model_id not in node.deleting
-        if there and not any(_uses(ctx, slot, model_id) for slot in node.slots):
+        held = model_id in node.disk or model_id in node.host
+        there = held and model_id not in node.fetching and model_id not in node.deleting
+        if there and not any(uses(ctx, slot, model_id) for slot in node.slots):
             node.deleting[model_id] = None
             ctx.commands.append(DeleteWeights(node_id=node.node_id, model_id=model_id))
 
 
-def _uses(ctx: Context, slot: Slot, model_id: ModelId) -> bool:
+def uses(ctx: Context, slot: Slot, model_id: ModelId) -> bool:
+    """Whether a slot holds the model, or an attempt that waits for it will."""
     return model_id in slot.replicas or needs(ctx, slot, model_id)
 
 
@@ -124,6 +148,6 @@ def settle_leaving(ctx: Context, model_id: ModelId) -> None:
     """A model that is nowhere any more has left."""
     state = ctx.state
     if model_id in state.leaving:
-        on_nodes = any(model_id in node.disk or model_id in node.fetching for node in state.nodes.values())
+        on_nodes = any(model_id in held for node in state.nodes.values() for held in (node.disk, node.fetching, node.host))
         if not on_nodes and not any(model_id in slot.replicas for slot in state.slots.values()):
             del state.leaving[model_id]

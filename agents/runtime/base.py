@@ -15,15 +15,19 @@ from agents.core.outputs import (
     EvictReplica,
     FetchWeights,
     LoadReplica,
+    PinWeights,
     RenewAttempts,
     RunAttempt,
+    StageWeights,
     StopAttempt,
+    YieldFetch,
 )
 from atoll.model.ids import AttemptKey
 from atoll.model.report import Welcome
 from atoll.model.site import PoolSpec, SiteRuntime
 
-RuntimeCommand = FetchWeights | DeleteWeights | LoadReplica | EvictReplica | RunAttempt | StopAttempt | RenewAttempts
+WeightsCommand = FetchWeights | YieldFetch | PinWeights | StageWeights | DeleteWeights
+RuntimeCommand = WeightsCommand | LoadReplica | EvictReplica | RunAttempt | StopAttempt | RenewAttempts
 Sink = Callable[[AgentEvent], None]
 
 

@@ -24,11 +24,24 @@ class FairLink:
     def __len__(self) -> int:
         return len(self._flows)
 
-    def add(self, now: float, work: float, done: Callable[[], None]) -> None:
-        """Begin a transfer at `now`."""
+    def add(self, now: float, work: float, done: Callable[[], None]) -> int:
+        """Begin a transfer at `now`; its number."""
         self._advance(now)
         self._number += 1
         heapq.heappush(self._flows, (self._served + work, self._number, done))
+        return self._number
+
+    def left(self, now: float, number: int) -> float:
+        """What is left of a transfer's work at `now`; 0 for one that is not there."""
+        self._advance(now)
+        return max((end - self._served for end, other, _ in self._flows if other == number), default=0.0)
+
+    def take_out(self, now: float, number: int) -> float:
+        """End a transfer before it is done; what was left of its work."""
+        left = self.left(now, number)
+        self._flows = [flow for flow in self._flows if flow[1] != number]
+        heapq.heapify(self._flows)
+        return max(left, 0.0)
 
     def next_end(self) -> float | None:
         """When the next transfer is done if none comes before; None: there is none."""

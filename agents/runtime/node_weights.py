@@ -9,15 +9,23 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
-from typing import Final
+from typing import Final, assert_never
 
-from agents.core.events import FetchFailed, RatesMeasured, WeightsDeleted, WeightsFetched
-from agents.core.outputs import DeleteWeights, FetchWeights
+from agents.core.events import (
+    FetchAdvanced,
+    FetchFailed,
+    FetchYielded,
+    HostMemoryChanged,
+    RatesMeasured,
+    WeightsDeleted,
+    WeightsFetched,
+)
+from agents.core.outputs import DeleteWeights, FetchWeights, PinWeights, StageWeights, YieldFetch
 from agents.engine.errors import failure_of
 from agents.fetching import WeightsFetcher
 from agents.origins import FetchError, FetchStoppedError
 from agents.runtime.base import Sink
-from agents.weights import FetchResult, WeightsCache
+from agents.weights import FetchResult, OnBytes, WeightsCache
 from atoll.model.attempt import Failure, FailureKind
 from atoll.model.errors import AtollError, FieldError
 from atoll.model.ids import ModelId, NodeId, SlotRef
@@ -25,6 +33,8 @@ from atoll.model.modelspec import ModelSpec
 from atoll.model.report import RateFacts
 
 _PART: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+# How often it is told how far a fetch has come.
+_TELL_S: Final = 1.0
 _PATH_RULE: Final = "a folder below the origin: names of letters, digits, '.', '_' and '-', joined by '/'"
 
 
@@ -67,6 +77,28 @@ class NodeWeights:
         # Fetched and not loaded since: somebody waits for it, or it was fetched ahead. The only pins that may give way.
         self._awaited: dict[ModelId, str] = {}
         self._resident: dict[SlotRef, dict[ModelId, str]] = {}
+        # What the assignment pins, by node.
+        self._kept: dict[NodeId, tuple[tuple[ModelId, str], ...]] = {}
+        # Fetches that nobody waits for, while they go on.
+        self._ahead: dict[tuple[NodeId, ModelId], asyncio.Task[FetchResult]] = {}
+
+    async def perform(self, command: YieldFetch | PinWeights | StageWeights | DeleteWeights) -> None:
+        """Anything but a fetch."""
+        match command:
+            case YieldFetch():
+                task = self._ahead.pop((command.node_id, command.model_id), None)
+                if task is not None:
+                    task.cancel()
+            case PinWeights():
+                self._kept[command.node_id] = command.disk
+                self._pin()
+            case StageWeights():
+                # Free host memory is the system's cache of files, which no program can promise: there is no such tier here.
+                self._tell(HostMemoryChanged(node_id=command.node_id, models=(), ended=(command.model.model_id,)))
+            case DeleteWeights():
+                await self.delete(command)
+            case _:
+                assert_never(command)
 
     async def on_disk(self) -> tuple[tuple[NodeId, ModelId, str], ...]:
         """Node, model and digest of everything complete."""
@@ -81,10 +113,16 @@ class NodeWeights:
     async def fetch(self, command: FetchWeights, origin_url: str) -> None:
         """Told by WeightsFetched or FetchFailed, or not at all when this runtime closes meanwhile."""
         model = command.model
+        key = (command.node_id, model.model_id)
         try:
             url = origin_of(origin_url, model)
-            result = await self._fetch(model, url)
+            result = await self._fetch_ahead(key, command, url) if command.ahead else await self._fetch(command, url)
         except FetchStoppedError:
+            return
+        except asyncio.CancelledError:
+            if not command.ahead or key in self._ahead:
+                raise
+            self._tell(FetchYielded(node_id=command.node_id, model_id=model.model_id))
             return
         except FetchError as error:
             self._tell(FetchFailed(node_id=command.node_id, model_id=model.model_id, failure=error.failure))
@@ -98,7 +136,8 @@ class NodeWeights:
             return
         for evicted in result.evicted:
             self._gone(evicted.model_id)
-        self._awaited[model.model_id] = model.weights_digest
+        if not command.ahead:
+            self._awaited[model.model_id] = model.weights_digest
         self._pin()
         self._tell(
             WeightsFetched(
@@ -111,16 +150,43 @@ class NodeWeights:
         )
         self._rates.measured(origin=result.bytes_per_s)
 
-    async def _fetch(self, model: ModelSpec, url: str) -> FetchResult:
+    async def _fetch_ahead(self, key: tuple[NodeId, ModelId], command: FetchWeights, url: str) -> FetchResult:
+        """As a task that can be told to yield: it is no longer in the list then, and ends by cancellation."""
+        model = command.model
+        work = self._fetcher.fetch(model.model_id, model.weights_digest, url, on_bytes=self._teller(command), make_room=False)
+        task = self._ahead[key] = asyncio.ensure_future(work)
         try:
-            return await self._fetcher.fetch(model.model_id, model.weights_digest, url)
+            return await task
+        finally:
+            if task.done() and self._ahead.get(key) is task and not task.cancelled():
+                del self._ahead[key]
+
+    async def _fetch(self, command: FetchWeights, url: str) -> FetchResult:
+        model, on_bytes = command.model, self._teller(command)
+        try:
+            return await self._fetcher.fetch(model.model_id, model.weights_digest, url, on_bytes=on_bytes)
         except FetchError as error:
-            if error.kind is not FailureKind.DISK_FULL or not self._awaited:
+            if error.kind is not FailureKind.DISK_FULL:
                 raise
-        # What was fetched ahead and never loaded gives way to what is wanted now.
+        # What was fetched before and never loaded gives way to what is wanted now; and a fetch that this one joined may have been one
+        # for which nothing gives way.
         self._awaited.clear()
         self._pin()
-        return await self._fetcher.fetch(model.model_id, model.weights_digest, url)
+        return await self._fetcher.fetch(model.model_id, model.weights_digest, url, on_bytes=on_bytes)
+
+    def _teller(self, command: FetchWeights) -> OnBytes:
+        """Says how far a fetch has come, once a second."""
+        loop = asyncio.get_running_loop()
+        next_s = loop.time() + _TELL_S
+
+        def tell(done: int, total: int) -> None:
+            nonlocal next_s
+            del total
+            if loop.time() >= next_s:
+                next_s = loop.time() + _TELL_S
+                self._tell(FetchAdvanced(node_id=command.node_id, model_id=command.model.model_id, bytes_done=done))
+
+        return tell
 
     async def delete(self, command: DeleteWeights) -> None:
         """Told by WeightsDeleted, for every node that shares the disk. A resident replica lives on without its files."""
@@ -161,6 +227,7 @@ class NodeWeights:
 
     def _pin(self, *, without: ModelId | None = None) -> None:
         pins = {*self._awaited.items(), *(pin for models in self._resident.values() for pin in models.items())}
+        pins |= {pin for kept in self._kept.values() for pin in kept}
         self._fetcher.cache.pin(frozenset(pin for pin in pins if pin[0] != without))
 
     def _gone(self, model_id: ModelId) -> None:

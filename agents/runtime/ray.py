@@ -36,9 +36,12 @@ from agents.core.outputs import (
     EvictReplica,
     FetchWeights,
     LoadReplica,
+    PinWeights,
     RenewAttempts,
     RunAttempt,
+    StageWeights,
     StopAttempt,
+    YieldFetch,
 )
 from agents.engine.errors import EngineError, failure_of
 from agents.results import ArtifactStore
@@ -262,8 +265,8 @@ class RayRuntime:
         match command:
             case FetchWeights():
                 self._spawn(self._fetch(command))
-            case DeleteWeights():
-                self._spawn(self._weights.delete(command))
+            case DeleteWeights() | YieldFetch() | PinWeights() | StageWeights():
+                self._spawn(self._weights.perform(command))
             case LoadReplica():
                 self._spawn(self._load(command))
             case EvictReplica():

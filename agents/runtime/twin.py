@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final, assert_never
+from typing import Final
 
 from agents.core.events import (
     AgentEvent,
@@ -19,25 +19,22 @@ from agents.core.events import (
     AttemptErrored,
     AttemptFinished,
     AttemptHalted,
-    FetchFailed,
-    NodeMeasured,
     RatesMeasured,
     RecoveredSlot,
     ReplicaEvicted,
     ReplicaLoaded,
     ReplicaLoadFailed,
     RuntimeStarted,
-    WeightsDeleted,
-    WeightsFetched,
 )
-from agents.core.outputs import DeleteWeights, EvictReplica, FetchWeights, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
+from agents.core.outputs import EvictReplica, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
 from agents.runtime.base import RuntimeCommand, Sink
-from agents.runtime.fair_link import FairLink
 from agents.runtime.twin_results import simulated_result
+from agents.runtime.twin_weights import Surroundings, TwinWeights
 from atoll.model.attempt import AttemptState, Failure, FailureKind, PhaseTimes
 from atoll.model.errors import FieldError
 from atoll.model.gpu import GpuType
 from atoll.model.ids import AttemptKey, GpuTypeId, ModelId, NodeId, SlotRef
+from atoll.model.modelspec import ModelSpec
 from atoll.model.report import RateFacts, Welcome
 from atoll.model.site import PoolSpec, SiteRuntime, SiteSpec
 from atoll.physics.coldstart import transfer_us
@@ -73,7 +70,7 @@ class _Run:
 class _Slot:
     gpu: GpuType
     memory_bytes: int
-    replicas: dict[ModelId, int] = field(default_factory=dict)
+    replicas: dict[ModelId, ModelSpec] = field(default_factory=dict)
     loads: int = 0
 
 
@@ -81,13 +78,6 @@ class _Slot:
 class _Node:
     pool: PoolSpec
     slots: list[_Slot] = field(default_factory=list)
-    disk: OrderedDict[ModelId, tuple[int, str]] = field(default_factory=OrderedDict)  # bytes, digest; least recently used first
-    incoming: dict[ModelId, int] = field(default_factory=dict)
-
-    @property
-    def disk_free_bytes(self) -> int:
-        held = sum(size for size, _ in self.disk.values()) + sum(self.incoming.values())
-        return max(self.pool.node.disk_cache_bytes - held, 0)
 
     def uses(self, model_id: ModelId) -> bool:
         return any(model_id in slot.replicas for slot in self.slots)
@@ -108,14 +98,20 @@ class TwinRuntime:
         self._nodes: dict[NodeId, _Node] = {}
         self._slots: dict[SlotRef, _Slot] = {}
         self._runs: dict[AttemptKey, _Run] = {}
-        self._link = FairLink()
-        self._link_timer: asyncio.TimerHandle | None = None
         self._expiry_timer: asyncio.TimerHandle | None = None
         self._rates = RateFacts()
-        self._fetches = 0
         self._logs: OrderedDict[AttemptKey, list[str]] = OrderedDict()
         self._closed = False
         self._pools = tuple(self._build(pool, gpus) for pool in spec.pools)
+        around = Surroundings(
+            after=self._after,
+            real_s=self._real_s,
+            fleet_us=self._fleet_us,
+            tell=self._tell,
+            uses=lambda node_id, model_id: self._nodes[node_id].uses(model_id),
+            learn_origin=self._learn_origin,
+        )
+        self._weights = TwinWeights(spec, hidden, around)
 
     def _build(self, pool: PoolSpec, gpus: Mapping[GpuTypeId, GpuType]) -> PoolSpec:
         gpu = gpus.get(pool.gpu_type)
@@ -140,7 +136,7 @@ class TwinRuntime:
     async def start(self, sink: Sink) -> RuntimeStarted:
         """Empty slots, empty disks."""
         self._sink = sink
-        return RuntimeStarted(slots=tuple(RecoveredSlot(slot=ref) for ref in self._slots))
+        return RuntimeStarted(slots=tuple(RecoveredSlot(slot=ref) for ref in self._slots), host_tier=True)
 
     def welcome(self, welcome: Welcome) -> None:
         """From now on waits are as long as this scale says."""
@@ -151,12 +147,6 @@ class TwinRuntime:
         if self._closed:
             return
         match command:
-            case FetchWeights():
-                self._fetch(self._nodes[command.node_id], command)
-            case DeleteWeights():
-                self._nodes[command.node_id].disk.pop(command.model_id, None)
-                self._sink(WeightsDeleted(node_id=command.node_id, model_id=command.model_id))
-                self._measure(command.node_id)
             case LoadReplica():
                 self._load(self._slots[command.slot], command)
             case EvictReplica():
@@ -171,7 +161,7 @@ class TwinRuntime:
                     if key in self._runs:
                         self._runs[key].renewed_s = now_s
             case _:
-                assert_never(command)
+                self._weights.perform(command)
 
     async def logs(self, key: AttemptKey, lines: int) -> tuple[str, ...]:
         """What a twin has to say of an attempt."""
@@ -184,9 +174,9 @@ class TwinRuntime:
         self._sink = _nobody
         for run in self._runs.values():
             run.cancel()
-        for timer in (self._link_timer, self._expiry_timer):
-            if timer is not None:
-                timer.cancel()
+        self._weights.close()
+        if self._expiry_timer is not None:
+            self._expiry_timer.cancel()
 
     def _after(self, fleet_us: int, act: Callable[[], None]) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(self._real_s(fleet_us), self._act, act)
@@ -201,64 +191,13 @@ class TwinRuntime:
     def _fleet_us(self, real_s: float) -> int:
         return int(real_s * 1_000 * self._scale_milli)
 
-    def _measure(self, node_id: NodeId) -> None:
-        node = self._nodes[node_id]
-        free = node.pool.node.host_memory_bytes
-        self._sink(NodeMeasured(node_id=node_id, host_free_bytes=free, disk_free_bytes=node.disk_free_bytes, gpu_free_bytes=()))
+    def _tell(self, event: AgentEvent) -> None:
+        self._sink(event)
 
-    # --- weights --------------------------------------------------------------------------------------------------------------
+    # --- rates ----------------------------------------------------------------------------------------------------------------
 
-    def _fetch(self, node: _Node, command: FetchWeights) -> None:
-        """Make room as a cache does, then share the site's way to the origin with the other fetches."""
-        model = command.model
-        for held in list(node.disk):
-            if node.disk_free_bytes >= model.weights_bytes:
-                break
-            if not node.uses(held):
-                del node.disk[held]
-                self._sink(WeightsDeleted(node_id=command.node_id, model_id=held))
-        if node.disk_free_bytes < model.weights_bytes:
-            message = f"{model.model_id} has {model.weights_bytes} bytes, the disk of {command.node_id} has room for {node.disk_free_bytes}"
-            failure = Failure(kind=FailureKind.DISK_FULL, message=message)
-            self._sink(FetchFailed(node_id=command.node_id, model_id=model.model_id, failure=failure))
-            return
-        node.incoming[model.model_id] = model.weights_bytes
-        self._fetches += 1
-        rate = min(self._spec.origin_bytes_per_s, self._spec.wan_bytes_per_s)
-        alone_us = self._hidden.fetch_us(model.weights_bytes, rate, 0, self._site_id, f"{command.node_id}/{model.model_id}#{self._fetches}")
-        began_s = asyncio.get_running_loop().time()
-        self._link.add(began_s, self._real_s(alone_us), partial(self._fetched, node, command, began_s, alone_us))
-        self._arm_link()
-
-    def _arm_link(self) -> None:
-        if self._link_timer is not None:
-            self._link_timer.cancel()
-        end_s = self._link.next_end()
-        self._link_timer = None if end_s is None else asyncio.get_running_loop().call_at(end_s, self._link_rings)
-
-    def _link_rings(self) -> None:
-        # The clock of a timer may be a moment behind the one that it was set for.
-        now_s = max(asyncio.get_running_loop().time(), self._link.next_end() or 0.0)
-        for done in self._link.take_done(now_s):
-            done()
-        self._arm_link()
-
-    def _fetched(self, node: _Node, command: FetchWeights, began_s: float, alone_us: int) -> None:
-        model = command.model
-        del node.incoming[model.model_id]
-        node.disk[model.model_id] = (model.weights_bytes, model.weights_digest)
-        elapsed_us = self._fleet_us(asyncio.get_running_loop().time() - began_s)
-        self._sink(
-            WeightsFetched(
-                node_id=command.node_id,
-                model_id=model.model_id,
-                weights_digest=model.weights_digest,
-                bytes=model.weights_bytes,
-                elapsed_us=elapsed_us,
-            )
-        )
-        self._measure(command.node_id)
-        self._learn(replace(self._rates, origin_bytes_per_s=model.weights_bytes * 1_000_000 // max(alone_us, 1)))
+    def _learn_origin(self, bytes_per_s: int) -> None:
+        self._learn(replace(self._rates, origin_bytes_per_s=bytes_per_s))
 
     def _learn(self, rates: RateFacts) -> None:
         self._rates = rates
@@ -268,29 +207,31 @@ class TwinRuntime:
 
     def _load(self, slot: _Slot, command: LoadReplica) -> None:
         model, node = command.model, self._nodes[command.slot.node_id]
-        if sum(slot.replicas.values()) + model.resident_bytes > slot.memory_bytes:
+        if sum(held.resident_bytes for held in slot.replicas.values()) + model.resident_bytes > slot.memory_bytes:
             failure = Failure(kind=FailureKind.OUT_OF_MEMORY, message=f"{model.model_id} does not fit beside {', '.join(slot.replicas)}")
             self._sink(ReplicaLoadFailed(slot=command.slot, model_id=model.model_id, failure=failure))
             return
-        if model.model_id in node.disk:
-            node.disk.move_to_end(model.model_id)
-        slot.replicas[model.model_id] = model.resident_bytes
+        slot.replicas[model.model_id] = model
         slot.loads += 1
         hardware = node.pool.node
         key = f"{command.slot.node_id}.{command.slot.index}/{model.model_id}#{slot.loads}"
         h2d = hardware.h2d_bytes_per_s or slot.gpu.h2d_bytes_per_s
-        stage_us = self._hidden.stage_us(model, hardware.disk_bytes_per_s, h2d, False, self._site_id, key)
+        from_host = self._weights.begin_load(command.slot.node_id, model)
+        stage_us = self._hidden.stage_us(model, hardware.disk_bytes_per_s, h2d, from_host, self._site_id, key)
         load_us = stage_us + self._hidden.init_us(model, self._site_id, key)
-        self._after(load_us, partial(self._loaded, command, stage_us, load_us))
+        self._after(load_us, partial(self._loaded, command, stage_us, load_us, from_host))
 
-    def _loaded(self, command: LoadReplica, stage_us: int, load_us: int) -> None:
+    def _loaded(self, command: LoadReplica, stage_us: int, load_us: int, from_host: bool) -> None:
         model = command.model
         self._sink(ReplicaLoaded(slot=command.slot, model_id=model.model_id, memory_bytes=model.resident_bytes, elapsed_us=load_us))
-        self._learn(replace(self._rates, disk_bytes_per_s=model.weights_bytes * 1_000_000 // max(stage_us, 1)))
+        if not from_host:
+            self._learn(replace(self._rates, disk_bytes_per_s=model.weights_bytes * 1_000_000 // max(stage_us, 1)))
 
     def _evicted(self, command: EvictReplica) -> None:
-        self._slots[command.slot].replicas.pop(command.model_id, None)
+        model = self._slots[command.slot].replicas.pop(command.model_id, None)
         self._sink(ReplicaEvicted(slot=command.slot, model_id=command.model_id))
+        if model is not None:
+            self._weights.left_gpu(command.slot.node_id, model)
 
     # --- execution ------------------------------------------------------------------------------------------------------------
 

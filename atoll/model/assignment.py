@@ -8,9 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atoll.model.adapter import AdapterSpec
-from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, SlotRef, Term
+from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, SlotRef, Term
 from atoll.model.job import JobSpec
 from atoll.model.modelspec import ModelSpec
+from atoll.model.replica import Tier
+
+# Where a copy should be: node, tier, slot (None: any, or not on the GPU), model.
+CopyKey = tuple[NodeId, Tier, int | None, ModelId]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +36,33 @@ class AssignedAttempt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredReplica:
+    """A copy of a model that should be on a tier (gpu, host or disk) of a node, whether or not an attempt waits for it.
+
+    Brought only with what is idle. `index`: the slot of a copy on the GPU; None: whichever is free. `pin`: neither a cache nor an
+    attempt takes it. `evict`: idle models of the slot, or weights on the node's disk, that give way for it; no others do.
+    """
+
+    model_id: ModelId
+    node_id: NodeId
+    index: int | None = None
+    tier: Tier
+    pin: bool = False
+    evict: tuple[ModelId, ...] = ()
+
+    @property
+    def key(self) -> CopyKey:
+        """Which copy this is: a later word on the same one replaces an earlier."""
+        return self.node_id, self.tier, self.index, self.model_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """A snapshot (`base_generation` 0) or a delta on `base_generation`; a site that holds another generation asks for a snapshot.
 
-    Every `models` and `adapters` entry that an attempt of this message needs is in it. `evict` lists models that should leave every
-    tier of the site once idle. A snapshot that drops more than half of what runs is held back by the agent unless `confirm_shrink`.
+    Every `models` and `adapters` entry that an attempt or a desired copy of this message needs is in it. `evict` lists models that
+    should leave every tier of the site once idle. A snapshot that drops more than half of what runs is held back by the agent unless
+    `confirm_shrink`.
     """
 
     fleet_id: FleetId
@@ -50,6 +76,8 @@ class Assignment:
     evict: tuple[ModelId, ...] = ()
     acked_event_seq: EventSeq = EventSeq(0)
     confirm_shrink: bool = False
+    replicas: tuple[DesiredReplica, ...] = ()  # of a snapshot: all of them; of a delta: those that are new or changed
+    unwanted: tuple[DesiredReplica, ...] = ()  # of a delta: no longer asked for; what is there stays until its room is needed
 
     @property
     def full(self) -> bool:

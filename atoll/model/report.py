@@ -28,8 +28,21 @@ class SlotFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FetchFact:
+    """Weights on their way to a node's disk. `ahead`: no attempt waits for them, so the fetch yields to those that are waited for."""
+
+    model_id: ModelId
+    bytes_done: int
+    bytes_total: int
+    ahead: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
-    """One host: free memory and disk, models held in host memory and on disk, adapters on disk, and its slots."""
+    """One host: free memory and disk, models held in host memory and on disk, adapters on disk, and its slots.
+
+    `pinned`: models whose copies here nothing but an explicit evict takes. `host_tier`: its memory can hold weights for GPUs.
+    """
 
     pool_id: PoolId
     node_id: NodeId
@@ -39,6 +52,9 @@ class NodeFacts:
     disk_models: tuple[ModelId, ...] = ()
     disk_adapters: tuple[AdapterId, ...] = ()
     slots: tuple[SlotFacts, ...]
+    pinned: tuple[ModelId, ...] = ()
+    fetching: tuple[FetchFact, ...] = ()
+    host_tier: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

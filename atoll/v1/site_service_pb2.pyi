@@ -233,6 +233,36 @@ class SlotFacts(_message.Message):
 Global___SlotFacts: _TypeAlias = SlotFacts  # noqa: Y015
 
 @_typing.final
+class FetchFact(_message.Message):
+    """A fetch of weights to a node that is under way. `ahead`: no attempt waits for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    bytes_done: _builtins.int
+    bytes_total: _builtins.int
+    ahead: _builtins.bool
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        bytes_done: _builtins.int = ...,
+        bytes_total: _builtins.int = ...,
+        ahead: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "model_id", b"model_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchFact: _TypeAlias = FetchFact  # noqa: Y015
+
+@_typing.final
 class NodeFacts(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -244,10 +274,14 @@ class NodeFacts(_message.Message):
     DISK_MODELS_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     DISK_ADAPTERS_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    FETCHING_FIELD_NUMBER: _builtins.int
+    HOST_TIER_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     node_id: _builtins.str
     host_free_bytes: _builtins.int
     disk_free_bytes: _builtins.int
+    host_tier: _builtins.bool
     @_builtins.property
     def host_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -256,6 +290,10 @@ class NodeFacts(_message.Message):
     def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotFacts]: ...
     @_builtins.property
     def disk_adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def pinned(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def fetching(self) -> _containers.RepeatedCompositeFieldContainer[Global___FetchFact]: ...
     def __init__(
         self,
         *,
@@ -267,10 +305,13 @@ class NodeFacts(_message.Message):
         disk_models: _abc.Iterable[_builtins.str] | None = ...,
         slots: _abc.Iterable[Global___SlotFacts] | None = ...,
         disk_adapters: _abc.Iterable[_builtins.str] | None = ...,
+        pinned: _abc.Iterable[_builtins.str] | None = ...,
+        fetching: _abc.Iterable[Global___FetchFact] | None = ...,
+        host_tier: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_adapters", b"disk_adapters", "disk_free_bytes", b"disk_free_bytes", "disk_models", b"disk_models", "host_free_bytes", b"host_free_bytes", "host_models", b"host_models", "node_id", b"node_id", "pool_id", b"pool_id", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_adapters", b"disk_adapters", "disk_free_bytes", b"disk_free_bytes", "disk_models", b"disk_models", "fetching", b"fetching", "host_free_bytes", b"host_free_bytes", "host_models", b"host_models", "host_tier", b"host_tier", "node_id", b"node_id", "pinned", b"pinned", "pool_id", b"pool_id", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -535,6 +576,46 @@ class AssignedAttempt(_message.Message):
 Global___AssignedAttempt: _TypeAlias = AssignedAttempt  # noqa: Y015
 
 @_typing.final
+class DesiredReplica(_message.Message):
+    """A copy that should be there, whether or not a job waits for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    PIN_FIELD_NUMBER: _builtins.int
+    EVICT_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    node_id: _builtins.str
+    index: _builtins.int
+    """of the slot; absent: any, or not on the GPU"""
+    tier: _types_pb2.Tier.ValueType
+    pin: _builtins.bool
+    @_builtins.property
+    def evict(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        index: _builtins.int | None = ...,
+        tier: _types_pb2.Tier.ValueType = ...,
+        pin: _builtins.bool = ...,
+        evict: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "index", b"index"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "evict", b"evict", "index", b"index", "model_id", b"model_id", "node_id", b"node_id", "pin", b"pin", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__index: _TypeAlias = _typing.Literal["index"]  # noqa: Y015
+    _WhichOneofArgType__index: _TypeAlias = _typing.Literal["_index", b"_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__index) -> _WhichOneofReturnType__index | None: ...
+
+Global___DesiredReplica: _TypeAlias = DesiredReplica  # noqa: Y015
+
+@_typing.final
 class Assignment(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -549,6 +630,8 @@ class Assignment(_message.Message):
     ACKED_EVENT_SEQ_FIELD_NUMBER: _builtins.int
     CONFIRM_SHRINK_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    UNWANTED_FIELD_NUMBER: _builtins.int
     fleet_id: _builtins.str
     term: _builtins.int
     generation: _builtins.int
@@ -565,6 +648,10 @@ class Assignment(_message.Message):
     def evict(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.AdapterSpec]: ...
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___DesiredReplica]: ...
+    @_builtins.property
+    def unwanted(self) -> _containers.RepeatedCompositeFieldContainer[Global___DesiredReplica]: ...
     def __init__(
         self,
         *,
@@ -579,10 +666,12 @@ class Assignment(_message.Message):
         acked_event_seq: _builtins.int = ...,
         confirm_shrink: _builtins.bool = ...,
         adapters: _abc.Iterable[_types_pb2.AdapterSpec] | None = ...,
+        replicas: _abc.Iterable[Global___DesiredReplica] | None = ...,
+        unwanted: _abc.Iterable[Global___DesiredReplica] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_event_seq", b"acked_event_seq", "adapters", b"adapters", "attempts", b"attempts", "base_generation", b"base_generation", "confirm_shrink", b"confirm_shrink", "evict", b"evict", "fleet_id", b"fleet_id", "generation", b"generation", "models", b"models", "removed", b"removed", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_event_seq", b"acked_event_seq", "adapters", b"adapters", "attempts", b"attempts", "base_generation", b"base_generation", "confirm_shrink", b"confirm_shrink", "evict", b"evict", "fleet_id", b"fleet_id", "generation", b"generation", "models", b"models", "removed", b"removed", "replicas", b"replicas", "term", b"term", "unwanted", b"unwanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

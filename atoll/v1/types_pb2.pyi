@@ -294,6 +294,26 @@ REPLICA_STATE_BUSY: ReplicaState.ValueType  # 4
 REPLICA_STATE_EVICTING: ReplicaState.ValueType  # 5
 Global___ReplicaState: _TypeAlias = ReplicaState  # noqa: Y015
 
+class _Tier:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Tier.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TIER_UNSPECIFIED: _Tier.ValueType  # 0
+    TIER_GPU: _Tier.ValueType  # 1
+    TIER_HOST: _Tier.ValueType  # 2
+    TIER_DISK: _Tier.ValueType  # 3
+
+class Tier(_Tier, metaclass=_TierEnumTypeWrapper):
+    """Where weights are, nearest first."""
+
+TIER_UNSPECIFIED: Tier.ValueType  # 0
+TIER_GPU: Tier.ValueType  # 1
+TIER_HOST: Tier.ValueType  # 2
+TIER_DISK: Tier.ValueType  # 3
+Global___Tier: _TypeAlias = Tier  # noqa: Y015
+
 class _Severity:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015

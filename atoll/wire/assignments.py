@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from atoll.model import limits
-from atoll.model.assignment import AssignedAttempt, Assignment
-from atoll.model.ids import EventSeq, FleetId, Generation, ModelId, Term, parse_name
+from atoll.model.assignment import AssignedAttempt, Assignment, DesiredReplica
+from atoll.model.ids import EventSeq, FleetId, Generation, ModelId, NodeId, Term, parse_name
 from atoll.v1 import site_service_pb2 as pb
 from atoll.wire import bounds
 from atoll.wire.adapters import adapter_spec_from_proto, adapter_spec_to_proto
 from atoll.wire.attempts import attempt_key_from_proto, attempt_key_to_proto, slot_ref_from_proto, slot_ref_to_proto
+from atoll.wire.enums import TIER_FROM, TIER_TO, member
 from atoll.wire.jobs import job_spec_from_proto, job_spec_to_proto
 from atoll.wire.models import model_spec_from_proto, model_spec_to_proto
 from atoll.wire.placement import EVICTED_MAX
@@ -49,6 +50,31 @@ def assigned_attempt_from_proto(msg: pb.AssignedAttempt) -> AssignedAttempt:
     )
 
 
+def desired_replica_to_proto(desired: DesiredReplica) -> pb.DesiredReplica:
+    """One copy that should be there."""
+    return pb.DesiredReplica(
+        model_id=desired.model_id,
+        node_id=desired.node_id,
+        index=desired.index,
+        tier=TIER_TO[desired.tier],
+        pin=desired.pin,
+        evict=desired.evict,
+    )
+
+
+def desired_replica_from_proto(msg: pb.DesiredReplica) -> DesiredReplica:
+    """FieldError naming the figure that cannot be."""
+    evict = bounds.names("evict", msg.evict, limits.MODELS_PER_NODE_MAX)
+    return DesiredReplica(
+        model_id=ModelId(parse_name("model_id", msg.model_id)),
+        node_id=NodeId(parse_name("node_id", msg.node_id)),
+        index=bounds.number("index", msg.index, 0, limits.GPUS_PER_NODE_MAX - 1) if msg.HasField("index") else None,
+        tier=member("tier", TIER_FROM, msg.tier),
+        pin=msg.pin,
+        evict=tuple([ModelId(name) for name in evict]),
+    )
+
+
 def assignment_to_proto(assignment: Assignment) -> pb.Assignment:
     """A snapshot or a delta."""
     return pb.Assignment(
@@ -63,6 +89,8 @@ def assignment_to_proto(assignment: Assignment) -> pb.Assignment:
         evict=assignment.evict,
         acked_event_seq=assignment.acked_event_seq,
         confirm_shrink=assignment.confirm_shrink,
+        replicas=[desired_replica_to_proto(desired) for desired in assignment.replicas],
+        unwanted=[desired_replica_to_proto(desired) for desired in assignment.unwanted],
     )
 
 
@@ -81,4 +109,6 @@ def assignment_from_proto(msg: pb.Assignment) -> Assignment:
         evict=tuple([ModelId(name) for name in evict]),
         acked_event_seq=EventSeq(bounds.number("acked_event_seq", msg.acked_event_seq, 0, bounds.COUNT_MAX)),
         confirm_shrink=msg.confirm_shrink,
+        replicas=bounds.each("replicas", msg.replicas, limits.DESIRED_PER_SITE_MAX, desired_replica_from_proto),
+        unwanted=bounds.each("unwanted", msg.unwanted, limits.DESIRED_PER_SITE_MAX, desired_replica_from_proto),
     )

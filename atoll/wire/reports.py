@@ -14,6 +14,7 @@ from atoll.model.replica import ReplicaFact
 from atoll.model.report import (
     AttemptEvent,
     AttemptProgress,
+    FetchFact,
     NodeFacts,
     RateFacts,
     SiteHello,
@@ -153,6 +154,21 @@ def slot_facts_from_proto(msg: pb.SlotFacts) -> SlotFacts:
     )
 
 
+def fetch_fact_to_proto(fact: FetchFact) -> pb.FetchFact:
+    """A fetch under way."""
+    return pb.FetchFact(model_id=fact.model_id, bytes_done=fact.bytes_done, bytes_total=fact.bytes_total, ahead=fact.ahead)
+
+
+def fetch_fact_from_proto(msg: pb.FetchFact) -> FetchFact:
+    """FieldError naming the figure that cannot be."""
+    return FetchFact(
+        model_id=ModelId(parse_name("model_id", msg.model_id)),
+        bytes_done=bounds.number("bytes_done", msg.bytes_done, 0, _BYTES),
+        bytes_total=bounds.number("bytes_total", msg.bytes_total, 0, _BYTES),
+        ahead=msg.ahead,
+    )
+
+
 def node_facts_to_proto(facts: NodeFacts) -> pb.NodeFacts:
     """One host as observed."""
     return pb.NodeFacts(
@@ -164,6 +180,9 @@ def node_facts_to_proto(facts: NodeFacts) -> pb.NodeFacts:
         disk_models=facts.disk_models,
         disk_adapters=facts.disk_adapters,
         slots=[slot_facts_to_proto(slot) for slot in facts.slots],
+        pinned=facts.pinned,
+        fetching=[fetch_fact_to_proto(fact) for fact in facts.fetching],
+        host_tier=facts.host_tier,
     )
 
 
@@ -174,6 +193,7 @@ def node_facts_from_proto(msg: pb.NodeFacts) -> NodeFacts:
         raise FieldError("slots", [slot.index for slot in slots], "each index once")
     host = bounds.names("host_models", msg.host_models, limits.MODELS_PER_NODE_MAX)
     disk = bounds.names("disk_models", msg.disk_models, limits.MODELS_PER_NODE_MAX)
+    pinned = bounds.names("pinned", msg.pinned, limits.MODELS_PER_NODE_MAX)
     return NodeFacts(
         pool_id=PoolId(parse_name("pool_id", msg.pool_id)),
         node_id=NodeId(parse_name("node_id", msg.node_id)),
@@ -183,6 +203,9 @@ def node_facts_from_proto(msg: pb.NodeFacts) -> NodeFacts:
         disk_models=tuple([ModelId(name) for name in disk]),
         disk_adapters=_adapters("disk_adapters", msg.disk_adapters, limits.ADAPTERS_PER_NODE_MAX),
         slots=slots,
+        pinned=tuple([ModelId(name) for name in pinned]),
+        fetching=bounds.each("fetching", msg.fetching, limits.MODELS_PER_NODE_MAX, fetch_fact_from_proto),
+        host_tier=msg.host_tier,
     )
 
 

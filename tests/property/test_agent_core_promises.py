@@ -17,6 +17,8 @@ from agents.core.events import (
     AttemptFinished,
     AttemptHalted,
     FetchFailed,
+    FetchYielded,
+    HostMemoryChanged,
     RecoveredSlot,
     ReplicaEvicted,
     ReplicaLoaded,
@@ -39,25 +41,32 @@ from agents.core.outputs import (
     LoadReplica,
     OutboxAppended,
     OutboxTrimmed,
+    PinWeights,
     RefuseOrchestrator,
     RenewAttempts,
     RequestResync,
     RunAttempt,
     SendEvents,
     SendReport,
+    StageWeights,
     StopAttempt,
+    YieldFetch,
 )
-from atoll.model.assignment import AssignedAttempt, Assignment
+from atoll.model.assignment import AssignedAttempt, Assignment, CopyKey, DesiredReplica
 from atoll.model.attempt import AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
 from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, SiteId, SlotRef, Term
-from atoll.model.replica import ReplicaFact, ReplicaState
+from atoll.model.replica import ReplicaFact, ReplicaState, Tier
 from atoll.model.report import AttemptEvent, Welcome
 from atoll.model.site import SiteRuntime
 from tests.unit.agent_core_site import FLEET, GB, POOL, SECOND, attempt, key, manifest, model, slot
 
-SLOTS = [slot(0, 0), slot(0, 1), slot(1, 0)]
+# Attempts come to the first three.
+SLOTS = [slot(0, 0), slot(0, 1), slot(1, 0), slot(1, 1)]
 MODELS = {name: model(name, gigabytes) for name, gigabytes in (("m", 10), ("n", 12), ("o", 20))}
 FAILED = Failure(kind=FailureKind.INTERNAL, message="told by the test")
+
+
+Pending = LoadReplica | EvictReplica | FetchWeights | YieldFetch | StageWeights | DeleteWeights
 
 
 class Reality:
@@ -67,7 +76,9 @@ class Reality:
         self.replicas: dict[SlotRef, dict[ModelId, int]] = {ref: {} for ref in SLOTS}
         self.running: dict[SlotRef, RunAttempt] = {}
         self.alive = dict.fromkeys(SLOTS, True)
-        self.pending: list[LoadReplica | EvictReplica | FetchWeights | DeleteWeights] = []
+        self.pending: list[Pending] = []
+        self.kept: dict[str, frozenset[ModelId]] = {}
+        self.host: dict[str, dict[ModelId, str]] = {POOL.node_id(0): {}, POOL.node_id(1): {}}
         self.disk: dict[str, set[ModelId]] = {POOL.node_id(0): set(), POOL.node_id(1): set()}
         self.runs: list[AttemptKey] = []
         self.stopping: set[AttemptKey] = set()
@@ -76,13 +87,15 @@ class Reality:
     def perform(self, command: AgentCommand) -> None:
         match command:
             case FetchWeights():
-                assert command not in self.pending, "one fetch per node and model"
+                under_way = [p for p in self.pending if isinstance(p, FetchWeights) and p.node_id == command.node_id]
+                assert command.model not in [p.model for p in under_way], "one fetch per node and model"
                 self.pending.append(command)
             case LoadReplica(slot=where):
                 if self.alive[where]:
                     assert where not in self.running
                     assert not [p for p in self.pending if isinstance(p, LoadReplica) and p.slot == where]
-                    assert command.model.model_id in self.disk[where.node_id]
+                    held = self.host[where.node_id]
+                    assert command.model.model_id in self.disk[where.node_id] or command.model.model_id in held
                     assert sum(self.replicas[where].values()) + command.model.resident_bytes <= 24 * GB
                     self.pending.append(command)
             case EvictReplica(slot=where):
@@ -99,6 +112,10 @@ class Reality:
                     self.running[where] = command
             case StopAttempt():
                 self.stopping.add(command.key)
+            case YieldFetch() | StageWeights():
+                self.pending.append(command)
+            case PinWeights():
+                self.kept[command.node_id] = frozenset(command.host)
             case RenewAttempts() | SendReport() | SendEvents() | RequestResync() | RefuseOrchestrator():
                 pass
 
@@ -108,6 +125,8 @@ class Reality:
             if isinstance(command, EvictReplica):
                 self.replicas[command.slot].pop(command.model_id, None)
         self.pending = []
+        self.host = {node: {} for node in self.host}
+        self.kept = {}
         self.alive = dict.fromkeys(SLOTS, True)
         slots = []
         for ref in SLOTS:
@@ -121,9 +140,9 @@ class Reality:
                 for name, size in self.replicas[ref].items()
             )
             slots.append(RecoveredSlot(slot=ref, replicas=facts, running=run.key if run is not None else None))
-        slots.append(RecoveredSlot(slot=slot(1, 1)))
         disk = tuple((node, name, MODELS[name].weights_digest) for node, names in self.disk.items() for name in sorted(names))
-        return RuntimeStarted(slots=tuple(slots), disk_models=disk, finished=tuple(self.finished.values()))  # type: ignore[arg-type]
+        finished = tuple(self.finished.values())
+        return RuntimeStarted(slots=tuple(slots), disk_models=disk, finished=finished, host_tier=True)  # type: ignore[arg-type]
 
     def settle(self, number: int, well: bool) -> AgentEvent | None:
         """One of the commands under way ends."""
@@ -149,6 +168,17 @@ class Reality:
             case DeleteWeights(node_id=node):
                 self.disk[node].discard(command.model_id)
                 return WeightsDeleted(node_id=node, model_id=command.model_id)
+            case YieldFetch(node_id=node, model_id=name):
+                fetches = [p for p in self.pending if isinstance(p, FetchWeights) and (p.node_id, p.model.model_id) == (node, name)]
+                if not fetches:
+                    return None
+                self.pending.remove(fetches[0])
+                return FetchYielded(node_id=node, model_id=name)
+            case StageWeights(node_id=node, model=found):
+                kept = self.kept.get(node, frozenset()) - {found.model_id}
+                if well and found.model_id in self.disk[node] and not kept & self.host[node].keys():
+                    self.host[node] = {found.model_id: found.weights_digest}  # room for one
+                return HostMemoryChanged(node_id=node, models=tuple(self.host[node].items()), ended=(found.model_id,))
 
     def end_run(self, number: int, well: bool) -> AgentEvent | None:
         """One of the executions ends."""
@@ -169,7 +199,7 @@ class Reality:
         self.alive[where] = False
         self.replicas[where] = {}
         self.running.pop(where, None)
-        self.pending = [p for p in self.pending if isinstance(p, FetchWeights | DeleteWeights) or p.slot != where]
+        self.pending = [p for p in self.pending if not isinstance(p, LoadReplica | EvictReplica) or p.slot != where]
         return SlotLost(slot=where, message="died")
 
 
@@ -189,6 +219,9 @@ class Play:
         self.removed: set[AttemptKey] = set()
         self.acked = EventSeq(0)
         self.old: list[Assignment] = []
+        self.desired: dict[CopyKey, DesiredReplica] = {}
+        self.wished: set[CopyKey] = set()
+        self.unwanted: dict[CopyKey, DesiredReplica] = {}
         self.jobs = 0
         self.now_us = 0
         self.connected = False
@@ -219,9 +252,27 @@ class Play:
             else:
                 self.identity = (record.fleet_id, record.term)
         for command in step.commands:
+            self.check_attempts_first(command)
             self.reality.perform(command)
             if isinstance(command, SendEvents):
                 self.hear(command.events)
+
+    def check_attempts_first(self, command: AgentCommand) -> None:
+        """Nothing is begun for a copy that nobody waits for while attempts need the same; pins hold."""
+        state = self.machine.state
+        match command:
+            case FetchWeights(ahead=True):
+                waited = [p for p in self.reality.pending if isinstance(p, FetchWeights) and not p.ahead]
+                assert not waited, f"{command.model.model_id} is fetched ahead while attempts wait for {waited}"
+            case LoadReplica(slot=where):
+                queue = state.slots[where].queue
+                wanted = {work.model.model_id for work in map(state.works.__getitem__, queue) if work.model is not None}
+                assert not queue or command.model.model_id in wanted, "an idle slot loads ahead; one that is waited for does not"
+            case EvictReplica(slot=where, model_id=name):
+                pins = [one for one in state.nodes[where.node_id].desired.values() if one.pin and one.tier is Tier.GPU]
+                assert not [one for one in pins if one.model_id == name and one.index in (None, where.index)], f"{name} is pinned"
+            case _:
+                pass
 
     # --- the orchestrator ---------------------------------------------------------------------------------------------------------
 
@@ -249,6 +300,23 @@ class Play:
             self.live[chosen] = replace(self.live[chosen], stop=True)
             self.changed.add(chosen)
 
+    def wish(self, number: int, tier: Tier, pin: bool) -> None:
+        names = list(MODELS)
+        name = names[number % 3]
+        node = POOL.node_id(number % 2)
+        index = number // 3 % 2 if tier is Tier.GPU and number % 4 else None
+        others = tuple(ModelId(other) for other in names if other != name) if number % 3 else ()
+        one = DesiredReplica(model_id=ModelId(name), node_id=node, index=index, tier=tier, pin=pin, evict=others)
+        self.desired[one.key] = one
+        self.wished.add(one.key)
+        self.unwanted.pop(one.key, None)
+
+    def wish_no_more(self, number: int) -> None:
+        if self.desired:
+            key = list(self.desired)[number % len(self.desired)]
+            self.unwanted[key] = self.desired.pop(key)
+            self.wished.discard(key)
+
     def send(self, *, full: bool, lost: bool) -> None:
         base, self.generation = self.generation, self.generation + 1
         chosen = self.live if full else {name: self.live[name] for name in sorted(self.changed) if name in self.live}
@@ -256,8 +324,11 @@ class Play:
             fleet_id=FLEET, term=Term(1), generation=Generation(self.generation), base_generation=Generation(0 if full else base),
             attempts=tuple(chosen.values()), removed=() if full else tuple(sorted(self.removed)), models=tuple(MODELS.values()),
             acked_event_seq=self.acked, confirm_shrink=full,
+            replicas=tuple(one for key, one in self.desired.items() if full or key in self.wished),
+            unwanted=() if full else tuple(self.unwanted.values()),
         )  # fmt: skip
         self.changed, self.removed = set(), set()
+        self.wished, self.unwanted = set(), {}
         self.old.append(message)
         if not lost and self.connected:
             self.feed(AssignmentReceived(assignment=message))
@@ -298,6 +369,10 @@ class Play:
             self.boot,
             lambda: self.tick(number),
             self.advance,
+            lambda: self.wish(number, Tier.GPU, pin=number % 5 == 0),
+            lambda: self.wish(number, Tier.HOST, pin=number % 5 == 0),
+            lambda: self.wish(number, Tier.DISK, pin=number % 5 == 0),
+            lambda: self.wish_no_more(number),
         ]
         # What keeps work flowing happens more often than what breaks it, or nothing would ever get as far as executing.
         flow = [acts[0], acts[2], acts[6], acts[6], acts[12]]
@@ -336,7 +411,7 @@ class Play:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 27), st.integers(0, 11)), max_size=120))
+@given(st.lists(st.tuples(st.integers(0, 31), st.integers(0, 11)), max_size=120))
 def test_every_attempt_ends_exactly_once_whatever_happens(script: list[tuple[int, int]]) -> None:
     play = Play()
     for action, number in script:
@@ -346,3 +421,4 @@ def test_every_attempt_ends_exactly_once_whatever_happens(script: list[tuple[int
     assigned = {key(f"j{number}") for number in range(1, play.jobs + 1)}
     assert play.settled == assigned
     assert not play.machine.state.ended
+    assert not play.machine.state.ahead

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from atoll.model import adapter, assignment, attempt, ids, job, limits, modelspec, placement, replica, report, shape, site, views
 from atoll.model.attempt import ENDED, AttemptState
+from atoll.model.replica import Tier
 from atoll.wire import bounds
 
 Strategy = st.SearchStrategy[Any]
@@ -109,6 +110,10 @@ BY_FIELD: dict[tuple[type, str], Strategy] = {
     (views.DrainMove, "action"): st.sampled_from(["wait", "move", "stop_at_deadline"]),
     (views.FleetView, "fleet_id"): names,
     (views.FleetView, "time_scale_milli"): st.integers(1, 1_000_000),
+    (assignment.DesiredReplica, "index"): st.one_of(st.none(), st.integers(0, limits.GPUS_PER_NODE_MAX - 1)),
+    (assignment.DesiredReplica, "tier"): st.sampled_from([Tier.GPU, Tier.HOST, Tier.DISK]),
+    (report.FetchFact, "bytes_done"): sizes,
+    (report.FetchFact, "bytes_total"): sizes,
     (assignment.AssignedAttempt, "stop_after_ms"): st.integers(0, bounds.TIME_MS_MAX),
 }
 BY_NAME: dict[str, Strategy] = {

@@ -1,0 +1,193 @@
+"""Weights at a twin: what its nodes hold on disk and in host memory, and what is on its way there.
+
+Decides what a fetch, a staging, a deletion and a pin do to the caches of a node. Times come from the hidden truth of the world; must not
+know slots or attempts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, assert_never
+
+from agents.core.events import (
+    AgentEvent,
+    FetchAdvanced,
+    FetchFailed,
+    FetchYielded,
+    HostMemoryChanged,
+    NodeMeasured,
+    WeightsDeleted,
+    WeightsFetched,
+)
+from agents.core.outputs import DeleteWeights, FetchWeights, PinWeights, StageWeights, YieldFetch
+from agents.runtime.base import WeightsCommand
+from agents.runtime.twin_fetches import Flight, TwinFetches
+from agents.runtime.twin_host import HostMemory
+from atoll.model.attempt import Failure, FailureKind
+from atoll.model.ids import ModelId, NodeId
+from atoll.model.modelspec import ModelSpec
+from atoll.model.site import NodeSpec, SiteSpec
+from atoll.physics.hidden import HiddenWorld
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the weights of a twin need of it: its clock, who hears events, which models slots use, who learns rates (of the origin)."""
+
+    after: Callable[[int, Callable[[], None]], Any]
+    real_s: Callable[[int], float]
+    fleet_us: Callable[[float], int]
+    tell: Callable[[AgentEvent], None]
+    uses: Callable[[NodeId, ModelId], bool]
+    learn_origin: Callable[[int], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Storage:
+    spec: NodeSpec
+    host: HostMemory
+    disk: OrderedDict[ModelId, tuple[int, str]] = field(default_factory=OrderedDict)  # bytes, digest; least recently used first
+    incoming: dict[ModelId, int] = field(default_factory=dict)
+    pinned: frozenset[ModelId] = frozenset()
+    stagings: int = 0
+
+    @property
+    def disk_free_bytes(self) -> int:
+        held = sum(size for size, _ in self.disk.values()) + sum(self.incoming.values())
+        return max(self.spec.disk_cache_bytes - held, 0)
+
+
+class TwinWeights:
+    """The disks and host memories of one twin. On the agent's event loop."""
+
+    def __init__(self, spec: SiteSpec, hidden: HiddenWorld, surroundings: Surroundings) -> None:
+        self._spec = spec
+        self._hidden = hidden
+        self._around = surroundings
+        self._fetching = TwinFetches(done=self._fetched, came=self._came)
+        self._fetches = 0
+        self._nodes = {
+            pool.node_id(index): _Storage(spec=pool.node, host=HostMemory(pool.node.host_memory_bytes))
+            for pool in spec.pools
+            for index in range(pool.nodes)
+        }
+
+    def perform(self, command: WeightsCommand) -> None:
+        """Begin a command."""
+        node = self._nodes[command.node_id]
+        match command:
+            case FetchWeights():
+                self._fetch(node, command)
+            case YieldFetch():
+                if self._fetching.yields(command.node_id, command.model_id):
+                    del node.incoming[command.model_id]
+                    self._around.tell(FetchYielded(node_id=command.node_id, model_id=command.model_id))
+                    self._measure(command.node_id)
+            case PinWeights():
+                node.pinned = frozenset(model_id for model_id, _ in command.disk)
+                node.host.pinned = frozenset(command.host)
+            case StageWeights():
+                self._stage(node, command)
+            case DeleteWeights():
+                self._delete(node, command)
+            case _:
+                assert_never(command)
+
+    def begin_load(self, node_id: NodeId, model: ModelSpec) -> bool:
+        """A slot loads a model: it counts as used. Whether it comes from host memory."""
+        node = self._nodes[node_id]
+        if model.model_id in node.disk:
+            node.disk.move_to_end(model.model_id)
+        return node.host.holds(model)
+
+    def left_gpu(self, node_id: NodeId, model: ModelSpec) -> None:
+        """A model was unloaded: its weights stay in host memory, if there is room."""
+        if self._nodes[node_id].host.hold(model):
+            self._tell_host(node_id)
+            self._measure(node_id)
+
+    def close(self) -> None:
+        """Nothing comes any more."""
+        self._fetching.close()
+
+    # --- disk -----------------------------------------------------------------------------------------------------------------
+
+    def _fetch(self, node: _Storage, command: FetchWeights) -> None:
+        """Make room as a cache does, then share the site's way to the origin with the other fetches."""
+        model = command.model
+        for held in [] if command.ahead else list(node.disk):
+            if node.disk_free_bytes >= model.weights_bytes:
+                break
+            if held not in node.pinned and not self._around.uses(command.node_id, held):
+                del node.disk[held]
+                self._around.tell(WeightsDeleted(node_id=command.node_id, model_id=held))
+        if node.disk_free_bytes < model.weights_bytes:
+            message = f"{model.model_id} has {model.weights_bytes} bytes, the disk of {command.node_id} has room for {node.disk_free_bytes}"
+            failure = Failure(kind=FailureKind.DISK_FULL, message=message)
+            self._around.tell(FetchFailed(node_id=command.node_id, model_id=model.model_id, failure=failure))
+            return
+        node.incoming[model.model_id] = model.weights_bytes
+        self._fetches += 1
+        rate = min(self._spec.origin_bytes_per_s, self._spec.wan_bytes_per_s)
+        key = f"{command.node_id}/{model.model_id}#{self._fetches}"
+        alone_us = self._hidden.fetch_us(model.weights_bytes, rate, 0, self._spec.site_id, key)
+        self._fetching.begin(command, self._around.real_s(alone_us))
+
+    def _came(self, command: FetchWeights, done_bytes: int) -> None:
+        self._around.tell(FetchAdvanced(node_id=command.node_id, model_id=command.model.model_id, bytes_done=done_bytes))
+
+    def _fetched(self, flight: Flight) -> None:
+        command, model = flight.command, flight.command.model
+        node = self._nodes[command.node_id]
+        del node.incoming[model.model_id]
+        node.disk[model.model_id] = (model.weights_bytes, model.weights_digest)
+        elapsed_us = self._around.fleet_us(asyncio.get_running_loop().time() - flight.began_s)
+        self._around.tell(
+            WeightsFetched(
+                node_id=command.node_id,
+                model_id=model.model_id,
+                weights_digest=model.weights_digest,
+                bytes=model.weights_bytes,
+                elapsed_us=elapsed_us,
+            )
+        )
+        self._measure(command.node_id)
+        self._around.learn_origin(model.weights_bytes * 1_000_000 // max(self._around.fleet_us(flight.work_s), 1))
+
+    def _delete(self, node: _Storage, command: DeleteWeights) -> None:
+        node.disk.pop(command.model_id, None)
+        self._fetching.forget(command.node_id, command.model_id)
+        if node.host.drop(command.model_id):
+            self._tell_host(command.node_id)
+        self._around.tell(WeightsDeleted(node_id=command.node_id, model_id=command.model_id))
+        self._measure(command.node_id)
+
+    def _measure(self, node_id: NodeId) -> None:
+        node = self._nodes[node_id]
+        measured = NodeMeasured(
+            node_id=node_id, host_free_bytes=node.host.free_bytes, disk_free_bytes=node.disk_free_bytes, gpu_free_bytes=()
+        )
+        self._around.tell(measured)
+
+    # --- host memory ------------------------------------------------------------------------------------------------------------
+
+    def _stage(self, node: _Storage, command: StageWeights) -> None:
+        """Read the disk: the leg that a load from host memory saves."""
+        node.stagings += 1
+        key = f"{command.node_id}/{command.model.model_id}@{node.stagings}"
+        disk = node.spec.disk_bytes_per_s
+        staging_us = self._hidden.stage_us(command.model, disk, disk, False, self._spec.site_id, key)
+        self._around.after(staging_us, partial(self._staged, node, command))
+
+    def _staged(self, node: _Storage, command: StageWeights) -> None:
+        if command.model.model_id in node.disk:
+            node.host.hold(command.model)
+        self._tell_host(command.node_id, command.model.model_id)
+        self._measure(command.node_id)
+
+    def _tell_host(self, node_id: NodeId, *ended: ModelId) -> None:
+        self._around.tell(HostMemoryChanged(node_id=node_id, models=self._nodes[node_id].host.models, ended=ended))
