@@ -31,18 +31,7 @@ from agents.core.events import (
     SlotLost,
     SlotReady,
 )
-from agents.core.outputs import (
-    DeleteWeights,
-    EvictReplica,
-    FetchWeights,
-    LoadReplica,
-    PinWeights,
-    RenewAttempts,
-    RunAttempt,
-    StageWeights,
-    StopAttempt,
-    YieldFetch,
-)
+from agents.core.outputs import EvictReplica, FetchWeights, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
 from agents.engine.errors import EngineError, failure_of
 from agents.results import ArtifactStore
 from agents.runtime import ray_driver
@@ -265,8 +254,6 @@ class RayRuntime:
         match command:
             case FetchWeights():
                 self._spawn(self._fetch(command))
-            case DeleteWeights() | YieldFetch() | PinWeights() | StageWeights():
-                self._spawn(self._weights.perform(command))
             case LoadReplica():
                 self._spawn(self._load(command))
             case EvictReplica():
@@ -280,7 +267,7 @@ class RayRuntime:
                     if keeper.running in command.keys:
                         self._spawn(self._call(keeper.ref, "renew", command.keys))
             case _:
-                assert_never(command)
+                self._spawn(self._weights.perform(command))
 
     async def _fetch(self, command: FetchWeights) -> None:
         if self._stores is None:
