@@ -1,0 +1,184 @@
+"""What outlives an agent in the tests of its promises: slots, disks and executions. It fails the test when told what cannot be done."""
+
+from __future__ import annotations
+
+from agents.core.events import (
+    AgentEvent,
+    AttemptErrored,
+    AttemptFinished,
+    AttemptHalted,
+    FetchFailed,
+    FetchYielded,
+    HostMemoryChanged,
+    RecoveredSlot,
+    ReplicaEvicted,
+    ReplicaLoaded,
+    ReplicaLoadFailed,
+    RuntimeStarted,
+    SlotLost,
+    WeightsDeleted,
+    WeightsFetched,
+)
+from agents.core.outputs import (
+    AgentCommand,
+    DeleteWeights,
+    EvictReplica,
+    FetchWeights,
+    LoadReplica,
+    PinWeights,
+    RefuseOrchestrator,
+    RenewAttempts,
+    RequestResync,
+    RunAttempt,
+    SendEvents,
+    SendReport,
+    StageWeights,
+    StopAttempt,
+    YieldFetch,
+)
+from atoll.model.attempt import Failure, FailureKind, PhaseTimes, ResultManifest
+from atoll.model.ids import AttemptKey, ModelId, SlotRef
+from atoll.model.replica import ReplicaFact, ReplicaState
+from tests.unit.agent_core_site import GB, POOL, manifest, model, slot
+
+# Attempts come to the first three.
+SLOTS = [slot(0, 0), slot(0, 1), slot(1, 0), slot(1, 1)]
+MODELS = {name: model(name, gigabytes) for name, gigabytes in (("m", 10), ("n", 12), ("o", 20))}
+FAILED = Failure(kind=FailureKind.INTERNAL, message="told by the test")
+
+
+Pending = LoadReplica | EvictReplica | FetchWeights | YieldFetch | StageWeights | DeleteWeights
+
+
+class Reality:
+    """The slots, disks and executions that outlive the agent; it fails the test when told what cannot be done."""
+
+    def __init__(self) -> None:
+        self.replicas: dict[SlotRef, dict[ModelId, int]] = {ref: {} for ref in SLOTS}
+        self.running: dict[SlotRef, RunAttempt] = {}
+        self.alive = dict.fromkeys(SLOTS, True)
+        self.pending: list[Pending] = []
+        self.kept: dict[str, frozenset[ModelId]] = {}
+        self.host: dict[str, dict[ModelId, str]] = {POOL.node_id(0): {}, POOL.node_id(1): {}}
+        self.disk: dict[str, set[ModelId]] = {POOL.node_id(0): set(), POOL.node_id(1): set()}
+        self.runs: list[AttemptKey] = []
+        self.stopping: set[AttemptKey] = set()
+        self.finished: dict[AttemptKey, ResultManifest] = {}
+
+    def perform(self, command: AgentCommand) -> None:
+        match command:
+            case FetchWeights():
+                under_way = [p for p in self.pending if isinstance(p, FetchWeights) and p.node_id == command.node_id]
+                assert command.model not in [p.model for p in under_way], "one fetch per node and model"
+                self.pending.append(command)
+            case LoadReplica(slot=where):
+                if self.alive[where]:
+                    assert where not in self.running
+                    assert not [p for p in self.pending if isinstance(p, LoadReplica) and p.slot == where]
+                    held = self.host[where.node_id]
+                    assert command.model.model_id in self.disk[where.node_id] or command.model.model_id in held
+                    assert sum(self.replicas[where].values()) + command.model.resident_bytes <= 24 * GB
+                    self.pending.append(command)
+            case EvictReplica(slot=where):
+                assert where not in self.running
+                self.pending.append(command)
+            case DeleteWeights():
+                self.pending.append(command)
+            case RunAttempt(slot=where):
+                if self.alive[where]:
+                    assert where not in self.running, "one attempt executes at a time"
+                    assert command.model.model_id in self.replicas[where]
+                    assert command.key not in self.runs, "no attempt executes twice here"
+                    self.runs.append(command.key)
+                    self.running[where] = command
+            case StopAttempt():
+                self.stopping.add(command.key)
+            case YieldFetch() | StageWeights():
+                self.pending.append(command)
+            case PinWeights():
+                self.kept[command.node_id] = frozenset(command.host)
+            case RenewAttempts() | SendReport() | SendEvents() | RequestResync() | RefuseOrchestrator():
+                pass
+
+    def started(self) -> RuntimeStarted:
+        """What a new agent finds. Fetches, loads and evictions under way ended with the old one."""
+        for command in self.pending:
+            if isinstance(command, EvictReplica):
+                self.replicas[command.slot].pop(command.model_id, None)
+        self.pending = []
+        self.host = {node: {} for node in self.host}
+        self.kept = {}
+        self.alive = dict.fromkeys(SLOTS, True)
+        slots = []
+        for ref in SLOTS:
+            run = self.running.get(ref)
+            facts = tuple(
+                ReplicaFact(
+                    model_id=name,
+                    state=ReplicaState.BUSY if run is not None and run.model.model_id == name else ReplicaState.WARM,
+                    memory_bytes=size,
+                )
+                for name, size in self.replicas[ref].items()
+            )
+            slots.append(RecoveredSlot(slot=ref, replicas=facts, running=run.key if run is not None else None))
+        disk = tuple((node, name, MODELS[name].weights_digest) for node, names in self.disk.items() for name in sorted(names))
+        finished = tuple(self.finished.values())
+        return RuntimeStarted(slots=tuple(slots), disk_models=disk, finished=finished, host_tier=True)  # type: ignore[arg-type]
+
+    def settle(self, number: int, well: bool) -> AgentEvent | None:
+        """One of the commands under way ends."""
+        if not self.pending:
+            return None
+        command = self.pending.pop(number % len(self.pending))
+        match command:
+            case FetchWeights(node_id=node, model=found) if well:
+                self.disk[node].add(found.model_id)
+                return WeightsFetched(
+                    node_id=node, model_id=found.model_id, weights_digest=found.weights_digest, bytes=found.weights_bytes, elapsed_us=1
+                )
+            case FetchWeights():
+                return FetchFailed(node_id=command.node_id, model_id=command.model.model_id, failure=FAILED)
+            case LoadReplica(slot=where, model=found) if well:
+                self.replicas[where][found.model_id] = found.resident_bytes
+                return ReplicaLoaded(slot=where, model_id=found.model_id, memory_bytes=found.resident_bytes, elapsed_us=1)
+            case LoadReplica():
+                return ReplicaLoadFailed(slot=command.slot, model_id=command.model.model_id, failure=FAILED)
+            case EvictReplica(slot=where):
+                self.replicas[where].pop(command.model_id, None)
+                return ReplicaEvicted(slot=where, model_id=command.model_id)
+            case DeleteWeights(node_id=node):
+                self.disk[node].discard(command.model_id)
+                return WeightsDeleted(node_id=node, model_id=command.model_id)
+            case YieldFetch(node_id=node, model_id=name):
+                fetches = [p for p in self.pending if isinstance(p, FetchWeights) and (p.node_id, p.model.model_id) == (node, name)]
+                if not fetches:
+                    return None
+                self.pending.remove(fetches[0])
+                return FetchYielded(node_id=node, model_id=name)
+            case StageWeights(node_id=node, model=found):
+                kept = self.kept.get(node, frozenset()) - {found.model_id}
+                if well and found.model_id in self.disk[node] and not kept & self.host[node].keys():
+                    self.host[node] = {found.model_id: found.weights_digest}  # room for one
+                return HostMemoryChanged(node_id=node, models=tuple(self.host[node].items()), ended=(found.model_id,))
+
+    def end_run(self, number: int, well: bool) -> AgentEvent | None:
+        """One of the executions ends."""
+        if not self.running:
+            return None
+        where = list(self.running)[number % len(self.running)]
+        run = self.running.pop(where)
+        if run.key in self.stopping and number % 2:
+            return AttemptHalted(key=run.key)
+        if well:
+            self.finished[run.key] = manifest(run.key)
+            return AttemptFinished(key=run.key, manifest=manifest(run.key), times=PhaseTimes(run_us=1))
+        return AttemptErrored(key=run.key, failure=FAILED, times=PhaseTimes())
+
+    def lose(self, number: int) -> AgentEvent:
+        """The process of a slot dies."""
+        where = SLOTS[number % len(SLOTS)]
+        self.alive[where] = False
+        self.replicas[where] = {}
+        self.running.pop(where, None)
+        self.pending = [p for p in self.pending if not isinstance(p, LoadReplica | EvictReplica) or p.slot != where]
+        return SlotLost(slot=where, message="died")
