@@ -70,8 +70,9 @@ class FailureKind(StrEnum):
     TIMED_OUT = "timed_out"  # ran past stop_after, or hung
     REFUSED = "refused"
     LOST = "lost"  # the site was silent too long
-    MOVED = "moved"  # drain, move or preemption: nobody's fault
+    MOVED = "moved"  # drain or move: nobody's fault
     INTERNAL = "internal"
+    PREEMPTED = "preempted"  # it made room for a job of a higher priority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +104,8 @@ RETRIES: Final[dict[FailureKind, RetryRule]] = {
     # Never the job's fault, bounded by ATTEMPTS_PER_JOB_MAX alone.
     FailureKind.MOVED: RetryRule(budget=1_000, backoff_ms=0, avoid_ms=0),
     FailureKind.INTERNAL: RetryRule(budget=2, backoff_ms=1_000, avoid_ms=30_000),
+    # As above; how often a job may be is the policy's `preemptions_max`.
+    FailureKind.PREEMPTED: RetryRule(budget=1_000, backoff_ms=0, avoid_ms=0),
 }
 
 

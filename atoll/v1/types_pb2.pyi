@@ -104,6 +104,7 @@ class _FailureKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureKi
     FAILURE_KIND_LOST: _FailureKind.ValueType  # 12
     FAILURE_KIND_MOVED: _FailureKind.ValueType  # 13
     FAILURE_KIND_INTERNAL: _FailureKind.ValueType  # 14
+    FAILURE_KIND_PREEMPTED: _FailureKind.ValueType  # 15
 
 class FailureKind(_FailureKind, metaclass=_FailureKindEnumTypeWrapper): ...
 
@@ -122,6 +123,7 @@ FAILURE_KIND_REFUSED: FailureKind.ValueType  # 11
 FAILURE_KIND_LOST: FailureKind.ValueType  # 12
 FAILURE_KIND_MOVED: FailureKind.ValueType  # 13
 FAILURE_KIND_INTERNAL: FailureKind.ValueType  # 14
+FAILURE_KIND_PREEMPTED: FailureKind.ValueType  # 15
 Global___FailureKind: _TypeAlias = FailureKind  # noqa: Y015
 
 class _Priority:

@@ -117,6 +117,7 @@ def release(ctx: Context, site: Site, live: LiveAttempt, *, ran: bool = False) -
     `ran`: it executed to its end, so its model is in memory even if no report has said so yet.
     """
     _settle_charge(ctx, live, 0)
+    ctx.bound.remove(site, live)
     del site.attempts[live.key]
     site.changed.pop(live.key, None)
     site.removed[live.key] = None
@@ -140,6 +141,8 @@ def release(ctx: Context, site: Site, live: LiveAttempt, *, ran: bool = False) -
             del slot.replicas[live.model_id]
     slot.busy_until_us = ctx.now_us + sum(site.attempts[key].exec_us for key in slot.attempts)
     ctx.columns.slot_changed(column, slot, was_free)
+    if live.stopped_for is not None and not slot.attempts:
+        ctx.queue.favour(live.stopped_for)
     ctx.queue.wake_for_slot(column.index)
 
 

@@ -14,6 +14,7 @@ from atoll.model.attempt import Attempt
 from atoll.model.audit import AuditEvent, Severity
 from atoll.model.ids import ChangeSeq, SiteId
 from atoll.model.job import Job
+from orchestrator.core.bound import Bound
 from orchestrator.core.events import RequestRef
 from orchestrator.core.outflow import Outflow
 from orchestrator.core.outputs import (
@@ -65,6 +66,7 @@ class Context:
     estimator: Estimator
     scorer: Scorer
     queue: Queue
+    bound: Bound = field(default_factory=Bound)
     outflow: Outflow = field(default_factory=Outflow)
     now_us: int = 0
     timers: list[tuple[int, TimerKind, str]] = field(default_factory=list)

@@ -289,6 +289,14 @@ class RetryScheduled:
     not_before_us: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptPreempted:
+    """An attempt is stopped so that a job of a higher priority gets its slot."""
+
+    key: AttemptKey
+    for_job: JobId
+
+
 class Bound(StrEnum):
     """Which bound a submission met."""
 
@@ -303,7 +311,16 @@ class SubmissionRefused:
     bound: Bound
 
 
-Decision = JobPlaced | JobsDeferred | AttemptSettled | JobSettled | LateResultRefused | RetryScheduled | SubmissionRefused
+Decision = (
+    JobPlaced
+    | JobsDeferred
+    | AttemptSettled
+    | AttemptPreempted
+    | JobSettled
+    | LateResultRefused
+    | RetryScheduled
+    | SubmissionRefused
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from atoll.model.ids import AttemptKey, JobId, ModelId, Ordinal
 from atoll.model.job import JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Candidate, Deferral, Explanation, Reason
-from orchestrator.core import jobs, leases, sites
+from orchestrator.core import jobs, leases, preempting, sites
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.outputs import JobPlaced, JobsDeferred
 from orchestrator.core.placement.choose import Board, awaited_slot, slot_of, victims_in
@@ -129,6 +129,10 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None) ->
         if told is not None and ctx.now_us < told.until_us and board.is_at(patient, told.waits_for):
             ctx.queue.rest(waiting.key, told.until_us, pool)
             return
+        hold_us = board.delay_us(patient) - board.wait_us(patient)
+        preempting.make_room(
+            ctx, waiting, board.column(patient), cold=board.is_cold(patient), wait_us=board.wait_us(patient), hold_us=hold_us
+        )
         (candidate,) = board.candidates([patient])
         rest_us = int(np.clip(candidate.wait_us, policy.recheck_min_ms * 1_000, policy.recheck_max_ms * 1_000))
     deferral = Deferral(
@@ -207,6 +211,7 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
     ctx.save_job(entry)
     ctx.decisions.append(JobPlaced(key=key, explanation=explanation))
     _reserve(ctx, slot, live, model, board, row)
+    preempting.bound(ctx, column, slot, live, board.wait_us(row))
 
 
 def _reserve(ctx: Context, slot: Slot, live: LiveAttempt, model: ModelSpec, board: Board, row: int) -> None:

@@ -208,6 +208,12 @@ class Queue:
         elif known.favour is Favour.NONE and known not in self._ready[key.rank]:
             self._ready[key.rank].enter(known)
 
+    def favour(self, job_id: JobId) -> None:
+        """A slot was emptied for this job: its class goes before others of its priority, if it still waits."""
+        known = self._jobs.get(job_id)
+        if known is not None:
+            self.wake(known[0].key, Favour.HELD)
+
     def bound(self, known: JobClass) -> None:
         """A job of this class took a place (and left the queue): a favour is used up."""
         if known.favour is Favour.NONE:

@@ -75,6 +75,7 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
             ctx.queue.add(class_of(spec, avoidance), job.accept_seq, job.job.job_id, spec.tenant, job.job.accepted_us)
     for site in state.sites.values():
         for live in site.attempts.values():
+            ctx.bound.add(site, live)
             if live.charge_us:
                 ctx.queue.shares.adopt(live.spec.tenant)
     resting = ((rest.job_id, rest.wake_us, rest.pool) for rest in snapshot.resting)
@@ -133,7 +134,7 @@ def _restore_node(node: Node, told: NodeSnapshot) -> None:
     node.fetching = dict(told.fetching)
     for slot, slot_told in zip(node.slots, told.slots, strict=True):
         slot.ready = slot_told.ready
-        slot.attempts, slot.held_for = list(slot_told.attempts), slot_told.held_for
+        slot.attempts = list(slot_told.attempts)
         slot.busy_until_us, slot.last_used_us = slot_told.busy_until_us, slot_told.last_used_us
         slot.replicas = {
             replica.model_id: Replica(
@@ -187,7 +188,7 @@ def _adopt(ctx: Context, entry: JobEntry) -> None:
     if site is None or attempt.state in ENDED:
         return
     explanation = attempt.explanation
-    site.attempts[attempt.key] = LiveAttempt(
+    live = site.attempts[attempt.key] = LiveAttempt(
         attempt=attempt,
         spec=job.spec,
         request_id=job.request_id,
@@ -196,3 +197,4 @@ def _adopt(ctx: Context, entry: JobEntry) -> None:
         lost_after_us=leases.lost_after_us(ctx, attempt.predicted_us),
         adopted=True,
     )
+    ctx.bound.add(site, live)

@@ -67,7 +67,6 @@ class SlotSnapshot:
     attempts: tuple[AttemptKey, ...]
     busy_until_us: int
     last_used_us: int
-    held_for: JobId | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +237,7 @@ def copy_live(live: LiveAttempt) -> LiveAttempt:
         given_up=live.given_up,
         advanced_us=live.advanced_us,
         adopted=live.adopted,
+        stopped_for=live.stopped_for,
         on_stop=live.on_stop,
         stop_reason=live.stop_reason,
     )
@@ -267,7 +267,6 @@ def _take_node(node: Node) -> NodeSnapshot:
                 attempts=tuple(slot.attempts),
                 busy_until_us=slot.busy_until_us,
                 last_used_us=slot.last_used_us,
-                held_for=slot.held_for,
             )
             for slot in node.slots
         ),

@@ -70,7 +70,6 @@ class Slot:
     attempts: list[AttemptKey] = field(default_factory=list)
     busy_until_us: int = 0
     last_used_us: int = 0
-    held_for: JobId | None = None  # its attempts are being stopped for the class of this job: nobody binds here until it is empty
     version: int = 0
 
 
@@ -121,6 +120,7 @@ class LiveAttempt:
     given_up: bool = False
     advanced_us: int = 0  # when a report last showed a new phase or step
     adopted: bool = False  # from the store: how far it is only the site's first report can say
+    stopped_for: JobId | None = None  # it is stopped so that this job gets its slot: nobody else is bound there until it is empty
     on_stop: FailureKind | None = None
     stop_reason: str = ""
 

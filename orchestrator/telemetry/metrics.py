@@ -17,6 +17,7 @@ from atoll.model.attempt import Attempt, PhaseTimes
 from atoll.model.job import TERMINAL, JobState, Priority
 from atoll.model.views import FleetView
 from orchestrator.core.outputs import (
+    AttemptPreempted,
     AttemptSettled,
     Decision,
     JobPlaced,
@@ -70,6 +71,7 @@ class Metrics:
         self._sessions = Gauge("atoll_sessions", "Streams of agents that are open", registry=r)
         self._gpus = Gauge("atoll_gpus", "GPUs of connected sites", ["which"], registry=r)
         self._sites = Gauge("atoll_sites", "Sites", ["which"], registry=r)
+        self._preemptions = Counter("atoll_preemptions", "Attempts stopped to make room for a higher priority", registry=r)
         self._refused = Counter("atoll_submits_refused", "Jobs not accepted because of a bound of the queue", ["bound"], registry=r)
         self._shed = Counter("atoll_shed", "Requests turned away because too much was waiting", ["lane"], registry=r)
 
@@ -111,6 +113,8 @@ class Metrics:
                 self._retries.labels(kind.value).inc()
             case SubmissionRefused(bound=bound):
                 self._refused.labels(bound.value).inc()
+            case AttemptPreempted():
+                self._preemptions.inc()
             case LateResultRefused():
                 pass  # counted above, by its name
             case _:

@@ -248,11 +248,13 @@ class Columns:
                 column.add_entry(free.cheap, (price_us, slot.last_used_us, *entry))
                 column.add_entry(free.roomy, (room, slot.last_used_us, *entry))
         executing = column.site.attempts[bound[0]].model_id if bound else None
+        # A slot that is being emptied for somebody takes nobody else meanwhile.
+        depth = self.depth if not bound or column.site.attempts[bound[0]].stopped_for is None else 0
         for model_id, replica in slot.replicas.items():
             warm = column.warm[model_id]
             if not bound:
                 column.add_entry(warm.free, (-replica.last_used_us, 0, *entry))
-            elif model_id == executing and len(bound) < self.depth:
+            elif model_id == executing and len(bound) < depth:
                 column.add_entry(warm.open, (slot.busy_until_us, 0, *entry))
             else:
                 column.add_entry(warm.full, (slot.busy_until_us, 0, *entry))

@@ -1,0 +1,131 @@
+"""Room for those who wait: work of a lower priority is stopped at the end of a step, and the slot goes to the job it was stopped for.
+
+Decides which slots would help; what pays is `preemption`'s to say. A job that is stopped goes back to the queue, keeps its place in the
+order of acceptance, and spends no retry. Its slot takes nobody else's work until its site says that it is empty; then the class for which
+it was emptied goes before all others of its priority. Must not know how places are chosen.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Final
+
+from atoll.model.attempt import AttemptState, FailureKind
+from atoll.model.ids import AttemptKey, JobId
+from atoll.model.job import PRIORITY_RANK, JobSpec
+from orchestrator.core import attempts
+from orchestrator.core.context import Context
+from orchestrator.core.outputs import AttemptPreempted
+from orchestrator.core.placement.classes import ClassKey
+from orchestrator.core.placement.columns import Column
+from orchestrator.core.preemption import Rules, Waiter, Work, choose, worth_of
+from orchestrator.core.queue import JobClass
+from orchestrator.core.state import LiveAttempt, Slot
+
+# Attempts looked at in a pool: among so many of a lower priority there is one that is about as good as the best.
+_LOOKED_AT_MAX: Final = 64
+# Jobs of one class for which room is made in one look: a burst is served in a few looks, and one look stays short.
+_ROOM_MAX: Final = 8
+# Executing, or not begun: while weights are fetched or loaded a stop frees nothing, and at the end there is nothing to gain.
+_STOPPABLE: Final = (AttemptState.RUNNING, AttemptState.LEASED)
+
+
+def make_room(ctx: Context, waiting: JobClass, column: Column, *, cold: bool, wait_us: int, hold_us: int) -> None:
+    """The first jobs of a class are about to wait `wait_us` for a slot of this pool, to hold it for `hold_us`: empty slots for them if it
+    pays. `cold`: any slot of the pool would do, else one that holds their model."""
+    key = waiting.key
+    if wait_us < ctx.policy.preempt_gain_min_ms * 1_000 or key.gang_size != 1:
+        return
+    slots = _slots_below(ctx, column, key, cold=cold)
+    waiter = Waiter(rank=key.rank, weight_milli=ctx.policy.weight_milli(key.priority), wait_us=wait_us, hold_us=hold_us)
+    for position in range(min(len(waiting.members), _ROOM_MAX)):
+        if not slots:
+            return
+        job_id = waiting.nth(position)
+        if ctx.bound.stopping_for[job_id]:
+            continue
+        place = choose(waiter, [works for _, works in slots], _rules(ctx))
+        if place is None:
+            return
+        slot, works = slots.pop(place)
+        for attempt_key in slot.attempts:
+            live = column.site.attempts[attempt_key]
+            ctx.bound.stop_for(live, job_id)
+            _stop(ctx, column, live, job_id, key)
+        slot.busy_until_us = ctx.now_us + max(work.stop_us for work in works) + hold_us
+        ctx.columns.slot_changed(column, slot, was_free=False)
+
+
+def bound(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, wait_us: int) -> None:
+    """An attempt was bound, perhaps behind others in its slot: those of a lower priority are stopped if that pays."""
+    ctx.bound.add(column.site, live)
+    ahead = slot.attempts[:-1]
+    if not ahead or wait_us < ctx.policy.preempt_gain_min_ms * 1_000 or live.spec.gang_size != 1:
+        return
+    works = _works(ctx, column, slot, ahead)
+    weight_milli = ctx.policy.weight_milli(live.spec.priority)
+    waiter = Waiter(rank=PRIORITY_RANK[live.spec.priority], weight_milli=weight_milli, wait_us=wait_us, hold_us=live.exec_us)
+    if works is None or worth_of(waiter, works, _rules(ctx)) is None:
+        return
+    for attempt_key in ahead:
+        _stop(ctx, column, column.site.attempts[attempt_key], live.key.job_id, live.spec)
+    slot.busy_until_us = ctx.now_us + max(work.stop_us for work in works) + live.exec_us
+    ctx.columns.slot_changed(column, slot, was_free=False)
+
+
+def _rules(ctx: Context) -> Rules:
+    policy = ctx.policy
+    return Rules(
+        times_max=policy.preemptions_max,
+        margin_milli=policy.preempt_margin_milli,
+        gain_min_us=policy.preempt_gain_min_ms * 1_000,
+        tail_milli=policy.preempt_tail_milli,
+    )
+
+
+def _slots_below(ctx: Context, column: Column, key: ClassKey, *, cold: bool) -> list[tuple[Slot, list[Work]]]:
+    """Slots of the pool that would help a class and hold only work of a lower priority which may be stopped."""
+    found: dict[tuple[int, int], tuple[Slot, list[Work]]] = {}
+    below = ctx.bound.below(column.site.site_id, column.pool.pool_id, key.rank)
+    for live in islice(below, _LOOKED_AT_MAX):
+        where = attempts.find_slot(ctx, column.site, live.attempt.slot)
+        if where is None:
+            continue
+        slot = where[1]
+        if (slot.node_index, slot.index) in found or not (cold or key.model_id in slot.replicas):
+            continue
+        works = _works(ctx, column, slot, slot.attempts)
+        if works is not None and all(work.rank > key.rank for work in works):
+            found[(slot.node_index, slot.index)] = (slot, works)
+    return list(found.values())
+
+
+def _works(ctx: Context, column: Column, slot: Slot, keys: list[AttemptKey]) -> list[Work] | None:
+    """The attempts of a slot, the executing one first; None if one of them cannot be stopped."""
+    lives = [column.site.attempts[key] for key in keys]
+    if any(live.attempt.state not in _STOPPABLE or live.given_up or live.adopted or live.spec.gang_size != 1 for live in lives):
+        return None
+    behind_us = sum(column.site.attempts[key].exec_us for key in slot.attempts[1:])
+    first_us = max(slot.busy_until_us - behind_us - ctx.now_us, 0)
+    return [_work(ctx, live, first_us if place == 0 else live.exec_us) for place, live in enumerate(lives)]
+
+
+def _work(ctx: Context, live: LiveAttempt, remaining_us: int) -> Work:
+    steps = live.spec.shape.steps
+    runs = live.attempt.state is AttemptState.RUNNING
+    entry = ctx.state.jobs.get(live.key.job_id)
+    ended = entry.job.attempts if entry is not None else ()
+    return Work(
+        rank=PRIORITY_RANK[live.spec.priority],
+        weight_milli=ctx.policy.weight_milli(live.spec.priority),
+        exec_us=live.exec_us,
+        remaining_us=remaining_us,
+        lost_us=live.exec_us * live.attempt.steps_done // steps if runs else 0,
+        stop_us=live.exec_us // steps if runs else 0,
+        preempted=sum(1 for one in ended if one.failure is not None and one.failure.kind is FailureKind.PREEMPTED),
+    )
+
+
+def _stop(ctx: Context, column: Column, live: LiveAttempt, job_id: JobId, waiter: ClassKey | JobSpec) -> None:
+    attempts.stop(ctx, column.site, live, FailureKind.PREEMPTED, f"made room for {waiter.priority} job {job_id}")
+    ctx.decisions.append(AttemptPreempted(key=live.key, for_job=job_id))

@@ -1,0 +1,73 @@
+"""Preemption: whether work of a lower priority should make room for a job that waits, and which.
+
+Decides by weighted seconds: what the waiting job wins against what is thrown away and delayed. It pays if the first exceeds the second by a
+margin. Must not know how work is stopped, who gets the slot, or where; it is asked about slots that would help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiter:
+    """A job that waits: it could begin after `wait_us` if nothing is stopped, and then holds the slot for `hold_us`."""
+
+    rank: int
+    weight_milli: int
+    wait_us: int
+    hold_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """An attempt that holds a slot. `lost_us` of it must be done again if it is stopped, which takes `stop_us` (to the end of a step)."""
+
+    rank: int
+    weight_milli: int
+    exec_us: int
+    remaining_us: int
+    lost_us: int
+    stop_us: int
+    preempted: int  # how often its job was already
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """The policy's figures: `tail_milli` of its execution an attempt is never stopped at the end of it."""
+
+    times_max: int
+    margin_milli: int
+    gain_min_us: int
+    tail_milli: int
+
+
+def choose(waiter: Waiter, slots: Sequence[Sequence[Work]], rules: Rules) -> int | None:
+    """Which slot to empty, by its place in `slots` (each the attempts of one slot, the executing one first); None: none.
+
+    The one of most worth, the earlier of equals.
+    """
+    best, best_worth = None, 0
+    for place, works in enumerate(slots):
+        worth = worth_of(waiter, works, rules)
+        if worth is not None and worth > best_worth:
+            best, best_worth = place, worth
+    return best
+
+
+def worth_of(waiter: Waiter, works: Sequence[Work], rules: Rules) -> int | None:
+    """What emptying a slot is worth, in microseconds of a normal job x 1,000; None if it must not be or does not pay."""
+    if not works or any(not _may_stop(waiter, work, rules) for work in works):
+        return None
+    gain_us = min(waiter.wait_us, sum(work.remaining_us for work in works)) - max(work.stop_us for work in works)
+    if gain_us < max(rules.gain_min_us, 1):
+        return None
+    won = gain_us * waiter.weight_milli
+    lost = sum((work.lost_us + waiter.hold_us) * work.weight_milli for work in works)
+    return won - lost if won * 1_000 > lost * (1_000 + rules.margin_milli) else None
+
+
+def _may_stop(waiter: Waiter, work: Work, rules: Rules) -> bool:
+    near_its_end = work.remaining_us * 1_000 < work.exec_us * rules.tail_milli
+    return work.rank > waiter.rank and work.preempted < rules.times_max and not near_its_end
