@@ -14,7 +14,7 @@ from atoll.cli.figures import change, count, duration, seconds
 from atoll.cli.output import say, table
 from atoll.cli.reasons import meaning, remedy
 from atoll.model.attempt import Attempt, AttemptState, PhaseTimes
-from atoll.model.job import TERMINAL, Job
+from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.placement import Candidate, Deferral, Explanation, Rejection
 
 _LEGEND_CHARS: Final = 110
@@ -63,7 +63,7 @@ def show(moment: Moment) -> None:
     if job.failure:
         say(f"  Failure: {job.failure.kind}: {job.failure.message}")
     if job.cancel_reason:
-        say(f"  Cancelled because: {job.cancel_reason}")
+        say(f"  {'Expired' if job.state is JobState.EXPIRED else 'Cancelled'} because: {job.cancel_reason}")
     for attempt in job.attempts:
         say("")
         _attempt(attempt)
@@ -99,6 +99,8 @@ def _extras(job: Job) -> str:
         found.append(f"at most ${where.max_price_usd_micros / 1_000_000:g}")
     if job.spec.deadline_ms:
         found.append(f"deadline {duration(job.spec.deadline_ms * 1_000)} after acceptance")
+    if job.spec.start_timeout_ms:
+        found.append(f"to begin within {duration(job.spec.start_timeout_ms * 1_000)}")
     if job.spec.simulated:
         found.append("a rehearsal: twins only")
     return "".join(f"; {extra}" for extra in found)

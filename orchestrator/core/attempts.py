@@ -17,6 +17,7 @@ from orchestrator.core.context import Context, put_attempt
 from orchestrator.core.events import AttemptsEnded
 from orchestrator.core.outputs import AttemptSettled, LateResultRefused
 from orchestrator.core.placement.column import Column
+from orchestrator.core.queue import Favour
 from orchestrator.core.state import JobEntry, LiveAttempt, Site, Slot
 
 # A slot's predicted end is corrected when it moved by more than this; smaller moves only shuffle equal candidates.
@@ -141,8 +142,8 @@ def release(ctx: Context, site: Site, live: LiveAttempt, *, ran: bool = False) -
             del slot.replicas[live.model_id]
     slot.busy_until_us = ctx.now_us + sum(site.attempts[key].exec_us for key in slot.attempts)
     ctx.columns.slot_changed(column, slot, was_free)
-    if live.stopped_for is not None and not slot.attempts:
-        ctx.queue.favour(live.stopped_for)
+    if live.gives_way_to is not None and not slot.attempts:
+        ctx.queue.favour(live.gives_way_to, Favour.HELD if live.on_stop is FailureKind.PREEMPTED else Favour.AGED)
     ctx.queue.wake_for_slot(column.index)
 
 

@@ -18,16 +18,16 @@ _RANKS = sorted(PRIORITY_RANK.values())
 
 @dataclass(slots=True)
 class Bound:
-    """Attempts by pool and priority's rank in the order in which they were bound, and how many are being stopped for each job."""
+    """Attempts by pool and priority's rank in the order in which they were bound, and how many give way to each job."""
 
     by_pool: dict[tuple[SiteId, PoolId, int], dict[AttemptKey, LiveAttempt]] = field(default_factory=dict)
-    stopping_for: Counter[JobId] = field(default_factory=Counter)
+    giving_way_to: Counter[JobId] = field(default_factory=Counter)
 
     def add(self, site: Site, live: LiveAttempt) -> None:
         """An attempt holds a slot."""
         self.by_pool.setdefault(_where(site, live), {})[live.key] = live
-        if live.stopped_for is not None:
-            self.stopping_for[live.stopped_for] += 1
+        if live.gives_way_to is not None:
+            self.giving_way_to[live.gives_way_to] += 1
 
     def remove(self, site: Site, live: LiveAttempt) -> None:
         """It holds nothing any more."""
@@ -36,15 +36,15 @@ class Bound:
         del there[live.key]
         if not there:
             del self.by_pool[where]
-        if live.stopped_for is not None:
-            self.stopping_for[live.stopped_for] -= 1
-            if not self.stopping_for[live.stopped_for]:
-                del self.stopping_for[live.stopped_for]
+        if live.gives_way_to is not None:
+            self.giving_way_to[live.gives_way_to] -= 1
+            if not self.giving_way_to[live.gives_way_to]:
+                del self.giving_way_to[live.gives_way_to]
 
-    def stop_for(self, live: LiveAttempt, job_id: JobId) -> None:
-        """An attempt is stopped so that this job gets its slot."""
-        live.stopped_for = job_id
-        self.stopping_for[job_id] += 1
+    def give_way(self, live: LiveAttempt, job_id: JobId) -> None:
+        """The slot of an attempt goes to this job next."""
+        live.gives_way_to = job_id
+        self.giving_way_to[job_id] += 1
 
     def below(self, site_id: SiteId, pool_id: PoolId, rank: int) -> Iterator[LiveAttempt]:
         """Attempts in a pool of a lower priority than this rank, the lowest first."""

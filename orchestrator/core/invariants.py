@@ -40,6 +40,7 @@ def check(machine: Machine) -> None:
         _check_site(ctx, site)
     _check_columns(ctx)
     _check_queue(ctx)
+    _check_bound(ctx)
 
 
 def _check_job(ctx: Context, entry: JobEntry, live: list[LiveAttempt], backing_off: set[str]) -> None:
@@ -126,3 +127,13 @@ def _check_queue(ctx: Context) -> None:
         _must(account.in_flight == charged[tenant], "each charge is settled once", (tenant, account.in_flight, charged[tenant]))
         _must(account.queued == waiting_of[tenant], "shares count who waits", (tenant, account.queued, waiting_of[tenant]))
     _must(set(charged) | set(waiting_of) <= set(ctx.queue.shares.tenants), "nobody with work is forgotten", sorted(charged))
+
+
+def _check_bound(ctx: Context) -> None:
+    held = {live.key for site in ctx.state.sites.values() for live in site.attempts.values()}
+    known = [key for there in ctx.bound.by_pool.values() for key in there]
+    _must(len(known) == len(held) and set(known) == held, "live attempts are indexed by pool and priority", set(known) ^ held)
+    stopping = Counter(
+        live.gives_way_to for site in ctx.state.sites.values() for live in site.attempts.values() if live.gives_way_to is not None
+    )
+    _must(stopping == ctx.bound.giving_way_to, "slots that are kept for somebody are counted", (stopping, ctx.bound.giving_way_to))

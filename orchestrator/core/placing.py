@@ -125,6 +125,7 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None) ->
     rest_us = policy.recheck_idle_ms * 1_000
     if patient is not None:
         pool = patient % board.pools
+        preempting.keep_slot(ctx, waiting, board.column(patient), awaited_slot(board, patient))
         told = ctx.state.jobs[waiting.head[1]].job.deferral
         if told is not None and ctx.now_us < told.until_us and board.is_at(patient, told.waits_for):
             ctx.queue.rest(waiting.key, told.until_us, pool)

@@ -17,9 +17,9 @@ from orchestrator.core import attempts
 from orchestrator.core.context import Context
 from orchestrator.core.outputs import AttemptPreempted
 from orchestrator.core.placement.classes import ClassKey
-from orchestrator.core.placement.columns import Column
+from orchestrator.core.placement.column import Column
 from orchestrator.core.preemption import Rules, Waiter, Work, choose, worth_of
-from orchestrator.core.queue import JobClass
+from orchestrator.core.queue import Favour, JobClass
 from orchestrator.core.state import LiveAttempt, Slot
 
 # Attempts looked at in a pool: among so many of a lower priority there is one that is about as good as the best.
@@ -42,7 +42,7 @@ def make_room(ctx: Context, waiting: JobClass, column: Column, *, cold: bool, wa
         if not slots:
             return
         job_id = waiting.nth(position)
-        if ctx.bound.stopping_for[job_id]:
+        if ctx.bound.giving_way_to[job_id]:
             continue
         place = choose(waiter, [works for _, works in slots], _rules(ctx))
         if place is None:
@@ -50,10 +50,24 @@ def make_room(ctx: Context, waiting: JobClass, column: Column, *, cold: bool, wa
         slot, works = slots.pop(place)
         for attempt_key in slot.attempts:
             live = column.site.attempts[attempt_key]
-            ctx.bound.stop_for(live, job_id)
+            ctx.bound.give_way(live, job_id)
             _stop(ctx, column, live, job_id, key)
         slot.busy_until_us = ctx.now_us + max(work.stop_us for work in works) + hold_us
         ctx.columns.slot_changed(column, slot, was_free=False)
+
+
+def keep_slot(ctx: Context, waiting: JobClass, column: Column, slot: Slot | None) -> None:
+    """A slot of the pool is due to the oldest job of this class, and this one, for which it waits, has more work bound: when that has ended
+    the slot is the job's. Without it a slot that always has the next job bound behind the last would never be had by another model."""
+    job_id = waiting.head[1]
+    if waiting.favour is not Favour.AGED or slot is None or ctx.bound.giving_way_to[job_id]:
+        return
+    lives = [column.site.attempts[key] for key in slot.attempts]
+    if any(live.gives_way_to is not None for live in lives):
+        return
+    for live in lives:
+        ctx.bound.give_way(live, job_id)
+    ctx.columns.slot_changed(column, slot, was_free=False)
 
 
 def bound(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, wait_us: int) -> None:
@@ -103,7 +117,9 @@ def _slots_below(ctx: Context, column: Column, key: ClassKey, *, cold: bool) -> 
 def _works(ctx: Context, column: Column, slot: Slot, keys: list[AttemptKey]) -> list[Work] | None:
     """The attempts of a slot, the executing one first; None if one of them cannot be stopped."""
     lives = [column.site.attempts[key] for key in keys]
-    if any(live.attempt.state not in _STOPPABLE or live.given_up or live.adopted or live.spec.gang_size != 1 for live in lives):
+    if any(live.attempt.state not in _STOPPABLE or live.given_up or live.adopted or live.gives_way_to is not None for live in lives):
+        return None
+    if any(live.spec.gang_size != 1 for live in lives):
         return None
     behind_us = sum(column.site.attempts[key].exec_us for key in slot.attempts[1:])
     first_us = max(slot.busy_until_us - behind_us - ctx.now_us, 0)

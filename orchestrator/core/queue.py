@@ -208,11 +208,11 @@ class Queue:
         elif known.favour is Favour.NONE and known not in self._ready[key.rank]:
             self._ready[key.rank].enter(known)
 
-    def favour(self, job_id: JobId) -> None:
-        """A slot was emptied for this job: its class goes before others of its priority, if it still waits."""
+    def favour(self, job_id: JobId, favour: Favour) -> None:
+        """A slot is empty that was kept for this job: its class goes before its turn, if it still waits."""
         known = self._jobs.get(job_id)
         if known is not None:
-            self.wake(known[0].key, Favour.HELD)
+            self.wake(known[0].key, favour)
 
     def bound(self, known: JobClass) -> None:
         """A job of this class took a place (and left the queue): a favour is used up."""

@@ -237,7 +237,7 @@ def copy_live(live: LiveAttempt) -> LiveAttempt:
         given_up=live.given_up,
         advanced_us=live.advanced_us,
         adopted=live.adopted,
-        stopped_for=live.stopped_for,
+        gives_way_to=live.gives_way_to,
         on_stop=live.on_stop,
         stop_reason=live.stop_reason,
     )

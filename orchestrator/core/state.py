@@ -120,7 +120,7 @@ class LiveAttempt:
     given_up: bool = False
     advanced_us: int = 0  # when a report last showed a new phase or step
     adopted: bool = False  # from the store: how far it is only the site's first report can say
-    stopped_for: JobId | None = None  # it is stopped so that this job gets its slot: nobody else is bound there until it is empty
+    gives_way_to: JobId | None = None  # its slot goes to this job next: nobody else is bound there until it is empty
     on_stop: FailureKind | None = None
     stop_reason: str = ""
 

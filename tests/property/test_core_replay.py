@@ -96,8 +96,8 @@ def _end(fleet: Fleet, name: str, kind: FailureKind | None) -> None:
 @given(st.lists(_ACTION, max_size=25), st.lists(_ACTION, min_size=1, max_size=15))
 def test_promises_hold_and_a_restored_snapshot_takes_equal_steps(before: list[tuple], after: list[tuple]) -> None:  # type: ignore[type-arg]
     sites = (site("a", pool("p", gpus=2)), site("b", pool("q", "small", nodes=2, gpus=1)), site("c", pool("r", gpus=1)))
-    # Ageing within the history of a test, and shares that differ.
-    policy = Policy(ageing_ms=10_000, aged_every=2, tenant_weight_milli={TenantId("u"): 3_000})
+    # Ageing and preemption within the history of a test, and shares that differ.
+    policy = Policy(ageing_ms=1, aged_every=2, preempt_gain_min_ms=1, tenant_weight_milli={TenantId("u"): 3_000})
     fleet = Fleet(*sites, models=(model("m"), model("x", 14), model("huge", 500)), policy=policy)
     for action in before:
         _act(fleet, action)

@@ -238,6 +238,15 @@ def test_an_explanation_of_a_job_that_waits(capsys: pytest.CaptureFixture[str]) 
     ]
 
 
+def test_an_explanation_names_what_a_job_may_wait_and_that_it_waited_too_long(capsys: pytest.CaptureFixture[str]) -> None:
+    hurried = replace(QUEUED, spec=replace(QUEUED.spec, deadline_ms=30_000, start_timeout_ms=10_000))
+    explain.show(explain.Moment(job=hurried, now_us=3_000_000, queue_position=1, queue_length=1))
+    assert "deadline 30.0s after acceptance; to begin within 10.0s" in capsys.readouterr().out
+    expired = replace(hurried, state=JobState.EXPIRED, ended_us=11_000_000, cancel_reason="start timeout of 10000 ms passed")
+    explain.show(explain.Moment(job=expired, now_us=30_000_000))
+    assert "  Expired because: start timeout of 10000 ms passed" in capsys.readouterr().out.splitlines()
+
+
 def test_sentences_say_where_a_job_stands() -> None:
     running = replace(
         DONE,

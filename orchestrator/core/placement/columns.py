@@ -249,7 +249,7 @@ class Columns:
                 column.add_entry(free.roomy, (room, slot.last_used_us, *entry))
         executing = column.site.attempts[bound[0]].model_id if bound else None
         # A slot that is being emptied for somebody takes nobody else meanwhile.
-        depth = self.depth if not bound or column.site.attempts[bound[0]].stopped_for is None else 0
+        depth = self.depth if not bound or column.site.attempts[bound[0]].gives_way_to is None else 0
         for model_id, replica in slot.replicas.items():
             warm = column.warm[model_id]
             if not bound:
