@@ -1,8 +1,9 @@
 """Decisions per second of `orchestrator.core` alone: no network, no store, one process.
 
-The reference fleet (36 sites, 10,008 GPUs) and ten copies of it under other names, 600 models made from the catalogue's by copying with
-Zipf popularity. Jobs arrive so that about half of the fleet is at work, and end when they were predicted to. A decision is a job bound
-or a class of jobs deferred; the cost of a job is everything the core does for it: submit, place, end.
+The reference fleet (36 sites, 10,008 GPUs) and copies of it under other names; models made from the catalogue's by copying, asked for with
+Zipf popularity. Jobs arrive so that about half of the fleet is at work and end when they were predicted to; nodes keep on disk what they
+loaded. A decision is a job bound or a class of jobs told to wait; its cost is the time of the placing round. A job's cost is everything
+the core does for it: submit, place, end, report. Seconds are of this process's CPU, so that a busy machine changes them little.
 """
 
 from __future__ import annotations
@@ -16,24 +17,49 @@ from pathlib import Path
 from atoll.catalog.fleet import parse_fleet
 from atoll.data import fleet_wan_csv
 from atoll.model.attempt import AttemptState, ResultManifest
-from atoll.model.ids import AttemptKey, EventSeq, JobId, ModelId, SiteId
+from atoll.model.ids import AttemptKey, EventSeq, Generation, JobId, ModelId, SiteId
 from atoll.model.modelspec import ModelSpec
-from atoll.model.report import AttemptEvent
+from atoll.model.replica import ReplicaFact, ReplicaState
+from atoll.model.report import AttemptEvent, NodeFacts, SiteReport, SlotFacts
+from atoll.model.shape import Shape
 from atoll.model.site import SiteRuntime, SiteSpec
 from atoll.packaged import load_packaged
-from orchestrator.core import events
+from orchestrator.core import events, placing
+from orchestrator.core.context import Context
 from orchestrator.core.events import RequestRef, Submission
-from orchestrator.core.outputs import JobPlaced, JobsDeferred, SendAssignment, Step
+from orchestrator.core.outputs import JobPlaced, SendAssignment, Step
 from orchestrator.core.placement.policy import Policy
 from tests.unit.fleet_of_machines import Fleet, spec
 
 _FLEET = Path(__file__).parents[2] / "clusters.yaml"
-_MODELS = 600
-_WARM_UP_JOBS = 4_000
-_JOBS = 6_000
-# Agents report nothing while the core is measured: silence must not count.
-_NO_SILENCE = Policy(silent_after_ms=10**9)
 _MODEL_BYTES_MAX = 60 * 10**9
+_GB = 10**9
+_ON_EVERY_DISK = 60
+
+
+class Rounds:
+    """Counts and times placing rounds in the place of `placing.place_ready`."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.waits = 0
+        self._place, self._rest = placing.place_ready, placing._rest
+
+    def __enter__(self) -> Rounds:
+        placing.place_ready, placing._rest = self._timed, self._counted  # type: ignore[assignment]  # a bound method of the same shape
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        placing.place_ready, placing._rest = self._place, self._rest
+
+    def _timed(self, ctx: Context) -> None:
+        begun = time.process_time()
+        self._place(ctx)
+        self.seconds += time.process_time() - begun
+
+    def _counted(self, *arguments: object) -> None:
+        self.waits += 1
+        self._rest(*arguments)  # type: ignore[arg-type]  # handed on as they came
 
 
 @dataclass(slots=True)
@@ -44,48 +70,79 @@ class Load:
     models: tuple[ModelSpec, ...]
     gap_us: int
     placed: int = 0
-    deferred: int = 0
     ends: list[tuple[int, SiteId, AttemptKey]] = field(default_factory=list)
     seqs: dict[SiteId, int] = field(default_factory=dict)
+    reports: dict[SiteId, int] = field(default_factory=dict)
 
     def take(self, step: Step, now_us: int) -> None:
         """Count decisions, and note when what was bound will end."""
-        for decision in step.decisions:
-            if isinstance(decision, JobPlaced):
-                self.placed += 1
-            elif isinstance(decision, JobsDeferred):
-                self.deferred += 1
+        self.placed += sum(1 for decision in step.decisions if isinstance(decision, JobPlaced))
         for command in step.commands:
             if isinstance(command, SendAssignment):
                 for told in command.assignment.attempts:
-                    live = self.fleet.machine.context.state.sites[command.site_id].attempts[told.key]
+                    site = self.fleet.machine.context.state.sites[command.site_id]
+                    live = site.attempts[told.key]
                     heappush(self.ends, (now_us + live.attempt.predicted_us, command.site_id, told.key))
 
     def run(self, first: int, jobs: int, choice: random.Random) -> float:
-        """Seconds that the core took for this many jobs."""
+        """CPU seconds that the core took for this many jobs."""
         weights = [1 / (rank + 1) ** 0.9 for rank in range(len(self.models))]
         picks = choice.choices(self.models, weights, k=jobs)
-        begun = time.perf_counter()
+        begun = time.process_time()
         for number, model in enumerate(picks, first):
             self.fleet.now_us += self.gap_us
             self._end_due()
-            job = spec(model.model_id, simulated=True, shape=model.default_shape)
+            job = spec(model.model_id, simulated=True, shape=_short(model.default_shape))
             submission = Submission(
                 job_id=JobId(f"j{number}"), spec=job, idempotency_key=f"k{number}", payload_digest="", request_id=""
             )
             event = events.JobsSubmitted(request=RequestRef(number), submissions=(submission,))
             self.take(self.fleet.machine.handle(event, self.fleet.now_us), self.fleet.now_us)
-        return time.perf_counter() - begun
+        return time.process_time() - begun
 
     def _end_due(self) -> None:
         now_us = self.fleet.now_us
         while self.ends and self.ends[0][0] <= now_us:
             _, site_id, key = heappop(self.ends)
+            live = self.fleet.machine.context.state.sites[site_id].attempts.get(key)
+            if live is None:
+                continue
+            self._report(site_id, key)
             self.seqs[site_id] = self.seqs.get(site_id, 0) + 1
             manifest = ResultManifest(key=key, artifacts=(), seed=0, simulated=True)
             end = AttemptEvent(seq=EventSeq(self.seqs[site_id]), key=key, state=AttemptState.SUCCEEDED, manifest=manifest)
             event = events.AttemptsEnded(site_id=site_id, session=self.fleet.agents[site_id].session, events=(end,))
             self.take(self.fleet.machine.handle(event, now_us), now_us)
+
+    def _report(self, site_id: SiteId, key: AttemptKey) -> None:
+        """The node of a cold attempt says that the model is on its disk and in its slot."""
+        site = self.fleet.machine.context.state.sites[site_id]
+        live = site.attempts[key]
+        if not live.attempt.cold:
+            return
+        ref = live.attempt.slot
+        node = site.pools[ref.pool_id].nodes[site.pools[ref.pool_id].node_index[ref.node_id]]
+        held = node.slots[ref.index].replicas.values()
+        replicas = tuple(
+            ReplicaFact(model_id=replica.model_id, state=ReplicaState.WARM, memory_bytes=replica.memory_bytes) for replica in held
+        )
+        facts = NodeFacts(
+            pool_id=ref.pool_id,
+            node_id=ref.node_id,
+            host_free_bytes=_GB,
+            disk_free_bytes=_GB,
+            disk_models=tuple(sorted({*node.disk_models, live.model_id})),
+            slots=(SlotFacts(index=ref.index, memory_free_bytes=0, replicas=replicas),),
+        )
+        self.reports[site_id] = self.reports.get(site_id, 1) + 1
+        report = SiteReport(seq=self.reports[site_id], full=False, generation=Generation(site.generation), nodes=(facts,))
+        event = events.SiteReported(site_id=site_id, session=self.fleet.agents[site_id].session, report=report)
+        self.take(self.fleet.machine.handle(event, self.fleet.now_us), self.fleet.now_us)
+
+
+def _short(shape: Shape) -> Shape:
+    """Videos of one frame: the fleet is to be half busy with many jobs, not with a few long ones."""
+    return replace(shape, frames=1)
 
 
 def _sites(copies: int) -> tuple[SiteSpec, ...]:
@@ -95,35 +152,80 @@ def _sites(copies: int) -> tuple[SiteSpec, ...]:
     )
 
 
-def _models() -> tuple[ModelSpec, ...]:
+def _models(count: int) -> tuple[ModelSpec, ...]:
     known = [model for model in load_packaged().models if model.resident_bytes < _MODEL_BYTES_MAX]
-    return tuple(replace(known[number % len(known)], model_id=ModelId(f"m{number}")) for number in range(_MODELS))
+    return tuple(replace(known[number % len(known)], model_id=ModelId(f"m{number}")) for number in range(count))
 
 
-def measure(copies: int) -> float:
-    """Print the figures of a fleet of this many copies; microseconds per job."""
-    sites = _sites(copies)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What is measured: copies of the reference fleet, models, whether decisions are explained, impossible jobs that wait meanwhile."""
+
+    copies: int = 1
+    models: int = 600
+    explained: bool = True
+    queued: int = 0
+    warm_up: int = 4_000
+    jobs: int = 6_000
+
+
+def prepare(case: Case) -> Load:
+    """A fleet that has worked for a while."""
+    models = _models(case.models)
+    # Agents report nothing of themselves while the core is measured: silence must not count.
+    policy = Policy(silent_after_ms=10**9, candidates_kept=8 if case.explained else 0)
+    load_reports: dict[SiteId, int] = {}
     fleet = Fleet(
-        *sites, models=_models(), policy=_NO_SILENCE, gpus=load_packaged().gpus, runtime=SiteRuntime.TWIN, checked=False
+        *_sites(case.copies), models=models, policy=policy, gpus=load_packaged().gpus, runtime=SiteRuntime.TWIN, checked=False
     )
-    # About 5,000 GPUs at work for the reference fleet, at a mean of some ten seconds a job.
-    load = Load(fleet=fleet, models=_models(), gap_us=2_000)
-    choice = random.Random(1)
-    load.run(0, _WARM_UP_JOBS, choice)
-    load.placed = load.deferred = 0
-    seconds = load.run(_WARM_UP_JOBS, _JOBS, choice)
-    gpus = sum(pool.slots for one in sites for pool in one.pools)
-    per_job_us = seconds / _JOBS * 1e6
+    for number, agent in enumerate(fleet.agents.values()):
+        # Each node has the most popular models on its disk, and each site some of the others.
+        agent.disk = {model.model_id for rank, model in enumerate(models) if rank < _ON_EVERY_DISK or rank % len(fleet.agents) == number}
+        fleet.report(agent.site.site_id)
+        load_reports[agent.site.site_id] = agent.report_seq
+    load = Load(fleet=fleet, models=models, gap_us=2_000, reports=load_reports)
+    load.run(0, case.warm_up, random.Random(1))
+    for first in range(0, case.queued, 1_000):
+        # Of no place: real results of a model that has no weights, in a hundred shapes.
+        jobs = tuple(
+            Submission(
+                job_id=JobId(f"q{number}"),
+                spec=spec("m0", shape=Shape(width=512 + 8 * (number % 100), height=512, steps=20)),
+                idempotency_key=f"q{number}",
+                payload_digest="",
+                request_id="",
+            )
+            for number in range(first, first + 1_000)
+        )
+        fleet.machine.handle(events.JobsSubmitted(request=RequestRef(1), submissions=jobs), fleet.now_us)
+    return load
+
+
+def measure(case: Case) -> tuple[float, float]:
+    """Print the figures of a case; (microseconds a decision, microseconds a job)."""
+    load = prepare(case)
+    load.placed = 0
+    with Rounds() as rounds:
+        seconds = load.run(case.warm_up, case.jobs, random.Random(2))
+    gpus = sum(pool.slots for agent in load.fleet.agents.values() for pool in agent.site.pools)
+    decisions = load.placed + rounds.waits
+    queued = f", {case.queued:,} impossible ones queued" if case.queued else ""
     print(
-        f"core alone, {len(sites)} sites, {gpus:,} GPUs, {_MODELS} models: {(load.placed + load.deferred) / seconds:,.0f} decisions/s "
-        f"({load.placed:,} bound, {load.deferred:,} deferred), {per_job_us:.0f} us a job from submit to end, {len(load.ends):,} at work",
+        f"core alone, {36 * case.copies:,} sites, {gpus:,} GPUs, {case.models:,} models, explain {'on' if case.explained else 'off'}{queued}: "
+        f"{decisions / rounds.seconds:,.0f} decisions/s ({load.placed:,} bound, {rounds.waits:,} told to wait), "
+        f"{seconds / case.jobs * 1e6:.0f} us a job from submit to end, {len(load.ends):,} at work",
         flush=True,
     )
-    return per_job_us
+    return rounds.seconds / decisions * 1e6, seconds / case.jobs * 1e6
 
 
 def main() -> None:
-    """36 sites, then 360, and the ratio of what a job costs."""
-    small = measure(1)
-    large = measure(10)
-    print(f"a job at 360 sites costs {large / small:.1f} times what it costs at 36", flush=True)
+    """The table of cases, and how the cost grows."""
+    small, small_job = measure(Case())
+    measure(Case(explained=False))
+    measure(Case(models=10_000))
+    measure(Case(queued=1_000_000))
+    large, large_job = measure(Case(copies=10))
+    largest, _ = measure(Case(copies=100, jobs=2_000, warm_up=1_000))
+    print(f"at 360 sites a decision costs {large / small:.1f} and a job {large_job / small_job:.1f} times what it does at 36", flush=True)
+    print(f"at 3,600 sites a decision costs {largest / small:.1f} times what it does at 36", flush=True)
