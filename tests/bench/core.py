@@ -210,8 +210,9 @@ def measure(case: Case) -> tuple[float, float]:
     gpus = sum(pool.slots for agent in load.fleet.agents.values() for pool in agent.site.pools)
     decisions = load.placed + rounds.waits
     queued = f", {case.queued:,} impossible ones queued" if case.queued else ""
+    explained = "" if case.explained else ", explain off"
     print(
-        f"core alone, {36 * case.copies:,} sites, {gpus:,} GPUs, {case.models:,} models, explain {'on' if case.explained else 'off'}{queued}: "
+        f"core alone, {36 * case.copies:,} sites, {gpus:,} GPUs, {case.models:,} models{explained}{queued}: "
         f"{decisions / rounds.seconds:,.0f} decisions/s ({load.placed:,} bound, {rounds.waits:,} told to wait), "
         f"{seconds / case.jobs * 1e6:.0f} us a job from submit to end, {len(load.ends):,} at work",
         flush=True,
