@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from atoll.model.attempt import ATTEMPT_TABLE, PHASES, AttemptState, Failure, FailureKind
 from atoll.model.audit import Severity
-from atoll.model.ids import EventSeq, SlotRef
+from atoll.model.ids import EventSeq
 from atoll.model.replica import ReplicaState
 from atoll.model.report import AttemptEvent, AttemptProgress
 from orchestrator.core import drains, jobs
@@ -29,15 +29,13 @@ _OWN_FAULTS = frozenset({FailureKind.BAD_INPUT, FailureKind.OUT_OF_MEMORY, Failu
 _CHARGED_TIMES_MAX = 16
 
 
-def find_slot(ctx: Context, site: Site, ref: SlotRef) -> tuple[Column, Slot] | None:
-    """The slot that a reference means at a site, if the site (still) has it."""
-    column = ctx.columns.by_pool.get((site.site_id, ref.pool_id))
+def find_slots(ctx: Context, site: Site, live: LiveAttempt) -> tuple[Column, list[Slot]] | None:
+    """The slots that an attempt holds at its site, if the site (still) has them."""
+    column = ctx.columns.by_pool.get((site.site_id, live.attempt.slot.pool_id))
     if column is None:
         return None
-    node_index = column.pool.node_index.get(ref.node_id)
-    if node_index is None or not 0 <= ref.index < column.pool.spec.gpus_per_node:
-        return None
-    return column, column.slot(node_index, ref.index)
+    members = column.pool.members(live.attempt.slot, live.spec.gang_size)
+    return (column, members) if members else None
 
 
 def ended(ctx: Context, event: AttemptsEnded) -> None:
@@ -124,27 +122,32 @@ def release(ctx: Context, site: Site, live: LiveAttempt, *, ran: bool = False) -
     site.removed[live.key] = None
     site.dropped = True
     ctx.touch_assignment(site)
-    found = find_slot(ctx, site, live.attempt.slot)
+    found = find_slots(ctx, site, live)
     if found is None:
         return
-    column, slot = found
-    clear_fetch(ctx, column, slot, live)
+    column, members = found
+    clear_fetch(ctx, column, members[0], live)
+    for slot in members:
+        _vacate(ctx, column, slot, live, ran=ran)
+    ctx.queue.wake_for_slot(column.index)
+
+
+def _vacate(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran: bool) -> None:
     was_free = slot.ready and not slot.attempts
     if live.key in slot.attempts:
         slot.attempts.remove(live.key)
     slot.last_used_us = ctx.now_us
-    replica = slot.replicas.get(live.model_id)
+    replica = slot.replicas.get(live.replica)
     if replica is not None:
         replica.last_used_us = ctx.now_us
         if ran:
             replica.state = ReplicaState.WARM
         elif not slot.attempts and replica.state is ReplicaState.ABSENT:
-            del slot.replicas[live.model_id]
-    slot.busy_until_us = ctx.now_us + sum(site.attempts[key].exec_us for key in slot.attempts)
+            del slot.replicas[live.replica]
+    slot.busy_until_us = ctx.now_us + sum(column.site.attempts[key].exec_us for key in slot.attempts)
     ctx.columns.slot_changed(column, slot, was_free)
     if live.gives_way_to is not None and not slot.attempts:
         ctx.queue.favour(live.gives_way_to, Favour.HELD if live.on_stop is FailureKind.PREEMPTED else Favour.AGED)
-    ctx.queue.wake_for_slot(column.index)
 
 
 def clear_fetch(ctx: Context, column: Column, slot: Slot, live: LiveAttempt) -> None:
@@ -247,19 +250,19 @@ def stop_hanging(ctx: Context, site: Site) -> None:
 
 def _correct_end(ctx: Context, site: Site, live: LiveAttempt) -> None:
     """Predict the end of the slot's work from the steps that are done."""
-    found = find_slot(ctx, site, live.attempt.slot)
+    found = find_slots(ctx, site, live)
     if found is None or live.attempt.state is not AttemptState.RUNNING:
         return
-    column, slot = found
-    if not slot.attempts or slot.attempts[0] != live.key:
-        return
+    column, members = found
     steps = live.spec.shape.steps
     left_us = live.exec_us * (steps - live.attempt.steps_done) // steps
-    behind_us = sum(site.attempts[key].exec_us for key in slot.attempts[1:])
-    end_us = ctx.now_us + left_us + behind_us
-    if abs(end_us - slot.busy_until_us) > _DRIFT_US:
-        slot.busy_until_us = end_us
-        ctx.columns.slot_changed(column, slot, was_free=False)
+    for slot in members:
+        if not slot.attempts or slot.attempts[0] != live.key:
+            continue
+        end_us = ctx.now_us + left_us + sum(site.attempts[key].exec_us for key in slot.attempts[1:])
+        if abs(end_us - slot.busy_until_us) > _DRIFT_US:
+            slot.busy_until_us = end_us
+            ctx.columns.slot_changed(column, slot, was_free=False)
 
 
 def acknowledge_from(site: Site) -> None:

@@ -39,7 +39,7 @@ def site_view(site: Site) -> SiteView:
 
 def _pool_view(pool: Pool) -> PoolView:
     slots = [slot for node in pool.nodes for slot in node.slots]
-    warm = sorted({model_id for slot in slots if slot.ready for model_id in slot.replicas})
+    warm = sorted({model_id for slot in slots if slot.ready for model_id, _ in slot.replicas})
     return PoolView(
         pool_id=pool.pool_id,
         gpu_type=pool.spec.gpu_type,
@@ -98,10 +98,10 @@ def model_usage(ctx: Context, model_id: ModelId) -> tuple[tuple[SiteId, ...], in
     replicas = 0
     for index in ctx.columns.where.by_model.get(model_id, ()):
         column = ctx.columns.columns[index]
-        warm = column.warm.get(model_id)
-        if warm is not None:
+        held = column.copies(model_id)
+        if held:
             sites[column.site.site_id] = None
-            replicas += len(warm.slots)
+            replicas += held
     return tuple(sorted(sites)), replicas, ctx.queue.waiting_for(model_id)
 
 
@@ -168,5 +168,5 @@ def _where_else(ctx: Context, live: LiveAttempt, site_id: SiteId, now_us: int) -
 
 def _last_warm(ctx: Context, site: Site) -> list[ModelId]:
     """Models that are warm nowhere but at this site."""
-    mine = {model_id for pool in site.pools.values() for node in pool.nodes for slot in node.slots for model_id in slot.replicas}
+    mine = {model_id for pool in site.pools.values() for node in pool.nodes for slot in node.slots for model_id, _ in slot.replicas}
     return sorted(model_id for model_id in mine if model_usage(ctx, model_id)[0] == (site.site_id,))

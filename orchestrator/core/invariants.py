@@ -63,13 +63,13 @@ def _check_job(ctx: Context, entry: JobEntry, live: list[LiveAttempt], backing_o
 
 
 def _check_site(ctx: Context, site: Site) -> None:
-    held = [key for pool in site.pools.values() for slot in _slots(pool) for key in slot.attempts]
-    _must(len(held) == len(set(held)), "an attempt holds one slot", site.site_id)
+    held = Counter(key for pool in site.pools.values() for slot in _slots(pool) for key in slot.attempts)
     _must(set(held) <= set(site.attempts), "no slot is held by an attempt that ended", (site.site_id, set(held) - set(site.attempts)))
     for live in site.attempts.values():
         pool = site.pools.get(live.attempt.slot.pool_id)
-        known = pool is not None and live.attempt.slot.node_id in pool.node_index
-        _must(not known or live.key in held, "capacity is freed only when the site says so", str(live.key))
+        members = pool.members(live.attempt.slot, live.spec.gang_size) if pool is not None else []
+        _must(held[live.key] == len(members), "an attempt holds its slots, all of them, until the site says so", str(live.key))
+        _must(all(live.key in slot.attempts for slot in members), "a gang holds the block that it leads", str(live.key))
     fetching = sum(len(node.fetching) for pool in site.pools.values() for node in pool.nodes)
     _must(fetching == site.fetches, "flows are counted", (site.site_id, fetching, site.fetches))
     for pool in site.pools.values():
@@ -84,7 +84,7 @@ def _slots(pool: Pool) -> list[Slot]:
 def _check_slot(ctx: Context, site: Site, slot: Slot) -> None:
     bound = len(slot.attempts)
     _must(bound <= ctx.policy.slot_depth, "reservations never exceed capacity", (site.site_id, slot.ref, bound))
-    models = {site.attempts[key].model_id for key in slot.attempts}
+    models = {site.attempts[key].replica for key in slot.attempts}
     _must(len(models) <= 1, "attempts of one slot share a model", (site.site_id, slot.ref, sorted(models)))
     if slot.ready:
         _must(models <= set(slot.replicas), "a bound model has its memory reserved", (site.site_id, slot.ref))
@@ -99,12 +99,13 @@ def _check_columns(ctx: Context) -> None:
         _must(sum(column.node_free) == len(free), "free capacity is counted by node", column.pool.pool_id)
         for heap in (column.free.cheap, column.free.roomy):
             _must((column.top(heap) is not None) == bool(free), "a free slot can be found", column.pool.pool_id)
-        for model_id, warm in column.warm.items():
+        for replica, warm in column.warm.items():
             there = {
-                (slot.node_index, slot.index) for slot in _slots(column.pool) if slot.ready and model_id in slot.replicas
+                (slot.node_index, slot.index) for slot in _slots(column.pool) if slot.ready and replica in slot.replicas
             }
-            _must(warm.slots == there, "warm replicas are indexed", (column.pool.pool_id, model_id))
-            copies[model_id] = copies.get(model_id, 0) + len(there)
+            _must(warm.slots == there, "warm replicas are indexed", (column.pool.pool_id, replica))
+            own = [where for where in there if where[1] % replica.gang_size == 0]
+            copies[replica.model_id] = copies.get(replica.model_id, 0) + len(own)
     for model_id, count in copies.items():
         _must(ctx.columns.prices.copies(model_id) == count, "copies are counted", (model_id, count))
 

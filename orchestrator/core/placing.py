@@ -17,10 +17,9 @@ from atoll.model.placement import Candidate, Deferral, Explanation, Reason
 from orchestrator.core import jobs, leases, preempting, sites
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.outputs import JobPlaced, JobsDeferred
-from orchestrator.core.placement.choose import Board, awaited_slot, slot_of, victims_in
+from orchestrator.core.placement.choose import Board, awaited_slot, slots_of, victims_in
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.columns import REASON_CODE
-from orchestrator.core.placement.presence import cold_source
 from orchestrator.core.placement.registry import TERM_NAMES
 from orchestrator.core.placement.rows import NO_DEADLINE
 from orchestrator.core.queue import NO_POOL, JobClass, Queue
@@ -103,7 +102,7 @@ def _who_binds(queue: Queue, board: Board, bound: int | None, patient: int | Non
         each_us = board.delay_us(patient) - board.wait_us(patient)
         ahead = queue.resting_at(pool, key.rank, None)
     else:
-        servers = len(column.warm[key.model_id].slots)
+        servers = column.copies(key.model_id)
         each_us = int(board.estimate.execution_us[patient])
         ahead = queue.resting_at(pool, key.rank, key.model_id)
     position = max(gain_us // max(each_us // servers, 1) + 1 - ahead, 0)
@@ -168,9 +167,10 @@ def _place(candidate: Candidate | None) -> tuple[str, str] | None:
 
 def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: int) -> None:
     """Lease the next attempt of this job to the slot that the row means, and reserve everything it needs in the same step."""
-    column, slot = board.column(row), slot_of(board, row)
-    assert slot is not None, "a bindable row has a slot"
-    evict = tuple(victim.model_id for victim in victims_in(board, row, slot))
+    column, members = board.column(row), slots_of(board, row)
+    assert members, "a bindable row has a slot"
+    slot = members[0]
+    evict = tuple({victim.model_id: None for member in members for victim in victims_in(board, row, member)})
     exec_us = int(board.estimate.execution_us[row])
     delay_us = board.delay_us(row)
     chosen, *others = board.candidates([row, *board.next_best(row, ctx.policy.candidates_kept)])
@@ -211,26 +211,32 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
     ctx.queue.discard(job.job_id)
     ctx.save_job(entry)
     ctx.decisions.append(JobPlaced(key=key, explanation=explanation))
-    _reserve(ctx, slot, live, model, board, row)
+    _reserve(ctx, members, live, model, board, row)
     preempting.bound(ctx, column, slot, live, board.wait_us(row))
 
 
-def _reserve(ctx: Context, slot: Slot, live: LiveAttempt, model: ModelSpec, board: Board, row: int) -> None:
-    column = board.column(row)
+def _reserve(ctx: Context, members: tuple[Slot, ...], live: LiveAttempt, model: ModelSpec, board: Board, row: int) -> None:
+    """Every slot of the attempt is taken in this step, and what leaves it is gone from what can be promised."""
+    column, cold = board.column(row), board.is_cold(row)
     site = column.site
-    was_free = slot.ready and not slot.attempts
-    for model_id in live.evict:
-        del slot.replicas[model_id]
-    sites.reserve(slot, model.model_id, model.resident_bytes)
-    slot.replicas[model.model_id].last_used_us = ctx.now_us
-    busy_from_us = max(slot.busy_until_us, ctx.now_us) if slot.attempts else ctx.now_us
-    slot.attempts.append(live.key)
-    loading_us = board.delay_us(row) - int(board.estimate.execution_us[row]) - int(board.estimate.output_us[row])
-    slot.busy_until_us = busy_from_us + live.exec_us + (loading_us if board.is_cold(row) else 0)
-    if board.is_cold(row):
-        _note_fetch(ctx, column, slot, model.model_id, board.fetch_us(row))
     site.attempts[live.key] = live
-    ctx.columns.slot_changed(column, slot, was_free)
+    loading_us = board.delay_us(row) - live.exec_us - int(board.estimate.output_us[row]) if cold else 0
+    adapters = {use.adapter_id for use in live.spec.adapters}
+    for slot in members:
+        was_free = slot.ready and not slot.attempts
+        if was_free:
+            for key in [key for key in slot.replicas if key.model_id in live.evict and key != live.replica]:
+                del slot.replicas[key]
+        sites.reserve(slot, live.replica, model.resident_bytes)
+        replica = slot.replicas[live.replica]
+        replica.last_used_us = ctx.now_us
+        replica.adapters = tuple(sorted(adapters.union(replica.adapters)))
+        busy_from_us = max(slot.busy_until_us, ctx.now_us) if slot.attempts else ctx.now_us
+        slot.attempts.append(live.key)
+        slot.busy_until_us = busy_from_us + live.exec_us + loading_us
+        ctx.columns.slot_changed(column, slot, was_free)
+    if cold:
+        _note_fetch(ctx, column, members[0], model.model_id, board.fetch_us(row))
     site.changed[live.key] = None
     ctx.touch_assignment(site)
 
@@ -238,8 +244,8 @@ def _reserve(ctx: Context, slot: Slot, live: LiveAttempt, model: ModelSpec, boar
 def _note_fetch(ctx: Context, column: Column, slot: Slot, model_id: ModelId, fetch_us: int) -> None:
     """Others that need this model on this node join the fetch; others at the site share its rate."""
     node = column.pool.nodes[slot.node_index]
-    source, _, _ = cold_source(column, model_id)
-    if fetch_us == 0 or source == slot.node_index or model_id in node.fetching:
+    there = model_id in node.disk_models or model_id in node.host_models
+    if fetch_us == 0 or there or model_id in node.fetching:
         return
     node.fetching[model_id] = ctx.now_us + fetch_us
     ctx.columns.node_changed(column, slot.node_index, "fetching", model_id, present=True)

@@ -22,7 +22,7 @@ from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.registry import TERM_NAMES
 from orchestrator.core.queue import Queue
 from orchestrator.core.snapshot import NodeSnapshot, SiteSnapshot, Snapshot, copy_live
-from orchestrator.core.state import JobEntry, KeyEntry, LiveAttempt, Node, Replica, Site, State
+from orchestrator.core.state import JobEntry, KeyEntry, LiveAttempt, Node, Replica, ReplicaKey, Site, State
 
 _EXECUTION = TERM_NAMES.index("execution")
 
@@ -33,7 +33,7 @@ def _empty(state: State, policy: Policy) -> Context:
         state=state,
         policy=policy,
         columns=columns,
-        estimator=Estimator(columns, policy, state.links),
+        estimator=Estimator(columns, policy, state.links, state.adapters),
         scorer=Scorer(columns, policy),
         queue=Queue(policy.check()),
     )
@@ -137,8 +137,9 @@ def _restore_node(node: Node, told: NodeSnapshot) -> None:
         slot.attempts = list(slot_told.attempts)
         slot.busy_until_us, slot.last_used_us = slot_told.busy_until_us, slot_told.last_used_us
         slot.replicas = {
-            replica.model_id: Replica(
+            ReplicaKey(replica.model_id, replica.gang_size): Replica(
                 model_id=replica.model_id,
+                gang_size=replica.gang_size,
                 memory_bytes=replica.memory_bytes,
                 state=replica.state,
                 last_used_us=replica.last_used_us,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from atoll.model.attempt import AttemptState
-from atoll.model.ids import AdapterId, Generation, ModelId, PoolId, SlotRef
+from atoll.model.ids import Generation, PoolId, SlotRef
 from atoll.model.replica import ReplicaFact, ReplicaState
 from atoll.model.report import PROTOCOL_VERSION, NodeFacts, SiteHello, SlotFacts
 from atoll.model.site import PoolSpec, SiteAdmin
@@ -19,7 +19,7 @@ from orchestrator.core.events import ResyncRequested, SiteConnected, SiteDisconn
 from orchestrator.core.outputs import CloseSession, Refusal, RefusalCode
 from orchestrator.core.placement.column import Column
 from orchestrator.core.queue import NO_POOL
-from orchestrator.core.state import Node, Pool, Replica, Site, Slot
+from orchestrator.core.state import LiveAttempt, Node, Pool, Replica, ReplicaKey, Site, Slot
 
 _RESIDENT: Final = (ReplicaState.LOADING, ReplicaState.WARM, ReplicaState.BUSY)
 
@@ -93,19 +93,11 @@ def _make_pools(ctx: Context, site: Site, specs: tuple[PoolSpec, ...]) -> None:
     site.pools = {spec.pool_id: make_pool(ctx, site, spec) for spec in specs if spec.gpu_type in ctx.state.gpus}
     site.fetches = 0
     for live in site.attempts.values():
-        slot = _slot_of(site, live.attempt.slot)
-        if slot is not None:
+        pool = site.pools.get(live.attempt.slot.pool_id)
+        for slot in pool.members(live.attempt.slot, live.spec.gang_size) if pool is not None else ():
             slot.attempts.append(live.key)
             slot.busy_until_us = max(slot.busy_until_us, ctx.now_us) + live.exec_us
-            reserve(slot, live.model_id, ctx.state.models[live.model_id].resident_bytes if live.model_id in ctx.state.models else 0)
-
-
-def _slot_of(site: Site, ref: SlotRef) -> Slot | None:
-    pool = site.pools.get(ref.pool_id)
-    node_index = pool.node_index.get(ref.node_id) if pool is not None else None
-    if pool is None or node_index is None or not 0 <= ref.index < pool.spec.gpus_per_node:
-        return None
-    return pool.nodes[node_index].slots[ref.index]
+            reserve(slot, live.replica, ctx.state.models[live.model_id].resident_bytes if live.model_id in ctx.state.models else 0)
 
 
 def make_pool(ctx: Context, site: Site, spec: PoolSpec) -> Pool:
@@ -129,10 +121,11 @@ def make_pool(ctx: Context, site: Site, spec: PoolSpec) -> Pool:
     return Pool(site_id=site.site_id, spec=spec, gpu=gpu, nodes=nodes, node_index=index)
 
 
-def reserve(slot: Slot, model_id: ModelId, memory_bytes: int) -> None:
-    """The slot's memory holds, or will hold, this model for a bound attempt."""
-    if model_id not in slot.replicas:
-        slot.replicas[model_id] = Replica(model_id=model_id, memory_bytes=memory_bytes, state=ReplicaState.ABSENT)
+def reserve(slot: Slot, key: ReplicaKey, memory_bytes: int) -> None:
+    """The slot's memory holds, or will hold, this replica for a bound attempt."""
+    if key not in slot.replicas:
+        model_id, gang_size = key
+        slot.replicas[key] = Replica(model_id=model_id, gang_size=gang_size, memory_bytes=memory_bytes, state=ReplicaState.ABSENT)
 
 
 def disconnected(ctx: Context, event: SiteDisconnected) -> None:
@@ -207,7 +200,9 @@ def _node_reported(ctx: Context, column: Column, node_index: int, facts: NodeFac
         for model_id in sorted(known - now_there):
             known.discard(model_id)
             ctx.columns.node_changed(column, node_index, kind, model_id, present=False)
-    set_disk_adapters(node, facts.disk_adapters)
+    if node.disk_adapters != set(facts.disk_adapters):
+        node.disk_adapters = set(facts.disk_adapters)
+        ctx.columns.adapters_changed(column)
     for model_id in [model_id for model_id in node.fetching if model_id in node.disk_models]:
         del node.fetching[model_id]
         column.site.fetches -= 1
@@ -217,46 +212,37 @@ def _node_reported(ctx: Context, column: Column, node_index: int, facts: NodeFac
             _slot_reported(ctx, column, node.slots[slot_facts.index], slot_facts)
 
 
-def set_disk_adapters(node: Node, adapters: tuple[AdapterId, ...]) -> None:
-    """The node's disk holds exactly these: the one place where that changes after a restore."""
-    if node.disk_adapters != set(adapters):
-        node.disk_adapters = set(adapters)
-
-
-def set_adapters(replica: Replica, adapters: tuple[AdapterId, ...]) -> None:
-    """The replica holds exactly these: the one place where that changes while the replica lives."""
-    replica.adapters = adapters
-
-
 def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -> None:
     """Believe what is resident, but for victims that bound attempts will evict, and keep room for models they will load."""
     lives = [column.site.attempts[key] for key in slot.attempts if key in column.site.attempts]
     leaving = {model_id for live in lives if live.attempt.state is not AttemptState.STOPPING for model_id in live.evict}
-    told: dict[ModelId, ReplicaFact] = {
-        fact.model_id: fact for fact in facts.replicas if fact.state in _RESIDENT and fact.model_id not in leaving
+    told: dict[ReplicaKey, ReplicaFact] = {
+        ReplicaKey(fact.model_id): fact for fact in facts.replicas if fact.state in _RESIDENT and fact.model_id not in leaving
     }
-    wanted = {live.model_id for live in lives}
-    present = set(told) | wanted
-    changed = present != set(slot.replicas) or facts.ready != slot.ready
+    before = {key: (replica.memory_bytes, replica.adapters) for key, replica in slot.replicas.items()}
     was_free = slot.ready and not slot.attempts
-    for model_id in [model_id for model_id in slot.replicas if model_id not in present]:
-        del slot.replicas[model_id]
-    for model_id in sorted(present):
-        fact = told.get(model_id)
-        if model_id not in slot.replicas:
-            slot.replicas[model_id] = Replica(model_id=model_id, memory_bytes=0, state=ReplicaState.ABSENT)
-        replica = slot.replicas[model_id]
-        if fact is not None:
-            replica.memory_bytes, replica.state = fact.memory_bytes, fact.state
-        else:
-            replica.state = ReplicaState.ABSENT
-        set_adapters(replica, fact.adapters if fact is not None else ())
+    present = sorted({*told, *(live.replica for live in lives)})
+    slot.replicas = {key: _believed(slot.replicas.get(key), key, told.get(key), lives) for key in present}
+    after = {key: (replica.memory_bytes, replica.adapters) for key, replica in slot.replicas.items()}
+    changed = before != after or facts.ready != slot.ready
     if not changed:
         return
     slot.ready = facts.ready
     ctx.columns.slot_changed(column, slot, was_free)
-    for model_id in sorted(told):
-        ctx.queue.wake_model(model_id)
+    for key in sorted(told):
+        ctx.queue.wake_model(key.model_id)
     if slot.ready and not was_free:
         ctx.queue.wake_for_slot(column.index)
         ctx.queue.wake_for_slot(NO_POOL)
+
+
+def _believed(known: Replica | None, key: ReplicaKey, fact: ReplicaFact | None, lives: list[LiveAttempt]) -> Replica:
+    """A replica as reported, or about to be loaded; with the adapters that are on it or that bound attempts will put there."""
+    replica = known or Replica(model_id=key.model_id, gang_size=key.gang_size, memory_bytes=0, state=ReplicaState.ABSENT)
+    adapters = set(fact.adapters) if fact is not None else set()
+    adapters.update(use.adapter_id for live in lives if live.replica == key for use in live.spec.adapters)
+    replica.adapters = tuple(sorted(adapters))
+    replica.state = ReplicaState.ABSENT if fact is None else fact.state
+    if fact is not None:
+        replica.memory_bytes = fact.memory_bytes
+    return replica

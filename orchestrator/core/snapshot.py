@@ -52,6 +52,7 @@ class ReplicaSnapshot:
     """A replica of a slot."""
 
     model_id: ModelId
+    gang_size: int
     memory_bytes: int
     state: ReplicaState
     last_used_us: int
@@ -257,6 +258,7 @@ def _take_node(node: Node) -> NodeSnapshot:
                 replicas=tuple(
                     ReplicaSnapshot(
                         model_id=replica.model_id,
+                        gang_size=replica.gang_size,
                         memory_bytes=replica.memory_bytes,
                         state=replica.state,
                         last_used_us=replica.last_used_us,

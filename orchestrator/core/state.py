@@ -6,6 +6,7 @@ Decides nothing; the handlers beside it do.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from atoll.model.adapter import AdapterSpec
 from atoll.model.attempt import Attempt, AttemptState, FailureKind
@@ -46,15 +47,28 @@ class JobEntry:
     deferral_since_us: int = 0
 
 
-@dataclass(slots=True, kw_only=True)
-class Replica:
-    """A model in a slot's memory, resident or about to be loaded by a bound attempt."""
+class ReplicaKey(NamedTuple):
+    """Which replica of a slot: one that a gang of slots shares is another than one of the slot's own."""
 
     model_id: ModelId
+    gang_size: int = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class Replica:
+    """A model in a slot's memory, resident or about to be loaded by a bound attempt. `memory_bytes`: this slot's share of a gang's."""
+
+    model_id: ModelId
+    gang_size: int = 1
     memory_bytes: int
     state: ReplicaState
     last_used_us: int = 0
-    adapters: tuple[AdapterId, ...] = ()  # loaded on it as last reported, active or not; sorted
+    adapters: tuple[AdapterId, ...] = ()  # loaded on it as last reported or about to be by bound attempts, active or not; sorted
+
+    @property
+    def key(self) -> ReplicaKey:
+        """Its key in its slot."""
+        return ReplicaKey(self.model_id, self.gang_size)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,7 +80,7 @@ class Slot:
     index: int
     memory_bytes: int
     ready: bool = False
-    replicas: dict[ModelId, Replica] = field(default_factory=dict)
+    replicas: dict[ReplicaKey, Replica] = field(default_factory=dict)
     attempts: list[AttemptKey] = field(default_factory=list)
     busy_until_us: int = 0
     last_used_us: int = 0
@@ -102,6 +116,13 @@ class Pool:
         """Its id within the site."""
         return self.spec.pool_id
 
+    def members(self, lead: SlotRef, gang_size: int) -> list[Slot]:
+        """The slots that an attempt led by this one holds; none if the pool does not (any longer) have them all."""
+        node_index = self.node_index.get(lead.node_id)
+        if node_index is None or not 0 <= lead.index <= self.spec.gpus_per_node - gang_size:
+            return []
+        return self.nodes[node_index].slots[lead.index : lead.index + gang_size]
+
 
 @dataclass(slots=True, kw_only=True)
 class LiveAttempt:
@@ -133,6 +154,11 @@ class LiveAttempt:
     def model_id(self) -> ModelId:
         """The model it runs."""
         return self.spec.model_id
+
+    @property
+    def replica(self) -> ReplicaKey:
+        """The replica it runs on, in every slot that it holds."""
+        return ReplicaKey(self.spec.model_id, self.spec.gang_size)
 
     @property
     def begun(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core.placement import kernel, vectors
@@ -64,6 +64,7 @@ def _out(fleet: Fleet) -> Ints:
     return np.full((len(fleet[0]), len(Out)), -1, dtype=np.int64)
 
 
+@settings(deadline=None)
 @given(fleets())
 def test_machine_code_and_numpy_give_the_same(fleet: Fleet) -> None:
     here, there = _out(fleet), _out(fleet)
@@ -80,6 +81,7 @@ def test_machine_code_and_numpy_give_the_same(fleet: Fleet) -> None:
     assert np.array_equal(counts, same) and counts.sum() <= len(codes)
 
 
+@settings(deadline=None)
 @given(fleets())
 def test_plain_python_gives_the_same(fleet: Fleet) -> None:
     plain = getattr(kernel.decide_rows, "py_func", kernel.decide_rows)  # without numba it is plain already
@@ -88,6 +90,7 @@ def test_plain_python_gives_the_same(fleet: Fleet) -> None:
     assert np.array_equal(here, there)
 
 
+@settings(deadline=None)
 @given(fleets())
 def test_the_chosen_row_is_among_the_least_and_parts_add_up(fleet: Fleet) -> None:
     fix, rates, mask, out = fleet[0], fleet[5], fleet[6], _out(fleet)

@@ -17,21 +17,23 @@ from orchestrator.core.placement.column import Column, free_bytes
 from orchestrator.core.placement.columns import REASONS, Columns
 from orchestrator.core.placement.estimate import Estimate
 from orchestrator.core.placement.eviction import Victim, leaving
+from orchestrator.core.placement.gangs import cold_block, ready_block
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.placement.presence import cold_source
+from orchestrator.core.placement.presence import bare_slot, cold_source, ready_slot, warm_slot
 from orchestrator.core.placement.registry import terms_of
 from orchestrator.core.placement.rows import (
     COLD,
     NO_DEADLINE,
     OVERDUE_US,
     RATES,
+    READY,
     Bools,
     Ints,
     Out,
     Rate,
     State,
 )
-from orchestrator.core.state import Slot
+from orchestrator.core.state import ReplicaKey, Slot
 
 # As plain integers: a member of an IntEnum costs a look-up where a list is indexed.
 _STATE, _WAIT, _TOTAL, _BINDABLE = int(Out.STATE), int(Out.WAIT), int(Out.TOTAL), int(State.BINDABLE)
@@ -91,7 +93,7 @@ class Board:
                 cold=row // pools == COLD,
                 wait_us=0 if figures[_STATE] == _BINDABLE else figures[_WAIT],
             )
-            for row, term, figures in zip(rows, terms_of(self.estimate.still, index, self.out), told, strict=True)
+            for row, term, figures in zip(rows, terms_of(self.estimate.still, index, pools, self.out), told, strict=True)
         )
 
     def is_at(self, row: int, candidate: Candidate | None) -> bool:
@@ -139,7 +141,7 @@ class Scorer:
     ) -> Board:
         """Cost every row of a class. `slack_us`: until the job's deadline; `mask`: the rows that may be chosen."""
         columns, rates = self._columns, self._rates
-        presence = columns.where.presence(key.model_id)
+        presence = columns.where.presence(estimate.variant, columns.prices)
         if len(self._out) != len(estimate.fix):
             self._out = np.zeros((len(estimate.fix), len(Out)), dtype=np.int64)
             self._everything = np.ones(len(estimate.fix), dtype=np.bool_)
@@ -171,13 +173,27 @@ class Scorer:
         return self._columns.prices.copies(model_id) >= 1
 
 
-def slot_of(board: Board, row: int) -> Slot | None:
-    """The slot that a row which can be bound means."""
-    column, model_id = board.column(row), board.estimate.model.model_id
-    if not board.is_cold(row):
-        warm = column.warm.get(model_id)
-        return None if warm is None else column.top(warm.free) or column.top(warm.open)
-    node_index, _, _ = cold_source(column, model_id)
+def slots_of(board: Board, row: int) -> tuple[Slot, ...]:
+    """The slots that a row which can be bound means, the lead first; one, unless the class is a gang's."""
+    column, variant = board.column(row), board.estimate.variant
+    if variant.gang_size > 1:
+        block = (
+            cold_block(column, variant, board.estimate.memory_bytes, board.columns.prices)
+            if board.is_cold(row)
+            else ready_block(column, variant)
+        )
+        return () if block is None else block.slots
+    if board.is_cold(row):
+        slot = _cold_slot(board, column)
+    elif not variant.adapters:
+        slot = warm_slot(column, variant.model_id)
+    else:
+        slot = (ready_slot if row // board.pools == READY else bare_slot)(column, variant)
+    return () if slot is None else (slot,)
+
+
+def _cold_slot(board: Board, column: Column) -> Slot | None:
+    node_index, _, _ = cold_source(column, board.estimate.variant.model_id)
     free = column.free if node_index is None else column.free_on[node_index]
     roomy = column.top(free.roomy)
     fits = roomy is not None and free_bytes(roomy) >= board.estimate.memory_bytes
@@ -188,16 +204,25 @@ def victims_in(board: Board, row: int, slot: Slot) -> tuple[Victim, ...]:
     """What leaves an idle slot so that the class of the board fits."""
     if slot.attempts:
         return ()
-    model_id = board.estimate.model.model_id
-    victims = board.columns.prices.victims(slot, board.column(row).pool, besides=model_id)
+    variant = board.estimate.variant
+    own = ReplicaKey(variant.model_id, variant.gang_size)
+    victims = board.columns.prices.victims(slot, board.column(row).pool, besides=own)
     held = sum(victim.memory_bytes for victim in victims)
     return leaving(victims, held + board.estimate.memory_bytes - slot.memory_bytes)
 
 
 def awaited_slot(board: Board, row: int) -> Slot | None:
     """The busy slot whose end a row waits for; None where it waits for something else."""
-    column = board.column(row)
+    column, variant = board.column(row), board.estimate.variant
+    if variant.gang_size > 1:
+        need_bytes, prices = board.estimate.memory_bytes, board.columns.prices
+        block = cold_block(column, variant, need_bytes, prices) if board.is_cold(row) else ready_block(column, variant)
+        busy = [slot for slot in block.slots if slot.attempts] if block is not None else []
+        return max(busy, key=lambda slot: slot.busy_until_us, default=None)
     if board.is_cold(row):
         return column.top(column.busy) if column.free_slots == 0 else None
-    warm = column.warm.get(board.estimate.model.model_id)
-    return (column.top(warm.open) or column.top(warm.full)) if warm is not None else None
+    if not variant.adapters:
+        slot = warm_slot(column, variant.model_id)
+    else:
+        slot = (ready_slot if row // board.pools == READY else bare_slot)(column, variant)
+    return slot if slot is not None and slot.attempts else None

@@ -6,10 +6,20 @@ Decides which jobs are alike. Must not know the fleet's present state.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from atoll.model.ids import ModelId, SiteId
+from atoll.model.ids import AdapterId, ModelId, SiteId
 from atoll.model.job import PRIORITY_RANK, Constraints, JobSpec, Priority
 from atoll.model.shape import Precision, Shape
+
+
+class Variant(NamedTuple):
+    """What has to be resident: the model, shared by how many slots, with which adapters (sorted). `need_bytes`: of each slot of a gang."""
+
+    model_id: ModelId
+    gang_size: int
+    adapters: tuple[AdapterId, ...]
+    need_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +34,7 @@ class ClassKey:
     origin_site: SiteId | None
     simulated: bool
     gang_size: int
+    adapters: tuple[AdapterId, ...]  # sorted; their scales make no difference
     avoid: frozenset[SiteId]
     avoid_until_us: int
     # What the dataclass would compute at each look-up, kept: ten fields hashed anew would cost more than a decision. Only dicts read it.
@@ -32,12 +43,16 @@ class ClassKey:
     def __post_init__(self) -> None:
         figures = (
             self.model_id, self.shape, self.precision, self.priority, self.constraints, self.origin_site,
-            self.simulated, self.gang_size, self.avoid, self.avoid_until_us,
+            self.simulated, self.gang_size, self.adapters, self.avoid, self.avoid_until_us,
         )  # fmt: skip
         object.__setattr__(self, "_hash", figures.__hash__())
 
     def __hash__(self) -> int:
         return self._hash
+
+    def variant(self, need_bytes: int) -> Variant:
+        """What has to be resident, where a slot of it needs this much memory."""
+        return Variant(self.model_id, self.gang_size, self.adapters, need_bytes if self.gang_size > 1 else 0)
 
     @property
     def rank(self) -> int:
@@ -67,6 +82,7 @@ def class_of(spec: JobSpec, avoidance: Avoidance = NO_AVOIDANCE) -> ClassKey:
         origin_site=spec.origin_site,
         simulated=spec.simulated,
         gang_size=spec.gang_size,
+        adapters=tuple(sorted(use.adapter_id for use in spec.adapters)),
         avoid=avoidance.sites,
         avoid_until_us=avoidance.until_us,
     )

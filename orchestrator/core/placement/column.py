@@ -6,12 +6,13 @@ slot's version is the one it was made for, so contents and not history decide. M
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Final
 
 from atoll.model.ids import ModelId
-from orchestrator.core.state import Pool, Site, Slot
+from orchestrator.core.state import Pool, ReplicaKey, Site, Slot
 
 # (key, second key, node index, slot index, version): valid while the slot's version is this one.
 Entry = tuple[int, int, int, int, int]
@@ -45,15 +46,17 @@ class Column:
     index: int
     site: Site
     pool: Pool
+    depth: int  # attempts that may be bound to a slot
     first_node: int = -1
     free: Free = field(default_factory=Free)
     free_on: list[Free] = field(default_factory=list)  # by node
     busy: list[Entry] = field(default_factory=list)  # by busy_until
-    warm: dict[ModelId, WarmIndex] = field(default_factory=dict)
+    warm: dict[ReplicaKey, WarmIndex] = field(default_factory=dict)
     disk: dict[ModelId, set[int]] = field(default_factory=dict)  # nodes by index
     host: dict[ModelId, set[int]] = field(default_factory=dict)
     fetching: dict[ModelId, set[int]] = field(default_factory=dict)
-    resident: dict[tuple[int, int], set[ModelId]] = field(default_factory=dict)  # models of each ready slot, as indexed
+    replicas: dict[ModelId, Counter[ReplicaKey]] = field(default_factory=dict)  # of each model, by the slots that hold them
+    resident: dict[tuple[int, int], set[ReplicaKey]] = field(default_factory=dict)  # of each ready slot, as indexed
     free_slots: int = 0
     node_free: list[int] = field(default_factory=list)  # free slots per node
 
@@ -71,6 +74,11 @@ class Column:
             heappop(heap)
         return None
 
+    def is_open(self, slot: Slot, key: ReplicaKey) -> bool:
+        """Whether a busy slot executes on this replica and may take one more behind it. One that is being emptied for somebody may not."""
+        first = self.site.attempts[slot.attempts[0]]
+        return first.replica == key and first.gives_way_to is None and len(slot.attempts) < self.depth
+
     def add_entry(self, heap: list[Entry], entry: Entry) -> None:
         """Put a slot at its place in a heap, and drop stale entries when there are many."""
         heappush(heap, entry)
@@ -80,7 +88,26 @@ class Column:
 
     def has(self, model_id: ModelId) -> bool:
         """Whether anything of the model is in this pool or on its way."""
-        return model_id in self.warm or model_id in self.disk or model_id in self.host or model_id in self.fetching
+        return model_id in self.replicas or model_id in self.disk or model_id in self.host or model_id in self.fetching
+
+    def copies(self, model_id: ModelId) -> int:
+        """Replicas of the model, a gang's as one."""
+        return sum(slots // key.gang_size for key, slots in self.replicas.get(model_id, {}).items())
+
+    def hold(self, key: ReplicaKey, where: tuple[int, int], step: int) -> None:
+        """One slot more (or, with -1, fewer) holds this replica."""
+        if step > 0:
+            self.warm.setdefault(key, WarmIndex()).slots.add(where)
+        else:
+            self.warm[key].slots.discard(where)
+            if not self.warm[key].slots:
+                del self.warm[key]
+        held = self.replicas.setdefault(key.model_id, Counter())
+        held[key] += step
+        if not held[key]:
+            del held[key]
+        if not held:
+            del self.replicas[key.model_id]
 
 
 def free_bytes(slot: Slot) -> int:

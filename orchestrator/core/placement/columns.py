@@ -16,12 +16,12 @@ from atoll.model.ids import GpuTypeId, ModelId, PoolId, SiteId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason
 from atoll.model.site import SiteAdmin, SiteConnection, SiteRuntime
-from orchestrator.core.placement.column import Column, Free, WarmIndex, free_bytes, is_free
+from orchestrator.core.placement.column import Column, Free, free_bytes, is_free
 from orchestrator.core.placement.eviction import Prices, as_figures
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.rows import ROOM_WIDTH, Bools, Dyn, Ints, Room
 from orchestrator.core.placement.whereabouts import Whereabouts
-from orchestrator.core.state import Pool, Site, Slot
+from orchestrator.core.state import Pool, ReplicaKey, Site, Slot
 
 # Every reason by a small number, so that rejections are counted in arrays. 0: none.
 REASONS: Final[tuple[Reason | None, ...]] = (None, *Reason)
@@ -101,7 +101,7 @@ class Columns:
             self.price[index] = pool.spec.usd_micros_per_gpu_hour or pool.gpu.usd_micros_per_hour
             self.node_disk[index] = pool.spec.node.disk_cache_bytes
         for column in self.columns:
-            for model_id in {**column.warm, **column.disk, **column.host}:
+            for model_id in {**column.replicas, **column.disk, **column.host}:
                 self.where.seen(model_id, column)
             for model_id in column.fetching:
                 self.where.site_seen(model_id, column)
@@ -134,11 +134,16 @@ class Columns:
     def _kept(self, site: Site, pool: Pool) -> Column:
         """The column of this very pool, or a new one."""
         known = self.by_pool.get((site.site_id, pool.pool_id))
-        return known if known is not None and known.pool is pool else Column(index=-1, site=site, pool=pool)
+        return known if known is not None and known.pool is pool else Column(index=-1, site=site, pool=pool, depth=self.depth)
 
     def _count_out(self, column: Column) -> list[ModelId]:
         """A pool is gone, and with it its copies and flights. The models whose price that changed."""
-        changed = [model_id for model_id, warm in column.warm.items() for _ in warm.slots if self.prices.count(model_id, -1)]
+        changed = [
+            key.model_id
+            for key, warm in column.warm.items()
+            for where in warm.slots
+            if self._counts(key, where) and self.prices.count(key.model_id, -1)
+        ]
         for model_id, nodes in column.fetching.items():
             for node_index in nodes:
                 self.where.end_flight(column, model_id, node_index)
@@ -211,6 +216,7 @@ class Columns:
         self._push(column, slot)
         self._refresh_pool(column)
         self._refresh_node(column, slot.node_index)
+        self.where.turned(column)
 
     def _node_turned(self, column: Column, node_index: int) -> None:
         """A node has a free slot again, or none any more: where weights are nearest may change for all that it holds."""
@@ -228,8 +234,8 @@ class Columns:
         repriced: list[ModelId] = []
         if present != known:
             column.resident[where] = present
-            repriced = [model_id for model_id in known - present if self._cool(column, model_id, where)]
-            repriced += [model_id for model_id in present - known if self._warmed(column, model_id, where)]
+            repriced = [key.model_id for key in known - present if self._held(column, key, where, -1)]
+            repriced += [key.model_id for key in present - known if self._held(column, key, where, 1)]
         if slot.ready:
             self._push_entries(column, slot)
         # Only now: the slot itself may be among those that are sorted again.
@@ -247,25 +253,20 @@ class Columns:
             for free in (column.free, column.free_on[slot.node_index]):
                 column.add_entry(free.cheap, (price_us, slot.last_used_us, *entry))
                 column.add_entry(free.roomy, (room, slot.last_used_us, *entry))
-        executing = column.site.attempts[bound[0]].model_id if bound else None
-        # A slot that is being emptied for somebody takes nobody else meanwhile.
-        depth = self.depth if not bound or column.site.attempts[bound[0]].gives_way_to is None else 0
-        for model_id, replica in slot.replicas.items():
-            warm = column.warm[model_id]
+        for key, replica in slot.replicas.items():
+            warm = column.warm[key]
             if not bound:
                 column.add_entry(warm.free, (-replica.last_used_us, 0, *entry))
-            elif model_id == executing and len(bound) < depth:
-                column.add_entry(warm.open, (slot.busy_until_us, 0, *entry))
             else:
-                column.add_entry(warm.full, (slot.busy_until_us, 0, *entry))
-            self.where.stale(model_id, column)
+                column.add_entry(warm.open if column.is_open(slot, key) else warm.full, (slot.busy_until_us, 0, *entry))
+            self.where.stale(key.model_id, column)
 
     def reprice(self, model_id: ModelId) -> None:
         """The price of a model's replicas changed: free slots that hold one are sorted again."""
         for index in self.where.by_model.get(model_id, ()):
             column = self.columns[index]
-            warm = column.warm.get(model_id)
-            for node_index, slot_index in sorted(warm.slots) if warm is not None else ():
+            slots = {where for key in column.replicas.get(model_id, ()) for where in column.warm[key].slots}
+            for node_index, slot_index in sorted(slots):
                 slot = column.slot(node_index, slot_index)
                 if is_free(slot):
                     slot.version += 1
@@ -273,20 +274,19 @@ class Columns:
                 self._refresh_node(column, node_index)
             self._refresh_pool(column)
 
-    def _warmed(self, column: Column, model_id: ModelId, where: tuple[int, int]) -> bool:
-        """A slot holds a model now. Whether that changed the price of its copies."""
-        column.warm.setdefault(model_id, WarmIndex()).slots.add(where)
-        self.where.seen(model_id, column)
-        return self.prices.count(model_id, 1)
+    def _held(self, column: Column, key: ReplicaKey, where: tuple[int, int], step: int) -> bool:
+        """A slot holds a replica now, or (-1) no more. Whether that changed the price of the model's other copies."""
+        column.hold(key, where, step)
+        if step > 0:
+            self.where.seen(key.model_id, column)
+        else:
+            self.where.gone(key.model_id, column)
+        return self._counts(key, where) and self.prices.count(key.model_id, step)
 
-    def _cool(self, column: Column, model_id: ModelId, where: tuple[int, int]) -> bool:
-        """A slot holds a model no more. Whether that changed the price of its other copies."""
-        warm = column.warm[model_id]
-        warm.slots.discard(where)
-        if not warm.slots:
-            del column.warm[model_id]
-        self.where.gone(model_id, column)
-        return self.prices.count(model_id, -1)
+    @staticmethod
+    def _counts(key: ReplicaKey, where: tuple[int, int]) -> bool:
+        """Whether this slot stands for the replica: the first of its gang does."""
+        return where[1] % key.gang_size == 0
 
     def _refresh_pool(self, column: Column) -> None:
         busy = column.top(column.busy)
@@ -328,6 +328,11 @@ class Columns:
         if not nodes:
             index.pop(model_id, None)
         self.where.gone(model_id, column)
+
+    def adapters_changed(self, column: Column) -> None:
+        """Other adapters are on a node's disk, or on a replica."""
+        for model_id in column.replicas:
+            self.where.stale(model_id, column)
 
     def model_changed(self, model_id: ModelId) -> None:
         """The catalogue says something else of a model than before."""

@@ -12,20 +12,21 @@ from typing import Final
 
 import numpy as np
 
-from atoll.model.ids import ModelId, SiteId
+from atoll.model.adapter import AdapterSpec
+from atoll.model.ids import AdapterId, ModelId, SiteId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec
-from atoll.physics.coldstart import init_us
+from atoll.physics.coldstart import init_us, patch_us
 from atoll.physics.execution import execution_us
 from atoll.physics.memory import peak_bytes
 from atoll.physics.output import output_bytes
-from orchestrator.core.placement.classes import ClassKey
+from orchestrator.core.placement.classes import ClassKey, Variant
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.filters import static_reasons
 from orchestrator.core.placement.inputs import Inputs
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.registry import Still, still
-from orchestrator.core.placement.rows import COLD, Bools, Fix, Ints
+from orchestrator.core.placement.rows import BARE, COLD, READY, Bools, Fix, Ints
 from orchestrator.core.placement.terms import money, risk
 
 # Estimates kept, in bytes: 15 KB a class at 36 sites, 1.5 MB at 3,600. Beyond it the oldest is computed again when asked for.
@@ -36,7 +37,7 @@ _RATE_MIN: Final = 1
 # A fetch of a year is as good as none, and its sum with others stays far from overflowing.
 _FETCH_MAX_US: Final = 2**45
 _BYTES_PER_GB: Final = 10**9
-_DELAYS: Final = frozenset({"input", "stage", "init", "execution", "output"})
+_DELAYS: Final = frozenset({"input", "stage", "init", "adapt", "execution", "output"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class Estimate:
 
     version: int
     model: ModelSpec
+    variant: Variant
     codes: Ints
     memory_bytes: int
     still: Still
@@ -57,9 +59,16 @@ class Estimate:
 class Estimator:
     """Estimates by class, computed when first asked for."""
 
-    __slots__ = ("_columns", "_estimates", "_hashes", "_links", "_policy")
+    __slots__ = ("_adapters", "_columns", "_estimates", "_hashes", "_links", "_policy")
 
-    def __init__(self, columns: Columns, policy: Policy, links: Mapping[tuple[SiteId, SiteId], LinkSpec]) -> None:
+    def __init__(
+        self,
+        columns: Columns,
+        policy: Policy,
+        links: Mapping[tuple[SiteId, SiteId], LinkSpec],
+        adapters: Mapping[AdapterId, AdapterSpec],
+    ) -> None:
+        self._adapters = adapters
         self._columns = columns
         self._policy = policy
         self._links = links
@@ -86,66 +95,84 @@ class Estimator:
         columns = self._columns
         h2d = _transfer(model.weights_bytes, columns.h2d_rate)
         stage = np.maximum(h2d, _transfer(model.weights_bytes, columns.disk_rate))
-        inputs = self._inputs(key, model, stage)
+        near_us, far_us = self._adapting(key)
+        inputs = self._inputs(key, model, stage, far_us)
         memory = model.resident_bytes + peak_bytes(model, key.shape)
         count = len(columns.columns)
-        codes = static_reasons(key, model, memory, money.price_usd_micros(inputs)[count:], columns)
+        codes = static_reasons(key, model, memory, money.price_usd_micros(inputs)[count : 2 * count], columns)
         known = still(inputs, self._policy.terms)
         whole = still(inputs, _DELAYS) if not self._policy.terms >= _DELAYS else known
         return Estimate(
             version=columns.version,
             model=model,
+            variant=key.variant(memory),
             codes=codes,
             memory_bytes=memory,
             still=known,
-            fix=self._fix(model, inputs, known, codes == 0, stage - h2d),
+            fix=self._fix(model, inputs, known, codes == 0, stage - h2d, far_us - near_us),
             execution_us=inputs.execution_us,
             output_us=inputs.output_us,
             unpriced_us=whole.serial_us - known.serial_us,
         )
 
-    def _inputs(self, key: ClassKey, model: ModelSpec, stage: Ints) -> Inputs:
-        """Both kinds of rows of every pool."""
+    def _adapting(self, key: ClassKey) -> tuple[int, Ints]:
+        """Microseconds to put the class's adapters on a replica: with their files on the node's disk; and per pool, with a fetch first."""
+        known = [self._adapters[adapter_id] for adapter_id in key.adapters if adapter_id in self._adapters]
+        near_us = sum(patch_us(adapter) for adapter in known)
+        size = sum(adapter.weights_bytes for adapter in known)
+        return near_us, near_us + np.minimum(_transfer(size, self._columns.origin_rate), _FETCH_MAX_US)
+
+    def _inputs(self, key: ClassKey, model: ModelSpec, stage: Ints, adapt: Ints) -> Inputs:
+        """All kinds of rows of every pool."""
         columns = self._columns
         count = len(columns.columns)
+        kinds = BARE + 1 if key.adapters else COLD + 1
         by_type = [execution_us(model, key.shape, gpu, key.precision) for gpu in columns.gpu_types]
         execution = np.array(by_type or [0], dtype=np.int64)[columns.gpu]
         input_time, output_time, egress = self._transfers(key, model)
         specs = [column.site.record.spec for column in columns.columns]
+        preemptions = np.array([spec.preemptions_per_million_gpu_hours for spec in specs], dtype=np.int64)
+        kind = np.arange(kinds * count) // max(count, 1)
         return Inputs(
-            cold=np.arange(2 * count) // max(count, 1) == COLD,
-            input_us=_both(input_time),
-            stage_us=_both(stage),
-            init_us=np.full(2 * count, init_us(model), dtype=np.int64),
-            execution_us=_both(execution),
-            output_us=_both(output_time),
-            usd_micros_per_hour=_both(columns.price),
-            egress_usd_micros=_both(egress),
-            preemptions_per_million_hours=_both(np.array([spec.preemptions_per_million_gpu_hours for spec in specs], dtype=np.int64)),
+            cold=kind == COLD,
+            input_us=np.tile(input_time, kinds),
+            stage_us=np.tile(stage, kinds),
+            init_us=np.full(kinds * count, init_us(model), dtype=np.int64),
+            adapt_us=np.where(kind == READY, 0, np.tile(adapt, kinds)),
+            execution_us=np.tile(execution, kinds),
+            output_us=np.tile(output_time, kinds),
+            usd_micros_per_hour=np.tile(columns.price, kinds),
+            egress_usd_micros=np.tile(egress, kinds),
+            preemptions_per_million_hours=np.tile(preemptions, kinds),
+            gang_size=key.gang_size,
             weight_milli=self._policy.weight_milli(key.priority),
             seconds_per_dollar=self._policy.seconds_per_dollar,
-            hazard_per_million_hours=self._policy.hazard_per_million_hours,
+            hazard_per_million_hours=self._policy.hazard_per_million_hours * key.gang_size,
             fail_ppm=self._policy.load_failure_ppm,
         )
 
-    def _fix(self, model: ModelSpec, inputs: Inputs, known: Still, feasible: Bools, host_saving: Ints) -> Ints:
+    def _fix(
+        self, model: ModelSpec, inputs: Inputs, known: Still, feasible: Bools, host_saving: Ints, near_saving: Ints
+    ) -> Ints:
         rows = len(inputs.cold)
+        kinds = rows // max(len(feasible), 1)
         fix = np.zeros((rows, len(Fix)), dtype=np.int64)
         fetch = np.minimum(_transfer(model.weights_bytes, self._columns.origin_rate), _FETCH_MAX_US)
         risky = risk.NAME in self._policy.terms
         for column, figures in (
-            (Fix.FEASIBLE, _both(feasible.astype(np.int64))),
+            (Fix.FEASIBLE, np.tile(feasible, kinds)),
             (Fix.SERIAL, known.serial_us),
             (Fix.INPUT, known.input_us),
             (Fix.PRICE, known.price_us),
             (Fix.RISK_PPM, risk.loss_ppm(inputs) * risky),
             (Fix.FAIL_PPM, risk.failure_ppm(inputs) * risky),
             (Fix.HALF_OCCUPANCY, inputs.occupancy_us // 2),
-            (Fix.FETCH, _both(fetch)),
+            (Fix.FETCH, np.tile(fetch, kinds)),
             (Fix.RELOAD, inputs.loading_us),
-            (Fix.HOST_SAVING, _both(host_saving)),
+            (Fix.HOST_SAVING, np.tile(host_saving, kinds)),
+            (Fix.NEAR_SAVING, np.tile(near_saving, kinds)),
             (Fix.USD, inputs.usd_micros_per_hour),
-            (Fix.HASH, _both(self._hash_of(model.model_id))),
+            (Fix.HASH, np.tile(self._hash_of(model.model_id), kinds)),
         ):
             fix[:, column] = figures
         return fix
@@ -188,11 +215,6 @@ class Estimator:
             found[spec.site_id] = (rtt, rtt + size * 1_000_000 // rate, egress * size // _BYTES_PER_GB)
         table = np.array([found[site_id] for site_id in columns.site_ids] or np.zeros((0, 3)), dtype=np.int64)
         return table[:, 0], table[:, 1], table[:, 2]
-
-
-def _both(figures: Ints) -> Ints:
-    """Figures of pools as those of their rows of both kinds."""
-    return np.concatenate([figures, figures])
 
 
 def _transfer(size: int, rates: Ints) -> Ints:

@@ -19,7 +19,7 @@ from atoll.model.modelspec import ModelSpec
 from atoll.physics.coldstart import init_us, stage_us
 from orchestrator.core.placement.hazard import X_PPM_MAX, within_ppm
 from orchestrator.core.placement.rows import FORBIDDEN_US, VICTIMS
-from orchestrator.core.state import Pool, Replica, Slot
+from orchestrator.core.state import Pool, Replica, ReplicaKey, Slot
 
 _MS_PER_HOUR: Final = 3_600_000
 # A replica of a model that is not in the catalogue any more costs nobody anything.
@@ -104,7 +104,7 @@ class Prices:
             known = self._wanted[model_id] = _rounded(within_ppm(min(expected_ppm, X_PPM_MAX)) // copies)
         return known
 
-    def victims(self, slot: Slot, pool: Pool, besides: ModelId | None = None) -> list[Victim]:
+    def victims(self, slot: Slot, pool: Pool, besides: ReplicaKey | None = None) -> list[Victim]:
         """What could leave the slot, the cheapest first, among equals the longest idle."""
         found = [
             Victim(
@@ -114,7 +114,7 @@ class Prices:
                 memory_bytes=replica.memory_bytes,
             )
             for replica in slot.replicas.values()
-            if replica.model_id != besides
+            if replica.key != besides
         ]
         if len(found) > 1:
             found.sort(key=lambda victim: (victim.price_us, victim.last_used_us, victim.model_id))

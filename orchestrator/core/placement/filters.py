@@ -56,6 +56,7 @@ def static_reasons(key: ClassKey, model: ModelSpec, memory_bytes: int, price_usd
         reject(np.array([site in key.avoid for site in columns.site_ids], dtype=np.bool_), Reason.RECENT_FAILURE)
     capable = [supports(key.precision, fp8_flops=gpu.fp8_flops, fp4_flops=gpu.fp4_flops) for gpu in columns.gpu_types]
     reject(~np.array(capable or [True], dtype=np.bool_)[columns.gpu], Reason.PRECISION_UNSUPPORTED)
+    reject(columns.gpus_per_node < key.gang_size, Reason.GANG_TOO_LARGE)
     reject(columns.memory < memory_bytes, Reason.MEMORY_TOO_SMALL)
     reject(columns.node_disk < model.weights_bytes, Reason.DISK_TOO_SMALL)
     if wanted.max_price_usd_micros:

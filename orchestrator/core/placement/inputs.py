@@ -18,11 +18,13 @@ class Inputs:
     input_us: Ints
     stage_us: Ints  # from disk to GPU
     init_us: Ints
+    adapt_us: Ints  # fetching and patching the adapters that the row's replica lacks
     execution_us: Ints
     output_us: Ints
     usd_micros_per_hour: Ints
     egress_usd_micros: Ints  # for the result to leave the site
     preemptions_per_million_hours: Ints  # of the site's GPUs, by their owner
+    gang_size: int
     weight_milli: int
     seconds_per_dollar: int
     hazard_per_million_hours: int
@@ -31,7 +33,7 @@ class Inputs:
     @property
     def occupancy_us(self) -> Ints:
         """For how long the slot is taken, without waiting for the fetch."""
-        return self.loading_us + self.execution_us
+        return self.loading_us + self.adapt_us + self.execution_us
 
     @property
     def loading_us(self) -> Ints:

@@ -48,11 +48,13 @@ _COLD, _BARE = int(COLD), int(BARE)
 _F_FEASIBLE, _F_SERIAL, _F_INPUT, _F_PRICE = int(Fix.FEASIBLE), int(Fix.SERIAL), int(Fix.INPUT), int(Fix.PRICE)
 _F_RISK, _F_FAIL, _F_HALF, _F_FETCH = int(Fix.RISK_PPM), int(Fix.FAIL_PPM), int(Fix.HALF_OCCUPANCY), int(Fix.FETCH)
 _F_RELOAD, _F_SAVING, _F_USD, _F_HASH = int(Fix.RELOAD), int(Fix.HOST_SAVING), int(Fix.USD), int(Fix.HASH)
+_F_NEAR = int(Fix.NEAR_SAVING)
 _D_ACCEPTING, _D_FREE, _D_SOONEST, _D_FLOWS = int(Dyn.ACCEPTING), int(Dyn.FREE), int(Dyn.SOONEST), int(Dyn.FLOWS)
 _MOST, _LEAST, _VICTIM = int(Room.MOST), int(Room.LEAST), int(Room.VICTIM)
 _P_POOL, _P_READY, _P_READY_UNTIL = int(Pres.POOL), int(Pres.READY), int(Pres.READY_UNTIL)
 _P_BARE, _P_BARE_UNTIL, _P_SOURCE, _P_SOURCE_US = int(Pres.BARE), int(Pres.BARE_UNTIL), int(Pres.SOURCE), int(Pres.SOURCE_US)
 _P_COLD, _P_COLD_UNTIL, _P_NODE = int(Pres.COLD), int(Pres.COLD_UNTIL), int(Pres.NODE)
+_P_COLD_PRICE, _P_COLD_BYTES, _P_NEAR = int(Pres.COLD_PRICE), int(Pres.COLD_BYTES), int(Pres.BARE_NEAR)
 _O_STATE, _O_WAIT, _O_FETCH, _O_SAVING, _O_EVICT = int(Out.STATE), int(Out.WAIT), int(Out.FETCH), int(Out.SAVING), int(Out.EVICT)
 _O_BYTES, _O_CHURN, _O_RISK, _O_TARDY = int(Out.EVICTED_BYTES), int(Out.CHURN), int(Out.RISK), int(Out.TARDY)
 _O_DELAY, _O_TOTAL = int(Out.DELAY), int(Out.TOTAL)
@@ -188,6 +190,7 @@ def _cold_line(fix: Ints, nodes: Ints, pres: Ints, rates: Ints, out: Ints, line:
     if pres[line, _P_COLD] >= 0:
         out[row, _O_STATE] = pres[line, _P_COLD]
         out[row, _O_WAIT] = 0 if pres[line, _P_COLD] == _BINDABLE else max(pres[line, _P_COLD_UNTIL] - now, OVERDUE_US)
+        out[row, _O_EVICT], out[row, _O_BYTES] = pres[line, _P_COLD_PRICE] * rates[_R_EVICT] // 1_000, pres[line, _P_COLD_BYTES]
     if source == _FETCHING:
         out[row, _O_FETCH] = max(pres[line, _P_SOURCE_US] - now, 0)
     elif source == _SITE_FETCHING and pres[line, _P_SOURCE_US] > now:
@@ -199,7 +202,7 @@ def _cold_line(fix: Ints, nodes: Ints, pres: Ints, rates: Ints, out: Ints, line:
         out[row, _O_FETCH] = 0
         if source == _HOST:
             out[row, _O_SAVING] = fix[row, _F_SAVING]
-    if source in (_FETCHING, _DISK, _HOST) and out[row, _O_WAIT] == 0:
+    if source in (_FETCHING, _DISK, _HOST) and out[row, _O_WAIT] == 0 and pres[line, _P_COLD] < 0:
         price, gone = _room(nodes, pres[line, _P_NODE], rates[_R_NEED])
         out[row, _O_EVICT], out[row, _O_BYTES] = price * rates[_R_EVICT] // 1_000, gone
         out[row, _O_STATE] = _BINDABLE if price < FORBIDDEN_US else _IMPOSSIBLE
@@ -220,7 +223,9 @@ def decide_rows(
         if fix[pool, _F_FEASIBLE] and dyn[pool, _D_ACCEPTING]:
             _slot_row(out, pool, pres[line, _P_READY], pres[line, _P_READY_UNTIL], now)
             if len(out) > _BARE * pools:
-                _slot_row(out, _BARE * pools + pool, pres[line, _P_BARE], pres[line, _P_BARE_UNTIL], now)
+                bare = _BARE * pools + pool
+                _slot_row(out, bare, pres[line, _P_BARE], pres[line, _P_BARE_UNTIL], now)
+                out[bare, _O_SAVING] = fix[bare, _F_NEAR] if pres[line, _P_NEAR] else 0
             _cold_line(fix, nodes, pres, rates, out, line, pools + pool)
     for row in range(len(out)):
         if out[row, _O_STATE] != _IMPOSSIBLE:

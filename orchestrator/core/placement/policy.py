@@ -40,7 +40,7 @@ _REAL_WAITS: Final = (
 
 # Every term that a policy may leave out. `registry` has them in the order of printing; a test holds the two together.
 ALL_TERMS: Final = frozenset(
-    {"input", "stage", "init", "execution", "output", "money", "net", "evict", "churn", "risk", "deadline"}
+    {"input", "stage", "init", "adapt", "execution", "output", "money", "net", "evict", "churn", "risk", "deadline"}
 )
 
 

@@ -12,17 +12,21 @@ from typing import Final
 import numpy as np
 
 from atoll.model.ids import ModelId
-from orchestrator.core.placement.column import Column, WarmIndex
+from orchestrator.core.placement.classes import Variant
+from orchestrator.core.placement.column import Column, is_free
+from orchestrator.core.placement.eviction import Prices
+from orchestrator.core.placement.gangs import gang_line
 from orchestrator.core.placement.rows import Ints, Pres, Slots, Source
+from orchestrator.core.state import ReplicaKey, Slot
 
 _LINES_AT_FIRST: Final = 4
 
 
 @dataclass(slots=True)
 class Presence:
-    """Lines of one model. `lines[:used]` count; `at` says which line is of which pool."""
+    """Lines of one model in one form. `lines[:used]` count; `at` says which line is of which pool."""
 
-    model_id: ModelId
+    variant: Variant
     lines: Ints = field(default_factory=lambda: np.zeros((_LINES_AT_FIRST, len(Pres)), dtype=np.int64))
     used: int = 0
     at: dict[int, int] = field(default_factory=dict)
@@ -56,26 +60,69 @@ class Presence:
         return self.lines[: self.used]
 
 
-def line_of(column: Column, model_id: ModelId, flight_us: int | None) -> list[int]:
+def line_of(column: Column, presence: Presence, flight_us: int | None, prices: Prices) -> list[int]:
     """The line of a pool. `flight_us`: when the earliest fetch of the model anywhere at the site should be done, None: there is none."""
-    state, until_us = _warm(column, column.warm.get(model_id))
-    node_index, source, ready_us = cold_source(column, model_id)
+    variant = presence.variant
+    if variant.gang_size > 1:
+        return gang_line(column, variant, prices)
+    ready, ready_us, bare, bare_us, saved = Slots.NONE, 0, Slots.NONE, 0, 0
+    if variant.adapters:
+        ready, ready_us = _standing(column, variant, ready_slot(column, variant))
+        slot = bare_slot(column, variant)
+        bare, bare_us = _standing(column, variant, slot)
+        saved = int(slot is not None and column.pool.nodes[slot.node_index].disk_adapters.issuperset(variant.adapters))
+    else:
+        ready, ready_us = _standing(column, variant, warm_slot(column, variant.model_id))
+    node_index, source, ready_at_us = cold_source(column, variant.model_id)
     if source is Source.ORIGIN and flight_us is not None:
-        source, ready_us = Source.SITE_FETCHING, flight_us
+        source, ready_at_us = Source.SITE_FETCHING, flight_us
     node = -1 if node_index is None else column.first_node + node_index
-    return [column.index, state, until_us, Slots.NONE, 0, source, ready_us, node, -1, 0]
+    return [column.index, ready, ready_us, bare, bare_us, saved, source, ready_at_us, node, -1, 0, 0, 0]
 
 
-def _warm(column: Column, warm: WarmIndex | None) -> tuple[Slots, int]:
-    if warm is None:
+def _standing(column: Column, variant: Variant, slot: Slot | None) -> tuple[Slots, int]:
+    """How a slot that was chosen for a resident replica stands, and until when it is busy."""
+    if slot is None:
         return Slots.NONE, 0
-    if column.top(warm.free) is not None:
+    if is_free(slot):
         return Slots.FREE, 0
-    slot = column.top(warm.open)
-    if slot is not None:
-        return Slots.OPEN, slot.busy_until_us
-    slot = column.top(warm.full)
-    return (Slots.FULL, slot.busy_until_us) if slot is not None else (Slots.NONE, 0)
+    return (Slots.OPEN if column.is_open(slot, ReplicaKey(variant.model_id)) else Slots.FULL), slot.busy_until_us
+
+
+def warm_slot(column: Column, model_id: ModelId) -> Slot | None:
+    """The slot of a resident replica that is free and was used last, else the one that may take one more soonest, else the first to end."""
+    warm = column.warm.get(ReplicaKey(model_id))
+    if warm is None:
+        return None
+    return column.top(warm.free) or column.top(warm.open) or column.top(warm.full)
+
+
+def ready_slot(column: Column, variant: Variant) -> Slot | None:
+    """As `warm_slot`, of the replicas that hold all adapters."""
+    return _best_of(column, variant, with_adapters=True)
+
+
+def bare_slot(column: Column, variant: Variant) -> Slot | None:
+    """As `warm_slot`, of the replicas that lack an adapter."""
+    return _best_of(column, variant, with_adapters=False)
+
+
+def _best_of(column: Column, variant: Variant, *, with_adapters: bool) -> Slot | None:
+    key = ReplicaKey(variant.model_id)
+    warm = column.warm.get(key)
+    found: tuple[tuple[int, int, int, int], Slot] | None = None
+    for where in warm.slots if warm is not None else ():
+        slot = column.slot(*where)
+        replica = slot.replicas[key]
+        if set(variant.adapters).issubset(replica.adapters) is not with_adapters:
+            continue
+        if is_free(slot):
+            rank = (0, -replica.last_used_us, *where)
+        else:
+            rank = (1 if column.is_open(slot, key) else 2, slot.busy_until_us, *where)
+        if found is None or rank < found[0]:
+            found = rank, slot
+    return None if found is None else found[1]
 
 
 def cold_source(column: Column, model_id: ModelId) -> tuple[int | None, Source, int]:

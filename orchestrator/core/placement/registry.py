@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 
 from orchestrator.core.placement.inputs import Inputs
-from orchestrator.core.placement.rows import Ints, Out
-from orchestrator.core.placement.terms import churn, deadline, evict, execution, fetch, init, money, net, output, queue, risk, stage
+from orchestrator.core.placement.rows import BARE, Ints, Out
+from orchestrator.core.placement.terms import adapt, churn, deadline, evict, execution, fetch, init, money, net, output, queue, risk, stage
 from orchestrator.core.placement.terms import input as input_term
 
 
@@ -35,6 +35,7 @@ TERMS: Final = (
     Term(name=input_term.NAME, still=input_term.cost_us, concurrent=True),
     Term(name=stage.NAME, still=stage.cost_us),
     Term(name=init.NAME, still=init.cost_us),
+    Term(name=adapt.NAME, still=adapt.cost_us),
     Term(name=execution.NAME, still=execution.cost_us),
     Term(name=output.NAME, still=output.cost_us),
     Term(name=money.NAME, still=money.cost_us, price=True),
@@ -48,6 +49,7 @@ TERMS: Final = (
 OVERLAP: Final = "overlap"
 TERM_NAMES: Final = (*(term.name for term in TERMS), OVERLAP)
 STAGE: Final = TERM_NAMES.index(stage.NAME)
+ADAPT: Final = TERM_NAMES.index(adapt.NAME)
 EXECUTION: Final = TERM_NAMES.index(execution.NAME)
 _INPUT: Final = TERM_NAMES.index(input_term.NAME)
 _MOVING: Final = [(index, int(term.moving)) for index, term in enumerate(TERMS) if term.moving is not None]
@@ -80,13 +82,13 @@ def still(inputs: Inputs, enabled: frozenset[str]) -> Still:
     )
 
 
-def terms_of(known: Still, rows: Ints, out: Ints) -> list[list[int]]:
+def terms_of(known: Still, rows: Ints, pools: int, out: Ints) -> list[list[int]]:
     """All terms of a few rows, by index, for an explanation: a list per row, in the order of TERM_NAMES."""
     terms: list[list[int]] = known.terms[:, rows].T.tolist()
-    for line, row in zip(terms, out[rows].tolist(), strict=True):
+    for line, number, row in zip(terms, rows.tolist(), out[rows].tolist(), strict=True):
         for index, column in _MOVING:
             line[index] = row[column]
-        line[STAGE] -= row[Out.SAVING]
+        line[ADAPT if number // pools == BARE else STAGE] -= row[Out.SAVING]
         concurrent = [line[index] for index in _CONCURRENT]
         line[-1] = max(concurrent) - sum(concurrent)
     return terms

@@ -43,8 +43,9 @@ class Fix(IntEnum):
     FETCH = 7  # from the origin with no other flow
     RELOAD = 8  # what another copy costs in loading, without the fetch
     HOST_SAVING = 9  # what staging from host memory saves over disk
-    USD = 10  # price of the GPU, for ties
-    HASH = 11  # rendezvous hash of model and pool, for ties
+    NEAR_SAVING = 10  # what adapters that are on the node's disk save
+    USD = 11  # price of the GPU, for ties
+    HASH = 12  # rendezvous hash of model and pool, for ties
 
 
 class Dyn(IntEnum):
@@ -72,11 +73,14 @@ class Pres(IntEnum):
     READY_UNTIL = 2
     BARE = 3  # the same for replicas that lack adapters
     BARE_UNTIL = 4
-    SOURCE = 5
-    SOURCE_US = 6  # fleet time at which a fetch in flight should be done
-    NODE = 7  # number of the node that the weights are on or come to; -1: none
-    COLD = 8  # -1: as the pool is; else the state of a cold row (gangs)
-    COLD_UNTIL = 9
+    BARE_NEAR = 5  # 1: that replica's node has the adapters on its disk
+    SOURCE = 6
+    SOURCE_US = 7  # fleet time at which a fetch in flight should be done
+    NODE = 8  # number of the node that the weights are on or come to; -1: none
+    COLD = 9  # -1: as the pool is; else the state of a cold row, until when, and price and bytes of what leaves (gangs)
+    COLD_UNTIL = 10
+    COLD_PRICE = 11
+    COLD_BYTES = 12
 
 
 class Out(IntEnum):

@@ -43,7 +43,9 @@ def decide(
         where = lines[:, Pres.POOL]
         _slot_rows(out, where, lines[:, Pres.READY], lines[:, Pres.READY_UNTIL], now)
         if len(out) > BARE * pools:
-            _slot_rows(out, BARE * pools + where, lines[:, Pres.BARE], lines[:, Pres.BARE_UNTIL], now)
+            bare = BARE * pools + where
+            _slot_rows(out, bare, lines[:, Pres.BARE], lines[:, Pres.BARE_UNTIL], now)
+            out[bare, Out.SAVING] = np.where(lines[:, Pres.BARE_NEAR] != 0, fix[bare, Fix.NEAR_SAVING], 0)
         _sources(fix, nodes, rates, lines, out, pools + where)
     possible = out[:, Out.STATE] != State.IMPOSSIBLE
     if rates[Rate.CHURN]:
@@ -112,7 +114,10 @@ def _sources(fix: Ints, nodes: Ints, rates: Ints, lines: Ints, out: Ints, rows: 
     joins = beside & (state == State.BINDABLE)
     state = np.where(joins, State.WAITS, state)
     wait = np.where(joins, fetch, wait)
-    here = (local | (source == Source.FETCHING)) & (wait == 0)
+    told_price = lines[:, Pres.COLD_PRICE] * rates[Rate.EVICT_MILLI] // 1_000
+    out[rows, Out.EVICT] = np.where(told, told_price, out[rows, Out.EVICT])
+    out[rows, Out.EVICTED_BYTES] = np.where(told, lines[:, Pres.COLD_BYTES], out[rows, Out.EVICTED_BYTES])
+    here = (local | (source == Source.FETCHING)) & (wait == 0) & ~told
     price, gone = _room(nodes[np.where(here, lines[:, Pres.NODE], 0)], int(rates[Rate.NEED]))
     state = np.where(here, np.where(price < FORBIDDEN_US, State.BINDABLE, State.IMPOSSIBLE), state)
     out[rows, Out.EVICT] = np.where(here, price * rates[Rate.EVICT_MILLI] // 1_000, out[rows, Out.EVICT])

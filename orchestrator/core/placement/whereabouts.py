@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Final
 
 from atoll.model.ids import ModelId, PoolId, SiteId
+from orchestrator.core.placement.classes import Variant
 from orchestrator.core.placement.column import Column
+from orchestrator.core.placement.eviction import Prices
 from orchestrator.core.placement.presence import Presence, line_of
 
 # Models with a table of their own; the oldest is dropped beyond it. A table of a model that is everywhere is some 10 KB.
@@ -18,20 +20,22 @@ _PRESENCES_MAX: Final = 4_096
 class Whereabouts:
     """The index of models."""
 
-    __slots__ = ("_by_pool", "_columns", "_flights", "_presences", "by_model")
+    __slots__ = ("_by_pool", "_columns", "_flights", "_gangs", "_presences", "_variants", "by_model")
 
     def __init__(self) -> None:
         self.by_model: dict[ModelId, dict[int, None]] = {}
         self._columns: list[Column] = []
         self._by_pool: dict[tuple[SiteId, PoolId], Column] = {}
-        self._presences: dict[ModelId, Presence] = {}
+        self._presences: dict[Variant, Presence] = {}
+        self._variants: dict[ModelId, dict[Variant, Presence]] = {}
+        self._gangs: dict[Variant, Presence] = {}
         # By site and model: when each fetch should be done, by pool and node.
         self._flights: dict[tuple[SiteId, ModelId], dict[tuple[PoolId, int], int]] = {}
 
     def renumber(self, columns: list[Column], by_pool: dict[tuple[SiteId, PoolId], Column]) -> None:
         """Pools have other numbers from now on; what they have must be `seen` again. Flights stay."""
         self._columns, self._by_pool = columns, by_pool
-        self.by_model, self._presences = {}, {}
+        self.by_model, self._presences, self._variants, self._gangs = {}, {}, {}, {}
 
     def fly(self, column: Column, model_id: ModelId, node_index: int) -> None:
         """A fetch to a node began."""
@@ -82,27 +86,43 @@ class Whereabouts:
                 del self.by_model[model_id]
 
     def stale(self, model_id: ModelId, column: Column) -> None:
-        """What the model's table says of the pool is old."""
-        presence = self._presences.get(model_id)
-        if presence is not None:
+        """What the model's tables say of the pool is old."""
+        for presence in self._variants.get(model_id, {}).values():
             presence.stale[column.index] = None
 
-    def presence(self, model_id: ModelId) -> Presence:
-        """Where the model is now."""
-        presence = self._presences.get(model_id)
+    def turned(self, column: Column) -> None:
+        """A slot of the pool came free, or was taken: other blocks are free for gangs."""
+        for presence in self._gangs.values():
+            presence.stale[column.index] = None
+
+    def presence(self, variant: Variant, prices: Prices) -> Presence:
+        """Where the model is now, in this form. A gang may begin in any pool, so its table has a line for each."""
+        presence = self._presences.get(variant)
         if presence is None:
-            if len(self._presences) >= _PRESENCES_MAX:
-                del self._presences[next(iter(self._presences))]
-            presence = self._presences[model_id] = Presence(model_id)
-            presence.stale = dict(self.by_model.get(model_id, {}))
+            presence = self._begin(variant)
         if presence.stale:
-            pools = self.by_model.get(model_id, {})
+            pools = self.by_model.get(variant.model_id, {})
             for index in presence.stale:
-                if index in pools:
+                if index in pools or variant.gang_size > 1:
                     column = self._columns[index]
-                    flights = self._flights.get((column.site.site_id, model_id))
-                    presence.put(index, line_of(column, model_id, min(flights.values()) if flights else None))
+                    flights = self._flights.get((column.site.site_id, variant.model_id))
+                    presence.put(index, line_of(column, presence, min(flights.values()) if flights else None, prices))
                 else:
                     presence.drop(index)
             presence.stale = {}
+        return presence
+
+    def _begin(self, variant: Variant) -> Presence:
+        if len(self._presences) >= _PRESENCES_MAX:
+            oldest = next(iter(self._presences))
+            del self._presences[oldest]
+            del self._variants[oldest.model_id][oldest]
+            self._gangs.pop(oldest, None)
+        presence = self._presences[variant] = Presence(variant)
+        self._variants.setdefault(variant.model_id, {})[variant] = presence
+        if variant.gang_size > 1:
+            self._gangs[variant] = presence
+            presence.stale = dict.fromkeys(range(len(self._columns)))
+        else:
+            presence.stale = dict(self.by_model.get(variant.model_id, {}))
         return presence
