@@ -20,7 +20,7 @@ from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
 from orchestrator.core.preemption import Rules, Waiter, Work, choose, worth_of
 from orchestrator.core.queue import Favour, JobClass
-from orchestrator.core.state import LiveAttempt, Slot
+from orchestrator.core.state import LiveAttempt, ReplicaKey, Slot
 
 # Attempts looked at in a pool: among so many of a lower priority there is one that is about as good as the best.
 _LOOKED_AT_MAX: Final = 64
@@ -102,11 +102,11 @@ def _slots_below(ctx: Context, column: Column, key: ClassKey, *, cold: bool) -> 
     found: dict[tuple[int, int], tuple[Slot, list[Work]]] = {}
     below = ctx.bound.below(column.site.site_id, column.pool.pool_id, key.rank)
     for live in islice(below, _LOOKED_AT_MAX):
-        where = attempts.find_slot(ctx, column.site, live.attempt.slot)
+        where = attempts.find_slots(ctx, column.site, live)
         if where is None:
             continue
-        slot = where[1]
-        if (slot.node_index, slot.index) in found or not (cold or key.model_id in slot.replicas):
+        slot = where[1][0]
+        if (slot.node_index, slot.index) in found or not (cold or ReplicaKey(key.model_id, key.gang_size) in slot.replicas):
             continue
         works = _works(ctx, column, slot, slot.attempts)
         if works is not None and all(work.rank > key.rank for work in works):
