@@ -313,6 +313,8 @@ async def _sample(parts: _Parts) -> None:
         clock = parts.driver.clock
         fleet = parts.driver.machine.fleet_view(clock.now_us(), clock.time_scale_milli) if parts.driver.ready else None
         parts.metrics.sampled(jobs=parts.readers.counts, sessions=len(parts.sessions), fleet=fleet)
+        if parts.driver.ready:
+            parts.metrics.calibrated(parts.driver.machine.calibration())
         if parts.driver.ready is not serving:
             serving = parts.driver.ready
             await parts.server.set_serving(serving)

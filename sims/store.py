@@ -14,6 +14,7 @@ from atoll.model.adapter import AdapterSpec
 from atoll.model.audit import AuditEvent
 from atoll.model.ids import AdapterId, ChangeSeq, FleetId, JobId, ModelId, SiteId, Term
 from atoll.model.job import TERMINAL, Job
+from atoll.model.learned import Estimates
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec, SiteRecord
 from orchestrator.core.durable import EndedKey, Stored
@@ -23,6 +24,7 @@ from orchestrator.core.outputs import (
     DeleteModel,
     DeleteSite,
     PutAdapter,
+    PutEstimates,
     PutJob,
     PutLinks,
     PutModel,
@@ -66,6 +68,7 @@ class SimStore:
         self.models: dict[ModelId, ModelSpec] = {}
         self.adapters: dict[AdapterId, AdapterSpec] = {}
         self.links: tuple[LinkSpec, ...] = ()
+        self.estimates = Estimates()
         self.audit: list[AuditEvent] = []
         self.commits = 0
         self.watcher: StoreWatcher | None = None
@@ -111,6 +114,7 @@ class SimStore:
                 if job.idempotency_key
             ),
             ended_count=len(ended),
+            estimates=self.estimates,
         )
 
     def commit(self, term: Term, now_us: int, records: tuple[Record, ...], done: Callable[[CommitOutcome], None]) -> None:
@@ -163,6 +167,8 @@ class SimStore:
                 self.adapters[record.adapter.adapter_id] = record.adapter
             case DeleteAdapter():
                 self.adapters.pop(record.adapter_id, None)
+            case PutEstimates():
+                self.estimates = record.estimates
             case AppendAudit():
                 self.audit.append(record.event)
             case _:
@@ -190,6 +196,8 @@ def brief(record: Record) -> str:
             return f"adapter {record.adapter.adapter_id}"
         case DeleteAdapter():
             return f"adapter {record.adapter_id} deleted"
+        case PutEstimates():
+            return f"estimates of {sum(one.observations for one in record.estimates.components)} observations"
         case AppendAudit():
             return f"audit {record.event.seq} {record.event.verb} {record.event.subject}"
         case _:

@@ -15,7 +15,18 @@ import grpc
 import grpc.aio
 
 from atoll.client import job_calls, operator_calls, transfers
-from atoll.client.answers import BackedUp, DrainStarted, JobChange, JobExplained, JobLogs, ModelView, SiteAdded, SitesApplied, Submitted
+from atoll.client.answers import (
+    BackedUp,
+    DrainStarted,
+    JobChange,
+    JobExplained,
+    JobLogs,
+    ModelView,
+    Residuals,
+    SiteAdded,
+    SitesApplied,
+    Submitted,
+)
 from atoll.client.calls import JOBS, OPERATOR, Call, Stream, Stubs, checked
 from atoll.client.channel import metadata, open_aio
 from atoll.client.errors import ClientError, DeadlineError, JobEndedError, UnavailableError, of_rpc, refuse_unreachable
@@ -26,6 +37,7 @@ from atoll.model.attempt import Artifact
 from atoll.model.audit import AuditEvent
 from atoll.model.ids import JobId, ModelId, SiteId
 from atoll.model.job import TERMINAL, InputRef, Job, JobState
+from atoll.model.learned import Calibration
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec, SiteSpec
 from atoll.model.views import FleetView, SiteView
@@ -256,6 +268,18 @@ class AsyncClient:
     def events(self, *, after_seq: int = 0, follow: bool = False) -> AsyncIterator[AuditEvent]:
         """The audit after a number: who did what and why. With `follow` it goes on as things happen."""
         return self.follow(operator_calls.events(follow=follow), after_seq=after_seq)
+
+    async def residuals(self, *, component: str = "", site_id: str = "", model_id: str = "") -> Residuals:
+        """What was learned of the estimates: of one component, site or model, or of all."""
+        return await self.run(operator_calls.residuals(component, site_id, model_id))
+
+    async def calibration(self) -> Calibration:
+        """Whether predictions may be believed, and what quotes make of them."""
+        return await self.run(operator_calls.calibration())
+
+    async def estimates_reset(self, *, reason: str, component: str = "", site_id: str = "") -> Calibration:
+        """Forget what was learned, of one component or all, at one site or everywhere."""
+        return await self.run(operator_calls.estimates_reset(component, site_id, reason))
 
     async def backup(self, path: str) -> BackedUp:
         """Copy the store to a new file on the orchestrator's machine."""

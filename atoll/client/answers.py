@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from atoll.client.errors import ClientError
 from atoll.model.ids import JobId, SiteId
 from atoll.model.job import Job
+from atoll.model.learned import Residual
 from atoll.model.modelspec import ModelSpec
 from atoll.model.views import DrainPlan, SiteView
 
@@ -77,6 +78,15 @@ class DrainStarted:
     plan: DrainPlan
     now_us: int
     dry_run: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residuals:
+    """What was learned of the estimates, as of `now_us`. `truncated`: there is more than one answer holds."""
+
+    residuals: tuple[Residual, ...]
+    truncated: bool
+    now_us: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

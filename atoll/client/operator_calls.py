@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from atoll.client.answers import BackedUp, DrainStarted, ModelView, SiteAdded, SitesApplied
+from atoll.client.answers import BackedUp, DrainStarted, ModelView, Residuals, SiteAdded, SitesApplied
 from atoll.client.calls import OPERATOR, Call, Position, Stream, argument, whole
 from atoll.model import limits
 from atoll.model.audit import AuditEvent
 from atoll.model.ids import ModelId, SiteId, parse_name
+from atoll.model.learned import Calibration
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec, SiteSpec
 from atoll.model.views import FleetView, SiteView
@@ -20,6 +21,7 @@ from atoll.v1 import types_pb2
 from atoll.wire import bounds
 from atoll.wire.audit import audit_event_from_proto
 from atoll.wire.jobs import checked_reason
+from atoll.wire.learned import calibration_from_proto, component_from_text, residuals_from_proto
 from atoll.wire.models import model_spec_from_proto, model_spec_to_proto
 from atoll.wire.sites import link_spec_to_proto, site_spec_to_proto
 from atoll.wire.views import drain_plan_from_proto, fleet_view_from_proto, site_view_from_proto
@@ -151,6 +153,46 @@ def models_remove(model_id: str, reason: str) -> Call[ModelId]:
 def fleet() -> Call[FleetView]:
     """The fleet in one look."""
     return Call(service=OPERATOR, method="GetFleet", request=pb.GetFleetRequest(), read=fleet_view_from_proto, repeatable=True)
+
+
+def residuals(component: str, site_id: str, model_id: str) -> Call[Residuals]:
+    """What was learned of the estimates."""
+    request = pb.ListResidualsRequest(
+        component=_component(component), site_id=_site(site_id) if site_id else "", model_id=_optional_name("model_id", model_id)
+    )
+
+    def read(response: pb.ListResidualsResponse) -> Residuals:
+        return Residuals(
+            residuals=residuals_from_proto(response), truncated=response.truncated, now_us=bounds.instant("now_us", response.now_us)
+        )
+
+    return Call(service=OPERATOR, method="ListResiduals", request=request, read=read, repeatable=True)
+
+
+def calibration() -> Call[Calibration]:
+    """Whether predictions may be believed."""
+    request = pb.GetCalibrationRequest()
+    return Call(service=OPERATOR, method="GetCalibration", request=request, read=calibration_from_proto, repeatable=True)
+
+
+def estimates_reset(component: str, site_id: str, reason: str) -> Call[Calibration]:
+    """Forget what was learned. A repeat would forget what was learned since."""
+    request = pb.ResetEstimatesRequest(
+        component=_component(component), site_id=_site(site_id) if site_id else "", reason=_reason(reason)
+    )
+    return Call(service=OPERATOR, method="ResetEstimates", request=request, read=calibration_from_proto, repeatable=False)
+
+
+def _component(component: str) -> str:
+    def named(field: str, value: str) -> str:
+        component_from_text(field, value)
+        return value
+
+    return argument(named, "component", component)
+
+
+def _optional_name(field: str, value: str) -> str:
+    return argument(parse_name, field, value) if value else ""
 
 
 def events(*, follow: bool) -> Stream[AuditEvent]:

@@ -13,7 +13,18 @@ from typing import Any, TypeVar, Unpack
 import grpc
 
 from atoll.client import job_calls, operator_calls, transfers
-from atoll.client.answers import BackedUp, DrainStarted, JobChange, JobExplained, JobLogs, ModelView, SiteAdded, SitesApplied, Submitted
+from atoll.client.answers import (
+    BackedUp,
+    DrainStarted,
+    JobChange,
+    JobExplained,
+    JobLogs,
+    ModelView,
+    Residuals,
+    SiteAdded,
+    SitesApplied,
+    Submitted,
+)
 from atoll.client.calls import JOBS, OPERATOR, Call, Stream, Stubs, checked
 from atoll.client.channel import metadata, open_sync
 from atoll.client.errors import ClientError, DeadlineError, JobEndedError, UnavailableError, of_rpc, refuse_unreachable
@@ -24,6 +35,7 @@ from atoll.model.attempt import Artifact
 from atoll.model.audit import AuditEvent
 from atoll.model.ids import JobId, ModelId, SiteId
 from atoll.model.job import TERMINAL, InputRef, Job, JobState
+from atoll.model.learned import Calibration
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec, SiteSpec
 from atoll.model.views import FleetView, SiteView
@@ -253,6 +265,18 @@ class Client:
     def events(self, *, after_seq: int = 0, follow: bool = False) -> Iterator[AuditEvent]:
         """The audit after a number: who did what and why. With `follow` it goes on as things happen."""
         return self.follow(operator_calls.events(follow=follow), after_seq=after_seq)
+
+    def residuals(self, *, component: str = "", site_id: str = "", model_id: str = "") -> Residuals:
+        """What was learned of the estimates: of one component, site or model, or of all."""
+        return self.run(operator_calls.residuals(component, site_id, model_id))
+
+    def calibration(self) -> Calibration:
+        """Whether predictions may be believed, and what quotes make of them."""
+        return self.run(operator_calls.calibration())
+
+    def estimates_reset(self, *, reason: str, component: str = "", site_id: str = "") -> Calibration:
+        """Forget what was learned, of one component or all, at one site or everywhere."""
+        return self.run(operator_calls.estimates_reset(component, site_id, reason))
 
     def backup(self, path: str) -> BackedUp:
         """Copy the store to a new file on the orchestrator's machine."""

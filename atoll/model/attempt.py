@@ -168,4 +168,6 @@ class Attempt:
     steps_done: int = 0
     failure: Failure | None = None
     times: PhaseTimes = PhaseTimes()
+    # Once it ended: what the priors of its prediction were multiplied by, in thousandths, in the order of `learned.Component`; 0: unknown.
+    factors_milli: tuple[int, ...] = ()
     explanation: Explanation | None = None

@@ -12,15 +12,16 @@ from atoll.model.ids import SiteId
 
 
 class Component(StrEnum):
-    """A part of a job's time that is predicted and measured on its own.
+    """A part of a job's time that is predicted and measured on its own, in the order in which they happen.
 
     `load` is staging and building the pipeline: a site measures them as one duration, so they are corrected as one.
     """
 
-    EXECUTION = "execution"
     FETCH = "fetch"
     LOAD = "load"
+    ADAPT = "adapt"
     COMPILE = "compile"
+    EXECUTION = "execution"
     UPLOAD = "upload"
 
 
@@ -66,6 +67,7 @@ class LearnedCell:
     seen_us: int
     looked_us: int
     published_log: int
+    side: int = 0  # which mode was met last: -1 the lower, 1 the upper
     changed: bool = False  # evidence came since `published_log` was compared with it
     watch: WatchState | None = None
 
@@ -106,6 +108,9 @@ class LearnedComponent:
     refreshed_us: int
     observations: int
     shifts: int
+    two_modes: bool = False
+    pairs: int = 0
+    mixed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

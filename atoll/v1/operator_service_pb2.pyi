@@ -848,3 +848,246 @@ class BackupResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BackupResponse: _TypeAlias = BackupResponse  # noqa: Y015
+
+@_typing.final
+class ListResidualsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPONENT_FIELD_NUMBER: _builtins.int
+    SITE_ID_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    component: _builtins.str
+    """"": all"""
+    site_id: _builtins.str
+    model_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        component: _builtins.str = ...,
+        site_id: _builtins.str = ...,
+        model_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "model_id", b"model_id", "site_id", b"site_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListResidualsRequest: _TypeAlias = ListResidualsRequest  # noqa: Y015
+
+@_typing.final
+class Residual(_message.Message):
+    """One cell: a level's own factor, and what was left over when attempts had been predicted. Logs in thousandths of natural logarithms."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPONENT_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    OBSERVATIONS_MILLI_FIELD_NUMBER: _builtins.int
+    EFFECT_MILLI_FIELD_NUMBER: _builtins.int
+    BIAS_MILLI_FIELD_NUMBER: _builtins.int
+    SPREAD_MILLI_FIELD_NUMBER: _builtins.int
+    COVERAGE_MILLI_FIELD_NUMBER: _builtins.int
+    SEEN_US_FIELD_NUMBER: _builtins.int
+    component: _builtins.str
+    level: _builtins.str
+    name: _builtins.str
+    other: _builtins.str
+    observations_milli: _builtins.int
+    effect_milli: _builtins.int
+    bias_milli: _builtins.int
+    spread_milli: _builtins.int
+    coverage_milli: _builtins.int
+    seen_us: _builtins.int
+    def __init__(
+        self,
+        *,
+        component: _builtins.str = ...,
+        level: _builtins.str = ...,
+        name: _builtins.str = ...,
+        other: _builtins.str = ...,
+        observations_milli: _builtins.int = ...,
+        effect_milli: _builtins.int = ...,
+        bias_milli: _builtins.int = ...,
+        spread_milli: _builtins.int = ...,
+        coverage_milli: _builtins.int = ...,
+        seen_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bias_milli", b"bias_milli", "component", b"component", "coverage_milli", b"coverage_milli", "effect_milli", b"effect_milli", "level", b"level", "name", b"name", "observations_milli", b"observations_milli", "other", b"other", "seen_us", b"seen_us", "spread_milli", b"spread_milli"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Residual: _TypeAlias = Residual  # noqa: Y015
+
+@_typing.final
+class ListResidualsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESIDUALS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    NOW_US_FIELD_NUMBER: _builtins.int
+    truncated: _builtins.bool
+    """there are more than an answer holds: ask by component, site or model"""
+    now_us: _builtins.int
+    @_builtins.property
+    def residuals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Residual]: ...
+    def __init__(
+        self,
+        *,
+        residuals: _abc.Iterable[Global___Residual] | None = ...,
+        truncated: _builtins.bool = ...,
+        now_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["now_us", b"now_us", "residuals", b"residuals", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListResidualsResponse: _TypeAlias = ListResidualsResponse  # noqa: Y015
+
+@_typing.final
+class GetCalibrationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCalibrationRequest: _TypeAlias = GetCalibrationRequest  # noqa: Y015
+
+@_typing.final
+class Gate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OBSERVATIONS_FIELD_NUMBER: _builtins.int
+    MEDIAN_MILLI_FIELD_NUMBER: _builtins.int
+    COVERAGE_MILLI_FIELD_NUMBER: _builtins.int
+    ENOUGH_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """a component, or "total": the quotes"""
+    observations: _builtins.int
+    median_milli: _builtins.int
+    coverage_milli: _builtins.int
+    enough: _builtins.bool
+    passed: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        observations: _builtins.int = ...,
+        median_milli: _builtins.int = ...,
+        coverage_milli: _builtins.int = ...,
+        enough: _builtins.bool = ...,
+        passed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage_milli", b"coverage_milli", "enough", b"enough", "median_milli", b"median_milli", "name", b"name", "observations", b"observations", "passed", b"passed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gate: _TypeAlias = Gate  # noqa: Y015
+
+@_typing.final
+class QuoteFactor(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    MODALITY_FIELD_NUMBER: _builtins.int
+    OBSERVATIONS_FIELD_NUMBER: _builtins.int
+    P50_MILLI_FIELD_NUMBER: _builtins.int
+    P90_MILLI_FIELD_NUMBER: _builtins.int
+    start: _builtins.str
+    """cold, warm; "" with modality "": all"""
+    modality: _builtins.str
+    observations: _builtins.int
+    p50_milli: _builtins.int
+    p90_milli: _builtins.int
+    def __init__(
+        self,
+        *,
+        start: _builtins.str = ...,
+        modality: _builtins.str = ...,
+        observations: _builtins.int = ...,
+        p50_milli: _builtins.int = ...,
+        p90_milli: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["modality", b"modality", "observations", b"observations", "p50_milli", b"p50_milli", "p90_milli", b"p90_milli", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuoteFactor: _TypeAlias = QuoteFactor  # noqa: Y015
+
+@_typing.final
+class Calibration(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GATES_FIELD_NUMBER: _builtins.int
+    QUOTES_FIELD_NUMBER: _builtins.int
+    FACTORS_FIELD_NUMBER: _builtins.int
+    SHIFTS_FIELD_NUMBER: _builtins.int
+    LEARNING_FIELD_NUMBER: _builtins.int
+    factors: _builtins.int
+    shifts: _builtins.int
+    learning: _builtins.bool
+    @_builtins.property
+    def gates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gate]: ...
+    @_builtins.property
+    def quotes(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuoteFactor]: ...
+    def __init__(
+        self,
+        *,
+        gates: _abc.Iterable[Global___Gate] | None = ...,
+        quotes: _abc.Iterable[Global___QuoteFactor] | None = ...,
+        factors: _builtins.int = ...,
+        shifts: _builtins.int = ...,
+        learning: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["factors", b"factors", "gates", b"gates", "learning", b"learning", "quotes", b"quotes", "shifts", b"shifts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Calibration: _TypeAlias = Calibration  # noqa: Y015
+
+@_typing.final
+class ResetEstimatesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPONENT_FIELD_NUMBER: _builtins.int
+    SITE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    component: _builtins.str
+    """"": all"""
+    site_id: _builtins.str
+    """"": everywhere"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        component: _builtins.str = ...,
+        site_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "reason", b"reason", "site_id", b"site_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetEstimatesRequest: _TypeAlias = ResetEstimatesRequest  # noqa: Y015

@@ -130,6 +130,21 @@ class OperatorServiceStub:
                 request_serializer=atoll_dot_v1_dot_operator__service__pb2.BackupRequest.SerializeToString,
                 response_deserializer=atoll_dot_v1_dot_operator__service__pb2.BackupResponse.FromString,
                 _registered_method=True)
+        self.ListResiduals = channel.unary_unary(
+                '/atoll.v1.OperatorService/ListResiduals',
+                request_serializer=atoll_dot_v1_dot_operator__service__pb2.ListResidualsRequest.SerializeToString,
+                response_deserializer=atoll_dot_v1_dot_operator__service__pb2.ListResidualsResponse.FromString,
+                _registered_method=True)
+        self.GetCalibration = channel.unary_unary(
+                '/atoll.v1.OperatorService/GetCalibration',
+                request_serializer=atoll_dot_v1_dot_operator__service__pb2.GetCalibrationRequest.SerializeToString,
+                response_deserializer=atoll_dot_v1_dot_operator__service__pb2.Calibration.FromString,
+                _registered_method=True)
+        self.ResetEstimates = channel.unary_unary(
+                '/atoll.v1.OperatorService/ResetEstimates',
+                request_serializer=atoll_dot_v1_dot_operator__service__pb2.ResetEstimatesRequest.SerializeToString,
+                response_deserializer=atoll_dot_v1_dot_operator__service__pb2.Calibration.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -252,6 +267,26 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListResiduals(self, request, context):
+        """What was learned of the estimates, a line per cell.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCalibration(self, request, context):
+        """Whether predictions may be believed, and what quotes make of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetEstimates(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -349,6 +384,21 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.Backup,
                     request_deserializer=atoll_dot_v1_dot_operator__service__pb2.BackupRequest.FromString,
                     response_serializer=atoll_dot_v1_dot_operator__service__pb2.BackupResponse.SerializeToString,
+            ),
+            'ListResiduals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListResiduals,
+                    request_deserializer=atoll_dot_v1_dot_operator__service__pb2.ListResidualsRequest.FromString,
+                    response_serializer=atoll_dot_v1_dot_operator__service__pb2.ListResidualsResponse.SerializeToString,
+            ),
+            'GetCalibration': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCalibration,
+                    request_deserializer=atoll_dot_v1_dot_operator__service__pb2.GetCalibrationRequest.FromString,
+                    response_serializer=atoll_dot_v1_dot_operator__service__pb2.Calibration.SerializeToString,
+            ),
+            'ResetEstimates': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetEstimates,
+                    request_deserializer=atoll_dot_v1_dot_operator__service__pb2.ResetEstimatesRequest.FromString,
+                    response_serializer=atoll_dot_v1_dot_operator__service__pb2.Calibration.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -864,6 +914,87 @@ class OperatorService:
             '/atoll.v1.OperatorService/Backup',
             atoll_dot_v1_dot_operator__service__pb2.BackupRequest.SerializeToString,
             atoll_dot_v1_dot_operator__service__pb2.BackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListResiduals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atoll.v1.OperatorService/ListResiduals',
+            atoll_dot_v1_dot_operator__service__pb2.ListResidualsRequest.SerializeToString,
+            atoll_dot_v1_dot_operator__service__pb2.ListResidualsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCalibration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atoll.v1.OperatorService/GetCalibration',
+            atoll_dot_v1_dot_operator__service__pb2.GetCalibrationRequest.SerializeToString,
+            atoll_dot_v1_dot_operator__service__pb2.Calibration.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetEstimates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atoll.v1.OperatorService/ResetEstimates',
+            atoll_dot_v1_dot_operator__service__pb2.ResetEstimatesRequest.SerializeToString,
+            atoll_dot_v1_dot_operator__service__pb2.Calibration.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,11 @@ class OperatorServiceStub:
     Events: _grpc.UnaryStreamMultiCallable[_operator_service_pb2.EventsRequest, _types_pb2.AuditEvent]
     """The audit from `after_seq` on; with follow the stream stays open."""
     Backup: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.BackupRequest, _operator_service_pb2.BackupResponse]
+    ListResiduals: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListResidualsRequest, _operator_service_pb2.ListResidualsResponse]
+    """What was learned of the estimates, a line per cell."""
+    GetCalibration: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetCalibrationRequest, _operator_service_pb2.Calibration]
+    """Whether predictions may be believed, and what quotes make of them."""
+    ResetEstimates: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ResetEstimatesRequest, _operator_service_pb2.Calibration]
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -80,6 +85,11 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     Events: _aio.UnaryStreamMultiCallable[_operator_service_pb2.EventsRequest, _types_pb2.AuditEvent]  # type: ignore[assignment]
     """The audit from `after_seq` on; with follow the stream stays open."""
     Backup: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.BackupRequest, _operator_service_pb2.BackupResponse]  # type: ignore[assignment]
+    ListResiduals: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListResidualsRequest, _operator_service_pb2.ListResidualsResponse]  # type: ignore[assignment]
+    """What was learned of the estimates, a line per cell."""
+    GetCalibration: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetCalibrationRequest, _operator_service_pb2.Calibration]  # type: ignore[assignment]
+    """Whether predictions may be believed, and what quotes make of them."""
+    ResetEstimates: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ResetEstimatesRequest, _operator_service_pb2.Calibration]  # type: ignore[assignment]
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -217,5 +227,28 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_service_pb2.BackupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_service_pb2.BackupResponse, _abc.Awaitable[_operator_service_pb2.BackupResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListResiduals(
+        self,
+        request: _operator_service_pb2.ListResidualsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.ListResidualsResponse, _abc.Awaitable[_operator_service_pb2.ListResidualsResponse]]:
+        """What was learned of the estimates, a line per cell."""
+
+    @_abc_1.abstractmethod
+    def GetCalibration(
+        self,
+        request: _operator_service_pb2.GetCalibrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.Calibration, _abc.Awaitable[_operator_service_pb2.Calibration]]:
+        """Whether predictions may be believed, and what quotes make of them."""
+
+    @_abc_1.abstractmethod
+    def ResetEstimates(
+        self,
+        request: _operator_service_pb2.ResetEstimatesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.Calibration, _abc.Awaitable[_operator_service_pb2.Calibration]]: ...
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -856,6 +856,7 @@ class Attempt(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     TIMES_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    FACTORS_MILLI_FIELD_NUMBER: _builtins.int
     site_id: _builtins.str
     state: Global___AttemptState.ValueType
     cold: _builtins.bool
@@ -874,6 +875,10 @@ class Attempt(_message.Message):
     def times(self) -> Global___PhaseTimes: ...
     @_builtins.property
     def explanation(self) -> Global___Explanation: ...
+    @_builtins.property
+    def factors_milli(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Once it ended: what the priors of its prediction were multiplied by, thousandths: fetch, load, adapt, compile, execution, upload."""
+
     def __init__(
         self,
         *,
@@ -890,10 +895,11 @@ class Attempt(_message.Message):
         failure: Global___Failure | None = ...,
         times: Global___PhaseTimes | None = ...,
         explanation: Global___Explanation | None = ...,
+        factors_milli: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "failure", b"failure", "key", b"key", "slot", b"slot", "times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold", b"cold", "ended_us", b"ended_us", "explanation", b"explanation", "failure", b"failure", "key", b"key", "leased_us", b"leased_us", "predicted_us", b"predicted_us", "running_us", b"running_us", "site_id", b"site_id", "slot", b"slot", "state", b"state", "steps_done", b"steps_done", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold", b"cold", "ended_us", b"ended_us", "explanation", b"explanation", "factors_milli", b"factors_milli", "failure", b"failure", "key", b"key", "leased_us", b"leased_us", "predicted_us", b"predicted_us", "running_us", b"running_us", "site_id", b"site_id", "slot", b"slot", "state", b"state", "steps_done", b"steps_done", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 from atoll.model import limits
 from atoll.model.attempt import Artifact, Attempt, Failure, PhaseTimes, ResultManifest
 from atoll.model.errors import FieldError
@@ -10,6 +13,10 @@ from atoll.v1 import types_pb2 as pb
 from atoll.wire import bounds
 from atoll.wire.enums import ATTEMPT_STATE_FROM, ATTEMPT_STATE_TO, FAILURE_KIND_FROM, FAILURE_KIND_TO, member
 from atoll.wire.placement import explanation_from_proto, explanation_to_proto
+
+# More components than there will be, and more than any factor is clipped to.
+_FACTORS_MAX: Final = 16
+_FACTOR_MILLI_MAX: Final = 1_000_000
 
 
 def attempt_key_to_proto(key: AttemptKey) -> pb.AttemptKey:
@@ -139,6 +146,7 @@ def attempt_to_proto(attempt: Attempt) -> pb.Attempt:
         failure=None if attempt.failure is None else failure_to_proto(attempt.failure),
         times=phase_times_to_proto(attempt.times),
         explanation=None if attempt.explanation is None else explanation_to_proto(attempt.explanation),
+        factors_milli=attempt.factors_milli,
     )
 
 
@@ -158,4 +166,12 @@ def attempt_from_proto(msg: pb.Attempt) -> Attempt:
         failure=bounds.part("failure", msg.failure, failure_from_proto) if msg.HasField("failure") else None,
         times=bounds.part("times", msg.times, phase_times_from_proto) if msg.HasField("times") else PhaseTimes(),
         explanation=bounds.part("explanation", msg.explanation, explanation_from_proto) if msg.HasField("explanation") else None,
+        factors_milli=_factors_from_proto(msg.factors_milli),
     )
+
+
+def _factors_from_proto(told: Sequence[int]) -> tuple[int, ...]:
+    """FieldError for more factors than there can be components, or one that nothing would be multiplied by."""
+    if len(told) > _FACTORS_MAX:
+        raise FieldError("factors_milli", len(told), f"at most {_FACTORS_MAX} factors")
+    return tuple(bounds.number(f"factors_milli[{index}]", factor, 0, _FACTOR_MILLI_MAX) for index, factor in enumerate(told))

@@ -15,6 +15,7 @@ from atoll.model.adapter import AdapterSpec
 from atoll.model.audit import AuditEvent
 from atoll.model.errors import AtollError
 from atoll.model.job import Job, JobSpec
+from atoll.model.learned import Estimates
 from atoll.model.modelspec import ModelSpec
 from atoll.model.report import AttemptEvent
 from atoll.model.site import LinkSpec, SiteRecord
@@ -67,6 +68,7 @@ _SITE: Final = _Blob[SiteRecord]("site", SiteRecord)
 _MODEL: Final = _Blob[ModelSpec]("model", ModelSpec)
 _ADAPTER: Final = _Blob[AdapterSpec]("adapter", AdapterSpec)
 _LINKS: Final = _Blob[tuple[LinkSpec, ...]]("list of links", tuple[LinkSpec, ...])
+_ESTIMATES: Final = _Blob[Estimates]("set of estimates", Estimates)
 _AUDIT: Final = _Blob[AuditEvent]("line of the audit", AuditEvent)
 _ATTEMPT_EVENT: Final = _Blob[AttemptEvent]("event of an attempt", AttemptEvent)
 
@@ -76,6 +78,7 @@ encode_site, decode_site = _SITE.encode, _SITE.decode
 encode_model, decode_model = _MODEL.encode, _MODEL.decode
 encode_adapter, decode_adapter = _ADAPTER.encode, _ADAPTER.decode
 encode_links, decode_links = _LINKS.encode, _LINKS.decode
+encode_estimates, decode_estimates = _ESTIMATES.encode, _ESTIMATES.decode
 encode_audit, decode_audit = _AUDIT.encode, _AUDIT.decode
 encode_attempt_event, decode_attempt_event = _ATTEMPT_EVENT.encode, _ATTEMPT_EVENT.decode
 

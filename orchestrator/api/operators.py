@@ -23,6 +23,7 @@ from atoll.wire.jobs import checked_reason
 from atoll.wire.models import model_spec_from_proto, model_spec_to_proto
 from atoll.wire.sites import link_spec_from_proto, site_spec_from_proto
 from atoll.wire.views import drain_plan_to_proto, fleet_view_to_proto, site_view_to_proto
+from orchestrator.api import estimates
 from orchestrator.api.auth import CALLER
 from orchestrator.api.interceptor import Context
 from orchestrator.api.status import did_you_mean
@@ -235,6 +236,21 @@ class OperatorService(OperatorServiceServicer):
         """A consistent copy of the store on the orchestrator's machine."""
         size = await self._store.backup(request.path)
         return pb.BackupResponse(path=request.path, bytes=size)
+
+    # --- what was learned ----------------------------------------------------------------------------------------------------
+
+    async def ListResiduals(self, request: pb.ListResidualsRequest, context: Context) -> pb.ListResidualsResponse:
+        """What was learned, a line per cell."""
+        return estimates.list_residuals(self._driver.machine, request, self._driver.clock.now_us())
+
+    async def GetCalibration(self, request: pb.GetCalibrationRequest, context: Context) -> pb.Calibration:
+        """Whether predictions may be believed."""
+        return estimates.get_calibration(self._driver.machine)
+
+    async def ResetEstimates(self, request: pb.ResetEstimatesRequest, context: Context) -> pb.Calibration:
+        """Forget what was learned."""
+        await self._ask(estimates.reset(request, _actor()))
+        return estimates.get_calibration(self._driver.machine)
 
     # --- shared --------------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from atoll.model.audit import Severity
 from atoll.model.ids import EventSeq
 from atoll.model.replica import ReplicaState
 from atoll.model.report import AttemptEvent, AttemptProgress
-from orchestrator.core import drains, jobs
+from orchestrator.core import drains, jobs, residuals
 from orchestrator.core.context import Context, put_attempt
 from orchestrator.core.events import AttemptsEnded
 from orchestrator.core.outputs import AttemptSettled, LateResultRefused
@@ -64,12 +64,20 @@ def _settle_event(ctx: Context, site: Site, event: AttemptEvent) -> None:
     entry = ctx.state.jobs.get(event.key.job_id)
     _settle_charge(ctx, live, _paid_us(live, event, wanted=entry is not None and not live.given_up))
     release(ctx, site, live, ran=event.state is AttemptState.SUCCEEDED)
+    residuals.settled(ctx, site, live, event.state, event.times)
     if live.given_up or entry is None:
         if event.state is AttemptState.SUCCEEDED:
             ctx.decisions.append(LateResultRefused(key=event.key, site_id=site.site_id))
         return
     failure_now = _failure_of(live, event)
-    attempt = replace(live.attempt, state=event.state, ended_us=ctx.now_us, failure=failure_now, times=event.times)
+    attempt = replace(
+        live.attempt,
+        state=event.state,
+        ended_us=ctx.now_us,
+        failure=failure_now,
+        times=event.times,
+        factors_milli=live.factors_milli,
+    )
     put_attempt(entry, attempt)
     ctx.decisions.append(AttemptSettled(attempt=attempt, model_id=live.model_id))
     if event.state is AttemptState.SUCCEEDED and event.manifest is not None:
@@ -198,9 +206,10 @@ def give_up(ctx: Context, site: Site, live: LiveAttempt, message: str) -> None:
     """The site was silent too long: the job goes elsewhere. The slot stays taken until the site is heard or gone."""
     live.given_up = True
     _settle_charge(ctx, live, 0)
+    residuals.lost(ctx, site, live)
     entry = ctx.state.jobs.get(live.key.job_id)
     failure = Failure(kind=FailureKind.LOST, message=message)
-    attempt = replace(live.attempt, state=AttemptState.LOST, ended_us=ctx.now_us, failure=failure)
+    attempt = replace(live.attempt, state=AttemptState.LOST, ended_us=ctx.now_us, failure=failure, factors_milli=live.factors_milli)
     live.attempt = replace(live.attempt, state=AttemptState.STOPPING)
     live.on_stop, live.stop_reason = FailureKind.LOST, message
     site.changed[live.key] = None
@@ -223,6 +232,8 @@ def progressed(ctx: Context, site: Site, progress: AttemptProgress) -> None:
         return
     state = progress.state if advanced else old.state
     live.advanced_us = ctx.now_us
+    if advanced:
+        live.phase, live.phase_us = state, ctx.now_us
     running_us = old.running_us or (ctx.now_us if state is AttemptState.RUNNING else 0)
     live.attempt = replace(old, state=state, steps_done=steps, running_us=running_us)
     entry = ctx.state.jobs.get(live.key.job_id)

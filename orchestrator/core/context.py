@@ -16,6 +16,7 @@ from atoll.model.ids import ChangeSeq, SiteId
 from atoll.model.job import Job
 from orchestrator.core.bound import Bound
 from orchestrator.core.events import RequestRef
+from orchestrator.core.learning.book import Book
 from orchestrator.core.outflow import Outflow
 from orchestrator.core.outputs import (
     Answer,
@@ -66,6 +67,7 @@ class Context:
     estimator: Estimator
     scorer: Scorer
     queue: Queue
+    book: Book
     bound: Bound = field(default_factory=Bound)
     outflow: Outflow = field(default_factory=Outflow)
     now_us: int = 0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from atoll.model.adapter import AdapterSpec
 from atoll.model.ids import ChangeSeq, FleetId, JobId, TenantId, Term
 from atoll.model.job import Job
+from atoll.model.learned import Estimates
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec, SiteRecord
 
@@ -42,3 +43,4 @@ class Stored:
     adapters: tuple[AdapterSpec, ...] = ()
     ended_keys: tuple[EndedKey, ...] = ()
     ended_count: int = 0
+    estimates: Estimates = Estimates()

@@ -11,6 +11,7 @@ from typing import NewType
 from atoll.model.adapter import AdapterSpec
 from atoll.model.ids import AdapterId, FleetId, JobId, ModelId, SiteId, TenantId, Term
 from atoll.model.job import JobSpec
+from atoll.model.learned import Component
 from atoll.model.modelspec import ModelSpec
 from atoll.model.report import AttemptEvent, SiteHello, SiteReport
 from atoll.model.site import LinkSpec, SiteSpec
@@ -197,6 +198,17 @@ class AdapterRemoved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EstimatesResetRequested:
+    """An operator wants what was learned forgotten: of one component or all, at one site or everywhere."""
+
+    request: RequestRef
+    actor: str
+    reason: str
+    component: Component | None
+    site_id: SiteId | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TookOver:
     """This process became the one that may write: first event after a restore. All lease and silence timers start anew."""
 
@@ -227,6 +239,7 @@ Event = (
     | ModelRemoved
     | AdaptersAdded
     | AdapterRemoved
+    | EstimatesResetRequested
     | TookOver
     | TimerFired
 )

@@ -11,10 +11,26 @@ from typing import assert_never
 from atoll.model.adapter import AdapterUsage
 from atoll.model.gpu import GpuType
 from atoll.model.ids import AdapterId, GpuTypeId, JobId, ModelId, SiteId
+from atoll.model.learned import Calibration, Component, Residual
+from atoll.model.modelspec import Modality
 from atoll.model.placement import Deferral
 from atoll.model.site import SiteRecord
 from atoll.model.views import DrainPlan, FleetView, SiteView
-from orchestrator.core import adapters, assignments, attempts, drains, explain, jobs, leases, models, operators, placing, restoring, sites
+from orchestrator.core import (
+    adapters,
+    assignments,
+    attempts,
+    drains,
+    explain,
+    jobs,
+    leases,
+    models,
+    operators,
+    placing,
+    residuals,
+    restoring,
+    sites,
+)
 from orchestrator.core import snapshot as snapshots
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.durable import Stored
@@ -22,6 +38,7 @@ from orchestrator.core.events import (
     AdapterRemoved,
     AdaptersAdded,
     AttemptsEnded,
+    EstimatesResetRequested,
     Event,
     JobCancelRequested,
     JobsSubmitted,
@@ -40,6 +57,7 @@ from orchestrator.core.events import (
     TimerFired,
     TookOver,
 )
+from orchestrator.core.learning import report
 from orchestrator.core.outputs import Refusal, Step
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.snapshot import Snapshot
@@ -67,6 +85,7 @@ class Machine:
         _fire_timers(ctx)
         placing.wake_due(ctx)
         placing.place_ready(ctx)
+        residuals.note_placed(ctx)
         assignments.send_touched(ctx)
         return ctx.take_step()
 
@@ -119,6 +138,21 @@ class Machine:
         """Where the adapters are that are somewhere."""
         return adapters.usage(self._ctx.state)
 
+    def residuals(
+        self, *, component: Component | None = None, site_id: SiteId | None = None, model_id: ModelId | None = None
+    ) -> tuple[Residual, ...]:
+        """What was learned, a line per cell, as of the last event."""
+        ctx = self._ctx
+        return report.residuals(ctx.book, ctx.now_us, component=component, site_id=site_id, model_id=model_id)
+
+    def calibration(self) -> Calibration:
+        """Whether predictions may be believed."""
+        return report.calibration(self._ctx.book)
+
+    def quote(self, predicted_us: int, cold: bool, modality: Modality) -> tuple[int, int]:
+        """(P50, P90) of a completion that is predicted to take this long from its decision on."""
+        return self._ctx.book.quote(predicted_us, cold, modality)
+
     def site_credential(self, site_id: SiteId) -> SiteRecord | None:
         """The durable record of a site, with the digests of its token and credential."""
         site = self._ctx.state.sites.get(site_id)
@@ -161,6 +195,8 @@ def _dispatch(ctx: Context, event: Event) -> None:  # noqa: C901 - one case per 
             adapters.added(ctx, event)
         case AdapterRemoved():
             adapters.removed(ctx, event)
+        case EstimatesResetRequested():
+            residuals.reset_requested(ctx, event)
         case TookOver():
             ctx.state.fleet_id, ctx.state.term = event.fleet_id, event.term
             leases.took_over(ctx)

@@ -15,6 +15,7 @@ from atoll.model.attempt import Attempt, FailureKind
 from atoll.model.audit import AuditEvent
 from atoll.model.ids import AdapterId, AttemptKey, JobId, ModelId, SiteId
 from atoll.model.job import Job, JobState
+from atoll.model.learned import Estimates, Shift
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Deferral, Explanation
 from atoll.model.site import LinkSpec, SiteRecord
@@ -80,13 +81,22 @@ class DeleteAdapter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PutEstimates:
+    """What was learned, replacing what was before. Nothing rests on it: a restart without it learns again."""
+
+    estimates: Estimates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AppendAudit:
     """One line of the audit."""
 
     event: AuditEvent
 
 
-Record = PutJob | PutSite | DeleteSite | PutLinks | PutModel | DeleteModel | PutAdapter | DeleteAdapter | AppendAudit
+Record = (
+    PutJob | PutSite | DeleteSite | PutLinks | PutModel | DeleteModel | PutAdapter | DeleteAdapter | PutEstimates | AppendAudit
+)
 
 # --- answers ------------------------------------------------------------------------------------------------------------------
 
@@ -281,6 +291,13 @@ class LateResultRefused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateShifted:
+    """A site became lastingly slower or faster in a component."""
+
+    shift: Shift
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetryScheduled:
     """A job goes back to the queue for this cause."""
 
@@ -318,6 +335,7 @@ Decision = (
     | AttemptPreempted
     | JobSettled
     | LateResultRefused
+    | EstimateShifted
     | RetryScheduled
     | SubmissionRefused
 )

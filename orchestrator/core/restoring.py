@@ -11,9 +11,12 @@ from atoll.model.attempt import ENDED
 from atoll.model.gpu import GpuType
 from atoll.model.ids import GpuTypeId, ModelId, TenantId
 from atoll.model.job import Job, JobState
+from atoll.model.learned import Estimates
 from orchestrator.core import leases, placing, sites
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.durable import EndedKey, Stored
+from orchestrator.core.learning.book import restored as restored_book
+from orchestrator.core.learning.factors import PoolFactors
 from orchestrator.core.placement.choose import Scorer
 from orchestrator.core.placement.classes import Avoidance, class_of
 from orchestrator.core.placement.columns import Columns
@@ -27,15 +30,17 @@ from orchestrator.core.state import JobEntry, KeyEntry, LiveAttempt, Node, Repli
 _EXECUTION = TERM_NAMES.index("execution")
 
 
-def _empty(state: State, policy: Policy) -> Context:
+def _empty(state: State, policy: Policy, estimates: Estimates) -> Context:
     columns = Columns(policy, state.models, lambda _: policy.launch_prior_per_hour_milli)
+    book = restored_book(estimates, learning=policy.learning)
     return Context(
         state=state,
         policy=policy,
         columns=columns,
-        estimator=Estimator(columns, policy, state.links, state.adapters),
+        estimator=Estimator(columns, policy, state.links, state.adapters, PoolFactors(book)),
         scorer=Scorer(columns, policy),
         queue=Queue(policy.check()),
+        book=book,
     )
 
 
@@ -54,7 +59,7 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
         jobs_ended=snapshot.jobs_ended,
         braked=snapshot.braked,
     )
-    ctx = _empty(state, policy)
+    ctx = _empty(state, policy, snapshot.estimates)
     ctx.now_us = snapshot.now_us
     ctx.queue.told_time(ctx.now_us)
     for one in snapshot.sites:
@@ -162,7 +167,7 @@ def from_stored(stored: Stored, policy: Policy, gpus: Mapping[GpuTypeId, GpuType
         audit_seq=stored.last_audit_seq,
         jobs_ended=stored.ended_count,
     )
-    ctx = _empty(state, policy)
+    ctx = _empty(state, policy, stored.estimates)
     ctx.now_us = stored.fleet_time_us
     ctx.queue.told_time(ctx.now_us)
     for record in stored.sites:

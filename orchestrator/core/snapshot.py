@@ -22,6 +22,7 @@ from atoll.model.ids import (
     Term,
 )
 from atoll.model.job import Job
+from atoll.model.learned import Estimates
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaState
 from atoll.model.report import RateFacts, SiteHello
@@ -149,6 +150,7 @@ class Snapshot:
     timers: tuple[tuple[int, TimerKind, str], ...]
     queue: QueueSnapshot
     outflow: OutflowSnapshot
+    estimates: Estimates = Estimates()
 
 
 def take(ctx: Context) -> Snapshot:
@@ -178,6 +180,7 @@ def take(ctx: Context) -> Snapshot:
         timers=tuple(sorted(ctx.timers)),
         queue=ctx.queue.take(),
         outflow=ctx.outflow.take(),
+        estimates=ctx.book.take(),
     )
 
 
@@ -239,6 +242,9 @@ def copy_live(live: LiveAttempt) -> LiveAttempt:
         advanced_us=live.advanced_us,
         adopted=live.adopted,
         gives_way_to=live.gives_way_to,
+        factors_milli=live.factors_milli,
+        phase=live.phase,
+        phase_us=live.phase_us,
         on_stop=live.on_stop,
         stop_reason=live.stop_reason,
     )

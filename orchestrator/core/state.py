@@ -142,6 +142,9 @@ class LiveAttempt:
     advanced_us: int = 0  # when a report last showed a new phase or step
     adopted: bool = False  # from the store: how far it is only the site's first report can say
     gives_way_to: JobId | None = None  # its slot goes to this job next: nobody else is bound there until it is empty
+    factors_milli: tuple[int, ...] = ()  # what the priors of its decision were multiplied by, by `learning.observation.COMPONENTS`
+    phase: AttemptState | None = None  # the last that a report told of, and since when it has been in it
+    phase_us: int = 0
     on_stop: FailureKind | None = None
     stop_reason: str = ""
 

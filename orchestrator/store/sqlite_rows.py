@@ -16,6 +16,7 @@ from atoll.model.audit import AuditEvent
 from atoll.model.errors import StateError
 from atoll.model.ids import AdapterId, ChangeSeq, FleetId, JobId, ModelId, SiteId, TenantId, Term
 from atoll.model.job import TERMINAL, Job, JobState
+from atoll.model.learned import Estimates
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec, SiteRecord
 from atoll.wire import stored
@@ -26,6 +27,7 @@ from orchestrator.core.outputs import (
     DeleteModel,
     DeleteSite,
     PutAdapter,
+    PutEstimates,
     PutJob,
     PutLinks,
     PutModel,
@@ -57,6 +59,7 @@ class Changes:
     models: dict[ModelId, ModelSpec | None] = field(default_factory=dict)
     adapters: dict[AdapterId, AdapterSpec | None] = field(default_factory=dict)
     links: tuple[LinkSpec, ...] | None = None
+    estimates: Estimates | None = None
     audit: list[AuditEvent] = field(default_factory=list)
 
 
@@ -81,6 +84,8 @@ def changes_of(records: Sequence[Record]) -> Changes:
                 changes.adapters[adapter.adapter_id] = adapter
             case DeleteAdapter(adapter_id=adapter_id):
                 changes.adapters[adapter_id] = None
+            case PutEstimates(estimates=estimates):
+                changes.estimates = estimates
             case AppendAudit(event=event):
                 changes.audit.append(event)
             case _:
@@ -108,6 +113,8 @@ def write(connection: sqlite3.Connection, rows: LiveRows, changes: Changes) -> l
             connection.execute("INSERT OR REPLACE INTO adapters VALUES (?, ?)", (adapter_id, stored.encode_adapter(adapter)))
     if changes.links is not None:
         connection.execute("INSERT OR REPLACE INTO links VALUES (1, ?)", (stored.encode_links(changes.links),))
+    if changes.estimates is not None:
+        connection.execute("INSERT OR REPLACE INTO estimates VALUES (1, ?)", (stored.encode_estimates(changes.estimates),))
     if changes.audit:
         lines = [(event.seq, stored.encode_audit(event)) for event in changes.audit]
         connection.executemany("INSERT INTO audit VALUES (?, ?)", lines)
@@ -198,10 +205,20 @@ def load(connection: sqlite3.Connection, *, ended_keys_max: int) -> tuple[Stored
             ),
             ended_keys=_youngest_keys(connection, ended_keys_max),
             ended_count=count_ended(connection),
+            estimates=_estimates(connection),
         )
     finally:
         connection.execute("ROLLBACK")
     return loaded, rows
+
+
+def _estimates(connection: sqlite3.Connection) -> Estimates:
+    """What was learned. Nothing rests on it: what cannot be read is learned again."""
+    row = connection.execute("SELECT estimates FROM estimates").fetchone()
+    try:
+        return stored.decode_estimates(row[0]) if row else Estimates()
+    except stored.StoredFormatError:
+        return Estimates()
 
 
 def _youngest_keys(connection: sqlite3.Connection, most: int) -> tuple[EndedKey, ...]:

@@ -15,7 +15,7 @@ from atoll.model.errors import StateError
 from orchestrator.store.base import StoreError
 
 # Grows with every change of the tables. A file of a later version is refused: its rows may mean something else.
-FORMAT: Final = 2
+FORMAT: Final = 3
 # "ATOL": tells our file from any other SQLite database.
 APPLICATION_ID: Final = 0x41544F4C
 
@@ -56,11 +56,15 @@ CREATE TABLE sites (site_id TEXT PRIMARY KEY, site BLOB NOT NULL) STRICT, WITHOU
 CREATE TABLE models (model_id TEXT PRIMARY KEY, model BLOB NOT NULL) STRICT;
 CREATE TABLE adapters (adapter_id TEXT PRIMARY KEY, adapter BLOB NOT NULL) STRICT;
 CREATE TABLE links (id INTEGER PRIMARY KEY CHECK (id = 1), links BLOB NOT NULL) STRICT;
+CREATE TABLE estimates (id INTEGER PRIMARY KEY CHECK (id = 1), estimates BLOB NOT NULL) STRICT;
 CREATE TABLE audit (seq INTEGER PRIMARY KEY, line BLOB NOT NULL) STRICT;
 """
 
 # What turns a file of an earlier format into one of the next, in the transaction that opens it.
-_UPGRADES: Final = {1: ("CREATE TABLE adapters (adapter_id TEXT PRIMARY KEY, adapter BLOB NOT NULL) STRICT",)}
+_UPGRADES: Final = {
+    1: ("CREATE TABLE adapters (adapter_id TEXT PRIMARY KEY, adapter BLOB NOT NULL) STRICT",),
+    2: ("CREATE TABLE estimates (id INTEGER PRIMARY KEY CHECK (id = 1), estimates BLOB NOT NULL) STRICT",),
+}
 
 
 def open_writer(path: str) -> sqlite3.Connection:

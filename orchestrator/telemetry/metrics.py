@@ -15,11 +15,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from atoll.model.address import Address
 from atoll.model.attempt import Attempt, PhaseTimes
 from atoll.model.job import TERMINAL, JobState, Priority
+from atoll.model.learned import Calibration
 from atoll.model.views import FleetView
 from orchestrator.core.outputs import (
     AttemptPreempted,
     AttemptSettled,
     Decision,
+    EstimateShifted,
     JobPlaced,
     JobsDeferred,
     JobSettled,
@@ -63,6 +65,11 @@ class Metrics:
         self._jobs = Histogram("atoll_job_seconds", "From acceptance to the end, fleet time", ["state"], buckets=_JOB_BUCKETS_S, registry=r)
         self._retries = Counter("atoll_retries", "Jobs sent back to the queue by cause", ["cause"], registry=r)
         self._residual = Histogram("atoll_residual_ratio", "Actual over predicted, by term", ["term"], buckets=_RATIO_BUCKETS, registry=r)
+        self._shifts = Counter("atoll_estimate_shifts", "Sites that became lastingly slower or faster", ["component"], registry=r)
+        self._median = Gauge("atoll_residual_median", "Median log residual; the gate is 0.05", ["component"], registry=r)
+        self._coverage = Gauge("atoll_p90_coverage", "Share of actuals within P90; the gate is 0.87 to 0.93", ["component"], registry=r)
+        self._gates = Gauge("atoll_gate_passed", "1: this component's predictions may be believed", ["component"], registry=r)
+        self._factors = Gauge("atoll_learned_factors", "Cells that the corrections are made of", registry=r)
         self._commit_s = Histogram("atoll_commit_seconds", "Commits by outcome", ["outcome"], buckets=_COMMIT_BUCKETS_S, registry=r)
         self._commit_records = Histogram("atoll_commit_records", "Records per commit", buckets=_RECORD_BUCKETS, registry=r)
         self._inbox = Gauge("atoll_inbox_events", "Events waiting to be handled", ["lane"], registry=r)
@@ -115,6 +122,8 @@ class Metrics:
                 self._refused.labels(bound.value).inc()
             case AttemptPreempted():
                 self._preemptions.inc()
+            case EstimateShifted(shift=shift):
+                self._shifts.labels(shift.component.value).inc()
             case LateResultRefused():
                 pass  # counted above, by its name
             case _:
@@ -133,6 +142,14 @@ class Metrics:
                 self._residual.labels(name).observe(actual_us / predicted_us)
         if attempt.predicted_us and attempt.ended_us > attempt.leased_us:
             self._residual.labels("total").observe((attempt.ended_us - attempt.leased_us) / attempt.predicted_us)
+
+    def calibrated(self, calibration: Calibration) -> None:
+        """Gates as they stand."""
+        for gate in calibration.gates:
+            self._median.labels(gate.name).set(gate.median_milli / 1_000)
+            self._coverage.labels(gate.name).set(gate.coverage_milli / 1_000)
+            self._gates.labels(gate.name).set(gate.passed)
+        self._factors.set(calibration.factors)
 
     def sampled(self, *, jobs: Mapping[tuple[Priority, JobState], int], sessions: int, fleet: FleetView | None) -> None:
         """Figures that are set now and then rather than counted: the scraping thread may not touch what the loop changes."""

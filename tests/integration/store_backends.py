@@ -14,11 +14,15 @@ from typing import Protocol
 from atoll.model.adapter import AdapterSpec
 from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind
 from atoll.model.audit import AuditEvent, Severity
-from atoll.model.ids import AdapterId, AttemptKey, ChangeSeq, JobId, ModelId, NodeId, Ordinal, PoolId, SiteId, SlotRef, TenantId
+from atoll.model.ids import AdapterId, AttemptKey, ChangeSeq, GpuTypeId, JobId, ModelId, NodeId, Ordinal, PoolId, SiteId, SlotRef, TenantId
 from atoll.model.job import Job, JobSpec, JobState
+from atoll.model.learned import Estimates
 from atoll.model.modelspec import DenoiserKind, Modality, ModelPhysics, ModelSpec
 from atoll.model.shape import Shape
 from atoll.model.site import LinkSpec, SiteRecord, SiteSpec
+from orchestrator.core.learning.book import Book
+from orchestrator.core.learning.corrections import Place
+from orchestrator.core.learning.observation import COMPONENTS, Observation
 from orchestrator.store.base import Store
 from orchestrator.store.sqlite import SqliteStore
 
@@ -125,6 +129,18 @@ def model(name: str, title: str = "") -> ModelSpec:
         default_shape=SHAPE,
         physics=physics,
     )
+
+
+def estimates(observations: int) -> Estimates:
+    """What is learned of so many attempts: every part of it is there."""
+    book = Book()
+    for number in range(observations):
+        place = Place(model_id=ModelId(f"m{number}"), gpu_type=GpuTypeId("H100-SXM"), site_id=SiteId("a"))
+        for component in COMPONENTS:
+            one = Observation(component=component, predicted_us=10**6, factor_milli=1_000, actual_us=2 * 10**6, at_least=number % 2 == 1)
+            book.observe(place, one, number)
+        book.observe_total(True, Modality.IMAGE, 10**6, 2 * 10**6, at_least=False)
+    return book.save(observations)
 
 
 def audit(seq: int, detail: str = "") -> AuditEvent:

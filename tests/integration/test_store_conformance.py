@@ -13,6 +13,7 @@ from atoll.model.audit import AuditEvent
 from atoll.model.errors import FieldError, StateError
 from atoll.model.ids import AdapterId, ChangeSeq, JobId, ModelId, SiteId, TenantId, Term
 from atoll.model.job import TERMINAL, Job, JobState
+from atoll.model.learned import Estimates
 from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.outputs import (
     AppendAudit,
@@ -20,6 +21,7 @@ from orchestrator.core.outputs import (
     DeleteModel,
     DeleteSite,
     PutAdapter,
+    PutEstimates,
     PutJob,
     PutLinks,
     PutModel,
@@ -27,7 +29,7 @@ from orchestrator.core.outputs import (
     Record,
 )
 from orchestrator.store.base import CommitOutcome, Store
-from tests.integration.store_backends import BACKENDS, Backend, adapter, audit, ended, link, model, placed, queued, site
+from tests.integration.store_backends import BACKENDS, Backend, adapter, audit, ended, estimates, link, model, placed, queued, site
 
 COMMITTED = CommitOutcome.COMMITTED
 
@@ -61,6 +63,7 @@ async def test_a_new_store_is_empty_and_names_its_fleet(backend: Backend, store:
     assert (first.jobs, first.sites, first.links, first.models, first.ended_keys) == ((), (), (), (), ())
     again, second = await reopened(backend, store)
     await again.close()
+    assert first.estimates == Estimates()
     assert first.fleet_id
     assert second.fleet_id == first.fleet_id
     assert second.term == first.term + 1
@@ -80,6 +83,7 @@ async def test_everything_committed_is_there_after_a_restart(backend: Backend, s
         DeleteModel(model_id=ModelId("m1")),
         *(PutAdapter(adapter=adapter(name)) for name in ("l1", "l2")),
         DeleteAdapter(adapter_id=AdapterId("l1")),
+        *(PutEstimates(estimates=estimates(observations)) for observations in (3, 5)),
         AppendAudit(event=audit(1)),
         AppendAudit(event=audit(2)),
     ]
@@ -90,6 +94,7 @@ async def test_everything_committed_is_there_after_a_restart(backend: Backend, s
     assert stored.links == (link("a", "b"), link("b", "a"))
     assert stored.models == (model("m2"),)
     assert stored.adapters == (adapter("l2"),)
+    assert stored.estimates == estimates(5)
     assert (stored.fleet_time_us, stored.last_audit_seq, stored.ended_count) == (77, 2, 1)
     key = EndedKey(tenant=TenantId("team-a"), idempotency_key="key-done", job_id=JobId("done"), payload_digest=done.payload_digest)
     assert stored.ended_keys == (key,)

@@ -20,11 +20,12 @@ import pytest
 
 from atoll.model.errors import StateError
 from atoll.model.ids import ChangeSeq, JobId
-from orchestrator.core.outputs import AppendAudit, PutAdapter, PutJob, PutModel
+from atoll.model.learned import Estimates
+from orchestrator.core.outputs import AppendAudit, PutAdapter, PutEstimates, PutJob, PutModel
 from orchestrator.store.base import CommitOutcome, StoreError
 from orchestrator.store.sqlite import SqliteStore
 from orchestrator.store.sqlite_backup import TERM_GAP
-from tests.integration.store_backends import adapter, audit, ended, model, queued
+from tests.integration.store_backends import adapter, audit, ended, estimates, model, queued
 
 ROOT = Path(__file__).parents[2]
 
@@ -257,10 +258,10 @@ async def test_a_later_format_is_refused_with_both_numbers(path: Path, store: Sq
     await store.take_over()
     await store.close()
     connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("UPDATE fleet SET format = 3")
+    connection.execute("UPDATE fleet SET format = 4")
     connection.close()
     later = SqliteStore(path)
-    with pytest.raises(StateError, match="has format 3, this version of Atoll reads 2"):
+    with pytest.raises(StateError, match="has format 4, this version of Atoll reads 3"):
         await later.take_over()
     await later.close()
 
@@ -271,11 +272,12 @@ async def test_a_file_of_the_first_format_is_taken_over_with_all_that_it_holds(p
     await store.close()
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("DROP TABLE adapters")
+    connection.execute("DROP TABLE estimates")
     connection.execute("UPDATE fleet SET format = 1")
     connection.close()
     later = SqliteStore(path)
     loaded = await later.take_over()
-    assert (loaded.models, loaded.adapters) == ((model("m"),), ())
+    assert (loaded.models, loaded.adapters, loaded.estimates) == ((model("m"),), (), Estimates())
     await later.commit(loaded.term, 2, [PutAdapter(adapter=adapter("l"))])
     await later.close()
     again = SqliteStore(path)
@@ -323,3 +325,17 @@ async def test_the_commit_in_flight_is_finished_before_the_store_closes(path: Pa
     again = SqliteStore(path)
     assert len((await again.take_over()).jobs) == 2_000
     await again.close()
+
+
+async def test_estimates_that_cannot_be_read_are_learned_again(path: Path, store: SqliteStore) -> None:
+    """Nothing rests on them: they keep nobody from starting."""
+    term = (await store.take_over()).term
+    await store.commit(term, 1, [PutModel(model=model("m")), PutEstimates(estimates=estimates(2))])
+    await store.close()
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("UPDATE estimates SET estimates = x'01c1'")
+    connection.close()
+    later = SqliteStore(path)
+    loaded = await later.take_over()
+    await later.close()
+    assert (loaded.models, loaded.estimates) == ((model("m"),), Estimates())

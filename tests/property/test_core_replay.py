@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from atoll.model.attempt import AttemptState, FailureKind
+from atoll.model.attempt import AttemptState, FailureKind, PhaseTimes
 from atoll.model.ids import AdapterId, SiteId, TenantId
 from atoll.model.job import Priority
 from atoll.model.modelspec import AdapterUse
@@ -18,6 +18,7 @@ _WHOSE = st.tuples(st.sampled_from(["m", "x", "huge"]), st.sampled_from(list(Pri
 _ACTION = st.one_of(
     st.tuples(st.just("submit"), st.integers(1, 4), _WHOSE),
     st.tuples(st.just("end"), st.sampled_from(["a", "b", "c"]), st.sampled_from([*FailureKind, None])),
+    st.tuples(st.just("take"), st.sampled_from(["a", "b", "c"]), st.sampled_from([100, 900, 2_500, 30_000])),
     st.tuples(st.just("run"), st.sampled_from(["a", "b", "c"])),
     st.tuples(st.just("report"), st.sampled_from(["a", "b", "c"])),
     st.tuples(st.just("stop"), st.sampled_from(["a", "b", "c"])),
@@ -40,6 +41,8 @@ def _act(fleet: Fleet, action: tuple) -> None:  # type: ignore[type-arg]  # noqa
             fleet.submit(*(spec(model_id, prompt=str(number), priority=priority, tenant=owner) for number in range(count)))
         case ("end", name, kind):
             _end(fleet, name, kind)
+        case ("take", name, milli):
+            _take(fleet, name, milli)
         case ("stop", name):
             for key, told in list(fleet.agents[SiteId(name)].attempts.items()):
                 if told.stop:
@@ -83,6 +86,17 @@ def _act(fleet: Fleet, action: tuple) -> None:  # type: ignore[type-arg]  # noqa
             fleet.report(name)
         case _:
             raise AssertionError(action)
+
+
+def _take(fleet: Fleet, name: str, milli: int) -> None:
+    """An attempt succeeds after so many thousandths of what was predicted."""
+    keys = list(fleet.agents[SiteId(name)].attempts)
+    if not keys:
+        return
+    attempt = fleet.machine.context.state.sites[SiteId(name)].attempts[keys[0]].attempt
+    took_us = attempt.predicted_us * milli // 1_000
+    times = PhaseTimes(fetch_us=took_us // 2, load_us=took_us // 4, run_us=took_us // 4, upload_us=took_us // 8)
+    fleet.end_attempt(name, keys[0], after_us=took_us, times=times)
 
 
 def _end(fleet: Fleet, name: str, kind: FailureKind | None) -> None:

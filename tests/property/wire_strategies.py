@@ -87,6 +87,7 @@ BY_FIELD: dict[tuple[type, str], Strategy] = {
     (report.NodeFacts, "disk_adapters"): tuples(names, unique_by=str).map(sorted).map(tuple),
     (modelspec.ModelSpec, "weights_digest"): st.one_of(st.just(""), digests),
     (modelspec.ModelPhysics, "temporal_factor"): st.integers(1, 8),
+    (attempt.Attempt, "factors_milli"): tuples(st.integers(0, 1_000_000)),
     (attempt.Artifact, "pixel_digest"): st.one_of(st.just(""), digests),
     (attempt.ResultManifest, "seed"): st.integers(0, bounds.INT64_MAX),
     (ids.SlotRef, "index"): st.integers(0, limits.GPUS_PER_NODE_MAX - 1),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from atoll.model.adapter import AdapterSpec
 from atoll.model.assignment import AssignedAttempt, Assignment
-from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, ResultManifest
+from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
 from atoll.model.gpu import GpuType
 from atoll.model.ids import (
     AdapterId,
@@ -255,7 +255,7 @@ class Fleet:
 
     def end_attempt(
         self, name: str, key: AttemptKey, state: AttemptState = AttemptState.SUCCEEDED,
-        kind: FailureKind | None = None, after_us: int = 1_000,
+        kind: FailureKind | None = None, after_us: int = 1_000, times: PhaseTimes = PhaseTimes(),
     ) -> Step:  # fmt: skip
         """The site's agent delivers the end of an attempt."""
         agent = self.agents[SiteId(name)]
@@ -265,7 +265,7 @@ class Fleet:
             artifact = Artifact(name="0.png", media_type="image/png", bytes=1, digest="sha256:" + "1" * 64)
             manifest = ResultManifest(key=key, artifacts=(artifact,), seed=0, simulated=False)
         failure = Failure(kind=kind, message="because") if kind is not None else None
-        event = AttemptEvent(seq=EventSeq(agent.event_seq), key=key, state=state, manifest=manifest, failure=failure)
+        event = AttemptEvent(seq=EventSeq(agent.event_seq), key=key, state=state, manifest=manifest, failure=failure, times=times)
         return self.happen(events.AttemptsEnded(site_id=agent.site.site_id, session=agent.session, events=(event,)), after_us)
 
     def running(self, name: str, key: AttemptKey, steps: int = 1) -> Step:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,14 +37,16 @@ def test_logs_are_right_to_less_than_a_unit_and_alike_for_arrays() -> None:
     assert nats_milli(-log2(2)) == -693
 
 
-def test_the_first_eight_observations_count_half() -> None:
-    """The mean is shrunk by n / (n + 8) at each level: what one level does not take the next one may."""
+def test_evidence_is_shrunk_and_shared_among_the_levels() -> None:
+    """Five levels, eight attempts that all took twice as long: most of it is believed, by each level the same share."""
     book = Book()
     for second in range(8):
         seen(book, EXECUTION, 2.0, place(), second * SECOND)
-    (every,) = [row for row in residuals(book, 8 * SECOND, component=EXECUTION) if row.level is Level.ALL]
-    assert every.observations_milli == pytest.approx(8_000, abs=10)
-    assert math.log2(every.effect_milli / 1_000) == pytest.approx(0.5, abs=0.01)
+    effects = [math.log2(row.effect_milli / 1_000) for row in residuals(book, 8 * SECOND, component=EXECUTION)]
+    assert 0.8 < sum(effects) < 0.97
+    assert effects == pytest.approx([sum(effects) / 5] * 5, abs=0.02)
+    for row in residuals(book, 8 * SECOND, component=EXECUTION):
+        assert row.observations_milli == pytest.approx(8_000, rel=0.07)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -192,7 +195,7 @@ def test_a_young_change_widens_the_stated_p90_of_its_site() -> None:
     assert p90_us / p50_us > 1.2 * calm90_us / calm50_us
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5, 6])
 def test_sites_that_do_not_change_raise_no_alarm(seed: int) -> None:
     assert World(seed, Book()).live(EXECUTION, 6_000) == []
 
@@ -210,7 +213,8 @@ def test_a_site_that_was_slow_once_is_believed_again_in_time() -> None:
         seen(book, EXECUTION, 1.0, ok, 100 * SECOND + minute * 60 * SECOND)
         gaps.append(factor(book, EXECUTION, slow) / factor(book, EXECUTION, ok))
     assert gaps[0] > 2.5
-    assert gaps[-1] < 1.25
+    # What is left is what both together say of a site that is not known.
+    assert gaps[-1] < 1.6
     assert gaps[45] > gaps[90] > gaps[-1]
 
 
@@ -229,13 +233,14 @@ def test_arrays_of_pools_are_the_same_integers() -> None:
     world = World(5, Book(), modes=MODES, noise=0.2)
     world.live(FETCH, 800)
     world.live(EXECUTION, 800)
-    pools = [(where.site_id, where.gpu_type) for site in range(40) for where in [place("m", f"g{site % 5}", f"s{site}")]]
+    pools = [place("m", f"g{site % 5}", f"s{site}") for site in range(40)]
+    columns = [SimpleNamespace(pool=SimpleNamespace(site_id=one.site_id, gpu=SimpleNamespace(gpu_type=one.gpu_type))) for one in pools]
     arrays = PoolFactors(world.book)
-    found = arrays.of(ModelId("m"), pools, layout=1)
+    found = arrays.of(ModelId("m"), columns)
     for model in ("m0", "m3", "unseen"):
-        found = arrays.of(ModelId(model), pools, layout=1)
+        found = arrays.of(ModelId(model), columns)
         for index, component in enumerate(COMPONENTS):
-            expected = [world.book.factors_milli(ModelId(model), gpu_type, site_id)[index] for site_id, gpu_type in pools]
+            expected = [world.book.factors_milli(ModelId(model), one.gpu_type, one.site_id)[index] for one in pools]
             assert found.milli[component].tolist() == expected
     # Rows of pools, warm and cold: the same factor for both.
     doubled = found.times(EXECUTION, np.full(80, 10**12, dtype=np.int64))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 
-from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind, PhaseTimes
-from atoll.model.ids import AttemptKey, JobId, NodeId, Ordinal, PoolId, SiteId, SlotRef
+from atoll.model.attempt import AttemptState, FailureKind, PhaseTimes
+from atoll.model.ids import NodeId, PoolId, SiteId
 from atoll.model.learned import Component
 from atoll.model.modelspec import Modality
 from atoll.model.placement import Candidate, Explanation
@@ -22,31 +21,22 @@ TERMS = (9, 40, 0, 6, 4, 20, 2, 5, -9)
 FACTORS = tuple(1_000 + 100 * index for index in range(len(COMPONENTS)))
 
 
-def attempt(state: AttemptState, times: PhaseTimes, failure: FailureKind | None = None) -> Attempt:
-    chosen = Candidate(
+EXPLANATION = Explanation(
+    decided_us=0,
+    policy="default",
+    term_names=NAMES,
+    chosen=Candidate(
         site_id=SiteId("a"), pool_id=PoolId("p"), total_us=80 * SECOND, terms_us=tuple(term * SECOND for term in TERMS), cold=True
-    )
-    explanation = Explanation(
-        decided_us=0, policy="default", term_names=NAMES, chosen=chosen, node_id=NodeId("p-0"), others=(), rejections=()
-    )
-    return Attempt(
-        key=AttemptKey(job_id=JobId("j"), ordinal=Ordinal(1)),
-        site_id=SiteId("a"),
-        slot=SlotRef(pool_id=PoolId("p"), node_id=NodeId("p-0"), index=0),
-        state=state,
-        cold=True,
-        leased_us=0,
-        predicted_us=70 * SECOND,
-        ended_us=90 * SECOND,
-        times=times,
-        failure=None if failure is None else Failure(kind=failure, message="because"),
-        explanation=explanation,
-    )
+    ),
+    node_id=NodeId("p-0"),
+    others=(),
+    rejections=(),
+)
 
 
-def said(*args: object, cut: Cut | None = None) -> dict[Component, tuple[int, int, bool]]:
+def said(state: AttemptState, times: PhaseTimes, cut: Cut | None = None) -> dict[Component, tuple[int, int, bool]]:
     """Component -> (predicted, actual, whether it was cut off), in seconds."""
-    found = observed(attempt(*args), FACTORS, cut)  # type: ignore[arg-type]  # as `attempt` takes them
+    found = observed(EXPLANATION, state, times, FACTORS, cut)
     return {one.component: (one.predicted_us // SECOND, one.actual_us // SECOND, one.at_least) for one in found}
 
 
@@ -60,7 +50,7 @@ def test_success_gives_every_phase_its_prediction_and_load_the_sum_of_its_two() 
         Component.EXECUTION: (20, 25, False),
         Component.UPLOAD: (2, 1, False),
     }
-    for one in observed(attempt(AttemptState.SUCCEEDED, ALL), FACTORS, None):
+    for one in observed(EXPLANATION, AttemptState.SUCCEEDED, ALL, FACTORS, None):
         assert one.factor_milli == FACTORS[COMPONENTS.index(one.component)]
 
 
@@ -73,22 +63,23 @@ def test_what_was_stopped_lasted_at_least_as_long() -> None:
     times = PhaseTimes(fetch_us=30 * SECOND, load_us=12 * SECOND, run_us=7 * SECOND)
     cut = Cut(phase=AttemptState.RUNNING, lasted_us=6 * SECOND)
     expected = {Component.FETCH: (40, 30, False), Component.LOAD: (10, 12, False), Component.EXECUTION: (20, 7, True)}
-    assert said(AttemptState.STOPPED, times, FailureKind.MOVED, cut=cut) == expected
+    assert said(AttemptState.STOPPED, times, cut) == expected
     fetching = Cut(phase=AttemptState.FETCHING, lasted_us=55 * SECOND)
-    assert said(AttemptState.STOPPED, PhaseTimes(), FailureKind.MOVED, cut=fetching) == {Component.FETCH: (40, 55, True)}
+    assert said(AttemptState.STOPPED, PhaseTimes(), fetching) == {Component.FETCH: (40, 55, True)}
 
 
 def test_what_failed_says_nothing_of_the_phase_that_broke() -> None:
     times = PhaseTimes(fetch_us=30 * SECOND, load_us=2 * SECOND)
-    assert said(AttemptState.FAILED, times, FailureKind.LOAD_FAILED) == {Component.FETCH: (40, 30, False)}
-    assert said(AttemptState.REFUSED, PhaseTimes(), FailureKind.REFUSED) == {}
-    assert said(AttemptState.REFUSED, ALL, FailureKind.REFUSED) == {}
+    assert said(AttemptState.FAILED, times) == {Component.FETCH: (40, 30, False)}
+    assert said(AttemptState.REFUSED, PhaseTimes()) == {}
+    assert said(AttemptState.REFUSED, ALL) == {}
 
 
 @pytest.mark.parametrize(
     ("state", "why", "cut"),
     [
         (AttemptState.STOPPED, FailureKind.MOVED, True),
+        (AttemptState.STOPPED, FailureKind.PREEMPTED, True),
         (AttemptState.LOST, FailureKind.LOST, True),
         (AttemptState.STOPPED, FailureKind.TIMED_OUT, False),  # it hung, or nobody renewed it
         (AttemptState.FAILED, FailureKind.OUT_OF_MEMORY, False),
@@ -101,10 +92,10 @@ def test_which_ends_cut_work_off(state: AttemptState, why: FailureKind | None, c
 
 def test_what_is_not_to_be_learned_has_no_factor() -> None:
     without = tuple(0 if component is Component.FETCH else 1_000 for component in COMPONENTS)
-    found = observed(attempt(AttemptState.SUCCEEDED, ALL), without, None)
+    found = observed(EXPLANATION, AttemptState.SUCCEEDED, ALL, without, None)
     assert Component.FETCH not in {one.component for one in found}
-    assert observed(attempt(AttemptState.SUCCEEDED, ALL), (), None) == ()
-    assert observed(replace(attempt(AttemptState.SUCCEEDED, ALL), explanation=None), FACTORS, None) == ()
+    assert observed(EXPLANATION, AttemptState.SUCCEEDED, ALL, (), None) == ()
+    assert observed(None, AttemptState.SUCCEEDED, ALL, FACTORS, None) == ()
 
 
 def test_quotes_undo_the_optimism_of_the_chosen() -> None:

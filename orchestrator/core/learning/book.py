@@ -159,6 +159,10 @@ class Book:
         """What should become durable now; None: nothing new, or not yet."""
         if not self.unsaved or now_us - self.saved_us < SAVE_US:
             return None
+        return self.save(now_us)
+
+    def save(self, now_us: int) -> Estimates:
+        """What becomes durable, now."""
         self.saved_us, self.unsaved = now_us, False
         return self.take(SAVED_LEAVES_MAX)
 

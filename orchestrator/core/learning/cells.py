@@ -57,6 +57,7 @@ class Cell:
     seen_us: int = 0
     looked_us: int = 0
     published_log: int = 0
+    side: int = 0
     changed: bool = False
     watch: Watch | None = None
 
@@ -153,6 +154,7 @@ class Cell:
             seen_us=self.seen_us,
             looked_us=self.looked_us,
             published_log=self.published_log,
+            side=self.side,
             changed=self.changed,
             watch=None if watch is None else watch.take(),
         )
@@ -172,6 +174,7 @@ def restored(told: LearnedCell) -> Cell:
         seen_us=told.seen_us,
         looked_us=told.looked_us,
         published_log=told.published_log,
+        side=told.side,
         changed=told.changed,
         watch=watch,
     )

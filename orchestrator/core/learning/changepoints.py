@@ -28,11 +28,11 @@ _UNSEEN: Final = ONE // 4
 _WIDENED_KEEP: Final = (ONE * 7) // 8
 
 
-def standard_deviation(variance: int, leaf_weight: int, leftover: int, shrink: int) -> int:
-    """The spread of a residual as a log: within a mode (2^-16 square octaves), of a model with this much evidence there (x 2^16), and of
-    what the site's shrinkage still leaves over: that is no news.
+def standard_deviation(variance: int, weights: tuple[int, int], leftover: int, shrink: int) -> int:
+    """The spread of a residual as a log: within a mode (2^-16 square octaves), of a site and of a model there with this much evidence
+    (x 2^16), and of what the site's shrinkage still leaves over: that is no news.
     """
-    unseen = _UNSEEN * _UNSEEN * shrink // (leaf_weight // ONE + shrink)
+    unseen = sum(_UNSEEN * _UNSEEN * shrink // (weight // ONE + shrink) for weight in weights)
     return max(isqrt((variance << 16) + unseen + leftover * leftover), _SPREAD_MIN)
 
 

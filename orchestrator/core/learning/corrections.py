@@ -1,8 +1,9 @@
 """The corrections of one component: hierarchical, multiplicative, each level shrunk toward those above it.
 
-Decides how an observation is shared out among the levels (all > GPU type > site > model x GPU type > model x site: each takes what those
-above it leave over), what is published to the estimates, and when. Two modes, as loads have, are taken out before the levels learn: what
-a site teaches is how far it is from the middle of its mode, not which mode it happened to meet. Must not know phases or jobs.
+Decides how an observation is shared out among the levels (all > GPU type > site > model x GPU type > model x site: each learns what the
+others leave over, the less certain the more), what is published to the estimates, and when. Two modes, as loads have, are taken out
+before the levels learn: what a site teaches is how far it is from the middle of its mode, not which mode it happened to meet. Must not
+know phases or jobs.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ CELLS_MAX: Final = {
 }
 # Expected times are above the middle of the logs by this spread's share only once there is one.
 _MEAN_FROM: Final = 8
+# Times that a site must have met a mode again before two are believed in, and how many of them are remembered.
+_PAIRS_MIN: Final = 32
+_PAIRS_MAX: Final = 512
 LEVELS: Final = tuple(Level)
 
 
@@ -96,6 +100,9 @@ class Corrections:
         self.refreshed_us = 0
         self.observations = 0
         self.shifts = 0
+        self.two_modes = False
+        self.pairs = 0  # times a site met a mode again, and of them those when it was the other one
+        self.mixed = 0
         self._changed: dict[tuple[Level, CellKey], None] = {}
         self._sites: dict[ModelId, dict[SiteId, None]] = {}  # where a model has a cell of its own
 
@@ -136,7 +143,8 @@ class Corrections:
         keys = keys_of(place)
         row = [self._cell(level, key, now_us) for level, key in zip(LEVELS, keys, strict=True)]
         effects = [cell.aged_effect() for cell in row]
-        located = clipped(sum(effects))
+        # As far as the levels have come, beyond the bounds too: what lies there all the time is no news each time.
+        located = sum(effects)
         ratio = min(max(sample.ratio_log, -RESIDUAL_MAX), RESIDUAL_MAX)
         rest = ratio - located
         # What was really predicted, with what was published then: its being late or rounded is part of how far predictions are off.
@@ -152,13 +160,14 @@ class Corrections:
         self.observations += 1
         error, within = self._judge(off, sample.at_least, place)
         offset = self._mode(rest)
+        self._mix(rest, row[2])
         shift = self._watch(row[2], row[4], rest - offset)
-        left = located + rest - offset
         figures = self.figures
-        apart = isqrt(max(-figures.low_log * figures.high_log, 0))  # the spread of two points around their mean
-        for level, key, cell, effect in zip(LEVELS, keys, row, effects, strict=True):
+        # The spread of two points around their mean.
+        apart = isqrt(max(-figures.low_log * figures.high_log, 0)) if self.two_modes else 0
+        for level, key, cell, effect, share in zip(LEVELS, keys, row, effects, _shares(row), strict=True):
+            left = effect + ((rest - offset) * share >> 16)
             cell.add(left + cell.excess(apart) if apart else left, offset, error, within)
-            left -= effect
             self._changed[level, key] = None
         if not shift:
             return None
@@ -179,18 +188,44 @@ class Corrections:
 
     def _mode(self, rest: int) -> int:
         """The middle of the mode that a residual belongs to, from the mean of all."""
+        if not self.two_modes:
+            return 0
+        return self.figures.low_log if rest < self.figures.cut_log else self.figures.high_log
+
+    def _mix(self, rest: int, site: Cell) -> None:
+        """Note whether a site met the other mode than the last time, if there may be two."""
         figures = self.figures
         if figures.low_log == figures.high_log:
-            return 0
-        return figures.low_log if rest < figures.cut_log else figures.high_log
+            return
+        side = -1 if rest < figures.cut_log else 1
+        if site.side:
+            self.pairs += 1
+            self.mixed += site.side != side
+            if self.pairs >= _PAIRS_MAX:
+                self.pairs >>= 1
+                self.mixed >>= 1
+        site.side = side
+
+    def _has_two_modes(self) -> bool:
+        """Whether sites meet both modes by turns, at least half as often as chance would have it. Else it is the sites that differ."""
+        figures = self.figures
+        apart = figures.high_log - figures.low_log
+        if not apart or self.pairs < _PAIRS_MIN:
+            return False
+        # Twice the product of both shares, which lie as far from the mean as the other is heavy.
+        return self.mixed * apart * apart >= -figures.low_log * figures.high_log * self.pairs
 
     def _watch(self, site: Cell, leaf: Cell, residual: int) -> int:
         if site.weight < WATCH_FROM:
             return 0
         if site.watch is None:
             site.watch = Watch()
+        # What the site's shrinkage still leaves over is no news, but for what the model's own cell has taken of it.
         leftover = site.log_sum * ONE // site.weight - site.aged_effect()
-        return site.watch.see(residual, standard_deviation(self.figures.variance, leaf.weight, leftover, SHRINK))
+        expected = leftover * SHRINK * ONE // (leaf.weight + SHRINK * ONE)
+        figures = self.figures
+        variance = figures.variance if self.two_modes else figures.variance + _between(figures)
+        return site.watch.see(residual - expected, standard_deviation(variance, (site.weight, leaf.weight), leftover, SHRINK))
 
     def _cell(self, level: Level, key: CellKey, now_us: int) -> Cell:
         """The cell as of now, the last of its table."""
@@ -234,6 +269,7 @@ class Corrections:
         """Publish what moved by more than a step: of what was observed since, and of some that were not."""
         self.refreshed_us = now_us
         self.figures = self.spread.figures()
+        self.two_modes = self._has_two_modes()
         shared = False
         if self.observations >= _MEAN_FROM and abs(self.figures.mean_log - self.mean_log) > STEP:
             self.mean_log = self.figures.mean_log
@@ -299,6 +335,9 @@ class Corrections:
             refreshed_us=self.refreshed_us,
             observations=self.observations,
             shifts=self.shifts,
+            two_modes=self.two_modes,
+            pairs=self.pairs,
+            mixed=self.mixed,
         )
 
 
@@ -318,7 +357,25 @@ def restored(told: LearnedComponent) -> Corrections:
     corrections.refreshed_us = told.refreshed_us
     corrections.observations = told.observations
     corrections.shifts = told.shifts
+    corrections.two_modes, corrections.pairs, corrections.mixed = told.two_modes, told.pairs, told.mixed
     return corrections
+
+
+def _between(figures: SpreadFigures) -> int:
+    """The variance that two modes make beside that within them, in 2^-16 square octaves."""
+    return max(-figures.low_log * figures.high_log, 0) >> 16
+
+
+def _shares(row: list[Cell]) -> list[int]:
+    """How much of an error each level takes for its own residual (2^-16), given what all the others say.
+
+    A level with n observations is uncertain by 1 / (n + 8), and they share an error in proportion: the gain of a Kalman filter that keeps
+    no covariances. Alone, a level would have the mean x n / (n + 8), as it should. Were each level to learn what those above it leave
+    over at that time, it would be wrong whenever they move on: all of them would take the first errors, one after the other.
+    """
+    uncertain = [ONE * ONE // (cell.weight + SHRINK * ONE) for cell in row]
+    whole = ONE + sum(uncertain)
+    return [(ONE + one) * ONE // whole for one in uncertain]
 
 
 def factor_log_of(factor_milli: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -18,8 +19,18 @@ from orchestrator.core.learning.book import Book
 from orchestrator.core.learning.corrections import CORRECTION_MAX, Corrections
 from orchestrator.core.learning.logs import Ints, millis
 from orchestrator.core.learning.observation import COMPONENTS
+from orchestrator.core.state import Pool
 
-PoolNames = Sequence[tuple[SiteId, GpuTypeId]]
+# 36 years: as good as never, and no product with a factor overflows.
+_PRIOR_MAX_US: Final = 2**50
+
+
+class HasPool(Protocol):
+    """One of the pools that an estimate has a row for."""
+
+    @property
+    def pool(self) -> Pool:
+        """The pool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,21 +40,20 @@ class Factors:
     milli: dict[Component, Ints]
 
     def times(self, component: Component, prior_us: Ints) -> Ints:
-        """A prior per pool, or per row of one or more rows a pool, with its correction. Priors up to 2^50 us (36 years) cannot overflow."""
+        """A prior per pool (or per row, with the rows of all pools one kind after the other) with its correction."""
         factor = self.milli[component]
         rows = len(prior_us) // len(factor) if len(factor) else 1
-        return np.asarray(prior_us * (factor if rows == 1 else np.tile(factor, rows)) // 1_000, dtype=np.int64)
+        return np.asarray(np.minimum(prior_us, _PRIOR_MAX_US) * (factor if rows == 1 else np.tile(factor, rows)) // 1_000, dtype=np.int64)
 
 
 class PoolFactors:
-    """The arrays of one fleet. `layout` names the list of pools: another number, another list."""
+    """The arrays of one fleet."""
 
-    __slots__ = ("_base", "_base_of", "_book", "_by_gpu_type", "_by_site", "_layout", "_pools")
+    __slots__ = ("_base", "_base_of", "_book", "_by_gpu_type", "_by_site", "_layout")
 
     def __init__(self, book: Book) -> None:
         self._book = book
-        self._layout = -1
-        self._pools = 0
+        self._layout: Sequence[HasPool] = ()
         self._base_of = -1
         self._base: dict[Component, Ints] = {}
         self._by_site: dict[SiteId, list[int]] = {}
@@ -53,32 +63,31 @@ class PoolFactors:
         """As of the book."""
         return self._book.version_of(model_id)
 
-    def of(self, model_id: ModelId, pools: PoolNames, layout: int) -> Factors:
-        """The factors of a model in these pools."""
-        if layout != self._layout:
-            self._lay_out(pools, layout)
+    def of(self, model_id: ModelId, columns: Sequence[HasPool]) -> Factors:
+        """The factors of a model in these pools. Another sequence means other pools; the same one must not have changed."""
+        if columns is not self._layout:
+            self._lay_out(columns)
         if self._base_of != self._book.shared_version:
             self._base = {name: self._shared(one) for name, one in self._book.components.items()}
             self._base_of = self._book.shared_version
         if not self._book.learning:
-            return Factors(milli={name: np.full(self._pools, 1_000, dtype=np.int64) for name in COMPONENTS})
+            return Factors(milli={name: np.full(len(columns), 1_000, dtype=np.int64) for name in COMPONENTS})
         return Factors(milli={name: self._own(one, self._base[name], model_id) for name, one in self._book.components.items()})
 
-    def _lay_out(self, pools: PoolNames, layout: int) -> None:
+    def _lay_out(self, columns: Sequence[HasPool]) -> None:
         self._by_site = {}
         by_gpu_type: dict[GpuTypeId, list[int]] = {}
-        for index, (site_id, gpu_type) in enumerate(pools):
-            self._by_site.setdefault(site_id, []).append(index)
-            by_gpu_type.setdefault(gpu_type, []).append(index)
+        for index, column in enumerate(columns):
+            self._by_site.setdefault(column.pool.site_id, []).append(index)
+            by_gpu_type.setdefault(column.pool.gpu.gpu_type, []).append(index)
         self._by_gpu_type = {gpu_type: np.array(found, dtype=np.int64) for gpu_type, found in by_gpu_type.items()}
-        self._pools = len(pools)
-        self._layout = layout
+        self._layout = columns
         self._base_of = -1
 
     def _shared(self, one: Corrections) -> Ints:
         """Logs that hold for every model."""
         every = one.tables[Level.ALL].get(("", ""))
-        logs = np.full(self._pools, every.published_log if every is not None else 0, dtype=np.int64)
+        logs = np.full(len(self._layout), every.published_log if every is not None else 0, dtype=np.int64)
         for (name, _), cell in one.tables[Level.GPU_TYPE].items():
             rows = self._by_gpu_type.get(GpuTypeId(name))
             if rows is not None:

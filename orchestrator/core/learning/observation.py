@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from atoll.model.attempt import Attempt, AttemptState, FailureKind, PhaseTimes
+from atoll.model.attempt import AttemptState, FailureKind, PhaseTimes
 from atoll.model.learned import Component
 from atoll.model.placement import Explanation
 
@@ -30,18 +30,20 @@ LEAST_US: Final = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentRule:
-    """A component: the terms that predict it, the phase that measures it, the state in which an attempt is while it lasts."""
+    """A component: the terms that predict it, the phase that measures it, the state (if any) in which an attempt is while it lasts."""
 
     component: Component
     terms: tuple[str, ...]
     actual_us: Callable[[PhaseTimes], int]
-    phase: AttemptState
+    phase: AttemptState | None
 
 
 # In the order in which the phases follow one another.
 RULES: Final = (
     ComponentRule(component=Component.FETCH, terms=("fetch",), actual_us=lambda times: times.fetch_us, phase=AttemptState.FETCHING),
     ComponentRule(component=Component.LOAD, terms=("stage", "init"), actual_us=lambda times: times.load_us, phase=AttemptState.LOADING),
+    # Patching goes on while an attempt is loading or compiling.
+    ComponentRule(component=Component.ADAPT, terms=("adapt",), actual_us=lambda times: times.adapt_us, phase=None),
     ComponentRule(
         component=Component.COMPILE, terms=("compile",), actual_us=lambda times: times.compile_us, phase=AttemptState.COMPILING
     ),
@@ -50,7 +52,7 @@ RULES: Final = (
     ),
     ComponentRule(component=Component.UPLOAD, terms=("output",), actual_us=lambda times: times.upload_us, phase=AttemptState.UPLOADING),
 )
-COMPONENTS: Final = tuple(rule.component for rule in RULES)
+COMPONENTS: Final = tuple(Component)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,7 @@ class Cut:
 
 
 # What cuts an attempt off that would have gone on; anything else broke it.
-_CUT_SHORT: Final = frozenset({FailureKind.MOVED, FailureKind.LOST})
+_CUT_SHORT: Final = frozenset({FailureKind.MOVED, FailureKind.PREEMPTED, FailureKind.LOST})
 
 
 def is_cut(state: AttemptState, why: FailureKind | None) -> bool:
@@ -81,15 +83,17 @@ def is_cut(state: AttemptState, why: FailureKind | None) -> bool:
     return state in {AttemptState.STOPPED, AttemptState.LOST} and why in _CUT_SHORT
 
 
-def observed(attempt: Attempt, factors_milli: tuple[int, ...], cut: Cut | None) -> tuple[Observation, ...]:
-    """What this attempt says, component by component. `factors_milli` are those of its decision, by `COMPONENTS`; 0: not to be learned."""
-    if attempt.explanation is None or len(factors_milli) != len(RULES) or attempt.state is AttemptState.REFUSED:
+def observed(
+    explanation: Explanation | None, state: AttemptState, times: PhaseTimes, factors_milli: tuple[int, ...], cut: Cut | None
+) -> tuple[Observation, ...]:
+    """What an attempt that ended so says. `factors_milli` are those of its decision, by `COMPONENTS`; 0: not to be learned."""
+    if explanation is None or len(factors_milli) != len(RULES) or state is AttemptState.REFUSED:
         return ()
     found = []
     for index, rule in enumerate(RULES):
-        predicted_us = predicted(attempt.explanation, rule)
+        predicted_us = predicted(explanation, rule)
         factor_milli = factors_milli[index]
-        actual_us, at_least = _actual(attempt, index, cut)
+        actual_us, at_least = _actual(state, times, index, cut)
         if predicted_us >= LEAST_US and actual_us >= LEAST_US and factor_milli > 0:
             found.append(
                 Observation(
@@ -110,11 +114,11 @@ def predicted(explanation: Explanation, rule: ComponentRule) -> int:
     return sum(terms[names.index(name)] for name in rule.terms if name in names)
 
 
-def _actual(attempt: Attempt, index: int, cut: Cut | None) -> tuple[int, bool]:
+def _actual(state: AttemptState, times: PhaseTimes, index: int, cut: Cut | None) -> tuple[int, bool]:
     """(microseconds or -1, whether it was cut off)."""
-    rule, times = RULES[index], attempt.times
+    rule = RULES[index]
     measured_us = rule.actual_us(times)
-    if attempt.state is AttemptState.SUCCEEDED:
+    if state is AttemptState.SUCCEEDED:
         return measured_us, False
     if cut is not None and cut.phase is rule.phase:
         return max(measured_us, cut.lasted_us), True

@@ -30,8 +30,9 @@ FIRST_GUESS: Final = tuple(octaves * ONE // 100 for octaves in (-65, -35, -15, -
 # Two modes are told apart when their distance is four times their (pooled) spread. Below two (Ashman's D) a mixture has a single peak; a
 # bell that is cut in its middle looks like 2.65, and a small sample of one like 3.
 _SEPARATION: Final = 4
-# A mode has at least this share, in thousandths: less are outliers.
+# A mode has at least this share, in thousandths, and so many observations: less are outliers, or the first of a change.
 _SHARE_MIN_MILLI: Final = 50
+_MODE_MIN: Final = 16 * UNIT
 # Observations before two modes are looked for.
 _MODES_FROM: Final = 64 * UNIT
 
@@ -160,8 +161,8 @@ class Sketch:
         low_variance = second // weight - low * low
         high_variance = (whole_second - second) // (held - weight) - high * high
         pooled = max((low_variance + high_variance) // 2, 1)
-        share_milli = min(weight, held - weight) * 1_000 // held
-        if share_milli < _SHARE_MIN_MILLI or high - low < _SEPARATION * isqrt(pooled):
+        least = min(weight, held - weight)
+        if least < max(_MODE_MIN, held * _SHARE_MIN_MILLI // 1_000) or high - low < _SEPARATION * isqrt(pooled):
             return 0, 0, 0, max(variance, 0)
         within = (low_variance * weight + high_variance * (held - weight)) // held
         return _LEAST + (cut + 1) * _WIDTH, low * 256 - mean, high * 256 - mean, max(within, 0)

@@ -6,7 +6,7 @@ Decides nothing; asks `atoll.physics` once per class and GPU type, and keeps the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Final
 
@@ -14,12 +14,14 @@ import numpy as np
 
 from atoll.model.adapter import AdapterSpec
 from atoll.model.ids import AdapterId, ModelId, SiteId
+from atoll.model.learned import Component
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec
 from atoll.physics.coldstart import init_us, patch_us
 from atoll.physics.execution import execution_us
 from atoll.physics.memory import peak_bytes
 from atoll.physics.output import output_bytes
+from orchestrator.core.learning.factors import Factors, PoolFactors
 from orchestrator.core.placement.classes import ClassKey, Variant
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.filters import static_reasons
@@ -45,6 +47,7 @@ class Estimate:
     """Per pool `codes` of static rejection (0: feasible); `fix` per row as `rows.Fix` says. Microseconds, bytes."""
 
     version: int
+    learned: int  # version of the corrections
     model: ModelSpec
     variant: Variant
     codes: Ints
@@ -59,7 +62,7 @@ class Estimate:
 class Estimator:
     """Estimates by class, computed when first asked for."""
 
-    __slots__ = ("_adapters", "_columns", "_estimates", "_hashes", "_links", "_policy")
+    __slots__ = ("_adapters", "_columns", "_estimates", "_factors", "_hashes", "_links", "_policy")
 
     def __init__(
         self,
@@ -67,8 +70,10 @@ class Estimator:
         policy: Policy,
         links: Mapping[tuple[SiteId, SiteId], LinkSpec],
         adapters: Mapping[AdapterId, AdapterSpec],
+        factors: PoolFactors,
     ) -> None:
         self._adapters = adapters
+        self._factors = factors
         self._columns = columns
         self._policy = policy
         self._links = links
@@ -82,7 +87,8 @@ class Estimator:
     def of(self, key: ClassKey, model: ModelSpec) -> Estimate:
         """The estimate of this class for the fleet as it is."""
         known = self._estimates.get(key)
-        if known is not None and known.version == self._columns.version and known.model is model:
+        learned = self._factors.version_of(model.model_id)
+        if known is not None and known.version == self._columns.version and known.learned == learned and known.model is model:
             return known
         estimate = self._compute(key, model)
         kept = max(_KEPT_BYTES // max(3 * estimate.fix.nbytes, 1), _KEPT_MIN)
@@ -96,7 +102,10 @@ class Estimator:
         h2d = _transfer(model.weights_bytes, columns.h2d_rate)
         stage = np.maximum(h2d, _transfer(model.weights_bytes, columns.disk_rate))
         near_us, far_us = self._adapting(key)
-        inputs = self._inputs(key, model, stage, far_us)
+        factors = self._factors.of(model.model_id, columns.columns)
+        inputs = _corrected(self._inputs(key, model, stage, far_us), factors)
+        host_saving = factors.times(Component.LOAD, stage) - factors.times(Component.LOAD, h2d)
+        near_saving = factors.times(Component.ADAPT, far_us) - factors.times(Component.ADAPT, np.full_like(far_us, near_us))
         memory = model.resident_bytes + peak_bytes(model, key.shape)
         count = len(columns.columns)
         codes = static_reasons(key, model, memory, money.price_usd_micros(inputs)[count : 2 * count], columns)
@@ -104,12 +113,13 @@ class Estimator:
         whole = still(inputs, _DELAYS) if not self._policy.terms >= _DELAYS else known
         return Estimate(
             version=columns.version,
+            learned=self._factors.version_of(model.model_id),
             model=model,
             variant=key.variant(memory),
             codes=codes,
             memory_bytes=memory,
             still=known,
-            fix=self._fix(model, inputs, known, codes == 0, stage - h2d, far_us - near_us),
+            fix=self._fix(model, inputs, known, codes == 0, factors, host_saving, near_saving),
             execution_us=inputs.execution_us,
             output_us=inputs.output_us,
             unpriced_us=whole.serial_us - known.serial_us,
@@ -152,12 +162,12 @@ class Estimator:
         )
 
     def _fix(
-        self, model: ModelSpec, inputs: Inputs, known: Still, feasible: Bools, host_saving: Ints, near_saving: Ints
+        self, model: ModelSpec, inputs: Inputs, known: Still, feasible: Bools, factors: Factors, host_saving: Ints, near_saving: Ints
     ) -> Ints:
         rows = len(inputs.cold)
         kinds = rows // max(len(feasible), 1)
         fix = np.zeros((rows, len(Fix)), dtype=np.int64)
-        fetch = np.minimum(_transfer(model.weights_bytes, self._columns.origin_rate), _FETCH_MAX_US)
+        fetch = factors.times(Component.FETCH, np.minimum(_transfer(model.weights_bytes, self._columns.origin_rate), _FETCH_MAX_US))
         risky = risk.NAME in self._policy.terms
         for column, figures in (
             (Fix.FEASIBLE, np.tile(feasible, kinds)),
@@ -215,6 +225,18 @@ class Estimator:
             found[spec.site_id] = (rtt, rtt + size * 1_000_000 // rate, egress * size // _BYTES_PER_GB)
         table = np.array([found[site_id] for site_id in columns.site_ids] or np.zeros((0, 3)), dtype=np.int64)
         return table[:, 0], table[:, 1], table[:, 2]
+
+
+def _corrected(inputs: Inputs, factors: Factors) -> Inputs:
+    """The prior times what was learned of it. Staging and building a pipeline are measured, and so corrected, as one."""
+    return replace(
+        inputs,
+        stage_us=factors.times(Component.LOAD, inputs.stage_us),
+        init_us=factors.times(Component.LOAD, inputs.init_us),
+        adapt_us=factors.times(Component.ADAPT, inputs.adapt_us),
+        execution_us=factors.times(Component.EXECUTION, inputs.execution_us),
+        output_us=factors.times(Component.UPLOAD, inputs.output_us),
+    )
 
 
 def _transfer(size: int, rates: Ints) -> Ints:

@@ -54,6 +54,8 @@ class Policy:
     """Figures of one named policy. Durations are fleet time."""
 
     name: str = "default"
+    # Whether estimates are corrected by what settled attempts say. Off, they are judged all the same: that is how learning is measured.
+    learning: bool = True
     # A person waiting at $60 an hour of attention: a minute of delay weighs as much as a dollar of GPU.
     seconds_per_dollar: int = 60
     priority_weight_milli: dict[Priority, int] = field(default_factory=_weights)

@@ -1,0 +1,39 @@
+"""What operators ask of learned estimates: see them, see whether they may be believed, have them forgotten.
+
+Decides what a request may name. Must not know how estimates are learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from atoll.model.ids import ModelId, parse_name
+from atoll.v1 import operator_service_pb2 as pb
+from atoll.wire.jobs import checked_reason
+from atoll.wire.learned import calibration_to_proto, component_from_text, residual_to_proto, site_from_text
+from orchestrator.core.events import EstimatesResetRequested, RequestRef
+from orchestrator.core.learning.report import ROWS_MAX
+from orchestrator.core.machine import Machine
+
+
+def list_residuals(machine: Machine, request: pb.ListResidualsRequest, now_us: int) -> pb.ListResidualsResponse:
+    """A line per cell."""
+    rows = machine.residuals(
+        component=component_from_text("component", request.component),
+        site_id=site_from_text("site_id", request.site_id),
+        model_id=ModelId(parse_name("model_id", request.model_id)) if request.model_id else None,
+    )
+    return pb.ListResidualsResponse(residuals=map(residual_to_proto, rows), truncated=len(rows) >= ROWS_MAX, now_us=now_us)
+
+
+def get_calibration(machine: Machine) -> pb.Calibration:
+    """Gates and quotes."""
+    return calibration_to_proto(machine.calibration())
+
+
+def reset(request: pb.ResetEstimatesRequest, actor: str) -> Callable[[RequestRef], EstimatesResetRequested]:
+    """What the core is asked for."""
+    component = component_from_text("component", request.component)
+    site_id = site_from_text("site_id", request.site_id)
+    reason = checked_reason("reason", request.reason)
+    return lambda ref: EstimatesResetRequested(request=ref, actor=actor, reason=reason, component=component, site_id=site_id)

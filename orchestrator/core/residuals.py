@@ -1,0 +1,99 @@
+"""From decisions and ends of attempts to what is learned of them: which place, which factors, what was cut off when.
+
+Decides when the book hears of an attempt, when its news are published, and when it is checkpointed. Must not know how factors follow
+from observations (`learning`), nor what places are chosen with them.
+"""
+
+from __future__ import annotations
+
+from atoll.model.attempt import AttemptState, FailureKind, PhaseTimes
+from atoll.model.audit import Severity
+from atoll.model.learned import Component, Shift
+from orchestrator.core.context import Context
+from orchestrator.core.events import EstimatesResetRequested
+from orchestrator.core.learning.corrections import Place
+from orchestrator.core.learning.observation import COMPONENTS, Cut, is_cut, observed
+from orchestrator.core.outputs import Done, EstimateShifted, JobPlaced, PutEstimates, RefusalCode
+from orchestrator.core.state import LiveAttempt, Pool, Site
+
+_FETCH = COMPONENTS.index(Component.FETCH)
+
+
+def note_placed(ctx: Context) -> None:
+    """Keep with each attempt that this step bound the factors of its decision: the prior is its prediction without them."""
+    for decision in ctx.decisions:
+        if not isinstance(decision, JobPlaced):
+            continue
+        chosen = decision.explanation.chosen
+        site = ctx.state.sites[chosen.site_id]
+        live = site.attempts.get(decision.key)
+        if live is None:
+            continue
+        pool = site.pools[chosen.pool_id]
+        factors = ctx.book.factors_milli(live.model_id, pool.gpu.gpu_type, site.site_id)
+        if chosen.cold and _joins_fetch(site, pool, live):
+            # What is left of another's fetch is not what a fetch takes.
+            factors = (*factors[:_FETCH], 0, *factors[_FETCH + 1 :])
+        live.factors_milli = factors
+
+
+def _joins_fetch(site: Site, pool: Pool, live: LiveAttempt) -> bool:
+    """Whether others of its model, bound before it, wait on the same node: then the fetch is theirs."""
+    node = pool.nodes[pool.node_index[live.attempt.slot.node_id]]
+    others = (site.attempts[key] for slot in node.slots for key in slot.attempts if key in site.attempts)
+    # Those that this step bound after it have no factors yet.
+    return any(other.model_id == live.model_id and other.factors_milli for other in others)
+
+
+def settled(ctx: Context, site: Site, live: LiveAttempt, state: AttemptState, times: PhaseTimes) -> None:
+    """A site said how an attempt ended. One that was given up as lost has been learned from when it was."""
+    if live.on_stop is FailureKind.LOST:
+        return
+    cut = state is not AttemptState.SUCCEEDED and is_cut(state, live.on_stop)
+    _learn(ctx, site, live, state, times, ctx.now_us if cut else 0)
+
+
+def lost(ctx: Context, site: Site, live: LiveAttempt) -> None:
+    """An attempt is given up with its silent site: it was still at work when the site was last heard."""
+    _learn(ctx, site, live, AttemptState.LOST, PhaseTimes(), site.last_heard_us)
+
+
+def _learn(ctx: Context, site: Site, live: LiveAttempt, state: AttemptState, times: PhaseTimes, cut_us: int) -> None:
+    """`cut_us`: until when it is known to have been at work, if it was cut off then."""
+    pool = site.pools.get(live.attempt.slot.pool_id)
+    model = ctx.state.models.get(live.model_id)
+    if pool is None or model is None:
+        return
+    place = Place(model_id=live.model_id, gpu_type=pool.gpu.gpu_type, site_id=site.site_id)
+    cut = Cut(phase=live.phase, lasted_us=cut_us - live.phase_us) if cut_us and live.phase is not None else None
+    for one in observed(live.attempt.explanation, state, times, live.factors_milli, cut):
+        shift = ctx.book.observe(place, one, ctx.now_us)
+        if shift is not None:
+            _report(ctx, shift)
+    if state is AttemptState.SUCCEEDED or (cut is not None and cut.lasted_us > 0):
+        until_us = cut_us or ctx.now_us
+        total_us = until_us - live.attempt.leased_us
+        ctx.book.observe_total(live.attempt.cold, model.modality, live.attempt.predicted_us, total_us, at_least=cut is not None)
+    ctx.book.refresh(ctx.now_us)
+    checkpoint = ctx.book.checkpoint(ctx.now_us)
+    if checkpoint is not None:
+        ctx.records.append(PutEstimates(estimates=checkpoint))
+
+
+def _report(ctx: Context, shift: Shift) -> None:
+    detail = f"{shift.component}: factor {shift.from_milli / 1_000:.2f} -> {shift.to_milli / 1_000:.2f}"
+    ctx.audit("estimate_shifted", f"site/{shift.site_id}", severity=Severity.WARNING, detail=detail)
+    ctx.decisions.append(EstimateShifted(shift=shift))
+
+
+def reset_requested(ctx: Context, event: EstimatesResetRequested) -> None:
+    """An operator wants something forgotten; it is durable at once, since a restart must not bring it back."""
+    if event.site_id is not None and event.site_id not in ctx.state.sites:
+        ctx.refuse(event.request, RefusalCode.NOT_FOUND, f"site {event.site_id} is not known", "site_id")
+        return
+    ctx.book.forget(event.component, event.site_id)
+    subject = "fleet" if event.site_id is None else f"site/{event.site_id}"
+    what = "all components" if event.component is None else str(event.component)
+    ctx.audit("estimates_reset", subject, actor=event.actor, reason=event.reason, detail=what, severity=Severity.WARNING)
+    ctx.records.append(PutEstimates(estimates=ctx.book.save(ctx.now_us)))
+    ctx.answer(event.request, Done(changed=(subject,)))
