@@ -26,8 +26,9 @@ from orchestrator.core.state import LiveAttempt, ReplicaKey, Slot
 _LOOKED_AT_MAX: Final = 64
 # Jobs of one class for which room is made in one look: a burst is served in a few looks, and one look stays short.
 _ROOM_MAX: Final = 8
-# Executing, or not begun: while weights are fetched or loaded a stop frees nothing, and at the end there is nothing to gain.
-_STOPPABLE: Final = (AttemptState.RUNNING, AttemptState.LEASED)
+# The head of a slot, unless it loads, because a load goes on when its attempt is stopped, or is about to end; and who waits behind it.
+_HEAD: Final = frozenset({AttemptState.LEASED, AttemptState.FETCHING, AttemptState.RUNNING})
+_BEHIND: Final = frozenset({AttemptState.LEASED, AttemptState.FETCHING, AttemptState.LOADING, AttemptState.COMPILING})
 
 
 def make_room(ctx: Context, waiting: JobClass, column: Column, *, cold: bool, wait_us: int, hold_us: int) -> None:
@@ -117,9 +118,9 @@ def _slots_below(ctx: Context, column: Column, key: ClassKey, *, cold: bool) -> 
 def _works(ctx: Context, column: Column, slot: Slot, keys: list[AttemptKey]) -> list[Work] | None:
     """The attempts of a slot, the executing one first; None if one of them cannot be stopped."""
     lives = [column.site.attempts[key] for key in keys]
-    if any(live.attempt.state not in _STOPPABLE or live.given_up or live.adopted or live.gives_way_to is not None for live in lives):
+    if any(live.given_up or live.adopted or live.gives_way_to is not None or live.spec.gang_size != 1 for live in lives):
         return None
-    if any(live.spec.gang_size != 1 for live in lives):
+    if lives[0].attempt.state not in _HEAD or any(live.attempt.state not in _BEHIND for live in lives[1:]):
         return None
     behind_us = sum(column.site.attempts[key].exec_us for key in slot.attempts[1:])
     first_us = max(slot.busy_until_us - behind_us - ctx.now_us, 0)
@@ -129,6 +130,8 @@ def _works(ctx: Context, column: Column, slot: Slot, keys: list[AttemptKey]) -> 
 def _work(ctx: Context, live: LiveAttempt, remaining_us: int) -> Work:
     steps = live.spec.shape.steps
     runs = live.attempt.state is AttemptState.RUNNING
+    # Steps are told now and then; the time since it began says as much.
+    executed_us = max(live.exec_us * live.attempt.steps_done // steps, ctx.now_us - live.attempt.running_us)
     entry = ctx.state.jobs.get(live.key.job_id)
     ended = entry.job.attempts if entry is not None else ()
     return Work(
@@ -136,7 +139,7 @@ def _work(ctx: Context, live: LiveAttempt, remaining_us: int) -> Work:
         weight_milli=ctx.policy.weight_milli(live.spec.priority),
         exec_us=live.exec_us,
         remaining_us=remaining_us,
-        lost_us=live.exec_us * live.attempt.steps_done // steps if runs else 0,
+        lost_us=min(executed_us, live.exec_us) if runs else 0,
         stop_us=live.exec_us // steps if runs else 0,
         preempted=sum(1 for one in ended if one.failure is not None and one.failure.kind is FailureKind.PREEMPTED),
     )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import AttemptKey, SiteId, TenantId
 from atoll.model.job import Job, JobState, Priority
+from atoll.model.report import AttemptProgress
 from atoll.model.shape import Shape
 from orchestrator.core import events
 from orchestrator.core.outputs import AttemptPreempted
@@ -216,12 +217,50 @@ def test_nothing_is_gives_way_to_an_equal_or_lower_priority(priority: Priority) 
     assert _stopping(fleet) == []
 
 
-def test_nothing_is_stopped_in_its_last_tenth_nor_while_it_loads() -> None:
+def test_nothing_is_stopped_in_its_last_tenth() -> None:
     fleet = _full(gpus=1, jobs=1)
     (key,) = _executing(fleet)
     fleet.running("a", key, steps=950)
     fleet.submit(spec("x", prompt="urgent", priority=URGENT))
     assert _stopping(fleet) == []
+
+
+@pytest.mark.parametrize(
+    ("head", "behind", "stops"),
+    [
+        (AttemptState.FETCHING, AttemptState.LEASED, True),
+        (AttemptState.RUNNING, AttemptState.FETCHING, True),
+        (AttemptState.RUNNING, AttemptState.LOADING, True),
+        (AttemptState.LOADING, AttemptState.LEASED, False),
+        (AttemptState.UPLOADING, AttemptState.LEASED, False),
+    ],
+)
+def test_a_load_is_not_stopped_for_it_goes_on_and_who_waits_behind_is_no_obstacle(
+    head: AttemptState, behind: AttemptState, stops: bool
+) -> None:
+    fleet = Fleet(site("a", pool("p", gpus=1)), models=(model("m"), model("x", 5)))
+    fleet.warm("a", "p-0", 0, "m")
+    fleet.report("a")
+    fleet.submit(*(spec(prompt=f"batch {number}", priority=BATCH, shape=LONG) for number in range(2)))
+    states = zip(fleet.agents[SiteId("a")].attempts, (head, behind), strict=True)
+    fleet.report("a", progress=tuple(AttemptProgress(key=key, state=state, steps_done=0) for key, state in states))
+    fleet.submit(spec("x", prompt="urgent", priority=URGENT))
+    assert bool(_stopping(fleet)) == stops
+
+
+def test_time_that_was_executed_is_lost_although_no_step_was_told() -> None:
+    """Near its end by the clock, a normal job is not stopped for an urgent one that wins little by it; just begun it is."""
+    for seconds, stops in ((1, True), (80, False)):
+        fleet = _full(gpus=1, jobs=1)
+        (key,) = _executing(fleet)
+        live = fleet.machine.context.state.sites[SiteId("a")].attempts[key]
+        assert live.exec_us > 100 * SECOND
+        fleet.running("a", key, steps=0)
+        fleet.wait(seconds, reporting=("a",))
+        cheap = {Priority.URGENT: 300, Priority.NORMAL: 250, Priority.BATCH: 200}
+        fleet.machine.context.policy.priority_weight_milli.update(cheap)
+        fleet.submit(spec("x", prompt="urgent", priority=URGENT))
+        assert bool(_stopping(fleet)) == stops, seconds
 
 
 def test_a_burst_of_urgent_jobs_empties_as_many_slots_as_it_needs_and_no_more() -> None:
