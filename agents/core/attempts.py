@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from agents.core import outbox
+from agents.core import gangs, outbox
 from agents.core.context import Context
 from agents.core.events import AttemptAdvanced, AttemptErrored, AttemptFinished, AttemptHalted
 from agents.core.outputs import StopAttempt
@@ -48,33 +48,33 @@ def want(ctx: Context, assigned: AssignedAttempt, model: ModelSpec | None) -> No
     elif (message := _objection(state, assigned, model)) is not None:
         outbox.append(ctx, key, AttemptState.REFUSED, failure=Failure(kind=FailureKind.REFUSED, message=message))
     else:
-        state.works[key] = Work(key=key, slot=assigned.slot, assigned=assigned, model=model, accepted_us=ctx.now_us)
+        gang_size = assigned.spec.gang_size
+        work = Work(key=key, slot=assigned.slot, assigned=assigned, model=model, gang_size=gang_size, accepted_us=ctx.now_us)
+        state.works[key] = work
         state.leaving.pop(assigned.spec.model_id, None)
-        slot = state.slots[assigned.slot]
-        slot.queue.append(key)
-        ctx.touch(slot)
+        for slot in gangs.members(state, work):
+            slot.queue.append(key)
+            ctx.touch(slot)
 
 
 def _objection(state: State, assigned: AssignedAttempt, model: ModelSpec | None) -> str | None:
     """Why the attempt cannot run here, if it cannot."""
-    slot = state.slots.get(assigned.slot)
     spec = assigned.spec
     twin = state.runtime is SiteRuntime.TWIN
-    if slot is None:
-        ref = assigned.slot
-        return f"site {state.site_id} has no slot {ref.index} on node {ref.node_id} of pool {ref.pool_id}"
+    if (message := gangs.objection(state, assigned.slot, spec.gang_size)) is not None:
+        return message
     if spec.simulated is not twin:
         return f"a {'simulated' if spec.simulated else 'real'} job cannot run on runtime {state.runtime}"
     if model is None:
         return f"model {spec.model_id} was not described"
     if not twin and not model.servable:
         return f"model {spec.model_id} has no weights that a real site could load"
-    if spec.gang_size != 1:
-        return f"a gang of {spec.gang_size} slots was asked for: this site runs attempts on one slot each"
-    if slot.memory_bytes and model.resident_bytes > slot.memory_bytes:
-        return f"{model.model_id} needs {model.resident_bytes} bytes, its slot has {slot.memory_bytes}"
-    if len(slot.queue) >= WAITING_MAX:
-        return f"{len(slot.queue)} attempts wait for slot {slot.ref.index} of {slot.ref.node_id} already"
+    for ref in gangs.block(assigned.slot, spec.gang_size):
+        slot = state.slots[ref]
+        if slot.memory_bytes and model.resident_bytes > slot.memory_bytes:
+            return f"{model.model_id} needs {model.resident_bytes} bytes, its slot has {slot.memory_bytes}"
+        if len(slot.queue) >= WAITING_MAX:
+            return f"{len(slot.queue)} attempts wait for slot {slot.ref.index} of {slot.ref.node_id} already"
     return None
 
 
@@ -90,7 +90,7 @@ def stop(ctx: Context, key: AttemptKey) -> None:
 
 
 def is_executing(state: State, work: Work) -> bool:
-    """Whether the runtime has the attempt."""
+    """Whether the runtime has the attempt: in all slots of a gang, or in none."""
     return state.slots[work.slot].executing == work.key
 
 
@@ -103,20 +103,20 @@ def end(
     failure: Failure | None = None,
     times: PhaseTimes | None = None,
 ) -> None:
-    """The attempt is over: its slot is free of it, and its one event is in the outbox."""
-    slot = ctx.state.slots[work.slot]
+    """The attempt is over: its slots are free of it, and its one event is in the outbox."""
     del ctx.state.works[work.key]
-    if slot.executing == work.key:
-        slot.executing = None
-        for replica in list(slot.replicas.values()):
-            if replica.state is ReplicaState.BUSY:
-                slot.replicas[replica.model_id] = replace(replica, state=ReplicaState.WARM)
-    else:
-        slot.queue.remove(work.key)
-        if slot.loading_for == work.key:
-            slot.loading_for = None  # the load goes on; whoever comes next finds a warm replica
+    for slot in gangs.members(ctx.state, work):
+        if slot.executing == work.key:
+            slot.executing = None
+            for replica in list(slot.replicas.values()):
+                if replica.state is ReplicaState.BUSY:
+                    slot.replicas[replica.key] = replace(replica, state=ReplicaState.WARM)
+        else:
+            slot.queue.remove(work.key)
+            if slot.loading_for == work.key:
+                slot.loading_for = None  # the load goes on; whoever comes next finds a warm replica
+        ctx.touch(slot)
     outbox.append(ctx, work.key, state, manifest=manifest, failure=failure, times=_times(ctx, work, times or PhaseTimes()))
-    ctx.touch(slot)
     ctx.report_soon()
 
 

@@ -35,11 +35,15 @@ class AssignmentReceived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveredSlot:
-    """What a runtime found in one slot when it started: replicas in memory, and the attempt still executing there, if any."""
+    """What a runtime found in one slot when it started: replicas in memory, and the attempt still executing there, if any.
+
+    `gang_size` is of that attempt. A runtime finds a gang whole, in each slot of its block, or tells nothing of it here.
+    """
 
     slot: SlotRef
     replicas: tuple[ReplicaFact, ...] = ()
     running: AttemptKey | None = None
+    gang_size: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,12 +113,13 @@ class HostMemoryChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaLoaded:
-    """A model is resident in a slot. `memory_bytes` as measured."""
+    """A model is resident in a slot. `memory_bytes` as measured; of a gang's replica, the share that this slot holds."""
 
     slot: SlotRef
     model_id: ModelId
     memory_bytes: int
     elapsed_us: int
+    gang_size: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +129,7 @@ class ReplicaLoadFailed:
     slot: SlotRef
     model_id: ModelId
     failure: Failure
+    gang_size: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +138,7 @@ class ReplicaEvicted:
 
     slot: SlotRef
     model_id: ModelId
+    gang_size: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +177,10 @@ class AttemptHalted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotLost:
-    """The process of a slot died: its replicas are gone, its attempt with them. The runtime restarts it by itself."""
+    """The process of a slot died: its replicas are gone, its attempt with them. The runtime restarts it by itself.
+
+    Where the attempt was a gang's, the other members have stopped working on it when this is told.
+    """
 
     slot: SlotRef
     message: str

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+from agents.core import gangs
 from agents.core.machine import AgentMachine
 from agents.core.residency import FETCHES_AHEAD_MAX
-from agents.core.state import Slot, State
+from agents.core.state import ReplicaKey, Slot, State
 from atoll.model.attempt import ATTEMPT_TABLE, AttemptState
 from atoll.model.ids import AttemptKey
 from atoll.model.replica import ReplicaState
@@ -28,7 +29,8 @@ def check(machine: AgentMachine, now_us: int) -> None:
         holders.update(slot.queue)
         if slot.executing is not None:
             holders[slot.executing] += 1
-    _require(holders == Counter(state.works.keys()), "every attempt under way is held by exactly one slot, once")
+    due = Counter({work.key: work.gang_size for work in state.works.values()})
+    _require(holders == due, "every attempt under way is held by exactly the slots of its block, by each once")
     _check_works(state, now_us)
     _check_outbox(state)
     _check_nodes(state)
@@ -50,16 +52,18 @@ def _check_slot(state: State, slot: Slot) -> None:
         _require(states[ReplicaState.BUSY] == 0, f"{name}: a busy replica executes something")
     else:
         work = state.works.get(slot.executing)
-        _require(work is not None and work.slot == slot.ref, f"{name}: what executes is under way, here")
+        _require(work is not None and slot.ref in gangs.block(work.slot, work.gang_size), f"{name}: what executes is under way, here")
         _require(states[ReplicaState.LOADING] == 0, f"{name}: nothing is loaded beside what executes")
         if work is not None and work.model is not None and work.assigned is not None and work.accepted_us >= 0:
-            replica = slot.replicas.get(work.model.model_id)
+            replica = slot.replicas.get(ReplicaKey(model_id=work.model.model_id, gang_size=work.gang_size))
             _require(replica is not None and replica.state is ReplicaState.BUSY, f"{name}: what executes has its replica")
     if not slot.ready:
         _require(not slot.replicas and slot.executing is None, f"{name}: a slot without a process holds nothing")
+    waiting = set(slot.queue)
+    _require(slot.queue == [key for key in state.works if key in waiting], f"{name}: its queue is in the order of arrival at the site")
     for key in slot.queue:
         work = state.works.get(key)
-        _require(work is not None and work.slot == slot.ref, f"{name}: what waits is under way, here")
+        _require(work is not None and slot.ref in gangs.block(work.slot, work.gang_size), f"{name}: what waits is under way, here")
         _require(work is not None and work.assigned is not None and work.model is not None, f"{name}: what waits was assigned")
 
 
@@ -67,7 +71,9 @@ def _check_works(state: State, now_us: int) -> None:
     for work in state.works.values():
         _require(work.key not in state.ended, f"attempt {work.key} ended and is never run again")
         _require(bool(ATTEMPT_TABLE[work.state]), f"attempt {work.key} is {work.state}: it is not under way any more")
-        executing = state.slots[work.slot].executing == work.key
+        states = {slot.executing == work.key for slot in gangs.members(state, work)}
+        _require(len(states) == 1, f"attempt {work.key} executes on all slots of its gang or on none")
+        executing = states == {True}
         _require(executing or work.state is not AttemptState.STOPPING, f"attempt {work.key} stops at once while it does not execute")
         _require(work.accepted_us <= now_us, f"attempt {work.key} was accepted in the past")
 

@@ -88,10 +88,14 @@ class DeleteWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReplica:
-    """Load a model from the node's disk into a slot. Answered by ReplicaLoaded or ReplicaLoadFailed."""
+    """Load a model from the node's disk into a slot. Answered by ReplicaLoaded or ReplicaLoadFailed.
+
+    `gang_size` above 1: as a member of gangs of that size, beside a replica of the same model that works alone, if there is one.
+    """
 
     slot: SlotRef
     model: ModelSpec
+    gang_size: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +104,16 @@ class EvictReplica:
 
     slot: SlotRef
     model_id: ModelId
+    gang_size: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunAttempt:
     """Execute on the resident replica, store outputs, commit the manifest. Answered by AttemptAdvanced and one of
-    AttemptFinished, AttemptErrored, AttemptHalted. `stop_after_ms` is enforced where it executes, even if this agent dies."""
+    AttemptFinished, AttemptErrored, AttemptHalted. `stop_after_ms` is enforced where it executes, even if this agent dies.
+
+    With `spec.gang_size` above 1 on that many slots from `slot` on, the lead. It is over when no member works on it any more.
+    """
 
     slot: SlotRef
     key: AttemptKey

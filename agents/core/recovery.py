@@ -5,11 +5,13 @@ Decides what is believed. Which of it is still wanted, the first snapshot tells.
 
 from __future__ import annotations
 
+from agents.core import gangs, outbox
 from agents.core.context import Context
-from agents.core.events import RuntimeStarted
+from agents.core.events import RecoveredSlot, RuntimeStarted
 from agents.core.outputs import StopAttempt
-from agents.core.state import Replica, Work
-from atoll.model.attempt import AttemptState
+from agents.core.state import Replica, Slot, Work
+from atoll.model.attempt import AttemptState, Failure, FailureKind
+from atoll.model.ids import AttemptKey
 from atoll.model.replica import ReplicaState
 
 
@@ -34,19 +36,55 @@ def started(ctx: Context, event: RuntimeStarted) -> None:
             ctx.notices.append(f"the runtime has slot {recovered.slot}, which no pool has")
             continue
         slot.ready = True
-        key = recovered.running
-        if key is not None and (key in state.works or key in state.ended):
-            ctx.commands.append(StopAttempt(slot=slot.ref, key=key))  # its end was told: nobody waits for it
-            key = None
-        if key is not None:
-            slot.executing = key
-            state.works[key] = Work(key=key, slot=slot.ref, assigned=None, model=None, state=AttemptState.RUNNING, run_from_us=ctx.now_us)
+        key = _take_over(ctx, slot, recovered)
         for fact in recovered.replicas:
             others_busy = any(replica.state is ReplicaState.BUSY for replica in slot.replicas.values())
             busy = fact.state is ReplicaState.BUSY and key is not None and not others_busy
-            slot.replicas[fact.model_id] = Replica(
+            replica = Replica(
                 model_id=fact.model_id,
                 state=ReplicaState.BUSY if busy else ReplicaState.WARM,
                 memory_bytes=slot.at_most_free(fact.memory_bytes),
+                gang_size=fact.gang_size,
             )
+            slot.replicas[replica.key] = replica
         ctx.touch(slot)
+    _end_broken(ctx)
+
+
+def _take_over(ctx: Context, slot: Slot, recovered: RecoveredSlot) -> AttemptKey | None:
+    """The attempt that a slot is found executing, if this life goes on with it. Of a gang, each member is heard by itself."""
+    state, key = ctx.state, recovered.running
+    if key is None:
+        return None
+    lead = gangs.lead_of(slot.ref, recovered.gang_size)
+    work = state.works.get(key)
+    if work is None and key not in state.ended and gangs.objection(state, lead, recovered.gang_size) is None:
+        work = state.works[key] = Work(
+            key=key,
+            slot=lead,
+            assigned=None,
+            model=None,
+            gang_size=recovered.gang_size,
+            state=AttemptState.RUNNING,
+            run_from_us=ctx.now_us,
+        )
+    if work is None or work.accepted_us >= 0 or slot.ref not in gangs.block(work.slot, work.gang_size):
+        ctx.commands.append(StopAttempt(slot=slot.ref, key=key))  # its end was told: nobody waits for it
+        return None
+    slot.executing = key
+    return key
+
+
+def _end_broken(ctx: Context) -> None:
+    """A gang that is not found whole is lost, as when a member dies while the agent watches."""
+    recovered = [work for work in ctx.state.works.values() if work.accepted_us < 0]
+    for work in recovered:
+        found = [slot for slot in gangs.members(ctx.state, work) if slot.executing == work.key]
+        if len(found) == work.gang_size:
+            continue
+        del ctx.state.works[work.key]
+        for slot in found:
+            slot.executing = None
+            ctx.commands.append(StopAttempt(slot=slot.ref, key=work.key))
+        missing = f"{work.gang_size - len(found)} of the {work.gang_size} slots of the gang do not work on it any more"
+        outbox.append(ctx, work.key, AttemptState.FAILED, failure=Failure(kind=FailureKind.RUNTIME_LOST, message=missing))

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from agents.core import attempts, residency, weights
+from agents.core import attempts, gangs, residency, weights
 from agents.core.context import Context
 from agents.core.events import ReplicaEvicted, ReplicaLoaded, ReplicaLoadFailed, SlotLost, SlotReady
 from agents.core.outputs import EvictReplica, LoadReplica, RunAttempt
-from agents.core.state import Replica, Slot, Work
+from agents.core.state import Replica, ReplicaKey, Slot, Work
 from atoll.model.assignment import AssignedAttempt
 from atoll.model.attempt import AttemptState, Failure, FailureKind
+from atoll.model.ids import AttemptKey
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaState, Tier
 
@@ -35,15 +36,22 @@ def _serve(ctx: Context, slot: Slot, work: Work) -> bool:
     assigned, model = work.assigned, work.model
     assert assigned is not None, "what waits was assigned"
     assert model is not None, "what waits has a model"
+    wanted = ReplicaKey(model_id=model.model_id, gang_size=work.gang_size)
+    members = gangs.members(ctx.state, work)
     if work.turn_us < 0:
+        if not all(gangs.has_turn(member, work.key) for member in members):
+            return False
         work = ctx.state.works[work.key] = replace(work, turn_us=ctx.now_us)
-    resident = weights.resident(slot, model)
-    victims = [model_id for model_id in assigned.evict if model_id in slot.replicas and model_id != model.model_id]
-    if model.model_id in slot.replicas and not resident:
+        for member in members[1:]:
+            ctx.touch(member)  # each prepares for itself from now on; whichever is ready last begins
+        ctx.touch(members[0])
+    resident = weights.resident(slot, model, work.gang_size)
+    victims = _victims(slot, assigned, wanted)
+    if wanted in slot.replicas and not resident:
         # The model was replaced: what is loaded under its name is of no use to anybody.
-        victims.append(model.model_id)
+        victims.append(wanted)
     at_hand = resident or weights.at_hand(ctx.node(slot.ref), model)
-    kept = [name for name in victims if name != model.model_id and residency.pinned_in(ctx.node(slot.ref), slot, name)]
+    kept = [key.model_id for key in victims if key != wanted and residency.pinned_in(ctx.node(slot.ref), slot, key)]
     if kept:
         message = f"{', '.join(kept)} is pinned in slot {slot.ref.index} of {slot.ref.node_id}: unpin it, or evict another"
         attempts.end(ctx, work, AttemptState.REFUSED, failure=Failure(kind=FailureKind.REFUSED, message=message))
@@ -51,16 +59,17 @@ def _serve(ctx: Context, slot: Slot, work: Work) -> bool:
     if victims:
         if at_hand and work.load_from_us < 0:
             ctx.state.works[work.key] = replace(work, load_from_us=ctx.now_us)
-        for model_id in dict.fromkeys(victims):
-            _evict(ctx, slot, slot.replicas[model_id])
+        for victim in dict.fromkeys(victims):
+            _evict(ctx, slot, slot.replicas[victim])
         return False
     if resident:
-        _run(ctx, slot, work, assigned, model)
+        if all(gangs.has_turn(member, work.key) and _prepared(member, assigned, model) for member in members):
+            _run(ctx, members, work, assigned, model)
         return False
     if not at_hand:
         return False
     if slot.memory_bytes and slot.used_bytes + model.resident_bytes > slot.memory_bytes:
-        if residency.make_way(ctx, slot, model):
+        if residency.make_way(ctx, slot, model, wanted):
             return False
         held = ", ".join(f"{replica.model_id} of {replica.memory_bytes}" for replica in slot.replicas.values())
         message = f"{model.model_id} needs {model.resident_bytes} bytes; of the slot's {slot.memory_bytes} are taken: {held}"
@@ -70,28 +79,45 @@ def _serve(ctx: Context, slot: Slot, work: Work) -> bool:
     return False
 
 
+def _victims(slot: Slot, assigned: AssignedAttempt, wanted: ReplicaKey) -> list[ReplicaKey]:
+    """What leaves the slot before the attempt's replica comes: of each model that is named, every replica but the one that is wanted."""
+    return [key for model_id in assigned.evict for key in slot.replicas if key.model_id == model_id and key != wanted]
+
+
+def _prepared(slot: Slot, assigned: AssignedAttempt, model: ModelSpec) -> bool:
+    """Whether nothing is left to do in an idle slot before it executes."""
+    gang_size = assigned.spec.gang_size
+    wanted = ReplicaKey(model_id=model.model_id, gang_size=gang_size)
+    return weights.resident(slot, model, gang_size) and not _victims(slot, assigned, wanted)
+
+
 def _load(ctx: Context, slot: Slot, work: Work, model: ModelSpec) -> None:
-    slot.replicas[model.model_id] = Replica(
+    replica = Replica(
         model_id=model.model_id,
         state=ReplicaState.LOADING,
         memory_bytes=model.resident_bytes,
         weights_digest=model.weights_digest,
+        gang_size=work.gang_size,
     )
+    slot.replicas[replica.key] = replica
     slot.loading_for = work.key
     from_us = work.load_from_us if work.load_from_us >= 0 else ctx.now_us
     attempts.advance_to(ctx, replace(work, load_from_us=from_us), AttemptState.LOADING)
-    ctx.commands.append(LoadReplica(slot=slot.ref, model=model))
+    ctx.commands.append(LoadReplica(slot=slot.ref, model=model, gang_size=work.gang_size))
     ctx.touch(slot)
 
 
-def _run(ctx: Context, slot: Slot, work: Work, assigned: AssignedAttempt, model: ModelSpec) -> None:
-    slot.queue.pop(0)
-    slot.executing = work.key
-    slot.replicas[model.model_id] = replace(slot.replicas[model.model_id], state=ReplicaState.BUSY, ahead=False)
+def _run(ctx: Context, members: tuple[Slot, ...], work: Work, assigned: AssignedAttempt, model: ModelSpec) -> None:
+    wanted = ReplicaKey(model_id=model.model_id, gang_size=work.gang_size)
+    for slot in members:
+        slot.queue.pop(0)
+        slot.executing = work.key
+        slot.replicas[wanted] = replace(slot.replicas[wanted], state=ReplicaState.BUSY, ahead=False)
+        ctx.touch(slot)
     ctx.state.works[work.key] = replace(work, run_from_us=ctx.now_us)
     ctx.commands.append(
         RunAttempt(
-            slot=slot.ref,
+            slot=work.slot,
             key=work.key,
             spec=assigned.spec,
             model=model,
@@ -99,13 +125,12 @@ def _run(ctx: Context, slot: Slot, work: Work, assigned: AssignedAttempt, model:
             request_id=assigned.request_id,
         )
     )
-    ctx.touch(slot)
     attempts.renew_within(ctx, assigned)
 
 
 def _evict(ctx: Context, slot: Slot, replica: Replica) -> None:
-    slot.replicas[replica.model_id] = replica.evicting()
-    ctx.commands.append(EvictReplica(slot=slot.ref, model_id=replica.model_id))
+    slot.replicas[replica.key] = replica.evicting()
+    ctx.commands.append(EvictReplica(slot=slot.ref, model_id=replica.model_id, gang_size=replica.gang_size))
     ctx.touch(slot)
 
 
@@ -126,16 +151,18 @@ def loaded(ctx: Context, event: ReplicaLoaded) -> None:
     if slot is None or not slot.ready:
         ctx.notices.append(f"{event.model_id} was loaded into {event.slot}, which is not there")
         return
-    known = slot.replicas.get(event.model_id)
+    key = ReplicaKey(model_id=event.model_id, gang_size=event.gang_size)
+    known = slot.replicas.get(key)
     if known is not None and known.state is not ReplicaState.LOADING:
         return
-    slot.replicas.pop(event.model_id, None)
-    slot.replicas[event.model_id] = Replica(
+    slot.replicas.pop(key, None)
+    slot.replicas[key] = Replica(
         model_id=event.model_id,
         state=ReplicaState.WARM,
         memory_bytes=slot.at_most_free(event.memory_bytes),
         weights_digest=known.weights_digest if known is not None else "",
         ahead=known is not None and known.ahead,
+        gang_size=event.gang_size,
     )
     work = _loading_work(ctx, slot) if known is not None else None
     if work is not None:
@@ -147,11 +174,12 @@ def loaded(ctx: Context, event: ReplicaLoaded) -> None:
 def load_failed(ctx: Context, event: ReplicaLoadFailed) -> None:
     """A load ended without a replica: the attempt that it was for fails; others may try again."""
     slot = ctx.state.slots.get(event.slot)
-    known = slot.replicas.get(event.model_id) if slot is not None else None
+    key = ReplicaKey(model_id=event.model_id, gang_size=event.gang_size)
+    known = slot.replicas.get(key) if slot is not None else None
     if slot is None or known is None or known.state is not ReplicaState.LOADING:
         ctx.notices.append(f"failed load of {event.model_id} that was not asked for: {event.failure.message}")
         return
-    del slot.replicas[event.model_id]
+    del slot.replicas[key]
     if known.ahead:
         residency.pause(ctx, ctx.node(slot.ref), Tier.GPU, event.model_id)
     ctx.touch(slot)
@@ -169,27 +197,29 @@ def _loading_work(ctx: Context, slot: Slot) -> Work | None:
 def evicted(ctx: Context, event: ReplicaEvicted) -> None:
     """A model left the memory of a slot."""
     slot = ctx.state.slots.get(event.slot)
-    replica = slot.replicas.get(event.model_id) if slot is not None else None
+    key = ReplicaKey(model_id=event.model_id, gang_size=event.gang_size)
+    replica = slot.replicas.get(key) if slot is not None else None
     if slot is None or replica is None:
         return
     if replica.state not in (ReplicaState.EVICTING, ReplicaState.WARM):
         ctx.notices.append(f"{event.model_id} left {event.slot} while it was {replica.state}")
         return
-    del slot.replicas[event.model_id]
+    del slot.replicas[key]
     ctx.touch(slot)
     ctx.report_soon()
     weights.settle_leaving(ctx, event.model_id)
 
 
 def lost(ctx: Context, event: SlotLost) -> None:
-    """The process of a slot died, and everything in it; what waits goes on waiting."""
+    """The process of a slot died, and everything in it; what waits goes on waiting. A gang is lost with any of its members, also while
+    it loads: the others would wait for a slot of which nobody knows when it is back."""
     slot = ctx.state.slots.get(event.slot)
     if slot is None:
         ctx.notices.append(f"unknown slot {event.slot} was lost: {event.message}")
         return
-    struck = [key for key in (slot.executing, slot.loading_for) if key is not None]
+    struck = dict.fromkeys(key for key in (slot.executing, slot.loading_for, _gang_begun(ctx, slot)) if key is not None)
     slot.ready, slot.loading_for, slot.measured_free_bytes = False, None, -1
-    gone = tuple(slot.replicas)
+    gone = dict.fromkeys(key.model_id for key in slot.replicas)
     slot.replicas.clear()
     for key in struck:
         work = ctx.state.works.get(key)
@@ -200,6 +230,12 @@ def lost(ctx: Context, event: SlotLost) -> None:
     ctx.report_soon()
     for model_id in gone:
         weights.settle_leaving(ctx, model_id)
+
+
+def _gang_begun(ctx: Context, slot: Slot) -> AttemptKey | None:
+    """The gang at the head of the queue, if its members have begun to make room or to load for it."""
+    work = ctx.state.works[slot.queue[0]] if slot.queue else None
+    return work.key if work is not None and work.gang_size > 1 and work.load_from_us >= 0 else None
 
 
 def ready(ctx: Context, event: SlotReady) -> None:

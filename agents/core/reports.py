@@ -106,7 +106,9 @@ def _slot_facts(slot: Slot) -> SlotFacts:
         memory_free_bytes=free,
         ready=slot.ready,
         replicas=tuple(
-            ReplicaFact(model_id=replica.model_id, state=replica.state, memory_bytes=replica.memory_bytes)
+            ReplicaFact(
+                model_id=replica.model_id, state=replica.state, memory_bytes=replica.memory_bytes, gang_size=replica.gang_size
+            )
             for replica in slot.replicas.values()
         ),
     )

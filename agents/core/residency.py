@@ -12,7 +12,7 @@ from agents.core import weights
 from agents.core.context import Context
 from agents.core.events import FetchYielded, HostMemoryChanged
 from agents.core.outputs import DeleteWeights, EvictReplica, FetchWeights, LoadReplica, PinWeights, StageWeights, YieldFetch
-from agents.core.state import Ahead, Node, Replica, Slot, State
+from agents.core.state import Ahead, Node, Replica, ReplicaKey, Slot, State
 from atoll.model.assignment import Assignment, CopyKey, DesiredReplica
 from atoll.model.ids import ModelId, NodeId
 from atoll.model.modelspec import ModelSpec
@@ -69,17 +69,19 @@ def _changed(ctx: Context, node: Node) -> None:
     ctx.touch_node(node.node_id)
 
 
-def pinned_in(node: Node, slot: Slot, model_id: ModelId) -> bool:
+def pinned_in(node: Node, slot: Slot, key: ReplicaKey) -> bool:
     """Whether a copy in this slot is pinned there."""
-    return any(node.desired[place].pin for place in _places(node, slot, model_id))
+    return any(node.desired[place].pin for place in _places(node, slot, key))
 
 
-def _wanted_in(node: Node, slot: Slot, model_id: ModelId) -> bool:
-    return bool(_places(node, slot, model_id))
+def _wanted_in(node: Node, slot: Slot, key: ReplicaKey) -> bool:
+    return bool(_places(node, slot, key))
 
 
-def _places(node: Node, slot: Slot, model_id: ModelId) -> list[CopyKey]:
-    places = [(node.node_id, Tier.GPU, index, model_id) for index in (slot.ref.index, None)]
+def _places(node: Node, slot: Slot, key: ReplicaKey) -> list[CopyKey]:
+    if key.gang_size != 1:
+        return []  # a desired copy is one that works alone
+    places = [(node.node_id, Tier.GPU, index, key.model_id) for index in (slot.ref.index, None)]
     return [place for place in places if place in node.desired]
 
 
@@ -209,19 +211,20 @@ def _load(ctx: Context, node: Node, desired: DesiredReplica, model: ModelSpec) -
     idle = [slot for slot in _slots(node, desired) if slot.ready and not slot.occupied and not slot.queue]
     for slot in idle:
         if not slot.memory_bytes or slot.used_bytes + model.resident_bytes <= slot.memory_bytes:
-            slot.replicas[model.model_id] = Replica(
+            replica = Replica(
                 model_id=model.model_id,
                 state=ReplicaState.LOADING,
                 memory_bytes=model.resident_bytes,
                 weights_digest=model.weights_digest,
                 ahead=True,
             )
+            slot.replicas[replica.key] = replica
             ctx.commands.append(LoadReplica(slot=slot.ref, model=model))
             ctx.state.dirty[node.node_id] = None
             ctx.report_soon()
             return
     for slot in idle:
-        victims = [victim for victim in desired.evict if victim in slot.replicas and not _wanted_in(node, slot, victim)]
+        victims = [key for key in slot.replicas if key.model_id in desired.evict and not _wanted_in(node, slot, key)]
         freed = sum(slot.replicas[victim].memory_bytes for victim in victims)
         if victims and slot.used_bytes - freed + model.resident_bytes <= slot.memory_bytes:
             for victim in victims:
@@ -229,21 +232,21 @@ def _load(ctx: Context, node: Node, desired: DesiredReplica, model: ModelSpec) -
             return
 
 
-def evict(ctx: Context, slot: Slot, model_id: ModelId) -> None:
+def evict(ctx: Context, slot: Slot, key: ReplicaKey) -> None:
     """Unload a replica of a slot that does nothing."""
-    slot.replicas[model_id] = slot.replicas[model_id].evicting()
-    ctx.commands.append(EvictReplica(slot=slot.ref, model_id=model_id))
+    slot.replicas[key] = slot.replicas[key].evicting()
+    ctx.commands.append(EvictReplica(slot=slot.ref, model_id=key.model_id, gang_size=key.gang_size))
     ctx.state.dirty[slot.ref.node_id] = None
 
 
-def make_way(ctx: Context, slot: Slot, model: ModelSpec) -> bool:
+def make_way(ctx: Context, slot: Slot, model: ModelSpec, wanted: ReplicaKey) -> bool:
     """An attempt needs room that copies loaded ahead, unused and unpinned, hold: they go. Whether that makes enough room."""
     node = ctx.node(slot.ref)
     lacking = slot.used_bytes + model.resident_bytes - slot.memory_bytes
-    victims: list[ModelId] = []
-    for replica in slot.replicas.values():
-        if lacking > 0 and replica.ahead and replica.model_id != model.model_id and not pinned_in(node, slot, replica.model_id):
-            victims.append(replica.model_id)
+    victims: list[ReplicaKey] = []
+    for key, replica in slot.replicas.items():
+        if lacking > 0 and replica.ahead and key != wanted and not pinned_in(node, slot, key):
+            victims.append(key)
             lacking -= replica.memory_bytes
     if lacking > 0:
         return False

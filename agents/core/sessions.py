@@ -93,8 +93,9 @@ def renew(ctx: Context) -> None:
         return
     state.renew_due_us = -1
     keys = []
-    for slot in state.slots.values():
-        work = state.works.get(slot.executing) if slot.executing is not None else None
+    executing = dict.fromkeys(slot.executing for slot in state.slots.values() if slot.executing is not None)  # a gang's once
+    for key in executing:
+        work = state.works.get(key)
         if work is not None and work.assigned is not None and work.state is not AttemptState.STOPPING:
             keys.append(work.key)
             attempts.renew_within(ctx, work.assigned)

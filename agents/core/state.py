@@ -26,9 +26,18 @@ class Ahead(IntEnum):
     JOINED = 2  # an attempt waits for it by now
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class ReplicaKey:
+    """What a replica is: a model, and how many slots work on it together. One that works alone serves no gang, nor the reverse."""
+
+    model_id: ModelId
+    gang_size: int = 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
-    """A model in a slot's memory. `weights_digest` is "" where it is unknown (found after a restart, or a twin's).
+    """A model in a slot's memory, or this slot's share of one. `weights_digest` is "" where it is unknown (found after a restart, or
+    a twin's).
 
     `ahead`: loaded before anybody asked, and not used since: it gives way to an attempt.
     """
@@ -38,6 +47,12 @@ class Replica:
     memory_bytes: int
     weights_digest: str = ""
     ahead: bool = False
+    gang_size: int = 1
+
+    @property
+    def key(self) -> ReplicaKey:
+        """What it is filed under."""
+        return ReplicaKey(model_id=self.model_id, gang_size=self.gang_size)
 
     def evicting(self) -> Replica:
         """The same, leaving."""
@@ -49,16 +64,18 @@ class Work:
     """An attempt that this site brings to an end. Instants are the agent's fleet time, -1: not yet.
 
     `assigned` and `model` are None only for what was found executing after a restart and is not assigned (yet).
+    A gang's attempt takes `gang_size` slots, of which `slot` is the first.
     """
 
     key: AttemptKey
     slot: SlotRef
     assigned: AssignedAttempt | None
     model: ModelSpec | None
+    gang_size: int = 1
     state: AttemptState = AttemptState.LEASED
     steps_done: int = 0
     accepted_us: int = -1
-    turn_us: int = -1  # when its slot turned to it
+    turn_us: int = -1  # when its slot, all slots of a gang, turned to it
     fetch_from_us: int = -1
     fetch_us: int = -1
     load_from_us: int = -1
@@ -73,7 +90,7 @@ class Slot:
     ref: SlotRef
     memory_bytes: int  # 0: unknown, then nothing is refused for want of memory
     ready: bool = False
-    replicas: dict[ModelId, Replica] = field(default_factory=dict)
+    replicas: dict[ReplicaKey, Replica] = field(default_factory=dict)
     queue: list[AttemptKey] = field(default_factory=list)
     executing: AttemptKey | None = None
     loading_for: AttemptKey | None = None  # the attempt that the load in flight is for; None if that one ended meanwhile
@@ -90,6 +107,10 @@ class Slot:
     def used_bytes(self) -> int:
         """Memory of all replicas, those that load and leave included."""
         return sum(replica.memory_bytes for replica in self.replicas.values())
+
+    def holds(self, model_id: ModelId) -> bool:
+        """Whether any replica of a model is here, alone or as a share."""
+        return any(key.model_id == model_id for key in self.replicas)
 
     def at_most_free(self, measured_bytes: int) -> int:
         """`measured_bytes`, cut to what the other replicas leave: a GPU holds no more than it has, whatever a meter says."""

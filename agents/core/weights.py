@@ -11,7 +11,7 @@ from agents.core import attempts, residency
 from agents.core.context import Context
 from agents.core.events import FetchAdvanced, FetchFailed, WeightsDeleted, WeightsFetched
 from agents.core.outputs import DeleteWeights, FetchWeights
-from agents.core.state import Ahead, Node, Slot, Work
+from agents.core.state import Ahead, Node, ReplicaKey, Slot, Work
 from atoll.model.attempt import AttemptState, Failure, FailureKind
 from atoll.model.ids import ModelId
 from atoll.model.modelspec import ModelSpec
@@ -30,9 +30,9 @@ def at_hand(node: Node, model: ModelSpec) -> bool:
     return on_disk(node, model) or node.host.get(model.model_id) == model.weights_digest
 
 
-def resident(slot: Slot, model: ModelSpec) -> bool:
-    """Whether the slot holds this version of the model, or will."""
-    replica = slot.replicas.get(model.model_id)
+def resident(slot: Slot, model: ModelSpec, gang_size: int = 1) -> bool:
+    """Whether the slot holds this version of the model for gangs of this size (1: alone), or will."""
+    replica = slot.replicas.get(ReplicaKey(model_id=model.model_id, gang_size=gang_size))
     return replica is not None and replica.state in _RESIDENT and replica.weights_digest in ("", model.weights_digest)
 
 
@@ -40,7 +40,7 @@ def want(ctx: Context, slot: Slot, work: Work) -> None:
     """Have the weights for a waiting attempt fetched, unless they are at hand or on their way."""
     model = work.model
     node = ctx.node(slot.ref)
-    if model is None or resident(slot, model) or at_hand(node, model):
+    if model is None or resident(slot, model, work.gang_size) or at_hand(node, model):
         return
     if ctx.state.ahead.get((node.node_id, model.model_id)) is Ahead.QUIET:
         ctx.state.ahead[(node.node_id, model.model_id)] = Ahead.JOINED
@@ -53,15 +53,15 @@ def want(ctx: Context, slot: Slot, work: Work) -> None:
         attempts.advance_to(ctx, replace(work, fetch_from_us=ctx.now_us), AttemptState.FETCHING)
 
 
-def _waiting(ctx: Context, node: Node, model_id: ModelId) -> list[tuple[Slot, Work]]:
-    """Attempts that wait for a fetch of the model to the node."""
-    found = []
+def _waiting(ctx: Context, node: Node, model_id: ModelId) -> list[Work]:
+    """Attempts that wait for a fetch of the model to the node, each once."""
+    found = {}
     for slot in node.slots:
         for key in slot.queue:
             work = ctx.state.works[key]
-            if work.model is not None and work.model.model_id == model_id and not resident(slot, work.model):
-                found.append((slot, work))
-    return found
+            if work.model is not None and work.model.model_id == model_id and not resident(slot, work.model, work.gang_size):
+                found[key] = work
+    return list(found.values())
 
 
 def fetched(ctx: Context, event: WeightsFetched) -> None:
@@ -79,7 +79,7 @@ def fetched(ctx: Context, event: WeightsFetched) -> None:
         message = f"asked for {event.model_id} {wanted.weights_digest}, got {event.weights_digest}"
         _fail_waiting(ctx, node, event.model_id, Failure(kind=FailureKind.BAD_WEIGHTS, message=message))
         return
-    for _, work in _waiting(ctx, node, event.model_id):
+    for work in _waiting(ctx, node, event.model_id):
         if work.fetch_from_us >= 0:
             ctx.state.works[work.key] = replace(work, fetch_us=ctx.now_us - work.fetch_from_us)
 
@@ -108,7 +108,7 @@ def fetch_advanced(ctx: Context, event: FetchAdvanced) -> None:
 
 
 def _fail_waiting(ctx: Context, node: Node, model_id: ModelId, failure: Failure) -> None:
-    for _, work in _waiting(ctx, node, model_id):
+    for work in _waiting(ctx, node, model_id):
         attempts.end(ctx, work, AttemptState.FAILED, failure=failure)
 
 
@@ -135,7 +135,7 @@ def delete_leaving(ctx: Context, node: Node) -> None:
 
 def uses(ctx: Context, slot: Slot, model_id: ModelId) -> bool:
     """Whether a slot holds the model, or an attempt that waits for it will."""
-    return model_id in slot.replicas or needs(ctx, slot, model_id)
+    return slot.holds(model_id) or needs(ctx, slot, model_id)
 
 
 def needs(ctx: Context, slot: Slot, model_id: ModelId) -> bool:
@@ -149,5 +149,5 @@ def settle_leaving(ctx: Context, model_id: ModelId) -> None:
     state = ctx.state
     if model_id in state.leaving:
         on_nodes = any(model_id in held for node in state.nodes.values() for held in (node.disk, node.fetching, node.host))
-        if not on_nodes and not any(model_id in slot.replicas for slot in state.slots.values()):
+        if not on_nodes and not any(slot.holds(model_id) for slot in state.slots.values()):
             del state.leaving[model_id]

@@ -46,10 +46,12 @@ REPLICA_TABLE: Final[dict[ReplicaState, frozenset[ReplicaState]]] = {
 class ReplicaFact:
     """A replica as an agent reports it; `memory_bytes` as measured, or as the catalogue says until then.
 
-    `adapters` are loaded on it, active or not, sorted.
+    `adapters` are loaded on it, active or not, sorted. `gang_size` above 1: this slot's own share of a replica that the slots of a gang of
+    that size hold together; it serves such gangs only.
     """
 
     model_id: ModelId
     state: ReplicaState
     memory_bytes: int
     adapters: tuple[AdapterId, ...] = ()
+    gang_size: int = 1

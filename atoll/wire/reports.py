@@ -115,17 +115,25 @@ def welcome_from_proto(msg: pb.Welcome) -> Welcome:
 def replica_fact_to_proto(fact: ReplicaFact) -> pb.ReplicaFact:
     """A replica as observed."""
     return pb.ReplicaFact(
-        model_id=fact.model_id, state=REPLICA_STATE_TO[fact.state], memory_bytes=fact.memory_bytes, adapters=fact.adapters
+        model_id=fact.model_id,
+        state=REPLICA_STATE_TO[fact.state],
+        memory_bytes=fact.memory_bytes,
+        adapters=fact.adapters,
+        gang_size=fact.gang_size,
     )
 
 
 def replica_fact_from_proto(msg: pb.ReplicaFact) -> ReplicaFact:
     """FieldError naming the figure that cannot be."""
+    gang_size = msg.gang_size or 1
+    if gang_size not in limits.GANG_SIZES:
+        raise FieldError("gang_size", gang_size, f"one of {limits.GANG_SIZES}")
     return ReplicaFact(
         model_id=ModelId(parse_name("model_id", msg.model_id)),
         state=member("state", REPLICA_STATE_FROM, msg.state),
         memory_bytes=bounds.number("memory_bytes", msg.memory_bytes, 0, _BYTES),
         adapters=_adapters("adapters", msg.adapters, limits.ADAPTERS_PER_REPLICA_MAX) if msg.adapters else (),
+        gang_size=gang_size,
     )
 
 

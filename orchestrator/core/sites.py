@@ -217,7 +217,9 @@ def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -
     lives = [column.site.attempts[key] for key in slot.attempts if key in column.site.attempts]
     leaving = {model_id for live in lives if live.attempt.state is not AttemptState.STOPPING for model_id in live.evict}
     told: dict[ReplicaKey, ReplicaFact] = {
-        ReplicaKey(fact.model_id): fact for fact in facts.replicas if fact.state in _RESIDENT and fact.model_id not in leaving
+        ReplicaKey(fact.model_id, fact.gang_size): fact
+        for fact in facts.replicas
+        if fact.state in _RESIDENT and fact.model_id not in leaving
     }
     before = {key: (replica.memory_bytes, replica.adapters) for key, replica in slot.replicas.items()}
     was_free = slot.ready and not slot.attempts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from agents.core.events import FetchAdvanced, FetchYielded, HostMemoryChanged, NodeMeasured
 from agents.core.outputs import DeleteWeights, EvictReplica, FetchWeights, LoadReplica, PinWeights, RunAttempt, StageWeights, YieldFetch
 from agents.core.residency import FETCHES_AHEAD_MAX
+from agents.core.state import ReplicaKey
 from atoll.model.assignment import Assignment, DesiredReplica
 from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import EventSeq, Generation, ModelId, NodeId
@@ -213,4 +214,4 @@ def test_a_late_or_doubled_message_changes_nothing() -> None:
     base = Assignment(fleet_id=FLEET, term=site.machine.state.term, generation=Generation(old), base_generation=Generation(old - 1))
     site.assign(unwanted=(gone,), generation=base.generation, base_generation=base.base_generation)
     assert site.machine.state.nodes[NODE].desired == held
-    assert site.machine.state.slots[slot()].replicas[ModelId("m")].state is ReplicaState.WARM
+    assert site.machine.state.slots[slot()].replicas[ReplicaKey(model_id=ModelId("m"))].state is ReplicaState.WARM

@@ -8,6 +8,7 @@ import pytest
 
 from agents.core.events import SlotLost, SlotReady, WeightsDeleted
 from agents.core.outputs import DeleteWeights, EvictReplica, FetchWeights, LoadReplica, RunAttempt, SendEvents, StopAttempt
+from agents.core.state import ReplicaKey
 from atoll.model.attempt import AttemptState, Failure, FailureKind
 from atoll.model.ids import EventSeq, ModelId
 from atoll.model.replica import ReplicaState
@@ -146,7 +147,7 @@ def test_the_kind_of_a_failure_passes_through(site: AgentSite) -> None:
     site.errs("a", FailureKind.BAD_INPUT)
     event = site.end_of("a")
     assert (event.state, event.failure and event.failure.kind) == (AttemptState.FAILED, FailureKind.BAD_INPUT)
-    assert site.machine.state.slots[slot()].replicas[ModelId("m")].state is ReplicaState.WARM
+    assert site.machine.state.slots[slot()].replicas[ReplicaKey(model_id=ModelId("m"))].state is ReplicaState.WARM
 
 
 def test_stopping_what_has_not_begun_takes_effect_at_once(site: AgentSite) -> None:
