@@ -12,7 +12,7 @@ from agents.core import gangs, outbox
 from agents.core.context import Context
 from agents.core.events import AttemptAdvanced, AttemptErrored, AttemptFinished, AttemptHalted
 from agents.core.outputs import StopAttempt
-from agents.core.state import State, Work
+from agents.core.state import Slot, State, Work
 from atoll.model.assignment import AssignedAttempt
 from atoll.model.attempt import ATTEMPT_TABLE, PHASES, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
 from atoll.model.ids import AttemptKey
@@ -107,10 +107,7 @@ def end(
     del ctx.state.works[work.key]
     for slot in gangs.members(ctx.state, work):
         if slot.executing == work.key:
-            slot.executing = None
-            for replica in list(slot.replicas.values()):
-                if replica.state is ReplicaState.BUSY:
-                    slot.replicas[replica.key] = replace(replica, state=ReplicaState.WARM)
+            vacate(slot)
         else:
             slot.queue.remove(work.key)
             if slot.loading_for == work.key:
@@ -118,6 +115,14 @@ def end(
         ctx.touch(slot)
     outbox.append(ctx, work.key, state, manifest=manifest, failure=failure, times=_times(ctx, work, times or PhaseTimes()))
     ctx.report_soon()
+
+
+def vacate(slot: Slot) -> None:
+    """Nothing executes in the slot any more; its replica is idle."""
+    slot.executing = None
+    for replica in list(slot.replicas.values()):
+        if replica.state is ReplicaState.BUSY:
+            slot.replicas[replica.key] = replace(replica, state=ReplicaState.WARM)
 
 
 def _times(ctx: Context, work: Work, told: PhaseTimes) -> PhaseTimes:

@@ -5,7 +5,7 @@ Decides what is believed. Which of it is still wanted, the first snapshot tells.
 
 from __future__ import annotations
 
-from agents.core import gangs, outbox
+from agents.core import attempts, gangs, outbox
 from agents.core.context import Context
 from agents.core.events import RecoveredSlot, RuntimeStarted
 from agents.core.outputs import StopAttempt
@@ -84,7 +84,7 @@ def _end_broken(ctx: Context) -> None:
             continue
         del ctx.state.works[work.key]
         for slot in found:
-            slot.executing = None
+            attempts.vacate(slot)
             ctx.commands.append(StopAttempt(slot=slot.ref, key=work.key))
         missing = f"{work.gang_size - len(found)} of the {work.gang_size} slots of the gang do not work on it any more"
         outbox.append(ctx, work.key, AttemptState.FAILED, failure=Failure(kind=FailureKind.RUNTIME_LOST, message=missing))

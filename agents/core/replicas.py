@@ -36,59 +36,90 @@ def _serve(ctx: Context, slot: Slot, work: Work) -> bool:
     assigned, model = work.assigned, work.model
     assert assigned is not None, "what waits was assigned"
     assert model is not None, "what waits has a model"
-    wanted = ReplicaKey(model_id=model.model_id, gang_size=work.gang_size)
+    wanted = _wanted(assigned, model)
     members = gangs.members(ctx.state, work)
     if work.turn_us < 0:
         if not all(gangs.has_turn(member, work.key) for member in members):
             return False
         work = ctx.state.works[work.key] = replace(work, turn_us=ctx.now_us)
-        for member in members[1:]:
-            ctx.touch(member)  # each prepares for itself from now on; whichever is ready last begins
-        ctx.touch(members[0])
+        if work.gang_size > 1:
+            # All or nothing: no member makes room before each of them is known to have it. Then each prepares for itself.
+            for member in members:
+                if (message := _pins(ctx, member, assigned, model) or _shortage(ctx, member, assigned, model)) is not None:
+                    return _refuse(ctx, work, message)
+                ctx.touch(member)
     resident = weights.resident(slot, model, work.gang_size)
-    victims = _victims(slot, assigned, wanted)
-    if wanted in slot.replicas and not resident:
-        # The model was replaced: what is loaded under its name is of no use to anybody.
-        victims.append(wanted)
+    victims = _victims(slot, assigned, model)
     at_hand = resident or weights.at_hand(ctx.node(slot.ref), model)
-    kept = [key.model_id for key in victims if key != wanted and residency.pinned_in(ctx.node(slot.ref), slot, key)]
-    if kept:
-        message = f"{', '.join(kept)} is pinned in slot {slot.ref.index} of {slot.ref.node_id}: unpin it, or evict another"
-        attempts.end(ctx, work, AttemptState.REFUSED, failure=Failure(kind=FailureKind.REFUSED, message=message))
-        return True
+    if (message := _pins(ctx, slot, assigned, model)) is not None:
+        return _refuse(ctx, work, message)
     if victims:
         if at_hand and work.load_from_us < 0:
             ctx.state.works[work.key] = replace(work, load_from_us=ctx.now_us)
-        for victim in dict.fromkeys(victims):
+        for victim in victims:
             _evict(ctx, slot, slot.replicas[victim])
         return False
     if resident:
-        if all(gangs.has_turn(member, work.key) and _prepared(member, assigned, model) for member in members):
+        if all(gangs.has_turn(member, work.key) and _is_prepared(member, assigned, model) for member in members):
             _run(ctx, members, work, assigned, model)
         return False
     if not at_hand:
         return False
     if slot.memory_bytes and slot.used_bytes + model.resident_bytes > slot.memory_bytes:
-        if residency.make_way(ctx, slot, model, wanted):
-            return False
-        held = ", ".join(f"{replica.model_id} of {replica.memory_bytes}" for replica in slot.replicas.values())
-        message = f"{model.model_id} needs {model.resident_bytes} bytes; of the slot's {slot.memory_bytes} are taken: {held}"
-        attempts.end(ctx, work, AttemptState.REFUSED, failure=Failure(kind=FailureKind.REFUSED, message=message))
-        return True
+        if (message := _shortage(ctx, slot, assigned, model)) is not None:
+            return _refuse(ctx, work, message)
+        residency.make_way(ctx, slot, model, wanted)
+        return False
     _load(ctx, slot, work, model)
     return False
 
 
-def _victims(slot: Slot, assigned: AssignedAttempt, wanted: ReplicaKey) -> list[ReplicaKey]:
+def _refuse(ctx: Context, work: Work, message: str) -> bool:
+    attempts.end(ctx, work, AttemptState.REFUSED, failure=Failure(kind=FailureKind.REFUSED, message=message))
+    return True
+
+
+def _wanted(assigned: AssignedAttempt, model: ModelSpec) -> ReplicaKey:
+    return ReplicaKey(model_id=model.model_id, gang_size=assigned.spec.gang_size)
+
+
+def _victims(slot: Slot, assigned: AssignedAttempt, model: ModelSpec) -> list[ReplicaKey]:
     """What leaves the slot before the attempt's replica comes: of each model that is named, every replica but the one that is wanted."""
-    return [key for model_id in assigned.evict for key in slot.replicas if key.model_id == model_id and key != wanted]
+    wanted = _wanted(assigned, model)
+    victims = [key for model_id in assigned.evict for key in slot.replicas if key.model_id == model_id and key != wanted]
+    if wanted in slot.replicas and not weights.resident(slot, model, wanted.gang_size):
+        # The model was replaced: what is loaded under its name is of no use to anybody.
+        victims.append(wanted)
+    return list(dict.fromkeys(victims))
 
 
-def _prepared(slot: Slot, assigned: AssignedAttempt, model: ModelSpec) -> bool:
+def _pins(ctx: Context, slot: Slot, assigned: AssignedAttempt, model: ModelSpec) -> str | None:
+    """Why the attempt's victims cannot leave, if they cannot."""
+    wanted = _wanted(assigned, model)
+    victims = _victims(slot, assigned, model)
+    kept = [key.model_id for key in victims if key != wanted and residency.pinned_in(ctx.node(slot.ref), slot, key)]
+    if not kept:
+        return None
+    return f"{', '.join(kept)} is pinned in slot {slot.ref.index} of {slot.ref.node_id}: unpin it, or evict another"
+
+
+def _shortage(ctx: Context, slot: Slot, assigned: AssignedAttempt, model: ModelSpec) -> str | None:
+    """Why the model does not fit beside what stays when the victims and all copies ahead of demand have left, if it does not."""
+    wanted = _wanted(assigned, model)
+    victims = _victims(slot, assigned, model)
+    going = {*victims, *residency.give_way(ctx.node(slot.ref), slot, wanted)}
+    if not slot.memory_bytes or (wanted in slot.replicas and wanted not in going):
+        return None
+    left = [replica for key, replica in slot.replicas.items() if key not in going]
+    if sum(replica.memory_bytes for replica in left) + model.resident_bytes <= slot.memory_bytes:
+        return None
+    held = ", ".join(f"{replica.model_id} of {replica.memory_bytes}" for replica in left)
+    return f"{model.model_id} needs {model.resident_bytes} bytes; of the slot's {slot.memory_bytes} are taken: {held}"
+
+
+def _is_prepared(slot: Slot, assigned: AssignedAttempt, model: ModelSpec) -> bool:
     """Whether nothing is left to do in an idle slot before it executes."""
-    gang_size = assigned.spec.gang_size
-    wanted = ReplicaKey(model_id=model.model_id, gang_size=gang_size)
-    return weights.resident(slot, model, gang_size) and not _victims(slot, assigned, wanted)
+    return weights.resident(slot, model, assigned.spec.gang_size) and not _victims(slot, assigned, model)
 
 
 def _load(ctx: Context, slot: Slot, work: Work, model: ModelSpec) -> None:
@@ -108,7 +139,7 @@ def _load(ctx: Context, slot: Slot, work: Work, model: ModelSpec) -> None:
 
 
 def _run(ctx: Context, members: tuple[Slot, ...], work: Work, assigned: AssignedAttempt, model: ModelSpec) -> None:
-    wanted = ReplicaKey(model_id=model.model_id, gang_size=work.gang_size)
+    wanted = _wanted(assigned, model)
     for slot in members:
         slot.queue.pop(0)
         slot.executing = work.key

@@ -239,21 +239,19 @@ def evict(ctx: Context, slot: Slot, key: ReplicaKey) -> None:
     ctx.state.dirty[slot.ref.node_id] = None
 
 
-def make_way(ctx: Context, slot: Slot, model: ModelSpec, wanted: ReplicaKey) -> bool:
-    """An attempt needs room that copies loaded ahead, unused and unpinned, hold: they go. Whether that makes enough room."""
-    node = ctx.node(slot.ref)
+def give_way(node: Node, slot: Slot, wanted: ReplicaKey) -> list[ReplicaKey]:
+    """What leaves a slot, if it must, for an attempt that does not name it: copies loaded ahead, unused and unpinned."""
+    return [key for key, replica in slot.replicas.items() if replica.ahead and key != wanted and not pinned_in(node, slot, key)]
+
+
+def make_way(ctx: Context, slot: Slot, model: ModelSpec, wanted: ReplicaKey) -> None:
+    """An attempt needs room that such copies hold, and there is enough of it: as many go as it takes."""
     lacking = slot.used_bytes + model.resident_bytes - slot.memory_bytes
-    victims: list[ReplicaKey] = []
-    for key, replica in slot.replicas.items():
-        if lacking > 0 and replica.ahead and key != wanted and not pinned_in(node, slot, key):
-            victims.append(key)
-            lacking -= replica.memory_bytes
-    if lacking > 0:
-        return False
-    for victim in victims:
-        evict(ctx, slot, victim)
+    for victim in give_way(ctx.node(slot.ref), slot, wanted):
+        if lacking > 0:
+            lacking -= slot.replicas[victim].memory_bytes
+            evict(ctx, slot, victim)
     ctx.touch(slot)
-    return True
 
 
 def pause(ctx: Context, node: Node, tier: Tier, model_id: ModelId) -> None:

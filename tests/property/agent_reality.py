@@ -19,6 +19,7 @@ from agents.core.events import (
     WeightsDeleted,
     WeightsFetched,
 )
+from agents.core.gangs import block
 from agents.core.outputs import (
     AgentCommand,
     DeleteWeights,
@@ -39,10 +40,9 @@ from agents.core.outputs import (
 from atoll.model.attempt import Failure, FailureKind, PhaseTimes, ResultManifest
 from atoll.model.ids import AttemptKey, ModelId, SlotRef
 from atoll.model.replica import ReplicaFact, ReplicaState
+from atoll.model.site import PoolSpec
 from tests.unit.agent_core_site import GB, POOL, manifest, model, slot
 
-# Attempts come to the first three.
-SLOTS = [slot(0, 0), slot(0, 1), slot(1, 0), slot(1, 1)]
 MODELS = {name: model(name, gigabytes) for name, gigabytes in (("m", 10), ("n", 12), ("o", 20))}
 FAILED = Failure(kind=FailureKind.INTERNAL, message="told by the test")
 
@@ -53,14 +53,15 @@ Pending = LoadReplica | EvictReplica | FetchWeights | YieldFetch | StageWeights 
 class Reality:
     """The slots, disks and executions that outlive the agent; it fails the test when told what cannot be done."""
 
-    def __init__(self) -> None:
-        self.replicas: dict[SlotRef, dict[ModelId, int]] = {ref: {} for ref in SLOTS}
-        self.running: dict[SlotRef, RunAttempt] = {}
-        self.alive = dict.fromkeys(SLOTS, True)
+    def __init__(self, pool: PoolSpec = POOL) -> None:
+        self.slots = [slot(node, index) for node in range(pool.nodes) for index in range(pool.gpus_per_node)]
+        self.replicas: dict[SlotRef, dict[tuple[ModelId, int], int]] = {ref: {} for ref in self.slots}
+        self.running: dict[SlotRef, RunAttempt] = {}  # of a gang, at each of its members
+        self.alive = dict.fromkeys(self.slots, True)
         self.pending: list[Pending] = []
         self.kept: dict[str, frozenset[ModelId]] = {}
-        self.host: dict[str, dict[ModelId, str]] = {POOL.node_id(0): {}, POOL.node_id(1): {}}
-        self.disk: dict[str, set[ModelId]] = {POOL.node_id(0): set(), POOL.node_id(1): set()}
+        self.host: dict[str, dict[ModelId, str]] = {pool.node_id(node): {} for node in range(pool.nodes)}
+        self.disk: dict[str, set[ModelId]] = {pool.node_id(node): set() for node in range(pool.nodes)}
         self.runs: list[AttemptKey] = []
         self.stopping: set[AttemptKey] = set()
         self.finished: dict[AttemptKey, ResultManifest] = {}
@@ -85,12 +86,15 @@ class Reality:
             case DeleteWeights():
                 self.pending.append(command)
             case RunAttempt(slot=where):
-                if self.alive[where]:
-                    assert where not in self.running, "one attempt executes at a time"
-                    assert command.model.model_id in self.replicas[where]
+                members = block(where, command.spec.gang_size)
+                for member in members:
+                    assert member not in self.running, "one attempt executes at a time"
+                    if self.alive[member]:
+                        assert (command.model.model_id, len(members)) in self.replicas[member], "a gang is loaded on each of its members"
+                if all(self.alive[member] for member in members):
                     assert command.key not in self.runs, "no attempt executes twice here"
                     self.runs.append(command.key)
-                    self.running[where] = command
+                    self.running |= dict.fromkeys(members, command)
             case StopAttempt():
                 self.stopping.add(command.key)
             case YieldFetch() | StageWeights():
@@ -104,23 +108,26 @@ class Reality:
         """What a new agent finds. Fetches, loads and evictions under way ended with the old one."""
         for command in self.pending:
             if isinstance(command, EvictReplica):
-                self.replicas[command.slot].pop(command.model_id, None)
+                self.replicas[command.slot].pop((command.model_id, command.gang_size), None)
         self.pending = []
         self.host = {node: {} for node in self.host}
         self.kept = {}
-        self.alive = dict.fromkeys(SLOTS, True)
+        self.alive = dict.fromkeys(self.slots, True)
         slots = []
-        for ref in SLOTS:
+        for ref in self.slots:
             run = self.running.get(ref)
+            busy = (run.model.model_id, run.spec.gang_size) if run is not None else None
             facts = tuple(
                 ReplicaFact(
                     model_id=name,
-                    state=ReplicaState.BUSY if run is not None and run.model.model_id == name else ReplicaState.WARM,
+                    state=ReplicaState.BUSY if (name, gang_size) == busy else ReplicaState.WARM,
                     memory_bytes=size,
+                    gang_size=gang_size,
                 )
-                for name, size in self.replicas[ref].items()
+                for (name, gang_size), size in self.replicas[ref].items()
             )
-            slots.append(RecoveredSlot(slot=ref, replicas=facts, running=run.key if run is not None else None))
+            key, gang_size = (run.key, run.spec.gang_size) if run is not None else (None, 1)
+            slots.append(RecoveredSlot(slot=ref, replicas=facts, running=key, gang_size=gang_size))
         disk = tuple((node, name, MODELS[name].weights_digest) for node, names in self.disk.items() for name in sorted(names))
         finished = tuple(self.finished.values())
         return RuntimeStarted(slots=tuple(slots), disk_models=disk, finished=finished, host_tier=True)  # type: ignore[arg-type]
@@ -139,13 +146,15 @@ class Reality:
             case FetchWeights():
                 return FetchFailed(node_id=command.node_id, model_id=command.model.model_id, failure=FAILED)
             case LoadReplica(slot=where, model=found) if well:
-                self.replicas[where][found.model_id] = found.resident_bytes
-                return ReplicaLoaded(slot=where, model_id=found.model_id, memory_bytes=found.resident_bytes, elapsed_us=1)
+                size, gang_size = found.resident_bytes, command.gang_size
+                self.replicas[where][(found.model_id, gang_size)] = size
+                return ReplicaLoaded(slot=where, model_id=found.model_id, memory_bytes=size, elapsed_us=1, gang_size=gang_size)
             case LoadReplica():
-                return ReplicaLoadFailed(slot=command.slot, model_id=command.model.model_id, failure=FAILED)
+                name, gang_size = command.model.model_id, command.gang_size
+                return ReplicaLoadFailed(slot=command.slot, model_id=name, failure=FAILED, gang_size=gang_size)
             case EvictReplica(slot=where):
-                self.replicas[where].pop(command.model_id, None)
-                return ReplicaEvicted(slot=where, model_id=command.model_id)
+                self.replicas[where].pop((command.model_id, command.gang_size), None)
+                return ReplicaEvicted(slot=where, model_id=command.model_id, gang_size=command.gang_size)
             case DeleteWeights(node_id=node):
                 self.disk[node].discard(command.model_id)
                 return WeightsDeleted(node_id=node, model_id=command.model_id)
@@ -166,7 +175,8 @@ class Reality:
         if not self.running:
             return None
         where = list(self.running)[number % len(self.running)]
-        run = self.running.pop(where)
+        run = self.running[where]
+        self._stops(run)
         if run.key in self.stopping and number % 2:
             return AttemptHalted(key=run.key)
         if well:
@@ -174,11 +184,16 @@ class Reality:
             return AttemptFinished(key=run.key, manifest=manifest(run.key), times=PhaseTimes(run_us=1))
         return AttemptErrored(key=run.key, failure=FAILED, times=PhaseTimes())
 
+    def _stops(self, run: RunAttempt) -> None:
+        for member in block(run.slot, run.spec.gang_size):
+            del self.running[member]
+
     def lose(self, number: int) -> AgentEvent:
-        """The process of a slot dies."""
-        where = SLOTS[number % len(SLOTS)]
+        """The process of a slot dies, and a gang with any of its members."""
+        where = self.slots[number % len(self.slots)]
         self.alive[where] = False
         self.replicas[where] = {}
-        self.running.pop(where, None)
+        if where in self.running:
+            self._stops(self.running[where])
         self.pending = [p for p in self.pending if not isinstance(p, LoadReplica | EvictReplica) or p.slot != where]
         return SlotLost(slot=where, message="died")

@@ -33,16 +33,18 @@ from atoll.model.attempt import AttemptState
 from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, SiteId, Term
 from atoll.model.replica import Tier
 from atoll.model.report import AttemptEvent, Welcome
-from atoll.model.site import SiteRuntime
-from tests.property.agent_reality import MODELS, SLOTS, Reality
+from atoll.model.site import PoolSpec, SiteRuntime
+from tests.property.agent_reality import MODELS, Reality
 from tests.unit.agent_core_site import FLEET, POOL, SECOND, attempt, key
 
 
 class Play:
     """An orchestrator that loses and doubles messages, a reality, and an agent that is killed now and then."""
 
-    def __init__(self) -> None:
-        self.reality = Reality()
+    def __init__(self, pool: PoolSpec = POOL, gang_sizes: tuple[int, ...] = (1,)) -> None:
+        self.pool = pool
+        self.gang_sizes = gang_sizes
+        self.reality = Reality(pool)
         self.outbox: dict[EventSeq, AttemptEvent] = {}
         self.next_seq = EventSeq(1)
         self.identity: tuple[FleetId, Term] = (FleetId(""), Term(0))
@@ -64,7 +66,7 @@ class Play:
 
     def boot(self) -> None:
         self.machine = AgentMachine(
-            site_id=SiteId("s"), pools=(POOL,), runtime=SiteRuntime.RAY, fleet_id=self.identity[0], term=self.identity[1],
+            site_id=SiteId("s"), pools=(self.pool,), runtime=SiteRuntime.RAY, fleet_id=self.identity[0], term=self.identity[1],
             outbox=tuple(self.outbox.values()), next_event_seq=self.next_seq,
         )  # fmt: skip
         self.connected = False
@@ -103,7 +105,7 @@ class Play:
                 queue = state.slots[where].queue
                 wanted = {work.model.model_id for work in map(state.works.__getitem__, queue) if work.model is not None}
                 assert not queue or command.model.model_id in wanted, "an idle slot loads ahead; one that is waited for does not"
-            case EvictReplica(slot=where, model_id=name):
+            case EvictReplica(slot=where, model_id=name, gang_size=1):
                 pins = [one for one in state.nodes[where.node_id].desired.values() if one.pin and one.tier is Tier.GPU]
                 assert not [one for one in pins if one.model_id == name and one.index in (None, where.index)], f"{name} is pinned"
             case _:
@@ -121,11 +123,15 @@ class Play:
 
     def submit(self, number: int, evict: bool) -> None:
         self.jobs += 1
-        where = SLOTS[number % 3]
+        gang_size = self.gang_sizes[number % len(self.gang_sizes)]
+        # All slots but the last: one that only copies ahead of demand come to.
+        leads = [ref for ref in self.reality.slots if ref.index % gang_size == 0 and (gang_size > 1 or ref != self.reality.slots[-1])]
+        where = leads[(number + self.jobs) % len(leads)]
         names = list(MODELS)
         name = names[number // 3 % 3]
         others = tuple(ModelId(other) for other in names if other != name) if evict else ()
         one = attempt(f"j{self.jobs}", name, where=where, evict=others)
+        one = replace(one, spec=replace(one.spec, gang_size=gang_size))
         self.live[one.key] = one
         self.changed.add(one.key)
 
@@ -138,8 +144,8 @@ class Play:
     def wish(self, number: int, tier: Tier, pin: bool) -> None:
         names = list(MODELS)
         name = names[number % 3]
-        node = POOL.node_id(number % 2)
-        index = number // 3 % 2 if tier is Tier.GPU and number % 4 else None
+        node = self.pool.node_id(number % self.pool.nodes)
+        index = number // 3 % self.pool.gpus_per_node if tier is Tier.GPU and number % 4 else None
         others = tuple(ModelId(other) for other in names if other != name) if number % 3 else ()
         one = DesiredReplica(model_id=ModelId(name), node_id=node, index=index, tier=tier, pin=pin, evict=others)
         self.desired[one.key] = one
@@ -248,7 +254,16 @@ class Play:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 31), st.integers(0, 11)), max_size=120))
 def test_every_attempt_ends_exactly_once_whatever_happens(script: list[tuple[int, int]]) -> None:
-    play = Play()
+    _keeps_every_promise(Play(), script)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 31), st.integers(0, 11)), max_size=120))
+def test_gangs_and_singles_share_a_node_and_each_ends_exactly_once(script: list[tuple[int, int]]) -> None:
+    _keeps_every_promise(Play(replace(POOL, nodes=1, gpus_per_node=4), (1, 2, 4, 1)), script)
+
+
+def _keeps_every_promise(play: Play, script: list[tuple[int, int]]) -> None:
     for action, number in script:
         play.act(action, number)
     play.heal()
