@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from atoll.model.ids import JobId, TenantId
+from atoll.model.ids import JobId, ModelId, TenantId
 from atoll.model.job import Priority
+from orchestrator.core import turns
 from orchestrator.core.placement.policy import Policy
+from orchestrator.core.queue import Favour, JobClass
 from orchestrator.core.ranking import Ranking
 from tests.unit.fleet_of_machines import SECOND
 from tests.unit.queue_of_jobs import Line
@@ -147,3 +150,67 @@ def test_shares_count_those_who_wait_and_run_and_never_fall(actions: list[tuple[
             assert (account.queued, account.in_flight) == (waits, sum(1 for name, _ in running if name == account.tenant_id))
             assert account.virtual_us >= seen.get(account.tenant_id, 0)
         seen = {account.tenant_id: account.virtual_us for account in accounts.values() if account.queued or account.in_flight}
+
+
+_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["submit"] * 4 + ["take", "take", "cancel", "end", "rest", "slot", "model", "hour"]),
+        st.integers(0, 5),
+        st.integers(0, 99),
+    ),
+    min_size=20,
+    max_size=120,
+)
+
+
+def _key(line: Line, known: JobClass) -> tuple[object, ...]:
+    """Where a class stands, looked up job by job."""
+    jobs = [(line.queue.shares.tenants[TenantId(line.tenant_of[one])].virtual_us, seq) for one, seq in known.members.items()]
+    return (known.favour is not Favour.AGED, min(known.members.values()) if known.favour is Favour.AGED else 0, known.key.rank, min(jobs))
+
+
+@_QUICK
+@given(_STEPS, st.integers(1, 4))
+def test_whose_turn_it_is_agrees_with_a_search_through_all_jobs(steps: list[tuple[str, int, int]], entries: int) -> None:
+    """With classes of fewer and of more tenants than are entered one by one, jobs that leave from the midst, and any waking."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turns, "_ENTRIES_MAX", entries)
+        _play(steps)
+
+
+def _play(steps: list[tuple[str, int, int]]) -> None:
+    line = Line(Policy(ageing_ms=60_000, aged_every=3))
+    queue = line.queue
+    running: list[str] = []
+    for action, tenant, number in steps:
+        ready = [known for known in queue.classes.values() if queue.is_ready(known)]
+        match action:
+            case "submit":
+                line.submit(f"t{tenant}", f"m{number % 3}", list(Priority)[number % 2])
+            case "take":
+                job_id = line.take(lambda name: (1 + int(name[1:])) * SECOND)
+                running += [] if job_id is None else [line.tenant_of[job_id]]
+            case "cancel" if len(queue):
+                queue.discard(sorted(job_id for job_id in line.tenant_of if job_id in queue)[number % len(queue)])
+            case "end" if running:
+                queue.shares.settle(TenantId(running.pop(number % len(running))), SECOND, number * SECOND)
+            case "rest" if ready:
+                queue.rest(ready[number % len(ready)].key, line.now_us + 10**15, number % 2)
+            case "slot":
+                pool = number % 2
+                there = [known for known in queue.classes.values() if known.resting and known.pool == pool]
+                queue.wake_for_slot(pool)
+                woken = [known for known in there if not known.resting]
+                assert len(woken) == min(len(there), 2)
+                usual = [known for known in woken if known.favour is Favour.NONE]
+                assert all(_key(line, one) < _key(line, other) for one in usual for other in there if other.resting)
+            case "model":
+                queue.wake_model(ModelId(f"m{number % 3}"))
+            case "hour":
+                line.pass_time(number)
+            case _:
+                pass
+        ready = [known for known in queue.classes.values() if queue.is_ready(known)]
+        assert queue.first_ready() is min(ready, key=lambda known: _key(line, known), default=None)
+        for known in queue.classes.values():
+            assert queue.is_ready(known) is not known.resting

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from atoll.model import limits
 from atoll.model.attempt import AttemptState
 from atoll.model.ids import JobId, SiteId, TenantId
 from atoll.model.job import JobState
@@ -61,6 +64,18 @@ def test_one_tenant_floods_and_another_still_submits_and_is_served() -> None:
     assert full.retry_after_ms != refusal.retry_after_ms
     left = [job for job in fleet.jobs.values() if job.spec.tenant == "small" and job.state is not JobState.SUCCEEDED]
     assert left == []
+
+
+def test_a_full_queue_refuses_everybody_with_a_pause_until_some_of_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Fleet(site("a", pool("p", gpus=1)))
+    monkeypatch.setattr(limits, "QUEUED_JOBS_MAX", 4)
+    outcomes = (*_submit(fleet, "one", 2), *_submit(fleet, "two", 5))
+    refused = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+    assert len(refused) == 1, "two are bound, four wait"
+    assert refused[0].code is RefusalCode.QUOTA and refused[0].message == "the queue is full (4 jobs)"
+    assert refused[0].retry_after_ms == 5_000, "nothing has ended yet"
+    bounds = [decision.bound for step in fleet.steps for decision in step.decisions if isinstance(decision, SubmissionRefused)]
+    assert bounds == [Bound.QUEUE]
 
 
 def test_a_retried_submission_is_no_new_job_and_meets_no_bound() -> None:
