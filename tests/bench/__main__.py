@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from tests.bench import core, machine, servers
+from tests.bench import core, learning, machine, servers
 
 
 def main() -> None:
     """Print them."""
     print(machine.describe(), flush=True)
     core.main()
+    learning.main()
     servers.main()
 
 

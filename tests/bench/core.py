@@ -92,7 +92,7 @@ class Load:
         for number, model in enumerate(picks, first):
             self.fleet.now_us += self.gap_us
             self._end_due()
-            job = spec(model.model_id, simulated=True, shape=_short(model.default_shape))
+            job = spec(model.model_id, simulated=True, shape=short(model.default_shape))
             submission = Submission(
                 job_id=JobId(f"j{number}"), spec=job, idempotency_key=f"k{number}", payload_digest="", request_id=""
             )
@@ -140,19 +140,19 @@ class Load:
         self.take(self.fleet.machine.handle(event, self.fleet.now_us), self.fleet.now_us)
 
 
-def _short(shape: Shape) -> Shape:
+def short(shape: Shape) -> Shape:
     """Videos of one frame: the fleet is to be half busy with many jobs, not with a few long ones."""
     return replace(shape, frames=1)
 
 
-def _sites(copies: int) -> tuple[SiteSpec, ...]:
+def sites_of(copies: int) -> tuple[SiteSpec, ...]:
     known = parse_fleet(_FLEET.read_text(encoding="utf-8"), _FLEET.name, load_packaged().gpus, fleet_wan_csv()).sites
     return tuple(
         one if copy == 0 else replace(one, site_id=SiteId(f"{one.site_id}-{copy}")) for copy in range(copies) for one in known
     )
 
 
-def _models(count: int) -> tuple[ModelSpec, ...]:
+def models_of(count: int) -> tuple[ModelSpec, ...]:
     known = [model for model in load_packaged().models if model.resident_bytes < _MODEL_BYTES_MAX]
     return tuple(replace(known[number % len(known)], model_id=ModelId(f"m{number}")) for number in range(count))
 
@@ -171,12 +171,12 @@ class Case:
 
 def prepare(case: Case) -> Load:
     """A fleet that has worked for a while."""
-    models = _models(case.models)
+    models = models_of(case.models)
     # Agents report nothing of themselves while the core is measured: silence must not count.
     policy = Policy(silent_after_ms=10**9, candidates_kept=8 if case.explained else 0)
     load_reports: dict[SiteId, int] = {}
     fleet = Fleet(
-        *_sites(case.copies), models=models, policy=policy, gpus=load_packaged().gpus, runtime=SiteRuntime.TWIN, checked=False
+        *sites_of(case.copies), models=models, policy=policy, gpus=load_packaged().gpus, runtime=SiteRuntime.TWIN, checked=False
     )
     for number, agent in enumerate(fleet.agents.values()):
         # Each node has the most popular models on its disk, and each site some of the others.

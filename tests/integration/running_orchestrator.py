@@ -13,7 +13,7 @@ import grpc.aio
 import pytest
 
 from atoll.model.address import Address
-from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, ResultManifest
+from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
 from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, NodeId, PoolId, SiteId, Term
 from atoll.model.modelspec import ModelSpec
 from atoll.model.report import PROTOCOL_VERSION, AttemptEvent, AttemptProgress, NodeFacts, SiteHello, SiteReport, SlotFacts
@@ -166,6 +166,7 @@ class ScriptedAgent:
         self.outbox: dict[int, AttemptEvent] = {}
         self.error: grpc.aio.AioRpcError | None = None
         self.log: tuple[str, ...] = ()
+        self.times = PhaseTimes()
         self._saying = asyncio.Lock()
         self._next_seq = 1
         self._report_seq = 0
@@ -278,6 +279,7 @@ class ScriptedAgent:
             seq=EventSeq(self._next_seq), key=key, state=state,
             manifest=ResultManifest(key=key, artifacts=artifacts, seed=7, simulated=False) if succeeded else None,
             failure=Failure(kind=FailureKind.EXECUTION_FAILED, message="no") if state is AttemptState.FAILED else None,
+            times=self.times,
         )  # fmt: skip
         self.outbox[self._next_seq] = event
         self._next_seq += 1

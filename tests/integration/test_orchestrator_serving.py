@@ -77,6 +77,9 @@ async def test_metrics_tell_of_decisions_commits_and_attempts(tmp_path: Path) ->
         'atoll_job_seconds_count{state="succeeded"} 1.0',
         'atoll_call_seconds_count{code="OK",method="/atoll.v1.JobService/Submit"} 1.0',
         'atoll_residual_ratio_count{term="total"} 1.0',
+        "# TYPE atoll_estimate_shifts_total counter",
+        "# TYPE atoll_p90_coverage gauge",
+        "# TYPE atoll_residual_median gauge",
     ):
         assert line in text, line
     assert 'atoll_commit_seconds_bucket{le="0.0002",outcome="committed"}' in text

@@ -1,0 +1,15 @@
+"""`atoll costs`: what the estimates are made of and how good they are. The verbs are in modules of their own."""
+
+from __future__ import annotations
+
+import typer
+
+from atoll.cli import residuals
+
+app = typer.Typer(name="costs", help="What the estimates are made of, and how good they are.", no_args_is_help=True)
+
+
+def register(root: typer.Typer) -> None:
+    """Add the noun to the command."""
+    residuals.add_to(app)
+    root.add_typer(app)

@@ -1,0 +1,185 @@
+"""`atoll costs residuals` and `atoll costs calibrate`: what was learned of the estimates, and whether they may be believed.
+
+Decides the wording. Logs of ratios are shown as they are (0.05 is about 5 %), because the gates are stated in them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from atoll.cli import drain
+from atoll.cli.exits import CliError, Exit
+from atoll.cli.figures import NONE, count, duration
+from atoll.cli.models import model_id
+from atoll.cli.output import Column, Form, Listing, note, plain, say, show_list, show_plain, table
+from atoll.cli.session import session, verb
+from atoll.cli.sites import site_id
+from atoll.model.learned import Calibration, Gate, Level, Residual
+
+if TYPE_CHECKING:
+    from atoll.client import Residuals
+
+ComponentOption = Annotated[
+    str, typer.Option("--component", metavar="NAME", show_default=False, help="One of fetch, load, adapt, compile, execution, upload.")
+]
+SiteOption = Annotated[str, typer.Option("--site", metavar="SITE", show_default=False, help="Only what is about this site.")]
+
+_LEVELS = {
+    Level.ALL: "all",
+    Level.GPU_TYPE: "GPU type",
+    Level.SITE: "site",
+    Level.MODEL_GPU_TYPE: "model x GPU type",
+    Level.MODEL_SITE: "model x site",
+}
+# Thousands of lines about single models are asked for by name.
+_SHOWN = frozenset({Level.ALL, Level.GPU_TYPE, Level.SITE})
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add both verbs to the noun."""
+    verb(
+        app,
+        "residuals",
+        epilog="""
+        atoll costs residuals
+        atoll costs residuals --component execution --site aws-use1
+        atoll costs residuals -o json
+        """,
+    )(residuals)
+    verb(
+        app,
+        "calibrate",
+        epilog="""
+        atoll costs calibrate  # exit code 0: every gate holds
+        atoll costs calibrate --reset --site aws-use1 --reason "new drivers"
+        """,
+    )(calibrate)
+
+
+def _signed(milli: int) -> str:
+    return f"{milli / 1_000:+.3f}"
+
+
+def _who(row: Residual) -> str:
+    return " at ".join(name for name in (row.name, row.other) if name) or NONE
+
+
+def _listing(now_us: int) -> Listing[Residual]:
+    return Listing(
+        kind="residual",
+        ref=lambda row: "/".join(part for part in (row.component.value, row.level.value, row.name, row.other) if part),
+        columns=(
+            Column(title="COMPONENT", cell=lambda row: row.component.value),
+            Column(title="LEVEL", cell=lambda row: _LEVELS[row.level]),
+            Column(title="WHO", cell=_who),
+            Column(title="JOBS", cell=lambda row: f"{row.observations_milli / 1_000:.1f}", right=True),
+            Column(title="FACTOR", cell=lambda row: f"{row.effect_milli / 1_000:.3f}", right=True),
+            Column(title="BIAS", cell=lambda row: _signed(row.bias_milli), right=True),
+            Column(title="SPREAD", cell=lambda row: f"{row.spread_milli / 1_000:.3f}", right=True),
+            Column(title="WITHIN P90", cell=lambda row: f"{row.coverage_milli / 10:.0f} %", right=True),
+            Column(title="LAST", cell=lambda row: f"{duration(max(now_us - row.seen_us, 0))} ago", wide=True, right=True),
+        ),
+    )
+
+
+def residuals(
+    *,
+    component: ComponentOption = "",
+    site: SiteOption = "",
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", show_default=False, help="Only what is about this model.")] = "",
+) -> None:
+    """What was learned of the estimates: every level's own factor, and how far predictions were off when attempts had ended.
+
+    A prediction is the prior of the physics, times the factors of all levels that it belongs to. Lines about single models are shown with
+    --site, --model or -o wide.
+    """
+    form = session().form
+    with session().client() as client:
+        found = client.residuals(component=component, site_id=site_id(site), model_id=model_id(model))
+    if form in {Form.JSON, Form.YAML}:
+        show_plain(form, plain(found))
+        return
+    every = form is not Form.TABLE or bool(site or model)
+    shown = [row for row in found.residuals if every or row.level in _SHOWN]
+    show_list(form, _listing(found.now_us), shown, empty="nothing was learned yet: no attempt of that kind has ended")
+    _leave_out(found, len(found.residuals) - len(shown))
+
+
+def _leave_out(found: Residuals, hidden: int) -> None:
+    if hidden:
+        note(f"{count(hidden, 'more line')} about single models: --site, --model or -o wide")
+    if found.truncated:
+        note("there is more than one answer holds: ask by --component, --site or --model")
+
+
+def calibrate(
+    *,
+    reset: Annotated[bool, typer.Option("--reset", help="Forget what was learned, then learn again.")] = False,
+    component: ComponentOption = "",
+    site: SiteOption = "",
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", show_default=False, help="Why; kept in the audit. With --reset.")] = "",
+) -> None:
+    """Whether predictions may be believed: |median log residual| at most 0.05, P90 true for 87 to 93 %; and what quotes make of them.
+
+    Exit code 0: every gate with enough attempts holds; 1: one fails, or none has enough yet.
+    """
+    form = session().form
+    if reset:
+        drain.demand_reason(reason)
+    elif component or site or reason:
+        raise CliError("--component, --site and --reason belong to --reset", code=Exit.USAGE)
+    with session().client() as client:
+        if reset:
+            found = client.estimates_reset(component=component, site_id=site_id(site), reason=reason)
+        else:
+            found = client.calibration()
+    if form in {Form.JSON, Form.YAML}:
+        show_plain(form, plain(found))
+    elif form is Form.NAME:
+        for gate in found.gates:
+            say(f"gate/{gate.name}")
+    else:
+        _show(found)
+    if reset:
+        what = component or "all components"
+        note(f"forgotten: {what} {f'at {site_id(site)}' if site else 'everywhere'}")
+    else:
+        check(found)
+
+
+def check(found: Calibration) -> None:
+    """CliError unless something can be said, and no gate fails."""
+    judged = [gate for gate in found.gates if gate.enough]
+    if not judged:
+        raise CliError("no gate can be judged yet: too few attempts have ended")
+    failing = [gate.name for gate in judged if not gate.passed]
+    if failing:
+        hint = "quoted P50 and P90 are widened by what is known; a site that changed is in 'atoll events'"
+        raise CliError(f"predictions are off: {', '.join(failing)}", hint=hint)
+
+
+def _show(found: Calibration) -> None:
+    rows = [[gate.name, str(gate.observations), _signed(gate.median_milli), f"{gate.coverage_milli / 10:.1f} %", _verdict(gate)]
+            for gate in found.gates if gate.observations]  # fmt: skip
+    if rows:
+        table(["GATE", "ATTEMPTS", "MEDIAN", "WITHIN P90", "VERDICT"], rows, frozenset({1, 2, 3}))
+    else:
+        say("nothing was judged yet: no attempt has ended")
+    quotes = []
+    for quote in found.quotes:
+        p50, p90 = (f"{milli / 1_000:.2f}" for milli in (quote.p50_milli, quote.p90_milli))
+        quotes.append([quote.start or "any", quote.modality or "any", str(quote.observations), p50, p90])
+    say("")
+    say("A quote of a completion is its prediction times:")
+    table(["START", "MAKES", "ATTEMPTS", "P50", "P90"], quotes, frozenset({2, 3, 4}), indent="  ")
+    say("")
+    off = "" if found.learning else "; learning is off: all factors are 1"
+    say(f"{count(found.factors, 'factor')}, {count(found.shifts, 'lasting change')} found{off}")
+
+
+def _verdict(gate: Gate) -> str:
+    if not gate.enough:
+        return "too few attempts"
+    return "holds" if gate.passed else "fails"

@@ -1,0 +1,110 @@
+"""What was learned, seen from the command line of a real orchestrator: lines, gates, exit codes, forgetting."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atoll.cli.app import main
+from atoll.cli.exits import CliError, Exit
+from atoll.cli.residuals import check
+from atoll.client import AsyncClient, InputError, NotFoundError
+from atoll.model.attempt import PhaseTimes
+from atoll.model.learned import Calibration, Gate
+from tests.integration.running_orchestrator import Running, ScriptedAgent, orchestrator
+from tests.unit.fleet_of_machines import model, site
+
+Shown = pytest.CaptureFixture[str]
+SECOND = 1_000_000
+
+
+def _at(running: Running, capsys: Shown) -> Callable[..., Coroutine[Any, Any, tuple[int, str, str]]]:
+    async def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = await asyncio.to_thread(main, [*arguments, "--address", str(running.address)])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return run
+
+
+async def test_what_attempts_took_is_learned_shown_and_forgotten(tmp_path: Path, capsys: Shown) -> None:
+    async with orchestrator(tmp_path) as running:
+        run = _at(running, capsys)
+        code, out, err = await run("costs", "residuals")
+        assert (code, out) == (Exit.OK, "") and err.startswith("nothing was learned yet")
+        code, out, err = await run("costs", "calibrate")
+        assert code == Exit.FAILED and out.startswith("nothing was judged yet") and "too few attempts" in err
+        await running.add_models(model("m"))
+        await running.apply(site("a"))
+        async with ScriptedAgent(running, "a") as agent:
+            agent.times = PhaseTimes(load_us=9 * SECOND, run_us=30 * SECOND)
+            for seed in range(6):
+                await running.ended(await running.submit(seed=seed))
+        code, out, err = await run("costs", "residuals")
+        assert code == Exit.OK
+        assert out.splitlines()[0].split() == ["COMPONENT", "LEVEL", "WHO", "JOBS", "FACTOR", "BIAS", "SPREAD", "WITHIN", "P90"]
+        assert any(line.startswith("execution") and " site " in line and " a " in line for line in out.splitlines())
+        assert "m at" not in out and "more lines about single models" in err
+        assert "m at a" in (await run("costs", "residuals", "--model", "m"))[1]
+        code, out, _ = await run("costs", "residuals", "--component", "execution", "-o", "json")
+        told = json.loads(out)
+        assert {row["component"] for row in told["residuals"]} == {"execution"} and not told["truncated"]
+        (every,) = [row for row in told["residuals"] if row["level"] == "all"]
+        assert every["effect_milli"] > 1_050 and every["observations_milli"] == pytest.approx(6_000, rel=0.01)
+        assert (await run("costs", "residuals", "-o", "name"))[1].splitlines()[0] == "residual/load/all"
+        code, out, _ = await run("costs", "calibrate")
+        assert code == Exit.FAILED and "too few attempts" in out and "A quote of a completion is its prediction times:" in out
+        code, _, err = await run("costs", "calibrate", "--reset")
+        assert code == Exit.USAGE and "--reason" in err
+        code, _, err = await run("costs", "calibrate", "--reset", "--site", "nowhere", "--reason", "moved")
+        assert code == Exit.NOT_FOUND and "nowhere" in err
+        code, _, err = await run("costs", "calibrate", "--reset", "--component", "execution", "--reason", "new drivers")
+        assert code == Exit.OK and "forgotten: execution everywhere" in err
+        assert (await run("costs", "residuals", "--component", "execution"))[1] == ""
+        assert "load" in (await run("costs", "residuals"))[1]
+        assert "estimates reset" in (await run("events"))[1]
+
+
+async def test_what_is_no_component_and_no_site_is_said_so(tmp_path: Path, capsys: Shown) -> None:
+    async with orchestrator(tmp_path) as running:
+        run = _at(running, capsys)
+        code, _, err = await run("costs", "residuals", "--component", "magic")
+        assert code == Exit.USAGE and "fetch, load, adapt, compile, execution, upload" in err
+        code, _, err = await run("costs", "calibrate", "--site", "a")
+        assert code == Exit.USAGE and "--reset" in err
+        async with AsyncClient(str(running.address)) as client:
+            with pytest.raises(InputError, match="component"):
+                await client.residuals(component="magic")
+            with pytest.raises(InputError, match="reason"):
+                await client.estimates_reset(reason="")
+            with pytest.raises(NotFoundError):
+                await client.estimates_reset(site_id="nowhere", reason="r")
+            assert (await client.calibration()).learning
+
+
+def _gate(*, enough: bool, passed: bool) -> Gate:
+    return Gate(name="execution", observations=1, median_milli=0, coverage_milli=900, enough=enough, passed=passed)
+
+
+@pytest.mark.parametrize(
+    ("gates", "error"),
+    [
+        ((), "too few attempts"),
+        ((_gate(enough=False, passed=False),), "too few attempts"),
+        ((_gate(enough=True, passed=True), _gate(enough=False, passed=False)), ""),
+        ((_gate(enough=True, passed=True), _gate(enough=True, passed=False)), "predictions are off: execution"),
+    ],
+)
+def test_gates_hold_when_something_can_be_said_and_nothing_fails(gates: tuple[Gate, ...], error: str) -> None:
+    calibration = Calibration(gates=gates, quotes=(), factors=0, shifts=0, learning=True)
+    if not error:
+        check(calibration)
+        return
+    with pytest.raises(CliError, match=error):
+        check(calibration)
