@@ -25,6 +25,7 @@ from orchestrator.api.interceptor import Gate
 from orchestrator.api.jobs import JobService
 from orchestrator.api.listing import Lister
 from orchestrator.api.operators import OperatorService
+from orchestrator.api.quotes import Quoter
 from orchestrator.api.server import AddressInUseError, ApiServer
 from orchestrator.api.sites import Greeting, SiteService
 from orchestrator.api.submit import Submitter
@@ -239,13 +240,15 @@ async def _begin(parts: _Parts, running: asyncio.Task[None]) -> None:
         if isinstance(reply, Refusal):
             _log.warning("catalogue_not_added", reason=reply.message)
     driver, readers, store = parts.driver, parts.readers, parts.store
+    submitter = Submitter(driver=driver, readers=readers, store=store, gpus=parts.catalogue.gpus)
     await parts.server.start(
         JobService(
             driver=driver,
             readers=readers,
             store=store,
             sessions=parts.sessions,
-            submitter=Submitter(driver=driver, readers=readers, store=store, gpus=parts.catalogue.gpus),
+            submitter=submitter,
+            quoter=Quoter(driver=driver, readers=readers, submitter=submitter),
             lister=Lister(readers=readers, store=store),
             follower=Follower(readers=readers, watchers=parts.watchers, store=store),
             transfers=Transfers(parts.artifacts),

@@ -126,8 +126,8 @@ def _decision(explanation: Explanation) -> None:
     place = f"{chosen.site_id}/{chosen.pool_id}"
     say(f"  Chosen: {place} at {seconds(chosen.total_us)} s, {choice}{waited}{deferred}. Policy: {explanation.policy}")
     _candidates(explanation.term_names, [chosen, *explanation.others])
-    for model in explanation.evicted:
-        say(f"  Made room: {model} was evicted there")
+    for one in explanation.evicted:
+        say(f"  Made room: {one.model_id} was evicted there")
     _rejections(explanation.rejections)
 
 

@@ -39,6 +39,7 @@ from atoll.model.ids import JobId, ModelId, SiteId
 from atoll.model.job import TERMINAL, InputRef, Job, JobState
 from atoll.model.learned import Calibration
 from atoll.model.modelspec import ModelSpec
+from atoll.model.quote import Quote
 from atoll.model.site import LinkSpec, SiteSpec
 from atoll.model.views import FleetView, SiteView
 from atoll.v1 import job_service_pb2 as job_pb
@@ -103,6 +104,14 @@ class AsyncClient:
         assert submitted.job_id is not None
         return submitted.job_id
 
+    async def quote(self, model: str, prompt: str = "", **fields: Unpack[JobFields]) -> Quote:
+        """Where such a job would go if it were submitted now, when it would be done, at what price; or why it cannot run."""
+        return await self.quote_request(JobRequest(model=model, prompt=prompt, **fields))
+
+    async def quote_request(self, request: JobRequest) -> Quote:
+        """The same for a request; its idempotency key has no meaning here."""
+        return await self.run(job_calls.quote(request))
+
     async def submit_many(self, requests: Iterable[JobRequest]) -> tuple[Submitted, ...]:
         """Submit any number of jobs, in batches. Each is accepted or refused on its own; the outcomes are in the order of the requests."""
         outcomes: list[Submitted] = []
@@ -166,9 +175,9 @@ class AsyncClient:
         """Cancel a job; one that is cancelled already stays so. StateError when it has ended otherwise."""
         return await self.run(job_calls.cancel(job_id, reason))
 
-    async def explain(self, job_id: str) -> JobExplained:
-        """Why a job is where it is."""
-        return await self.run(job_calls.explain(job_id))
+    async def explain(self, job_id: str, *, site_id: str = "") -> JobExplained:
+        """Why a job is where it is; with a site also what that one offers it now, or why it does not."""
+        return await self.run(job_calls.explain(job_id, site_id))
 
     async def logs(self, job_id: str, *, ordinal: int = 0, lines: int = 0) -> JobLogs:
         """The end of an attempt's log: of the latest attempt unless `ordinal` names one."""

@@ -12,6 +12,7 @@ from atoll.model.ids import JobId, SiteId
 from atoll.model.job import Job
 from atoll.model.learned import Residual
 from atoll.model.modelspec import ModelSpec
+from atoll.model.quote import Eta, PlaceView, Quote
 from atoll.model.views import DrainPlan, SiteView
 
 
@@ -34,12 +35,20 @@ class JobChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobExplained:
-    """A job with where it stands in the queue (position from 1; 0: not queued) and the fleet time of the answer."""
+    """A job with where it stands in the queue (position from 1; 0: not queued) and the fleet time of the answer.
+
+    `held_until_us` after `now_us`: it is in back-off after a failure. `quote` is what it is offered now: while it waits, and where a site
+    was asked for; `places` are the pools of that site.
+    """
 
     job: Job
     queue_position: int
     queue_length: int
     now_us: int
+    held_until_us: int = 0
+    eta: Eta | None = None
+    quote: Quote | None = None
+    places: tuple[PlaceView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,12 @@ from atoll.client.requests import JobRequest
 from atoll.model import limits
 from atoll.model.ids import JobId, SiteId, parse_name
 from atoll.model.job import Job, JobState
+from atoll.model.quote import Quote
 from atoll.v1 import job_service_pb2 as pb
 from atoll.wire import bounds
 from atoll.wire.enums import JOB_STATE_TO
 from atoll.wire.jobs import job_from_proto
+from atoll.wire.quotes import eta_from_proto, place_from_proto, quote_from_proto
 
 
 def submit(request: JobRequest) -> Call[Submitted]:
@@ -83,8 +85,19 @@ def cancel(job_id: str, reason: str) -> Call[Job]:
     return Call(service=JOBS, method="Cancel", request=request, read=job_from_proto, repeatable=True)
 
 
-def explain(job_id: str) -> Call[JobExplained]:
-    """Why a job is where it is."""
+def quote(request: JobRequest) -> Call[Quote]:
+    """What a job would be offered."""
+    message = pb.QuoteRequest(spec=request.to_proto().spec)
+
+    def read(response: pb.QuoteResponse) -> Quote:
+        return quote_from_proto(response.quote)
+
+    return Call(service=JOBS, method="Quote", request=message, read=read, repeatable=True)
+
+
+def explain(job_id: str, site_id: str) -> Call[JobExplained]:
+    """Why a job is where it is; with a site what that one offers it now."""
+    request = pb.ExplainJobRequest(job_id=_job_id(job_id), site_id=argument(parse_name, "site_id", site_id) if site_id else "")
 
     def read(response: pb.ExplainJobResponse) -> JobExplained:
         return JobExplained(
@@ -92,9 +105,13 @@ def explain(job_id: str) -> Call[JobExplained]:
             queue_position=bounds.number("queue_position", response.queue_position, 0, bounds.COUNT_MAX),
             queue_length=bounds.number("queue_length", response.queue_length, 0, bounds.COUNT_MAX),
             now_us=bounds.instant("now_us", response.now_us),
+            held_until_us=bounds.instant("held_until_us", response.held_until_us),
+            eta=bounds.part("eta", response.eta, eta_from_proto) if response.HasField("eta") else None,
+            quote=bounds.part("quote", response.quote, quote_from_proto) if response.HasField("quote") else None,
+            places=bounds.each("places", response.places, limits.POOLS_PER_SITE_MAX, place_from_proto),
         )
 
-    return Call(service=JOBS, method="Explain", request=pb.ExplainJobRequest(job_id=_job_id(job_id)), read=read, repeatable=True)
+    return Call(service=JOBS, method="Explain", request=request, read=read, repeatable=True)
 
 
 def logs(job_id: str, ordinal: int, lines: int) -> Call[JobLogs]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from atoll.model.ids import NodeId, PoolId, SiteId
+from atoll.model.ids import ModelId, NodeId, PoolId, SiteId
 
 
 class Reason(StrEnum):
@@ -56,6 +56,10 @@ REMEDIES: Final[dict[Reason, str]] = {
 }
 
 
+# Terms that are no time that passes, but what something is worth in time; the others add up to the predicted delay.
+PRICE_TERMS: Final = frozenset({"money", "net", "evict", "churn", "risk", "deadline"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A place with its cost. `terms_us` are parallel to `Explanation.term_names`; int64 microseconds."""
@@ -87,6 +91,15 @@ class Deferral:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Evicted:
+    """A replica that makes room. `price_us`: what others are expected to wait longer because it goes."""
+
+    model_id: ModelId
+    price_us: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """One decision, bounded: the chosen, the next best, the rejections counted. `term_names` orders every `terms_us`."""
 
@@ -97,6 +110,10 @@ class Explanation:
     node_id: NodeId
     others: tuple[Candidate, ...]
     rejections: tuple[Rejection, ...]
-    evicted: tuple[str, ...] = ()  # models whose replicas made room
+    evicted: tuple[Evicted, ...] = ()
     deferrals: int = 0  # how often the job had waited by choice before
     queued_us: int = 0  # time in the queue before this decision
+    weights_bytes: int = 0  # of the model: what a cold place has to load
+    # From the decision to the result: half and nine tenths of such decisions are carried out that fast. 0: not known.
+    p50_us: int = 0
+    p90_us: int = 0

@@ -321,15 +321,19 @@ class ExplainJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
+    SITE_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
+    site_id: _builtins.str
+    """"why not there": answered by `places`, as of now"""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
+        site_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "site_id", b"site_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -343,12 +347,30 @@ class ExplainJobResponse(_message.Message):
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     QUEUE_LENGTH_FIELD_NUMBER: _builtins.int
     NOW_US_FIELD_NUMBER: _builtins.int
+    HELD_UNTIL_US_FIELD_NUMBER: _builtins.int
+    ETA_FIELD_NUMBER: _builtins.int
+    QUOTE_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
     queue_position: _builtins.int
     """from 1, while queued; 0 else"""
     queue_length: _builtins.int
     now_us: _builtins.int
+    held_until_us: _builtins.int
+    """> now_us: in back-off after a failure"""
     @_builtins.property
     def job(self) -> _types_pb2.Job: ...
+    @_builtins.property
+    def eta(self) -> _types_pb2.Eta:
+        """while it has not ended"""
+
+    @_builtins.property
+    def quote(self) -> _types_pb2.Quote:
+        """as of now; while it waits, and where a site was asked for"""
+
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.PlaceView]:
+        """the pools of that site, as of now"""
+
     def __init__(
         self,
         *,
@@ -356,14 +378,58 @@ class ExplainJobResponse(_message.Message):
         queue_position: _builtins.int = ...,
         queue_length: _builtins.int = ...,
         now_us: _builtins.int = ...,
+        held_until_us: _builtins.int = ...,
+        eta: _types_pb2.Eta | None = ...,
+        quote: _types_pb2.Quote | None = ...,
+        places: _abc.Iterable[_types_pb2.PlaceView] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta", "job", b"job", "quote", b"quote"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "now_us", b"now_us", "queue_length", b"queue_length", "queue_position", b"queue_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta", "held_until_us", b"held_until_us", "job", b"job", "now_us", b"now_us", "places", b"places", "queue_length", b"queue_length", "queue_position", b"queue_position", "quote", b"quote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainJobResponse: _TypeAlias = ExplainJobResponse  # noqa: Y015
+
+@_typing.final
+class QuoteRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def spec(self) -> _types_pb2.JobSpec: ...
+    def __init__(
+        self,
+        *,
+        spec: _types_pb2.JobSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuoteRequest: _TypeAlias = QuoteRequest  # noqa: Y015
+
+@_typing.final
+class QuoteResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUOTE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def quote(self) -> _types_pb2.Quote: ...
+    def __init__(
+        self,
+        *,
+        quote: _types_pb2.Quote | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quote", b"quote"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quote", b"quote"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuoteResponse: _TypeAlias = QuoteResponse  # noqa: Y015
 
 @_typing.final
 class JobLogsRequest(_message.Message):

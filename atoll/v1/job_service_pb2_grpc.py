@@ -70,6 +70,11 @@ class JobServiceStub:
                 request_serializer=atoll_dot_v1_dot_job__service__pb2.ExplainJobRequest.SerializeToString,
                 response_deserializer=atoll_dot_v1_dot_job__service__pb2.ExplainJobResponse.FromString,
                 _registered_method=True)
+        self.Quote = channel.unary_unary(
+                '/atoll.v1.JobService/Quote',
+                request_serializer=atoll_dot_v1_dot_job__service__pb2.QuoteRequest.SerializeToString,
+                response_deserializer=atoll_dot_v1_dot_job__service__pb2.QuoteResponse.FromString,
+                _registered_method=True)
         self.Logs = channel.unary_unary(
                 '/atoll.v1.JobService/Logs',
                 request_serializer=atoll_dot_v1_dot_job__service__pb2.JobLogsRequest.SerializeToString,
@@ -137,6 +142,13 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Quote(self, request, context):
+        """What Explain would say if this were submitted now: where, when, at what price, or why not. Checked as Submit does; changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Logs(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -192,6 +204,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=atoll_dot_v1_dot_job__service__pb2.ExplainJobRequest.FromString,
                     response_serializer=atoll_dot_v1_dot_job__service__pb2.ExplainJobResponse.SerializeToString,
+            ),
+            'Quote': grpc.unary_unary_rpc_method_handler(
+                    servicer.Quote,
+                    request_deserializer=atoll_dot_v1_dot_job__service__pb2.QuoteRequest.FromString,
+                    response_serializer=atoll_dot_v1_dot_job__service__pb2.QuoteResponse.SerializeToString,
             ),
             'Logs': grpc.unary_unary_rpc_method_handler(
                     servicer.Logs,
@@ -398,6 +415,33 @@ class JobService:
             '/atoll.v1.JobService/Explain',
             atoll_dot_v1_dot_job__service__pb2.ExplainJobRequest.SerializeToString,
             atoll_dot_v1_dot_job__service__pb2.ExplainJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Quote(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atoll.v1.JobService/Quote',
+            atoll_dot_v1_dot_job__service__pb2.QuoteRequest.SerializeToString,
+            atoll_dot_v1_dot_job__service__pb2.QuoteResponse.FromString,
             options,
             channel_credentials,
             insecure,

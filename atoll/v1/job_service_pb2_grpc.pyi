@@ -46,6 +46,8 @@ class JobServiceStub:
     Cancel: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _types_pb2.Job]
     Explain: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ExplainJobRequest, _job_service_pb2.ExplainJobResponse]
     """Why the job is where it is: candidates in seconds by term, rejections by reason."""
+    Quote: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.QuoteRequest, _job_service_pb2.QuoteResponse]
+    """What Explain would say if this were submitted now: where, when, at what price, or why not. Checked as Submit does; changes nothing."""
     Logs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.JobLogsRequest, _job_service_pb2.JobLogsResponse]
     Upload: _grpc.StreamUnaryMultiCallable[_job_service_pb2.UploadRequest, _job_service_pb2.UploadResponse]
     Download: _grpc.UnaryStreamMultiCallable[_job_service_pb2.DownloadRequest, _job_service_pb2.DownloadResponse]
@@ -65,6 +67,8 @@ class JobServiceAsyncStub(JobServiceStub):
     Cancel: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _types_pb2.Job]  # type: ignore[assignment]
     Explain: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ExplainJobRequest, _job_service_pb2.ExplainJobResponse]  # type: ignore[assignment]
     """Why the job is where it is: candidates in seconds by term, rejections by reason."""
+    Quote: _aio.UnaryUnaryMultiCallable[_job_service_pb2.QuoteRequest, _job_service_pb2.QuoteResponse]  # type: ignore[assignment]
+    """What Explain would say if this were submitted now: where, when, at what price, or why not. Checked as Submit does; changes nothing."""
     Logs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.JobLogsRequest, _job_service_pb2.JobLogsResponse]  # type: ignore[assignment]
     Upload: _aio.StreamUnaryMultiCallable[_job_service_pb2.UploadRequest, _job_service_pb2.UploadResponse]  # type: ignore[assignment]
     Download: _aio.UnaryStreamMultiCallable[_job_service_pb2.DownloadRequest, _job_service_pb2.DownloadResponse]  # type: ignore[assignment]
@@ -123,6 +127,14 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ExplainJobResponse, _abc.Awaitable[_job_service_pb2.ExplainJobResponse]]:
         """Why the job is where it is: candidates in seconds by term, rejections by reason."""
+
+    @_abc_1.abstractmethod
+    def Quote(
+        self,
+        request: _job_service_pb2.QuoteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.QuoteResponse, _abc.Awaitable[_job_service_pb2.QuoteResponse]]:
+        """What Explain would say if this were submitted now: where, when, at what price, or why not. Checked as Submit does; changes nothing."""
 
     @_abc_1.abstractmethod
     def Logs(

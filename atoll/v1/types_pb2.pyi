@@ -335,6 +335,31 @@ SEVERITY_WARNING: Severity.ValueType  # 2
 SEVERITY_ALARM: Severity.ValueType  # 3
 Global___Severity: _TypeAlias = Severity  # noqa: Y015
 
+class _Verdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
+    VERDICT_NOW: _Verdict.ValueType  # 1
+    """it is bound at once"""
+    VERDICT_WAITS: _Verdict.ValueType  # 2
+    """for a place that is busy now, because that is cheaper or nothing else is possible"""
+    VERDICT_IMPOSSIBLE: _Verdict.ValueType  # 3
+    """no place can take it, as the fleet is now"""
+
+class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper): ...
+
+VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
+VERDICT_NOW: Verdict.ValueType  # 1
+"""it is bound at once"""
+VERDICT_WAITS: Verdict.ValueType  # 2
+"""for a place that is busy now, because that is cheaper or nothing else is possible"""
+VERDICT_IMPOSSIBLE: Verdict.ValueType  # 3
+"""no place can take it, as the fleet is now"""
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
 @_typing.final
 class Shape(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -789,6 +814,33 @@ class Deferral(_message.Message):
 Global___Deferral: _TypeAlias = Deferral  # noqa: Y015
 
 @_typing.final
+class Evicted(_message.Message):
+    """A replica that made room. `price_us`: what others are expected to wait longer because it went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    PRICE_US_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    price_us: _builtins.int
+    memory_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        price_us: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_bytes", b"memory_bytes", "model_id", b"model_id", "price_us", b"price_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Evicted: _TypeAlias = Evicted  # noqa: Y015
+
+@_typing.final
 class Explanation(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -799,14 +851,22 @@ class Explanation(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     OTHERS_FIELD_NUMBER: _builtins.int
     REJECTIONS_FIELD_NUMBER: _builtins.int
-    EVICTED_FIELD_NUMBER: _builtins.int
     DEFERRALS_FIELD_NUMBER: _builtins.int
     QUEUED_US_FIELD_NUMBER: _builtins.int
+    EVICTED_FIELD_NUMBER: _builtins.int
+    WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
+    P50_US_FIELD_NUMBER: _builtins.int
+    P90_US_FIELD_NUMBER: _builtins.int
     decided_us: _builtins.int
     policy: _builtins.str
     node_id: _builtins.str
     deferrals: _builtins.int
     queued_us: _builtins.int
+    weights_bytes: _builtins.int
+    """of the model: what a cold place has to load"""
+    p50_us: _builtins.int
+    """from the decision to the result, for half and for nine tenths of such decisions"""
+    p90_us: _builtins.int
     @_builtins.property
     def term_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -816,7 +876,7 @@ class Explanation(_message.Message):
     @_builtins.property
     def rejections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejection]: ...
     @_builtins.property
-    def evicted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def evicted(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evicted]: ...
     def __init__(
         self,
         *,
@@ -827,17 +887,170 @@ class Explanation(_message.Message):
         node_id: _builtins.str = ...,
         others: _abc.Iterable[Global___Candidate] | None = ...,
         rejections: _abc.Iterable[Global___Rejection] | None = ...,
-        evicted: _abc.Iterable[_builtins.str] | None = ...,
         deferrals: _builtins.int = ...,
         queued_us: _builtins.int = ...,
+        evicted: _abc.Iterable[Global___Evicted] | None = ...,
+        weights_bytes: _builtins.int = ...,
+        p50_us: _builtins.int = ...,
+        p90_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "decided_us", b"decided_us", "deferrals", b"deferrals", "evicted", b"evicted", "node_id", b"node_id", "others", b"others", "policy", b"policy", "queued_us", b"queued_us", "rejections", b"rejections", "term_names", b"term_names"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "decided_us", b"decided_us", "deferrals", b"deferrals", "evicted", b"evicted", "node_id", b"node_id", "others", b"others", "p50_us", b"p50_us", "p90_us", b"p90_us", "policy", b"policy", "queued_us", b"queued_us", "rejections", b"rejections", "term_names", b"term_names", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class Eta(_message.Message):
+    """When a job should begin to execute and be done, in fleet time: half and nine tenths of such jobs are that early. Begin is 0 once it has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEGIN_P50_US_FIELD_NUMBER: _builtins.int
+    BEGIN_P90_US_FIELD_NUMBER: _builtins.int
+    END_P50_US_FIELD_NUMBER: _builtins.int
+    END_P90_US_FIELD_NUMBER: _builtins.int
+    begin_p50_us: _builtins.int
+    begin_p90_us: _builtins.int
+    end_p50_us: _builtins.int
+    end_p90_us: _builtins.int
+    def __init__(
+        self,
+        *,
+        begin_p50_us: _builtins.int = ...,
+        begin_p90_us: _builtins.int = ...,
+        end_p50_us: _builtins.int = ...,
+        end_p90_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_p50_us", b"begin_p50_us", "begin_p90_us", b"begin_p90_us", "end_p50_us", b"end_p50_us", "end_p90_us", b"end_p90_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Eta: _TypeAlias = Eta  # noqa: Y015
+
+@_typing.final
+class Quote(_message.Message):
+    """What the fleet offers a job as of an instant. Nothing is reserved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_US_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    TERM_NAMES_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
+    REJECTIONS_FIELD_NUMBER: _builtins.int
+    EVICTED_FIELD_NUMBER: _builtins.int
+    WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
+    PREDICTED_US_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
+    QUEUE_LENGTH_FIELD_NUMBER: _builtins.int
+    TURN_US_FIELD_NUMBER: _builtins.int
+    ETA_FIELD_NUMBER: _builtins.int
+    GPU_USD_MICROS_FIELD_NUMBER: _builtins.int
+    EGRESS_USD_MICROS_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
+    at_us: _builtins.int
+    verdict: Global___Verdict.ValueType
+    policy: _builtins.str
+    weights_bytes: _builtins.int
+    predicted_us: _builtins.int
+    """from the decision to the result at the chosen place, its wait included"""
+    ahead: _builtins.int
+    """jobs that are likely to go before it"""
+    queue_length: _builtins.int
+    turn_us: _builtins.int
+    """what those ahead that want the same place add to the wait"""
+    gpu_usd_micros: _builtins.int
+    egress_usd_micros: _builtins.int
+    refusal: _builtins.str
+    """why a submit would be refused just now; "": it would not"""
+    retry_after_ms: _builtins.int
+    @_builtins.property
+    def term_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def chosen(self) -> Global___Candidate:
+        """absent: impossible"""
+
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+        """the next best"""
+
+    @_builtins.property
+    def rejections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejection]: ...
+    @_builtins.property
+    def evicted(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evicted]:
+        """what would make room there"""
+
+    @_builtins.property
+    def eta(self) -> Global___Eta: ...
+    def __init__(
+        self,
+        *,
+        at_us: _builtins.int = ...,
+        verdict: Global___Verdict.ValueType = ...,
+        policy: _builtins.str = ...,
+        term_names: _abc.Iterable[_builtins.str] | None = ...,
+        chosen: Global___Candidate | None = ...,
+        others: _abc.Iterable[Global___Candidate] | None = ...,
+        rejections: _abc.Iterable[Global___Rejection] | None = ...,
+        evicted: _abc.Iterable[Global___Evicted] | None = ...,
+        weights_bytes: _builtins.int = ...,
+        predicted_us: _builtins.int = ...,
+        ahead: _builtins.int = ...,
+        queue_length: _builtins.int = ...,
+        turn_us: _builtins.int = ...,
+        eta: Global___Eta | None = ...,
+        gpu_usd_micros: _builtins.int = ...,
+        egress_usd_micros: _builtins.int = ...,
+        refusal: _builtins.str = ...,
+        retry_after_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "eta", b"eta"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "at_us", b"at_us", "chosen", b"chosen", "egress_usd_micros", b"egress_usd_micros", "eta", b"eta", "evicted", b"evicted", "gpu_usd_micros", b"gpu_usd_micros", "others", b"others", "policy", b"policy", "predicted_us", b"predicted_us", "queue_length", b"queue_length", "refusal", b"refusal", "rejections", b"rejections", "retry_after_ms", b"retry_after_ms", "term_names", b"term_names", "turn_us", b"turn_us", "verdict", b"verdict", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Quote: _TypeAlias = Quote  # noqa: Y015
+
+@_typing.final
+class PlaceView(_message.Message):
+    """What one pool offers: candidates by a warm replica and by loading, or the reason why there are none just now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    GPU_TYPE_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    pool_id: _builtins.str
+    gpu_type: _builtins.str
+    reason: _builtins.str
+    """set: it cannot be bound now"""
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]: ...
+    def __init__(
+        self,
+        *,
+        pool_id: _builtins.str = ...,
+        gpu_type: _builtins.str = ...,
+        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "gpu_type", b"gpu_type", "pool_id", b"pool_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlaceView: _TypeAlias = PlaceView  # noqa: Y015
 
 @_typing.final
 class Attempt(_message.Message):

@@ -14,6 +14,7 @@ from atoll.model.audit import Severity
 from atoll.model.errors import FieldError
 from atoll.model.job import JobState, Priority
 from atoll.model.modelspec import DenoiserKind, Modality
+from atoll.model.quote import Verdict
 from atoll.model.replica import ReplicaState, Tier
 from atoll.model.shape import Precision
 from atoll.model.site import SiteAdmin, SiteConnection, SiteRuntime
@@ -35,6 +36,7 @@ SITE_ADMIN_TO: Final = {admin: pb.SiteAdmin.Value(f"SITE_ADMIN_{admin.name}") fo
 REPLICA_STATE_TO: Final = {state: pb.ReplicaState.Value(f"REPLICA_STATE_{state.name}") for state in ReplicaState}
 # Tiers that a copy can be wanted on; peers and the origin are where copies come from.
 TIER_TO: Final = {tier: pb.Tier.Value(f"TIER_{tier.name}") for tier in (Tier.GPU, Tier.HOST, Tier.DISK)}
+VERDICT_TO: Final = {verdict: pb.Verdict.Value(f"VERDICT_{verdict.name}") for verdict in Verdict}
 SEVERITY_TO: Final = {severity: pb.Severity.Value(f"SEVERITY_{severity.name}") for severity in Severity}
 
 
@@ -54,6 +56,7 @@ SITE_CONNECTION_FROM: Final = _from(SITE_CONNECTION_TO)
 SITE_ADMIN_FROM: Final = _from(SITE_ADMIN_TO)
 REPLICA_STATE_FROM: Final = _from(REPLICA_STATE_TO)
 TIER_FROM: Final = _from(TIER_TO)
+VERDICT_FROM: Final = _from(VERDICT_TO)
 SEVERITY_FROM: Final = _from(SEVERITY_TO)
 
 

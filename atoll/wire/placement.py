@@ -9,8 +9,8 @@ from typing import Final
 
 from atoll.model import limits
 from atoll.model.errors import FieldError
-from atoll.model.ids import NodeId, PoolId, SiteId, parse_name
-from atoll.model.placement import Candidate, Deferral, Explanation, Reason, Rejection
+from atoll.model.ids import ModelId, NodeId, PoolId, SiteId, parse_name
+from atoll.model.placement import Candidate, Deferral, Evicted, Explanation, Reason, Rejection
 from atoll.v1 import types_pb2 as pb
 from atoll.wire import bounds
 
@@ -53,10 +53,29 @@ def rejection_to_proto(rejection: Rejection) -> pb.Rejection:
 
 def rejection_from_proto(msg: pb.Rejection) -> Rejection:
     """FieldError for an unknown reason."""
-    reason = _REASONS.get(msg.reason)
+    return Rejection(reason=reason_from_proto(msg.reason), pools=bounds.number("pools", msg.pools, 0, bounds.COUNT_MAX))
+
+
+def reason_from_proto(name: str) -> Reason:
+    """FieldError for an unknown one."""
+    reason = _REASONS.get(name)
     if reason is None:
-        raise FieldError("reason", msg.reason, f"one of {', '.join(_REASONS)}")
-    return Rejection(reason=reason, pools=bounds.number("pools", msg.pools, 0, bounds.COUNT_MAX))
+        raise FieldError("reason", name, f"one of {', '.join(_REASONS)}")
+    return reason
+
+
+def evicted_to_proto(evicted: Evicted) -> pb.Evicted:
+    """A replica that makes room."""
+    return pb.Evicted(model_id=evicted.model_id, price_us=evicted.price_us, memory_bytes=evicted.memory_bytes)
+
+
+def evicted_from_proto(msg: pb.Evicted) -> Evicted:
+    """FieldError for a name that no model has."""
+    return Evicted(
+        model_id=ModelId(parse_name("model_id", msg.model_id)),
+        price_us=msg.price_us,
+        memory_bytes=bounds.number("memory_bytes", msg.memory_bytes, 0, bounds.COUNT_MAX),
+    )
 
 
 def deferral_to_proto(deferral: Deferral) -> pb.Deferral:
@@ -89,9 +108,12 @@ def explanation_to_proto(explanation: Explanation) -> pb.Explanation:
         node_id=explanation.node_id,
         others=[candidate_to_proto(candidate) for candidate in explanation.others],
         rejections=[rejection_to_proto(rejection) for rejection in explanation.rejections],
-        evicted=explanation.evicted,
+        evicted=[evicted_to_proto(one) for one in explanation.evicted],
         deferrals=explanation.deferrals,
         queued_us=explanation.queued_us,
+        weights_bytes=explanation.weights_bytes,
+        p50_us=explanation.p50_us,
+        p90_us=explanation.p90_us,
     )
 
 
@@ -105,7 +127,10 @@ def explanation_from_proto(msg: pb.Explanation) -> Explanation:
         node_id=NodeId(parse_name("node_id", msg.node_id)),
         others=bounds.each("others", msg.others, limits.CANDIDATES_KEPT, candidate_from_proto),
         rejections=bounds.each("rejections", msg.rejections, len(Reason), rejection_from_proto),
-        evicted=bounds.labels("evicted", msg.evicted, EVICTED_MAX),
+        evicted=bounds.each("evicted", msg.evicted, EVICTED_MAX, evicted_from_proto),
         deferrals=bounds.number("deferrals", msg.deferrals, 0, bounds.COUNT_MAX),
         queued_us=bounds.instant("queued_us", msg.queued_us),
+        weights_bytes=bounds.number("weights_bytes", msg.weights_bytes, 0, bounds.COUNT_MAX),
+        p50_us=bounds.instant("p50_us", msg.p50_us),
+        p90_us=bounds.instant("p90_us", msg.p90_us),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any, Final, cast
 
 from atoll.model import limits
@@ -19,6 +18,7 @@ from orchestrator.api.auth import CALLER
 from orchestrator.api.following import Follower, find_job
 from orchestrator.api.interceptor import Context
 from orchestrator.api.listing import Lister
+from orchestrator.api.quotes import Quoter
 from orchestrator.api.submit import Submitter
 from orchestrator.api.transfers import Transfers
 from orchestrator.core.events import JobCancelRequested, RequestRef
@@ -46,6 +46,7 @@ class JobService(JobServiceServicer):
         store: Store,
         sessions: SessionTable,
         submitter: Submitter,
+        quoter: Quoter,
         lister: Lister,
         follower: Follower,
         transfers: Transfers,
@@ -55,6 +56,7 @@ class JobService(JobServiceServicer):
         self._store = store
         self._sessions = sessions
         self._submitter = submitter
+        self._quoter = quoter
         self._lister = lister
         self._follower = follower
         self._transfers = transfers
@@ -99,13 +101,11 @@ class JobService(JobServiceServicer):
 
     async def Explain(self, request: pb.ExplainJobRequest, context: Context) -> pb.ExplainJobResponse:
         """Why it is where it is."""
-        job = await self._find(request.job_id)
-        position, length = self._driver.machine.queue_position(job.job_id)
-        if job.deferral is None and position:
-            job = replace(job, deferral=self._driver.machine.deferral_of(job.job_id))
-        return pb.ExplainJobResponse(
-            job=job_to_proto(job), queue_position=position, queue_length=length, now_us=self._driver.clock.now_us()
-        )
+        return await self._quoter.explain(await self._find(request.job_id), request.site_id)
+
+    async def Quote(self, request: pb.QuoteRequest, context: Context) -> pb.QuoteResponse:
+        """Where it would go, when and at what price."""
+        return await self._quoter.quote(request)
 
     async def Logs(self, request: pb.JobLogsRequest, context: Context) -> pb.JobLogsResponse:
         """The end of an attempt's log, from its site."""

@@ -15,6 +15,7 @@ from atoll.model.ids import GpuTypeId, JobId, ModelId, TenantId, parse_key, pars
 from atoll.model.job import JobSpec
 from atoll.model.modelspec import Modality
 from atoll.v1 import job_service_pb2 as pb
+from atoll.v1 import types_pb2
 from atoll.wire.jobs import job_spec_from_proto
 from orchestrator.api.auth import CALLER, REQUEST_ID, Caller, own_tenant
 from orchestrator.api.status import CODES, did_you_mean, field_refusal
@@ -101,10 +102,22 @@ class Submitter:
 
     def _submission(self, request: pb.SubmitRequest, caller: Caller) -> Submission:
         message = request.spec
-        tenant = own_tenant(caller, "tenant", message.tenant)
-        message.tenant = tenant
+        message.tenant = own_tenant(caller, "tenant", message.tenant)
         # Over what the client sent, not over what the model's defaults make of it today: a retry tomorrow is still the same.
         payload = sha256(message.SerializeToString(deterministic=True)).hexdigest()
+        spec = self.spec_of(message, caller)
+        job_id = new_job_id(self._driver.clock.now_us())
+        return Submission(
+            job_id=job_id,
+            spec=spec,
+            idempotency_key=parse_key("idempotency_key", request.idempotency_key) if request.idempotency_key else f"auto-{job_id}",
+            payload_digest=f"sha256:{payload}",
+            request_id=REQUEST_ID.get(""),
+        )
+
+    def spec_of(self, message: types_pb2.JobSpec, caller: Caller) -> JobSpec:
+        """What a client asks for, well formed and of things that exist; FieldError otherwise."""
+        tenant = own_tenant(caller, "tenant", message.tenant)
         model_id = ModelId(parse_name("model_id", message.model_id))
         model = self._readers.models.get(model_id)
         if model is None:
@@ -122,14 +135,7 @@ class Submitter:
             raise FieldError("shape.frames", spec.shape.frames, f"1: {model_id} makes images")
         self._check_adapters(spec)
         self._check_places(spec)
-        job_id = new_job_id(self._driver.clock.now_us())
-        return Submission(
-            job_id=job_id,
-            spec=spec,
-            idempotency_key=parse_key("idempotency_key", request.idempotency_key) if request.idempotency_key else f"auto-{job_id}",
-            payload_digest=f"sha256:{payload}",
-            request_id=REQUEST_ID.get(""),
-        )
+        return spec
 
     def _check_adapters(self, spec: JobSpec) -> None:
         """Unknown adapters, with what looks like them; whether one fits its base is said by the core."""

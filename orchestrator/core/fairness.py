@@ -87,6 +87,12 @@ class Shares:
         """What this tenant's share is worth; all others have 1,000."""
         return self._weights.get(tenant_id, WEIGHT_MILLI)
 
+    def standing(self, tenant_id: TenantId) -> tuple[int, int]:
+        """(weight, by how much the tenant is ahead of where those begin that were idle)."""
+        tenant = self.tenants.get(tenant_id)
+        lead_us = max(tenant.virtual_us - self.virtual_us, 0) if tenant is not None else 0
+        return self.weight_milli(tenant_id), lead_us
+
     def began_waiting(self, tenant_id: TenantId) -> Tenant:
         """A job of this tenant waits."""
         tenant = self._woken(tenant_id)

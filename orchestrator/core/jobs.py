@@ -51,9 +51,15 @@ def _submit(ctx: Context, submission: Submission) -> Accepted | Refusal:
             field="idempotency_key",
             message=f"idempotency key {submission.idempotency_key!r} belongs to job {known.job_id} with another payload",
         )
-    refusal = _refusal(ctx, submission)
+    if submission.job_id in state.jobs:
+        return Refusal(code=RefusalCode.CONFLICT, field="job_id", message=f"job id {submission.job_id} is taken")
+    refusal = unmeant(state, spec)
     if refusal is not None:
         return refusal
+    met = met_bound(ctx, spec.tenant, ctx.now_us)
+    if met is not None:
+        ctx.decisions.append(SubmissionRefused(bound=met[0]))
+        return met[1]
     state.accept_seq += 1
     job = Job(
         job_id=submission.job_id,
@@ -74,28 +80,29 @@ def _submit(ctx: Context, submission: Submission) -> Accepted | Refusal:
     return Accepted(job_id=job.job_id)
 
 
-def _refusal(ctx: Context, submission: Submission) -> Refusal | None:
-    state, spec = ctx.state, submission.spec
-    if submission.job_id in state.jobs:
-        return Refusal(code=RefusalCode.CONFLICT, field="job_id", message=f"job id {submission.job_id} is taken")
+def unmeant(state: State, spec: JobSpec) -> Refusal | None:
+    """Why this fleet can make nothing of such a job, however empty it is."""
     if spec.model_id not in state.models:
         return Refusal(code=RefusalCode.INVALID, field="model_id", message=f"no model {spec.model_id!r} in this fleet")
     unusable = _unusable_adapter(state, spec)
     if unusable is not None:
         return Refusal(code=RefusalCode.INVALID, field=unusable[0], message=unusable[1])
-    unmeant = [("gang_size", spec.gang_size != 1), ("inputs", bool(spec.inputs))]
-    for field, used in unmeant:
+    for field, used in (("gang_size", spec.gang_size != 1), ("inputs", bool(spec.inputs))):
         if used:
             return Refusal(code=RefusalCode.INVALID, field=field, message=f"{field} is not supported by this version: leave it out")
+    return None
+
+
+def met_bound(ctx: Context, tenant: TenantId, now_us: int) -> tuple[Bound, Refusal] | None:
+    """The bound that leaves no room for one more job of this tenant just now, if one does."""
     if len(ctx.queue) >= limits.QUEUED_JOBS_MAX:
-        ctx.decisions.append(SubmissionRefused(bound=Bound.QUEUE))
         message = f"the queue is full ({limits.QUEUED_JOBS_MAX} jobs)"
-        return Refusal(code=RefusalCode.QUOTA, message=message, retry_after_ms=ctx.outflow.fleet_pause_ms(ctx.now_us))
+        return Bound.QUEUE, Refusal(code=RefusalCode.QUOTA, message=message, retry_after_ms=ctx.outflow.fleet_pause_ms(now_us))
     most = ctx.policy.queued_jobs_per_tenant_max
-    if state.tenant_jobs.get(spec.tenant, 0) >= most:
-        ctx.decisions.append(SubmissionRefused(bound=Bound.TENANT))
-        message = f"tenant {spec.tenant} has {most} jobs that have not ended, as many as one may have"
-        return Refusal(code=RefusalCode.QUOTA, message=message, retry_after_ms=ctx.outflow.tenant_pause_ms(spec.tenant, ctx.now_us))
+    if ctx.state.tenant_jobs.get(tenant, 0) >= most:
+        message = f"tenant {tenant} has {most} jobs that have not ended, as many as one may have"
+        pause_ms = ctx.outflow.tenant_pause_ms(tenant, now_us)
+        return Bound.TENANT, Refusal(code=RefusalCode.QUOTA, message=message, retry_after_ms=pause_ms)
     return None
 
 

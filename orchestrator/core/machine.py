@@ -11,9 +11,11 @@ from typing import assert_never
 from atoll.model.adapter import AdapterUsage
 from atoll.model.gpu import GpuType
 from atoll.model.ids import AdapterId, GpuTypeId, JobId, ModelId, SiteId
+from atoll.model.job import JobSpec
 from atoll.model.learned import Calibration, Component, Residual
 from atoll.model.modelspec import Modality
 from atoll.model.placement import Deferral
+from atoll.model.quote import Eta, PlaceView, Quote
 from atoll.model.site import SiteRecord
 from atoll.model.views import DrainPlan, FleetView, SiteView
 from orchestrator.core import (
@@ -27,6 +29,7 @@ from orchestrator.core import (
     models,
     operators,
     placing,
+    quoting,
     residuals,
     restoring,
     sites,
@@ -121,6 +124,26 @@ class Machine:
     def deferral_of(self, job_id: JobId) -> Deferral | None:
         """Why a job waits, if it does and that is known."""
         return explain.deferral_of(self._ctx, job_id)
+
+    def quote_job(self, spec: JobSpec, now_us: int) -> Quote | Refusal:
+        """What such a job would be offered if it were submitted now; a Refusal if none such can be."""
+        return quoting.quote(self._ctx, spec, now_us)
+
+    def outlook(self, job_id: JobId, spec: JobSpec, now_us: int) -> Quote | Refusal:
+        """What a job is offered as of now."""
+        return quoting.outlook(self._ctx, job_id, spec, now_us)
+
+    def places(self, job_id: JobId, spec: JobSpec, site_id: SiteId, now_us: int) -> tuple[PlaceView, ...] | Refusal:
+        """What each pool of a site offers a job as of now."""
+        return quoting.places(self._ctx, job_id, spec, site_id, now_us)
+
+    def eta_of(self, job_id: JobId, now_us: int) -> Eta | None:
+        """When a placed or running job should be done."""
+        return quoting.eta_of(self._ctx, job_id, now_us)
+
+    def held_until_us(self, job_id: JobId) -> int:
+        """Until when a job is held back after a failure; 0 if it is not."""
+        return quoting.held_until_us(self._ctx, job_id)
 
     def queue_depths(self) -> tuple[tuple[str, int], ...]:
         """How many jobs wait, by priority."""

@@ -5,7 +5,7 @@ Decides the pause after a refusal by a bound: until so many jobs should have end
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from atoll.model.ids import TenantId
@@ -41,11 +41,13 @@ class _Ends:
             self.since_us += windows * _WINDOW_US
 
     def pause_ms(self, now_us: int) -> int:
-        self.turn(now_us)
-        ended = self.now + self.before
+        """Changes nothing: readers ask too."""
+        as_of = replace(self)
+        as_of.turn(now_us)
+        ended = as_of.now + as_of.before
         if not ended:
             return _PAUSE_UNKNOWN_MS
-        span_us = now_us - self.since_us + (_WINDOW_US if self.before else 0)
+        span_us = now_us - as_of.since_us + (_WINDOW_US if as_of.before else 0)
         return min(max(span_us * _PLACES // ended // 1_000, _PAUSE_MIN_MS), _PAUSE_MAX_MS)
 
 

@@ -14,10 +14,11 @@ from atoll.model.ids import AttemptKey, JobId, ModelId, Ordinal
 from atoll.model.job import JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Candidate, Deferral, Explanation, Reason
-from orchestrator.core import jobs, leases, preempting, sites
+from orchestrator.core import etas, jobs, leases, preempting, sites
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.outputs import JobPlaced, JobsDeferred
 from orchestrator.core.placement.choose import Board, awaited_slot, slots_of, victims_in
+from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.columns import REASON_CODE
 from orchestrator.core.placement.registry import TERM_NAMES
@@ -90,13 +91,22 @@ def _who_binds(queue: Queue, board: Board, bound: int | None, patient: int | Non
     """
     if bound is None:
         return None
-    if patient is None:
+    position = patience(queue, board, bound, patient, waiting.key, at_place=0)
+    return position if position < len(waiting.members) else None
+
+
+def patience(queue: Queue, board: Board, bound: int, patient: int | None, key: ClassKey, *, at_place: int) -> int:
+    """How many jobs of a class are better off waiting for the busy place than with the one that can be had; so many rest for it now."""
+    gain_us = board.total_us(bound) - board.total_us(patient) if patient is not None else 0
+    if patient is None or gain_us <= 0:
         return 0
-    gain_us = board.total_us(bound) - board.total_us(patient)
-    if gain_us <= 0:
-        return 0
-    pool, key = patient % board.pools, waiting.key
-    column = board.column(patient)
+    ahead, each_us = line_at(queue, board, patient, key)
+    return max(gain_us // each_us + 1 - (ahead - at_place), 0)
+
+
+def line_at(queue: Queue, board: Board, patient: int, key: ClassKey) -> tuple[int, int]:
+    """(jobs that rest for the busy place of a row, by how much each of them puts off the next)."""
+    pool, column = patient % board.pools, board.column(patient)
     if board.is_cold(patient):
         servers = column.pool.spec.slots
         each_us = board.delay_us(patient) - board.wait_us(patient)
@@ -105,8 +115,7 @@ def _who_binds(queue: Queue, board: Board, bound: int | None, patient: int | Non
         servers = column.copies(key.model_id)
         each_us = int(board.estimate.execution_us[patient])
         ahead = queue.resting_at(pool, key.rank, key.model_id)
-    position = max(gain_us // max(each_us // servers, 1) + 1 - ahead, 0)
-    return position if position < len(waiting.members) else None
+    return ahead, max(each_us // servers, 1)
 
 
 def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None) -> None:
@@ -170,10 +179,12 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
     column, members = board.column(row), slots_of(board, row)
     assert members, "a bindable row has a slot"
     slot = members[0]
-    evict = tuple({victim.model_id: None for member in members for victim in victims_in(board, row, member)})
+    victims = [victim for member in members for victim in victims_in(board, row, member)]
+    evict = tuple({victim.model_id: None for victim in victims})
     exec_us = int(board.estimate.execution_us[row])
     delay_us = board.delay_us(row)
     chosen, *others = board.candidates([row, *board.next_best(row, ctx.policy.candidates_kept)])
+    p50_us, p90_us = etas.spread(ctx, delay_us, cold=board.is_cold(row), modality=model.modality)
     job = entry.job
     key = AttemptKey(job_id=job.job_id, ordinal=Ordinal(len(job.attempts) + 1))
     explanation = Explanation(
@@ -184,9 +195,12 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
         node_id=slot.ref.node_id,
         others=tuple(others),
         rejections=board.rejections(),
-        evicted=evict,
+        evicted=tuple(victim.told() for victim in victims),
         deferrals=entry.deferrals,
         queued_us=ctx.now_us - max(job.accepted_us, entry.not_before_us),
+        weights_bytes=model.weights_bytes,
+        p50_us=p50_us,
+        p90_us=p90_us,
     )
     attempt = Attempt(
         key=key,

@@ -92,15 +92,27 @@ class Positions:
 
     def ahead(self, rank: int, tenant: Tenant, seq: int, virtual_us: int) -> int:
         """How many jobs are likely to go before this one, the least virtual time of those being served being `virtual_us`."""
-        more_urgent = sum(band.jobs for band in self._bands[:rank])
         band = self._bands[rank]
         line = band.lines[tenant.tenant_id]
-        own = line.before(seq)
-        others = band.weight_milli - tenant.weight_milli
+        others_milli = band.weight_milli - tenant.weight_milli
+        lead_us = max(tenant.virtual_us - virtual_us, 0)
+        return self._ahead(rank, line.before(seq), band.jobs - line.jobs, others_milli, tenant.weight_milli, lead_us)
+
+    def ahead_of_next(self, rank: int, tenant_id: TenantId, weight_milli: int, lead_us: int) -> int:
+        """The same of a job that is not there yet, the last of its tenant: by so much is the tenant ahead of those being served."""
+        band = self._bands[rank]
+        line = band.lines.get(tenant_id)
+        own = line.jobs if line is not None else 0
+        others_milli = band.weight_milli - (weight_milli if line is not None else 0)
+        return self._ahead(rank, own, band.jobs - own, others_milli, weight_milli, lead_us)
+
+    def _ahead(self, rank: int, own: int, others: int, others_milli: int, weight_milli: int, lead_us: int) -> int:
+        """Of `own` jobs before it and `others` of other tenants, whose weights add up to `others_milli`."""
+        more_urgent = sum(band.jobs for band in self._bands[:rank])
         # While mine go before me, the others go in proportion; and first they go until they have had as much as this tenant.
-        beside = own * others // tenant.weight_milli
-        catching_up = max(tenant.virtual_us - virtual_us, 0) * others // (WEIGHT_MILLI * self.mean_us)
-        return more_urgent + own + min(band.jobs - line.jobs, beside + catching_up)
+        beside = own * others_milli // weight_milli
+        catching_up = lead_us * others_milli // (WEIGHT_MILLI * self.mean_us)
+        return more_urgent + own + min(others, beside + catching_up)
 
     def depths(self) -> Iterator[tuple[str, int]]:
         """How many wait, by priority; only priorities for which somebody does."""

@@ -306,6 +306,11 @@ class Queue:
         known, lane = self._jobs[job_id]
         return self._positions.ahead(known.key.rank, lane.tenant, known.members[job_id], self.shares.virtual_us)
 
+    def ahead_of_next(self, tenant_id: TenantId, rank: int) -> int:
+        """How many waiting jobs are likely to go before the next one of this tenant and priority."""
+        weight_milli, lead_us = self.shares.standing(tenant_id)
+        return self._positions.ahead_of_next(rank, tenant_id, weight_milli, lead_us)
+
     def depth_by_priority(self) -> Iterator[tuple[str, int]]:
         """How many wait, by priority."""
         yield from self._positions.depths()

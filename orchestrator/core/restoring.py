@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from atoll.model.attempt import ENDED
 from atoll.model.gpu import GpuType
-from atoll.model.ids import GpuTypeId, ModelId, TenantId
+from atoll.model.ids import GpuTypeId, TenantId
 from atoll.model.job import Job, JobState
 from atoll.model.learned import Estimates
 from orchestrator.core import leases, placing, sites
@@ -198,7 +198,7 @@ def _adopt(ctx: Context, entry: JobEntry) -> None:
         attempt=attempt,
         spec=job.spec,
         request_id=job.request_id,
-        evict=tuple(ModelId(name) for name in explanation.evicted) if explanation is not None else (),
+        evict=tuple(one.model_id for one in explanation.evicted) if explanation is not None else (),
         exec_us=explanation.chosen.terms_us[_EXECUTION] if explanation is not None else attempt.predicted_us,
         lost_after_us=leases.lost_after_us(ctx, attempt.predicted_us),
         adopted=True,

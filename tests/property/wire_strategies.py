@@ -109,6 +109,7 @@ BY_FIELD: dict[tuple[type, str], Strategy] = {
     (placement.Candidate, "total_us"): st.integers(bounds.INT64_MIN, bounds.INT64_MAX),
     (placement.Candidate, "terms_us"): tuples(st.integers(bounds.INT64_MIN, bounds.INT64_MAX)),
     (placement.Candidate, "wait_us"): st.integers(bounds.INT64_MIN, bounds.INT64_MAX),
+    (placement.Evicted, "price_us"): st.integers(bounds.INT64_MIN, bounds.INT64_MAX),
     (views.DrainMove, "action"): st.sampled_from(["wait", "move", "stop_at_deadline"]),
     (views.FleetView, "fleet_id"): names,
     (views.FleetView, "time_scale_milli"): st.integers(1, 1_000_000),

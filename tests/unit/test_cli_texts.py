@@ -16,7 +16,7 @@ from atoll.model.attempt import Artifact, Attempt, AttemptState, Failure, Failur
 from atoll.model.errors import FieldError
 from atoll.model.ids import AttemptKey, JobId, ModelId, NodeId, Ordinal, PoolId, SiteId, SlotRef, TenantId
 from atoll.model.job import Constraints, Job, JobSpec, JobState
-from atoll.model.placement import Candidate, Deferral, Explanation, Reason, Rejection
+from atoll.model.placement import Candidate, Deferral, Evicted, Explanation, Reason, Rejection
 from atoll.model.shape import Shape
 
 SPEC = JobSpec(
@@ -82,7 +82,7 @@ DONE = replace(
                 node_id=NodeId("h100-3"),
                 others=(OTHER,),
                 rejections=(Rejection(reason=Reason.CORDONED, pools=2),),
-                evicted=("sdxl",),
+                evicted=(Evicted(model_id=ModelId("sdxl"), price_us=1_500_000, memory_bytes=7_000_000_000),),
                 deferrals=1,
                 queued_us=1_000_000,
             ),

@@ -57,6 +57,8 @@ class Estimate:
     execution_us: Ints
     output_us: Ints
     unpriced_us: Ints  # time that passes although the policy's terms leave it out
+    gpu_usd_micros: Ints
+    egress_usd_micros: Ints
 
 
 class Estimator:
@@ -108,7 +110,8 @@ class Estimator:
         near_saving = factors.times(Component.ADAPT, far_us) - factors.times(Component.ADAPT, np.full_like(far_us, near_us))
         memory = model.resident_bytes + peak_bytes(model, key.shape)
         count = len(columns.columns)
-        codes = static_reasons(key, model, memory, money.price_usd_micros(inputs)[count : 2 * count], columns)
+        gpu_usd_micros = money.price_usd_micros(inputs)
+        codes = static_reasons(key, model, memory, gpu_usd_micros[count : 2 * count], columns)
         known = still(inputs, self._policy.terms)
         whole = still(inputs, _DELAYS) if not self._policy.terms >= _DELAYS else known
         return Estimate(
@@ -123,6 +126,8 @@ class Estimator:
             execution_us=inputs.execution_us,
             output_us=inputs.output_us,
             unpriced_us=whole.serial_us - known.serial_us,
+            gpu_usd_micros=gpu_usd_micros,
+            egress_usd_micros=inputs.egress_usd_micros,
         )
 
     def _adapting(self, key: ClassKey) -> tuple[int, Ints]:

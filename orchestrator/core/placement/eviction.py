@@ -16,6 +16,7 @@ from typing import Final
 
 from atoll.model.ids import ModelId
 from atoll.model.modelspec import ModelSpec
+from atoll.model.placement import Evicted
 from atoll.physics.coldstart import init_us, stage_us
 from orchestrator.core.placement.hazard import X_PPM_MAX, within_ppm
 from orchestrator.core.placement.rows import FORBIDDEN_US, VICTIMS
@@ -38,6 +39,10 @@ class Victim:
     last_used_us: int
     model_id: ModelId
     memory_bytes: int
+
+    def told(self) -> Evicted:
+        """As it is kept with a decision."""
+        return Evicted(model_id=self.model_id, price_us=self.price_us, memory_bytes=self.memory_bytes)
 
 
 class Prices:

@@ -51,6 +51,7 @@ TERM_NAMES: Final = (*(term.name for term in TERMS), OVERLAP)
 STAGE: Final = TERM_NAMES.index(stage.NAME)
 ADAPT: Final = TERM_NAMES.index(adapt.NAME)
 EXECUTION: Final = TERM_NAMES.index(execution.NAME)
+OUTPUT: Final = TERM_NAMES.index(output.NAME)
 _INPUT: Final = TERM_NAMES.index(input_term.NAME)
 _MOVING: Final = [(index, int(term.moving)) for index, term in enumerate(TERMS) if term.moving is not None]
 _CONCURRENT: Final = [index for index, term in enumerate(TERMS) if term.concurrent]

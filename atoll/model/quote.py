@@ -1,0 +1,67 @@
+"""What the fleet offers a job as of an instant: where it would go, when, at what price, or why nowhere.
+
+Decides the form only. A quote reserves nothing and promises nothing: the next event may change it. Must not know how costs are computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from atoll.model.ids import GpuTypeId, PoolId
+from atoll.model.placement import Candidate, Evicted, Reason, Rejection
+
+
+class Verdict(StrEnum):
+    """What would become of the job."""
+
+    NOW = "now"  # it is bound at once
+    WAITS = "waits"  # for a place that is busy now, because that is cheaper or nothing else is possible
+    IMPOSSIBLE = "impossible"  # no place can take it, as the fleet is now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eta:
+    """When a job should begin to execute and be done, in fleet time: half and nine tenths of such jobs are that early.
+
+    Begin is 0 once it has begun.
+    """
+
+    begin_p50_us: int
+    begin_p90_us: int
+    end_p50_us: int
+    end_p90_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quote:
+    """The offer. `chosen` and `eta` are None where it is impossible, and the figures of the chosen place are 0."""
+
+    at_us: int
+    verdict: Verdict
+    policy: str
+    term_names: tuple[str, ...]
+    chosen: Candidate | None
+    others: tuple[Candidate, ...]  # the next best
+    rejections: tuple[Rejection, ...]
+    evicted: tuple[Evicted, ...] = ()  # what would make room at the chosen place
+    weights_bytes: int  # of the model: what a cold place has to load
+    predicted_us: int = 0  # from the decision to the result at the chosen place, its wait included
+    ahead: int  # jobs that are likely to go before it
+    queue_length: int
+    turn_us: int = 0  # what those ahead that want the same place add to the wait
+    eta: Eta | None = None
+    gpu_usd_micros: int = 0
+    egress_usd_micros: int = 0
+    refusal: str = ""  # why a submit would be refused just now; "": it would not
+    retry_after_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceView:
+    """What one pool offers a job: a candidate by a warm replica and one by loading. `reason`: why it cannot be bound just now."""
+
+    pool_id: PoolId
+    gpu_type: GpuTypeId
+    candidates: tuple[Candidate, ...]
+    reason: Reason | None = None

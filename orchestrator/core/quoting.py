@@ -1,0 +1,221 @@
+"""What a job would be offered now: asked before it is submitted, while it waits, or of one site ("why not there").
+
+Decides nothing and changes nothing: the same estimate, the same scorer and the same rule of waiting as a placing round, read as of now.
+What comes before its turn in the queue is approximate: those ahead that rest for the same place are taken to hold it up one after the
+other, and preemption, ageing and jobs that are still to come are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from atoll.model.ids import JobId, SiteId
+from atoll.model.job import PRIORITY_RANK, JobSpec, JobState
+from atoll.model.modelspec import ModelSpec
+from atoll.model.placement import Reason
+from atoll.model.quote import Eta, PlaceView, Quote, Verdict
+from orchestrator.core import etas, jobs
+from orchestrator.core.context import Context
+from orchestrator.core.outputs import Refusal, RefusalCode
+from orchestrator.core.placement.choose import Board, slots_of, victims_in
+from orchestrator.core.placement.classes import NO_AVOIDANCE, ClassKey, class_of
+from orchestrator.core.placement.columns import REASONS
+from orchestrator.core.placement.registry import TERM_NAMES
+from orchestrator.core.placement.rows import NO_DEADLINE, Out, State
+from orchestrator.core.placing import line_at, patience
+from orchestrator.core.queue import NO_POOL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A job as it is asked about: its class, and its place among those that wait."""
+
+    key: ClassKey
+    model: ModelSpec
+    slack_us: int
+    ahead: int  # jobs likely to go before it
+    alike: int  # of its class, before it
+    at_place: int  # of its class, itself among them if it waits, that rest for one pool
+    pool: int  # that pool
+    waits: bool  # it is in the queue itself
+
+
+def quote(ctx: Context, spec: JobSpec, now_us: int) -> Quote | Refusal:
+    """What a submission would be offered. A Refusal if no such job can be accepted; a bound that is met just now is part of the quote."""
+    refusal = jobs.unmeant(ctx.state, spec)
+    if refusal is not None:
+        return refusal
+    met = jobs.met_bound(ctx, spec.tenant, now_us)
+    slack_us = spec.deadline_ms * 1_000 if spec.deadline_ms else NO_DEADLINE
+    offered = _offer(ctx, _newcomer(ctx, class_of(spec), spec, slack_us), now_us)
+    if met is None:
+        return offered
+    return _refused(offered, met[1])
+
+
+def outlook(ctx: Context, job_id: JobId, spec: JobSpec, now_us: int) -> Quote | Refusal:
+    """What a job is offered as of now: where it waits, with its place in the queue; else as if it were submitted now."""
+    asked = _of_job(ctx, job_id, spec, now_us)
+    return asked if isinstance(asked, Refusal) else _offer(ctx, asked, now_us)
+
+
+def places(ctx: Context, job_id: JobId, spec: JobSpec, site_id: SiteId, now_us: int) -> tuple[PlaceView, ...] | Refusal:
+    """What each pool of a site offers a job as of now, or why it does not."""
+    site = ctx.state.sites.get(site_id)
+    if site is None:
+        return Refusal(code=RefusalCode.NOT_FOUND, field="site_id", message=f"no site {site_id!r}")
+    asked = _of_job(ctx, job_id, spec, now_us)
+    if isinstance(asked, Refusal):
+        return asked
+    board = _score(ctx, asked, now_us)
+    return tuple(_place(board, column.index) for column in ctx.columns.of_site(site))
+
+
+def eta_of(ctx: Context, job_id: JobId, now_us: int) -> Eta | None:
+    """When a placed or running job should be done; None for one that waits, has ended, or whose attempt is being stopped."""
+    entry = ctx.state.jobs.get(job_id)
+    if entry is None or entry.job.state is JobState.QUEUED or not entry.job.attempts:
+        return None
+    last = entry.job.attempts[-1]
+    site = ctx.state.sites.get(last.site_id)
+    live = site.attempts.get(last.key) if site is not None else None
+    return None if live is None or live.given_up else etas.of_attempt(ctx, live, now_us)
+
+
+def held_until_us(ctx: Context, job_id: JobId) -> int:
+    """Until when a job is held back after a failure; 0 if it is not."""
+    entry = ctx.state.jobs.get(job_id)
+    waits = entry is not None and entry.job.state is JobState.QUEUED
+    return entry.not_before_us if entry is not None and waits else 0
+
+
+def _newcomer(ctx: Context, key: ClassKey, spec: JobSpec, slack_us: int) -> _Asked:
+    known = ctx.queue.classes.get(key)
+    alike = len(known.members) if known is not None else 0
+    resting = known is not None and known.resting
+    return _Asked(
+        key=key,
+        model=ctx.state.models[spec.model_id],
+        slack_us=slack_us,
+        ahead=ctx.queue.ahead_of_next(spec.tenant, PRIORITY_RANK[spec.priority]),
+        alike=alike,
+        at_place=alike if resting else 0,
+        pool=known.pool if known is not None and resting else NO_POOL,
+        waits=False,
+    )
+
+
+def _of_job(ctx: Context, job_id: JobId, spec: JobSpec, now_us: int) -> _Asked | Refusal:
+    refusal = jobs.unmeant(ctx.state, spec)
+    if refusal is not None:
+        return refusal
+    entry = ctx.state.jobs.get(job_id)
+    slack_us = NO_DEADLINE
+    if spec.deadline_ms:
+        accepted_us = entry.job.accepted_us if entry is not None else now_us
+        slack_us = accepted_us + spec.deadline_ms * 1_000 - now_us
+    key = ctx.queue.class_key(job_id)
+    if key is None:
+        avoided = jobs.avoidance_of(entry.job, now_us) if entry is not None and entry.job.state is JobState.QUEUED else NO_AVOIDANCE
+        return _newcomer(ctx, class_of(spec, avoided), spec, slack_us)
+    known = ctx.queue.classes[key]
+    return _Asked(
+        key=key,
+        model=ctx.state.models[spec.model_id],
+        slack_us=slack_us,
+        ahead=ctx.queue.ahead_of(job_id),
+        alike=len(known.members) - 1,
+        at_place=len(known.members) if known.resting else 0,
+        pool=known.pool if known.resting else NO_POOL,
+        waits=True,
+    )
+
+
+def _score(ctx: Context, asked: _Asked, now_us: int) -> Board:
+    estimate = ctx.estimator.of(asked.key, asked.model)
+    return ctx.scorer.score(asked.key, estimate, now_us, slack_us=asked.slack_us)
+
+
+def _offer(ctx: Context, asked: _Asked, now_us: int) -> Quote:
+    board = _score(ctx, asked, now_us)
+    row, verdict = _where(ctx, asked, board)
+    if row is None:
+        return Quote(
+            at_us=now_us,
+            verdict=verdict,
+            policy=ctx.policy.name,
+            term_names=TERM_NAMES,
+            chosen=None,
+            others=(),
+            rejections=board.rejections(),
+            weights_bytes=asked.model.weights_bytes,
+            ahead=asked.ahead,
+            queue_length=len(ctx.queue),
+        )
+    cold, delay_us = board.is_cold(row), board.delay_us(row)
+    turn_us = _turn_us(ctx, asked, board, row) if verdict is Verdict.WAITS else 0
+    whole = etas.spread(ctx, turn_us + delay_us, cold=cold, modality=asked.model.modality)
+    begin_us = turn_us + max(delay_us - int(board.estimate.execution_us[row]) - int(board.estimate.output_us[row]), 0)
+    members = slots_of(board, row) if verdict is Verdict.NOW else ()
+    chosen, *others = board.candidates([row, *board.next_best(row, ctx.policy.candidates_kept)])
+    return Quote(
+        at_us=now_us,
+        verdict=verdict,
+        policy=ctx.policy.name,
+        term_names=TERM_NAMES,
+        chosen=chosen,
+        others=tuple(others),
+        rejections=board.rejections(),
+        evicted=tuple(victim.told() for member in members for victim in victims_in(board, row, member)),
+        weights_bytes=asked.model.weights_bytes,
+        predicted_us=delay_us,
+        ahead=asked.ahead,
+        queue_length=len(ctx.queue),
+        turn_us=turn_us,
+        eta=etas.ahead_of_us(now_us, begin_us, whole, turn_us + delay_us),
+        gpu_usd_micros=int(board.estimate.gpu_usd_micros[row]),
+        egress_usd_micros=int(board.estimate.egress_usd_micros[row]),
+    )
+
+
+def _where(ctx: Context, asked: _Asked, board: Board) -> tuple[int | None, Verdict]:
+    """The row that a placing round would mean for this job, and what it would do with it."""
+    bound, patient = board.bound, board.patient
+    if bound is None:
+        return patient, Verdict.IMPOSSIBLE if patient is None else Verdict.WAITS
+    if patient is None:
+        return bound, Verdict.NOW
+    at_place = asked.at_place if asked.pool == patient % board.pools else 0
+    if asked.alike >= patience(ctx.queue, board, bound, patient, asked.key, at_place=at_place):
+        return bound, Verdict.NOW
+    return patient, Verdict.WAITS
+
+
+def _turn_us(ctx: Context, asked: _Asked, board: Board, row: int) -> int:
+    """What those before it add that rest for the same place: in the queue as a whole more may be before it, for other places."""
+    resting, each_us = line_at(ctx.queue, board, row, asked.key)
+    itself = asked.waits and asked.pool == row % board.pools
+    return min(asked.ahead, resting - itself) * each_us
+
+
+def _place(board: Board, pool: int) -> PlaceView:
+    rows = [row for row in range(pool, len(board.out), board.pools) if board.out[row, Out.STATE] != State.IMPOSSIBLE]
+    column = board.column(pool)
+    reason: Reason | None = None
+    if board.estimate.codes[pool]:
+        reason = REASONS[int(board.estimate.codes[pool])]
+    elif not any(board.out[row, Out.STATE] == State.BINDABLE for row in rows):
+        reason = REASONS[int(board.columns.reason[pool])]
+        if not rows and reason is Reason.NO_SLOT and column.free_slots and board.estimate.variant.gang_size == 1:
+            # A slot is free, but what is in its memory may not go.
+            reason = Reason.MEMORY_BUSY
+    return PlaceView(
+        pool_id=column.pool.pool_id,
+        gpu_type=column.pool.gpu.gpu_type,
+        candidates=board.candidates(rows),
+        reason=reason,
+    )
+
+
+def _refused(offered: Quote, refusal: Refusal) -> Quote:
+    return replace(offered, refusal=refusal.message, retry_after_ms=refusal.retry_after_ms)
