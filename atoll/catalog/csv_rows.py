@@ -9,7 +9,7 @@ import csv
 from dataclasses import dataclass
 from typing import Final
 
-from atoll.catalog.figures import parse_figure, range_text
+from atoll.catalog.figures import parse_figure, parse_whole, range_text
 from atoll.catalog.problems import Problems, one_of
 
 TABLE_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -35,6 +35,17 @@ class Row:
         found = parse_figure(text, unit, low, high)
         if found is None:
             self.wrong(column, range_text(unit, low, high))
+            return default if default is not None else low
+        return found
+
+    def whole(self, column: str, low: int, high: int, *, default: int | None = None) -> int:
+        """The cell as a whole number; an empty one is `default` where there is one."""
+        text = self.text(column)
+        if not text and default is not None:
+            return default
+        found = parse_whole(text, low, high)
+        if found is None:
+            self.wrong(column, f"a whole number from {low} to {high}")
             return default if default is not None else low
         return found
 

@@ -25,7 +25,7 @@ _PRICE_COLUMNS: Final = ("usd_h_neocloud_od", "usd_h_hyperscaler_od", "usd_h_spo
 _COLUMNS: Final = frozenset(
     {
         "gpu", "vendor", "arch", "memory_gib_usable", "mem_bw_gbs", "fp32_dense_tflops", "fp16_dense_tflops", "bf16_supported",
-        "fp8_dense_tflops", "fp4_dense_tflops", "h2d_achieved_gbs_est", "gpu_link_gbs_per_dir", "spec_source", "estimated_fields",
+        "fp8_dense_tflops", "fp4_dense_tflops", "h2d_achieved_gbs_est", "gpu_link_gbs_per_dir", "tdp_w", "spec_source", "estimated_fields",
         *_PRICE_COLUMNS,
     }
 )  # fmt: skip
@@ -65,6 +65,7 @@ def _gpu(row: Row, gpu_type: GpuTypeId) -> GpuType:
         h2d_bytes_per_s=row.figure("h2d_achieved_gbs_est", _GB, 1, limits.RATE_BYTES_PER_S_MAX),
         gpu_link_bytes_per_s=row.figure("gpu_link_gbs_per_dir", _GB, 0, limits.RATE_BYTES_PER_S_MAX, default=0),
         usd_micros_per_hour=_price(row),
+        board_watts=row.figure("tdp_w", 1, 0, 100_000, default=0),
         estimated_fields=tuple(name for name in row.text("estimated_fields").split(";") if name),
         source=row.text("spec_source"),
     )

@@ -35,6 +35,8 @@ _LINEAR_FAMILIES: Final = frozenset({"Sana"})
 # Frames of video per frame of latent, from the configurations of their autoencoders; 4 for all others that make video.
 _TEMPORAL_FACTORS: Final = {"LTX": 8, "Mochi": 6, "Cosmos": 8, "SVD": 1, "AnimateDiff": 1}
 _TEMPORAL_FACTOR: Final = 4
+# Transformers that take two latent frames as one token, on top of their autoencoder's 4.
+_TEMPORAL_FACTORS_OF_MODELS: Final = {"cogvideox1.5-5b": 8}
 # What is resident in all less the weights, at least: a context on the device and its work space.
 _ACTIVATION_BYTES_MIN: Final = 500_000_000
 _COLUMNS: Final = frozenset(
@@ -93,18 +95,19 @@ def _model(row: Row, model_id: ModelId, modality: Modality) -> ModelSpec:
         activation_bytes=max(total_bytes - weights_bytes, _ACTIVATION_BYTES_MIN),
         default_shape=shape,
         precision=Precision.BF16,
-        physics=_physics(row, shape, modality),
+        physics=_physics(row, model_id, shape, modality),
         source=f"{row.text('hf_id')}; FLOPs {row.text('flops_basis')}; parameters {row.text('params_basis')}",
     )
 
 
-def _physics(row: Row, shape: Shape, modality: Modality) -> ModelPhysics:
+def _physics(row: Row, model_id: ModelId, shape: Shape, modality: Modality) -> ModelPhysics:
     layers = row.figure("layers", 1, 0, 10_000, default=0)
     if row.text("family") in _LINEAR_FAMILIES:
         kind = DenoiserKind.LINEAR
     else:
         kind = DenoiserKind.TRANSFORMER if layers else DenoiserKind.UNET
-    temporal = _TEMPORAL_FACTORS.get(row.text("family"), _TEMPORAL_FACTOR) if modality is Modality.VIDEO else 1
+    of_family = _TEMPORAL_FACTORS.get(row.text("family"), _TEMPORAL_FACTOR)
+    temporal = _TEMPORAL_FACTORS_OF_MODELS.get(model_id, of_family) if modality is Modality.VIDEO else 1
     return ModelPhysics(
         kind=kind,
         denoiser_params=row.figure("denoiser_params_b", _BILLION, 1, _PARAMS_MAX),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from atoll.cli import residuals
+from atoll.cli import estimates, residuals
 
 app = typer.Typer(name="costs", help="What the estimates are made of, and how good they are.", no_args_is_help=True)
 
 
 def register(root: typer.Typer) -> None:
     """Add the noun to the command."""
+    estimates.add_to(app)
     residuals.add_to(app)
     root.add_typer(app)

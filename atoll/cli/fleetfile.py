@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from atoll.cli.exits import CliError, Exit
+from atoll.cli.textfile import read_text
 from atoll.model.site import LinkSpec, SiteSpec
 
 # The reference fleet takes 50 kB; 10,000 sites would take 15 MB.
@@ -22,7 +23,7 @@ def read_fleet(path: Path) -> tuple[tuple[SiteSpec, ...], tuple[LinkSpec, ...]]:
     from atoll.catalog.gpus import parse_gpus
     from atoll.catalog.problems import SourceErrors
 
-    text = _read(path)
+    text = read_text(path, _FILE_BYTES_MAX)
     gpus = parse_gpus(data.gpus_csv(), "gpus.csv")
     try:
         fleet = parse_fleet(text, str(path), gpus, data.fleet_wan_csv())
@@ -30,17 +31,3 @@ def read_fleet(path: Path) -> tuple[tuple[SiteSpec, ...], tuple[LinkSpec, ...]]:
         first, *more = [str(one) for one in error.errors]
         raise CliError(first, code=Exit.USAGE, more=tuple(more)) from None
     return fleet.sites, fleet.links
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as opened:
-            content = opened.read(_FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise CliError(f"FILE is '{path}': cannot read it: {error.strerror or error}", code=Exit.USAGE) from None
-    if len(content) > _FILE_BYTES_MAX:
-        raise CliError(f"FILE is '{path}': expected at most {_FILE_BYTES_MAX} bytes", code=Exit.USAGE)
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CliError(f"FILE is '{path}': expected UTF-8 text (byte {error.start} is none)", code=Exit.USAGE) from None

@@ -1,4 +1,4 @@
-"""The figures that come with the program: GPU types, models, and the links of the reference fleet.
+"""The figures that come with the program: GPU types, models, published times, and the links of the reference fleet.
 
 Decides where packaged text lies. What it means is `atoll.catalog`'s; sources, licences and what is estimated stand in README.md beside it.
 """
@@ -21,6 +21,16 @@ def models_csv() -> str:
 def fleet_wan_csv() -> str:
     """Round trips and throughput between the sites of the reference fleet: synthetic."""
     return _text("fleet_wan.csv")
+
+
+def latencies_csv() -> str:
+    """Published generation times, one a row, each with its source."""
+    return _text("latencies.csv")
+
+
+def published_names_csv() -> str:
+    """Names under which models of models.csv are published, one a row."""
+    return _text("published_names.csv")
 
 
 def _text(name: str) -> str:

@@ -30,5 +30,6 @@ class GpuType:
     h2d_bytes_per_s: int
     gpu_link_bytes_per_s: int = 0
     usd_micros_per_hour: int = 0
+    board_watts: int = 0  # 0: unknown
     estimated_fields: tuple[str, ...] = ()
     source: str = ""

@@ -1,4 +1,4 @@
-"""FLOPs of a generation, from the catalogue's figures.
+"""FLOPs and traffic of a generation, from the catalogue's figures.
 
 Decides how work grows with the shape. Must not know GPUs or time.
 
@@ -10,10 +10,15 @@ parameters, its count without attention is scaled by T. UNets and linear attenti
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Final, assert_never
 
 from atoll.model.modelspec import DenoiserKind, ModelPhysics
 from atoll.model.shape import Shape
+
+# Where the table has no count of the decoder: per pixel of output, the autoencoder of Stable Diffusion takes 10 MFLOP (10.5 TFLOP at 1024 x
+# 1024), those of video 8.5 (Wan) to 25 (HunyuanVideo), in the middle 17.
+_DECODE_FLOPS_PER_IMAGE_PX: Final = 10_000_000
+_DECODE_FLOPS_PER_VIDEO_PX: Final = 17_000_000
 
 
 def latent_frames(physics: ModelPhysics, frames: int) -> int:
@@ -42,6 +47,24 @@ def forward_flops(physics: ModelPhysics, shape: Shape) -> int:
     assert_never(physics.kind)
 
 
+def attention_flops(physics: ModelPhysics, shape: Shape) -> int:
+    """The part of `forward_flops` that is attention of tokens to each other; 0 where it is not told apart (UNets, linear attention)."""
+    if physics.kind is not DenoiserKind.TRANSFORMER:
+        return 0
+    seen = tokens(physics, shape) + physics.text_tokens
+    if physics.reference_attention_flops:
+        reference = max(physics.reference_tokens + physics.text_tokens, 1)
+        return physics.reference_attention_flops * seen * seen // (reference * reference)
+    return 4 * physics.layers * seen * seen * physics.hidden
+
+
+def stream_elements(physics: ModelPhysics, shape: Shape) -> int:
+    """Numbers in the stream of tokens of one forward, once per layer: what element-wise kernels touch. 0 where layers are unknown."""
+    if physics.kind is DenoiserKind.UNET:
+        return 0
+    return physics.layers * physics.hidden * (tokens(physics, shape) + physics.text_tokens)
+
+
 def text_flops(physics: ModelPhysics) -> int:
     """FLOPs of encoding one prompt."""
     return 2 * physics.text_params * physics.text_tokens
@@ -49,6 +72,9 @@ def text_flops(physics: ModelPhysics) -> int:
 
 def decode_flops(physics: ModelPhysics, shape: Shape) -> int:
     """FLOPs of decoding one result's latent: convolutions, so in proportion to it."""
+    if not physics.reference_decode_flops and physics.vae_params:
+        per_px = _DECODE_FLOPS_PER_VIDEO_PX if physics.reference.frames > 1 else _DECODE_FLOPS_PER_IMAGE_PX
+        return per_px * shape.width * shape.height * shape.frames
     return physics.reference_decode_flops * tokens(physics, shape) // max(physics.reference_tokens, 1)
 
 
@@ -65,9 +91,7 @@ def _transformer_flops(physics: ModelPhysics, shape: Shape) -> int:
         tokenwise = 2 * physics.tokenwise_params * seen
     else:
         tokenwise = max(physics.reference_forward_flops - physics.reference_attention_flops, 0) * seen // reference
-    if physics.reference_attention_flops:
-        return tokenwise + physics.reference_attention_flops * seen * seen // (reference * reference)
-    return tokenwise + 4 * physics.layers * seen * seen * physics.hidden
+    return tokenwise + attention_flops(physics, shape)
 
 
 def _unet_flops(physics: ModelPhysics, shape: Shape) -> int:

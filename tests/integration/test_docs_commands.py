@@ -33,8 +33,10 @@ PAGES: Final = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for 
 # Pages that run one after the other on one fleet, which the first of them starts.
 TWINS: Final = ("docs/operations.md",)
 REAL: Final = ("docs/agents.md", "README.md", "docs/python.md")
+# Pages that need no fleet: what a command prints stands in the ```text block right after it.
+ALONE: Final = ("docs/costs.md",)
 # What the pages have today, less a little: a page that has lost its commands proves nothing.
-COMMANDS_MIN: Final = {TWINS: 49, REAL: 18}
+COMMANDS_MIN: Final = {TWINS: 49, REAL: 18, ALONE: 4}
 PYTHON_MIN: Final = 6
 # Twins run faster than real time, at a rate at which a busy machine does not make them fall silent.
 TIME_SCALE: Final = 3
@@ -90,6 +92,7 @@ class Fleet:
     servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     job: str = ""
     run: int = 0
+    printed: str = ""
 
     def play(self, block: Block) -> None:
         """Run a ```console block."""
@@ -120,6 +123,7 @@ class Fleet:
         else:
             code = main(arguments)
             out, err = self.shown.readouterr()
+        self.printed = out
         assert code == expected, f"{block.place}: atoll {shlex.join(arguments)}\nended with {code}, not {expected}\n{out}\n{err}"
         if expected:
             assert err.startswith("error: "), f"{block.place}: atoll {shlex.join(arguments)}\nsays no reason: {err}"
@@ -220,6 +224,17 @@ def test_a_real_site_its_pictures_and_the_sdk(fleet: Fleet) -> None:
     assert (fleet.folder / "waves.mp4").read_bytes() == (fleet.folder / "again.mp4").read_bytes()
 
 
+def test_pages_without_a_fleet_show_what_their_commands_print(fleet: Fleet) -> None:
+    for page in ALONE:
+        for block, following in followed(blocks(page, "console", "text")):
+            if block.language != "console":
+                continue
+            fleet.play(block)
+            assert following is not None and following.language == "text", block.place
+            assert fleet.printed == following.text, following.place
+    assert fleet.run >= COMMANDS_MIN[ALONE]
+
+
 def followed(found: list[Block]) -> Iterator[tuple[Block, Block | None]]:
     """Each block and the one after it."""
     return zip(found, [*found[1:], None], strict=True)
@@ -230,7 +245,7 @@ def followed(found: list[Block]) -> Iterator[tuple[Block, Block | None]]:
 
 def test_every_page_with_commands_is_run() -> None:
     with_commands = {page for page in PAGES if blocks(page, "console", "python")}
-    assert with_commands == {*TWINS, *REAL}
+    assert with_commands == {*TWINS, *REAL, *ALONE}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -12,10 +12,11 @@ from atoll.model.modelspec import DenoiserKind, Modality, ModelPhysics, ModelSpe
 from atoll.model.shape import Precision, Shape
 from atoll.packaged import load_packaged
 from atoll.physics.coldstart import init_us, stage_us, transfer_us
-from atoll.physics.execution import eta_milli, execution_us, peak_flops
+from atoll.physics.execution import eta_milli, execution_us
 from atoll.physics.flops import decode_flops, forward_flops, generation_flops, latent_frames, text_flops, tokens
 from atoll.physics.memory import peak_bytes
 from atoll.physics.output import output_bytes
+from atoll.physics.peaks import peak_flops
 
 TERA = 10**12
 GB = 10**9
@@ -142,7 +143,7 @@ def test_every_gpu_of_the_catalogue_is_ranked_plausibly() -> None:
     for name, gpu in GPUS.items():
         for kind in DenoiserKind:
             for precision in Precision:
-                assert 0 < eta_milli(gpu, kind, precision) <= 900, (name, kind, precision)
+                assert 0 < eta_milli(gpu, kind, precision) <= 1_000, (name, kind, precision)
 
 
 def test_a_narrow_format_helps_only_where_there_are_units_for_it() -> None:
@@ -172,7 +173,8 @@ def test_memory_bandwidth_bounds_a_model_that_reads_more_than_it_computes() -> N
     model = replace(_model("flux.1-dev"), physics=physics, default_shape=shape)
     gpu = _gpu("A100-80-SXM")
     reading_us = 10 * 40 * GB * 10**6 / (gpu.memory_bytes_per_s * 0.75)
-    assert execution_us(model, shape, gpu, Precision.BF16) == pytest.approx(reading_us + 10 * 8_000, rel=1e-3)
+    # Ten forwards of one layer, each launched in about 0.3 ms.
+    assert execution_us(model, shape, gpu, Precision.BF16) == pytest.approx(reading_us + 10 * 300, rel=5e-3)
 
 
 def test_tiny_pipelines_on_a_cpu_take_tenths_of_seconds() -> None:
@@ -186,11 +188,23 @@ def test_tiny_pipelines_on_a_cpu_take_tenths_of_seconds() -> None:
     assert 100_000 < execution_us(tiny, shape, GPUS[CPU], Precision.FP32) < 3_000_000
 
 
-def test_a_type_nobody_has_heard_of_gets_the_middle() -> None:
+def test_a_type_nobody_has_heard_of_gets_the_middle_of_its_kin() -> None:
+    every = sorted(eta_milli(gpu, DenoiserKind.TRANSFORMER, Precision.BF16) for gpu in GPUS.values() if gpu.gpu_type != CPU)
     unknown = replace(_gpu("H100-SXM"), gpu_type=GpuTypeId("X1"), arch="None yet")
-    assert eta_milli(unknown, DenoiserKind.TRANSFORMER, Precision.BF16) == 400
-    kin = replace(unknown, arch="Hopper")
-    assert eta_milli(kin, DenoiserKind.TRANSFORMER, Precision.BF16) == 380
+    found = eta_milli(unknown, DenoiserKind.TRANSFORMER, Precision.BF16)
+    assert every[len(every) // 4] <= found <= every[-len(every) // 4]
+    hopper = [
+        eta_milli(gpu, DenoiserKind.TRANSFORMER, Precision.BF16)
+        for gpu in GPUS.values()
+        if gpu.arch == "Hopper" and gpu.gpu_type not in {"H20", "H100-SXM"}
+    ]
+    kin = eta_milli(replace(unknown, arch="Hopper"), DenoiserKind.TRANSFORMER, Precision.BF16)
+    assert min(hopper) <= kin <= max(hopper)
+    # Half a H100 by every rate takes twice as long, less the launches.
+    half = replace(unknown, arch="Hopper", fp16_flops=unknown.fp16_flops // 2, memory_bytes_per_s=unknown.memory_bytes_per_s // 2)
+    model = _model("wan2.1-t2v-14b-720p")
+    times = [execution_us(model, model.default_shape, gpu, Precision.BF16) for gpu in (half, replace(unknown, arch="Hopper"))]
+    assert times[0] / times[1] == pytest.approx(2, rel=0.01)
 
 
 def test_staging_takes_its_slower_leg_and_from_host_memory_no_disk() -> None:

@@ -1,0 +1,283 @@
+"""How estimates and their errors are printed: tables for people, JSON and YAML for programs, effects as a Python module.
+
+Decides units: seconds, and errors as shares of the actual time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from atoll.cli.figures import count, seconds
+from atoll.cli.output import Form, say, show_plain, table
+from atoll.physics.coefficients import Coefficients
+from atoll.physics.estimate import Estimate
+from atoll.physics.evaluation import Judged, LeftOut, Quality, grouped, quality
+from atoll.physics.terms import Run, class_of
+
+if TYPE_CHECKING:
+    from atoll.cli.estimates import Table
+    from atoll.physics.published import Unknown
+
+_US: Final = 1_000_000
+_RIGHTS: Final = frozenset({1, 2, 3, 4})
+_LINES_SHOWN: Final = 6
+_ESTIMATORS: Final = (("ours", "ours"), ("flat", "ours, flat priors"), ("baseline", "one efficiency per GPU"))
+_GROUPS: Final[tuple[tuple[str, str, Callable[[Run], str]], ...]] = (
+    ("by_gpu", "GPU", lambda run: run.gpu.gpu_type),
+    ("by_class", "CLASS", lambda run: class_of(run.model)),
+    ("by_stack", "STACK", lambda run: run.stack.value),
+    ("by_gpus", "GPUS", lambda run: str(run.gang_size)),
+)
+
+
+# --- predict ------------------------------------------------------------------------------------------------------------------
+
+
+def show_estimate(form: Form, run: Run, found: Estimate) -> None:
+    """Print what was predicted."""
+    match form:
+        case Form.JSON | Form.YAML:
+            show_plain(form, _estimate_plain(run, found))
+        case Form.NAME:
+            say(_exact(found.total_us))
+        case Form.TABLE | Form.WIDE:
+            _estimate_table(run, found, wide=form is Form.WIDE)
+
+
+def _parts(found: Estimate) -> dict[str, int]:
+    return {
+        "text": found.text_us,
+        "denoise": found.denoise_us,
+        "decode": found.decode_us,
+        "overhead": found.overhead_us,
+        "exchange": found.gang_us,
+    }
+
+
+def _estimate_plain(run: Run, found: Estimate) -> dict[str, Any]:
+    shape = run.shape
+    return {
+        "model": run.model.model_id,
+        "width": shape.width,
+        "height": shape.height,
+        "frames": shape.frames,
+        "steps": shape.steps,
+        "cfg_passes": shape.cfg_passes,
+        "batch": shape.batch,
+        "gpu": run.gpu.gpu_type,
+        "gpus": run.gang_size,
+        "precision": run.precision.value,
+        "stack": run.stack.value,
+        "seconds": found.total_us / _US,
+        "low_seconds": found.low_us / _US,
+        "high_seconds": found.high_us / _US,
+        "parts": {name: us / _US for name, us in _parts(found).items()},
+        "flops": found.flops,
+        "eta": found.eta_milli / 1_000,
+        "eta_level": found.eta_level,
+        "levels": [
+            {"level": level.name, "of": level.of, "effect": level.effect_milli / 1_000, "rows": level.rows} for level in found.levels
+        ],
+        "gang_speedup": found.gang_speedup_milli / 1_000,
+    }
+
+
+def _estimate_table(run: Run, found: Estimate, *, wide: bool) -> None:
+    shape = run.shape
+    passes = count(shape.cfg_passes, "pass", "passes")
+    results = f", {shape.batch} results" if shape.batch > 1 else ""
+    where = f"{run.gang_size} {run.gpu.gpu_type}" if run.gang_size > 1 else run.gpu.gpu_type
+    size = str(shape).rpartition("/")[0]
+    steps = count(shape.steps, "step")
+    say(f"{run.model.model_id}: {size}, {steps} of {passes}{results}, {run.precision.value}, {run.stack.value}, on {where}")
+    rows = [[name, seconds(us)] for name, us in _parts(found).items() if us] + [["in all", seconds(found.total_us)]]
+    table(["PART", "SECONDS"], rows, frozenset({1}), indent="  ")
+    say(f"  80 % of such runs took {seconds(found.low_us)} to {seconds(found.high_us)} s")
+    say(f"  {found.flops / 1e12:.1f} TFLOP; denoising reaches {found.eta_milli / 1_000:.3f} of the dense peak; known by: {found.eta_level}")
+    if run.gang_size > 1:
+        say(f"  {found.gang_speedup_milli / 1_000:.2f} times as fast as one GPU")
+    if wide:
+        rows = [[level.name, level.of, f"{level.effect_milli / 1_000:+.3f}", str(level.rows)] for level in found.levels]
+        table(["LEVEL", "OF", "LOG OF TIME", "ROWS"], rows, frozenset({2, 3}), indent="  ")
+
+
+# --- check --------------------------------------------------------------------------------------------------------------------
+
+
+def show_check(form: Form, source: Table, judged: Sequence[Judged]) -> None:
+    """Print predictions against a table."""
+    learned = [one for one, row in zip(judged, source.known, strict=True) if row.fitting]
+    context = [one for one, row in zip(judged, source.known, strict=True) if not row.fitting]
+    groups = {key: grouped(learned or judged, by) for key, _, by in _GROUPS}
+    if form in {Form.JSON, Form.YAML}:
+        parts_of_it = (("all", judged), ("for_fitting", learned), ("context", context))
+        summary: dict[str, Any] = {name: _quality_plain(quality(some)) for name, some in parts_of_it}
+        summary |= {key: {name: _quality_plain(found) for name, found in group.items()} for key, group in groups.items()}
+        rows = [_row_plain(one, row.row.line, row.row.cells) for one, row in zip(judged, source.known, strict=True)]
+        show_plain(form, {"file": source.file, "summary": summary, "rows": rows, "unknown": _unknown_plain(source.unknown)})
+        return
+    if form is Form.NAME:
+        for one, row in zip(judged, source.known, strict=True):
+            say(f"row/{row.row.line} {_exact(one.predicted_us)}")
+        return
+    say(f"{source.file}: {count(len(judged), 'row')} predicted, {len(source.unknown)} not known")
+    parts = (("all", judged), ("for fitting", learned), ("context", context)) if context else (("all", judged),)
+    _qualities("ROWS", {name: found for name, some in parts if (found := quality(some)) is not None})
+    for key, title, _ in _GROUPS:
+        _qualities(title, groups[key])
+    if form is Form.WIDE:
+        _each_row(judged, [row.row.line for row in source.known])
+    _say_unknown(source.unknown)
+
+
+def show_left_out(form: Form, source: Table, found: LeftOut) -> None:
+    """Print how three estimators did on sources they had not seen."""
+    groups: dict[str, dict[str, Quality | None]] = {}
+    for key, _ in _ESTIMATORS:
+        judged: tuple[Judged, ...] = getattr(found, key)
+        alone = [one for one in judged if one.observation.run.gang_size == 1]
+        gangs = [one for one in judged if one.observation.run.gang_size > 1]
+        groups[key] = {"one GPU": quality(alone), "gangs": quality(gangs), "all": quality(judged)}
+    by_source = _by_source(found.ours)
+    if form in {Form.JSON, Form.YAML}:
+        lines = {id(row.observation): row.row for row in source.known}
+        baseline = {id(one.observation): one.predicted_us for one in found.baseline}
+        rows = []
+        for one in found.ours:
+            row = lines[id(one.observation)]
+            rows.append(_row_plain(one, row.line, row.cells) | {"baseline": baseline[id(one.observation)] / _US})
+        summary = {key: {name: _quality_plain(one) for name, one in group.items()} for key, group in groups.items()}
+        sources = {name: _quality_plain(one) for name, one in by_source.items()}
+        plain = {"file": source.file, "cv": "source", "sources": len(by_source), "summary": summary, "by_source": sources}
+        show_plain(form, plain | {"rows": rows, "unknown": _unknown_plain(source.unknown)})
+        return
+    say(f"{source.file}: {count(len(by_source), 'source')}, each predicted by a fit to the others alone")
+    titles = dict(_ESTIMATORS)
+    for name in ("one GPU", "gangs", "all"):
+        _qualities(name.upper(), {titles[key]: found_one for key, group in groups.items() if (found_one := group[name]) is not None})
+    if form is Form.WIDE:
+        _qualities("SOURCE, OURS", by_source)
+
+
+def _by_source(judged: Iterable[Judged]) -> dict[str, Quality]:
+    names = sorted({one.observation.source for one in judged})
+    return {name: found for name in names if (found := quality([one for one in judged if one.observation.source == name])) is not None}
+
+
+def _qualities(title: str, groups: Mapping[str, Quality]) -> None:
+    rows = [[name, str(one.rows), *map(_percent, (one.median, one.p90, one.within_quarter))] for name, one in groups.items()]
+    say("")
+    table([title, "N", "MEDIAN", "P90", "WITHIN 25 %"], rows, _RIGHTS)
+
+
+def _each_row(judged: Sequence[Judged], lines: Sequence[int]) -> None:
+    rows = []
+    for one, line in zip(judged, lines, strict=True):
+        run, actual_us = one.observation.run, one.observation.actual_us
+        off = f"{100 * (one.predicted_us / actual_us - 1):+.0f} %"
+        what = [str(line), run.model.model_id, str(run.shape), run.gpu.gpu_type, str(run.gang_size), run.stack.value]
+        rows.append([*what, seconds(one.predicted_us), seconds(actual_us), off])
+    say("")
+    titles = ["LINE", "MODEL", "SHAPE", "GPU", "GPUS", "STACK", "PREDICTED", "ACTUAL", "OFF"]
+    table(titles, rows, frozenset({0, 4, 6, 7, 8}))
+
+
+def _quality_plain(found: Quality | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {"rows": found.rows, "median": _short(found.median), "p90": _short(found.p90), "within_25": _short(found.within_quarter)}
+
+
+def _row_plain(one: Judged, line: int, cells: Mapping[str, str]) -> dict[str, Any]:
+    run = one.observation.run
+    return {
+        **cells,
+        "line": line,
+        "model_id": run.model.model_id,
+        "class": class_of(run.model),
+        "stack": run.stack.value,
+        "predicted": one.predicted_us / _US,
+        "actual": one.observation.actual_us / _US,
+        "error": _short(one.error),
+    }
+
+
+def _grouped_unknown(unknown: Sequence[Unknown]) -> dict[tuple[str, str], list[int]]:
+    groups: dict[tuple[str, str], list[int]] = {}
+    for one in unknown:
+        groups.setdefault((one.field, one.value), []).append(one.row.line)
+    return groups
+
+
+def _unknown_plain(unknown: Sequence[Unknown]) -> list[dict[str, Any]]:
+    return [
+        {"field": field, "value": value, "rows": len(lines), "lines": lines} for (field, value), lines in _grouped_unknown(unknown).items()
+    ]
+
+
+def _say_unknown(unknown: Sequence[Unknown]) -> None:
+    if not unknown:
+        return
+    say("")
+    rows = []
+    for (field, value), lines in _grouped_unknown(unknown).items():
+        shown = ", ".join(map(str, lines[:_LINES_SHOWN])) + (", ..." if len(lines) > _LINES_SHOWN else "")
+        rows.append([field, value, str(len(lines)), shown])
+    table(["NOT KNOWN", "VALUE", "ROWS", "LINES"], rows, frozenset({2}))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _short(share: float) -> float:
+    return round(share, 6)
+
+
+def _exact(us: int) -> str:
+    return f"{us / _US:.6f}"
+
+
+# --- fit ----------------------------------------------------------------------------------------------------------------------
+
+_MODULE: Final = '''"""Effects fitted to the published times of atoll/data/latencies.csv. Written by `atoll costs fit`; do not edit.
+
+Decides nothing. Thousandths of a natural logarithm of time by effect, how many rows spoke for each, and how far rows of a source
+that was left out lay from their predictions. Effects without rows are what physics expects.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from atoll.physics.coefficients import Coefficients, Spread
+
+FITTED: Final = Coefficients(
+    effects_milli={
+%s
+    },
+    rows={
+%s
+    },
+    spreads={
+%s
+    },
+)
+'''
+
+
+def coefficients_module(found: Coefficients) -> str:
+    """The module that Atoll ships."""
+    spreads = {name: f"Spread(low_milli={one.low_milli}, high_milli={one.high_milli})" for name, one in found.spreads.items()}
+    return _MODULE % tuple(
+        "\n".join(f'        "{name}": {value},' for name, value in entries.items())
+        for entries in (found.effects_milli, found.rows, spreads)
+    )
+
+
+def coefficients_plain(found: Coefficients) -> dict[str, Any]:
+    """The same as data."""
+    effects = [{"effect": name, "milli": milli, "rows": found.rows.get(name, 0)} for name, milli in found.effects_milli.items()]
+    spreads = {name: {"low_milli": one.low_milli, "high_milli": one.high_milli} for name, one in found.spreads.items()}
+    return {"effects": effects, "spreads": spreads}

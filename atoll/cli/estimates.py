@@ -1,0 +1,237 @@
+"""`atoll costs predict|check|fit`: what an execution takes in seconds, and how good that estimate is.
+
+Decides how rows and runs are read; how answers look is `costtables`'. Needs no orchestrator: the estimate is arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from atoll.cli import arguments
+from atoll.cli.exits import CliError, Exit
+from atoll.cli.output import Form, note, say, show_plain
+from atoll.cli.session import session, verb
+from atoll.model import limits
+from atoll.model.errors import FieldError
+from atoll.model.ids import GpuTypeId
+from atoll.model.modelspec import Modality, ModelSpec
+from atoll.model.shape import Precision, Shape
+
+if TYPE_CHECKING:
+    from atoll.physics.calibration import Observation
+    from atoll.physics.published import Known, Names, Unknown
+    from atoll.physics.stack import Stack
+
+_FILE_BYTES_MAX: Final = 4 * 1024 * 1024
+# Leaving out one source at a time fits everything anew for each: 24 sources with 191 rows take some seconds.
+_SOURCES_MAX: Final = 200
+_ROWS_MAX: Final = 5_000
+_PACKAGED: Final = "atoll/data/latencies.csv"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verbs to the noun."""
+    verb(
+        app,
+        "predict",
+        epilog="""
+    atoll costs predict --model flux.1-dev --gpu H100-SXM
+    atoll costs predict --model wan2.1-t2v-14b-720p --size 1280x720 --frames 81 --steps 50 --gpu H100-SXM --gpus 8 -o json
+    """,
+    )(predict)
+    verb(
+        app,
+        "check",
+        epilog="""
+    atoll costs check measured.csv
+    atoll costs check measured.csv -o json  # every row with predicted and actual seconds
+    atoll costs check --cv source  # the packaged rows, each source predicted from the others alone
+    """,
+    )(check)
+    verb(
+        app,
+        "fit",
+        epilog="""
+    atoll costs fit -o json
+    atoll costs fit > fitted.py  # the module atoll/physics/fitted.py, from the packaged rows
+    """,
+    )(fit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table of published times as it was read."""
+
+    file: str
+    known: Sequence[Known]
+    unknown: Sequence[Unknown]
+
+    def fitting(self) -> list[Observation]:
+        """Rows that may be learned from."""
+        return [row.observation for row in self.known if row.fitting]
+
+
+def predict(
+    *,
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="A model of the catalogue. Required.")] = "",
+    gpu: Annotated[str, typer.Option("--gpu", metavar="TYPE", help="A GPU type of the catalogue, or cpu. Required.")] = "",
+    gpus: Annotated[str | None, typer.Option("--gpus", metavar="N", help="GPUs of a gang: 1, 2, 4 or 8.")] = None,
+    size: Annotated[str | None, typer.Option("--size", metavar="WxH", help="Pixels. What is not given is the model's own.")] = None,
+    frames: Annotated[str | None, typer.Option("--frames", metavar="N", help="Frames of a film.")] = None,
+    steps: Annotated[str | None, typer.Option("--steps", metavar="N", help="Denoising steps.")] = None,
+    cfg: Annotated[str | None, typer.Option("--cfg", metavar="N", help="Passes of the denoiser a step (2: with guidance).")] = None,
+    batch: Annotated[str | None, typer.Option("--batch", metavar="N", help="Results of one job.")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="fp32, fp16, bf16, fp8 or fp4.")] = None,
+    stack: Annotated[str, typer.Option("--stack", help="What runs the kernels; Atoll's own workers: eager.")] = "eager",
+) -> None:
+    """Predict how long an execution takes, without loading and transfers: seconds by part, and the range of 80 % of such predictions."""
+    from atoll.cli.costtables import show_estimate
+    from atoll.physics.estimate import estimate
+    from atoll.physics.fitted import FITTED
+    from atoll.physics.terms import Run
+
+    names = _names()
+    spec, shape = _wanted(names, model, size, frames, steps, cfg, batch)
+    gang = arguments.whole("--gpus", gpus, 1, max(limits.GANG_SIZES), default=1)
+    if gang not in limits.GANG_SIZES:
+        raise FieldError("--gpus", gpus, f"one of {', '.join(map(str, limits.GANG_SIZES))}")
+    gpu_type = names.gpus.get(GpuTypeId(gpu))
+    if gpu_type is None:
+        raise FieldError("--gpu", gpu, _one_of(gpu, names.gpus, "GPU type"))
+    run = Run(
+        model=spec, shape=shape, gpu=gpu_type, precision=_precision(precision, spec.precision), stack=_stack(stack), gang_size=gang
+    )
+    show_estimate(session().form, run, estimate(FITTED, run))
+
+
+def check(
+    *,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", show_default=False, help="Times, with the columns of the packaged table (default: that table).")
+    ] = "",
+    cv: Annotated[
+        str, typer.Option("--cv", metavar="COLUMN", show_default=False, help="'source': fit anew without each source, and predict it.")
+    ] = "",
+) -> None:
+    """Predicted against actual seconds: errors by GPU type, class and stack. Names that are not known are listed."""
+    from atoll.cli.costtables import show_check, show_left_out
+    from atoll.physics.evaluation import compare, judge
+    from atoll.physics.fitted import FITTED
+
+    if cv not in {"", "source"}:
+        raise FieldError("--cv", cv, "source")
+    form = session().form
+    names = _names()
+    table = _read(file, names)
+    if not cv:
+        show_check(form, table, judge([row.observation for row in table.known], FITTED))
+        return
+    observations = table.fitting()
+    sources = {one.source for one in observations}
+    if len(sources) < 2 or "" in sources:
+        raise CliError(f"{table.file}: expected at least 2 sources, and one in each row", code=Exit.USAGE)
+    if len(sources) > _SOURCES_MAX or len(observations) > _ROWS_MAX:
+        expected = f"at most {_SOURCES_MAX} sources and {_ROWS_MAX} rows, for each source is a fit"
+        raise CliError(f"{table.file} has {len(sources)} sources and {len(observations)} rows: expected {expected}", code=Exit.USAGE)
+    show_left_out(form, table, compare(observations, names.gpus))
+
+
+def fit(
+    *,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", show_default=False, help="Times, with the columns of the packaged table (default: that table).")
+    ] = "",
+) -> None:
+    """Fit the effects that predictions use to published times, and print them: as the Python module that Atoll ships, or as data."""
+    from atoll.cli.costtables import coefficients_module, coefficients_plain
+    from atoll.physics.calibration import fit as fit_effects
+    from atoll.physics.evaluation import leave_out_sources, spreads
+
+    form = session().form
+    names = _names()
+    table = _read(file, names)
+    observations = table.fitting()
+    if len(observations) > _ROWS_MAX or len({one.source for one in observations}) > _SOURCES_MAX:
+        raise CliError(f"{table.file}: expected at most {_ROWS_MAX} rows of at most {_SOURCES_MAX} sources", code=Exit.USAGE)
+    found = fit_effects(observations, names.gpus, spreads=spreads(leave_out_sources(observations, names.gpus)))
+    if form in {Form.JSON, Form.YAML}:
+        show_plain(form, coefficients_plain(found))
+    else:
+        say(coefficients_module(found).rstrip("\n"))
+    note(f"{len(observations)} rows of {len({one.source for one in observations})} sources")
+
+
+def _names() -> Names:
+    from atoll import data
+    from atoll.packaged import load_packaged
+    from atoll.physics.published import Names
+
+    catalogue = load_packaged()
+    return Names(catalogue.models, catalogue.gpus, data.published_names_csv(), "published_names.csv")
+
+
+def _read(file: str, names: Names) -> Table:
+    from atoll import data
+    from atoll.catalog.latencies import parse_latencies
+    from atoll.catalog.problems import SourceErrors
+    from atoll.cli.textfile import read_text
+    from atoll.physics.published import read_all
+
+    shown = file or _PACKAGED
+    text = read_text(Path(file), _FILE_BYTES_MAX) if file else data.latencies_csv()
+    try:
+        known, unknown = read_all(parse_latencies(text, shown), names, shown)
+    except SourceErrors as error:
+        first, *more = [str(one) for one in error.errors]
+        raise CliError(first, code=Exit.USAGE, more=tuple(more)) from None
+    return Table(file=shown, known=known, unknown=unknown)
+
+
+def _wanted(
+    names: Names, model: str, size: str | None, frames: str | None, steps: str | None, cfg: str | None, batch: str | None
+) -> tuple[ModelSpec, Shape]:
+    """The model and the shape, in which the model's own figures stand where none were given."""
+    pixels = arguments.size_px("--size", size) if size is not None else None
+    spec = names.model(model, pixels)
+    if spec is None:
+        raise FieldError("--model", model, _one_of(model, names.all_models(), "model"))
+    own = spec.default_shape
+    width, height = pixels or (own.width, own.height)
+    shape = Shape(
+        width=width,
+        height=height,
+        frames=arguments.whole("--frames", frames, 1, limits.FRAMES_MAX, default=own.frames),
+        steps=arguments.whole("--steps", steps, 1, limits.STEPS_MAX, default=own.steps),
+        cfg_passes=arguments.whole("--cfg", cfg, 1, limits.CFG_PASSES_MAX, default=own.cfg_passes),
+        batch=arguments.whole("--batch", batch, 1, limits.BATCH_MAX, default=own.batch),
+    )
+    if spec.modality is Modality.IMAGE and shape.frames > 1:
+        raise FieldError("--frames", frames, f"1, for {spec.model_id} makes images")
+    return spec, shape
+
+
+def _one_of(word: str, known: Iterable[str], kind: str) -> str:
+    from atoll.catalog.problems import one_of
+
+    return one_of(word, [str(name) for name in known], kind)
+
+
+def _precision(text: str | None, own: Precision) -> Precision:
+    if text is None:
+        return own
+    if text not in set(Precision):
+        raise FieldError("--precision", text, f"one of {', '.join(Precision)}")
+    return Precision(text)
+
+
+def _stack(text: str) -> Stack:
+    from atoll.physics.stack import Stack
+
+    if text not in set(Stack):
+        raise FieldError("--stack", text, f"{_one_of(text, list(Stack), 'stack')} (there are {', '.join(Stack)})")
+    return Stack(text)

@@ -1,0 +1,228 @@
+"""Published times -> effects: one fit for all levels, in which each effect is drawn towards what physics expected.
+
+Decides the prior of every effect and how strongly it holds. Must not know files, nor who asks: rows come as `Observation`s.
+
+The fit is the most probable set of effects if each is normal around its prior and each row's logarithm of time is normal around its
+prediction with heavy tails. For an effect seen in n rows that is the familiar shrinkage n / (n + k) towards the level above, with
+k = (spread of a row / spread of the effect)^2; with effects that overlap (GPU type, class, stack, precision, family) it is the joint one.
+It is found by Gauss and Newton with weights that fall for rows far off, in plain floats, always in the same order; only the result is
+rounded, to thousandths. A source counts for the square root of its rows: one table of 32 charts is not 32 witnesses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median_low
+from typing import Final
+
+from atoll.model.gpu import CPU, GpuType
+from atoll.model.ids import GpuTypeId
+from atoll.physics.coefficients import EFFECT_MAX_MILLI, UNLISTED, Coefficients, Spread
+from atoll.physics.leastsquares import Matrix, solve
+from atoll.physics.stack import TRAITS, Stack
+from atoll.physics.terms import Run, device_key, terms
+
+# Spread of one row around a good prediction: the same setting published twice differs by 3 to 15 %.
+_ROW_SPREAD: Final = 0.10
+# Beyond this many spreads a row's weight falls as 1 / distance.
+_ROBUST_BEYOND: Final = 1.5
+# Gauss and Newton settle in some ten steps; the bound is for rows that contradict each other.
+_ROUNDS_MAX: Final = 40
+_SETTLED: Final = 1e-5
+_STEP_MAX: Final = 0.7
+
+# H100's dense peak per watt of its board; the nominal shares of `terms` are for it. The less power stands behind a unit of peak, the
+# smaller the share a GPU holds: 0.84 at 0.43 TFLOP/s per watt (L20), 0.44 at 0.78 (A100), 0.3 at 2.1 (GB200): the square root of it.
+_NOMINAL_FLOPS_PER_WATT: Final = 989e12 / 700
+_DENSITY_EXPONENT: Final = 0.5
+# No pipeline is expected to hold more than 0.85 of a peak, however much power stands behind it; nominal is 0.4.
+_DENSITY_MIN: Final = -0.75
+# No fused attention and no 16-bit accumulation paths that today's kernels are tuned for: what unfused attention costs on newer types.
+_OLD_ARCHS: Final = {"Volta": 0.4, "Turing": 0.4}
+# Measured against H100 with the same 8 models and software, B200 reaches 1.4 times less of its peak than its peak per watt says.
+_MEASURED_DEVICES: Final = {"B200": 0.3}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """A published time of a run, and who published it."""
+
+    run: Run
+    actual_us: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prior:
+    """Where an effect is expected, and how far off that may be; in logarithms of time."""
+
+    mean: float
+    spread: float
+
+
+# Effects with a name of their own. Those of nominal constants are wide: the fit may move each by a third.
+_NAMED: Final[dict[str, Prior]] = {
+    "matmul": Prior(mean=0.0, spread=0.3),
+    "attention": Prior(mean=0.0, spread=0.3),
+    "stream": Prior(mean=0.0, spread=0.4),
+    "decode": Prior(mean=0.0, spread=0.4),
+    "launch": Prior(mean=0.0, spread=0.3),
+    "exchange": Prior(mean=0.0, spread=0.3),
+    "link": Prior(mean=0.0, spread=0.4),
+    "host-link": Prior(mean=0.0, spread=0.4),
+    # Waiting for weights from host memory overlaps with computing.
+    "offloaded": Prior(mean=0.07, spread=0.1),
+    # Convolutions change layouts and fill tensor units worse: 0.286 / 0.444 of the peak on A100, 0.249 / 0.377 on H100.
+    "class:unet": Prior(mean=0.35, spread=0.3),
+    "class:linear": Prior(mean=0.0, spread=0.3),
+    # Casts and scales around narrow products: LightX2V and torchao gain a tenth to a fifth from twice the peak.
+    "precision:fp8": Prior(mean=0.42, spread=0.2),
+    "precision:fp4": Prior(mean=0.92, spread=0.2),
+    # fp32 peaks count plain units, which dense products fill better than tensor units.
+    "precision:fp32": Prior(mean=-0.26, spread=0.2),
+    # Measured on H100 and B200 beside 6 other families it took 0.3 longer than the rest: skips over half its depth, as in a UNet.
+    "family:HunyuanDiT": Prior(mean=0.25, spread=0.12),
+}
+_LEVELS: Final[dict[str, Prior]] = {
+    "device": Prior(mean=0.0, spread=0.2),
+    "class": Prior(mean=0.0, spread=0.1),
+    "device-class": Prior(mean=0.0, spread=0.1),
+    "device-stack": Prior(mean=0.0, spread=0.1),
+    "family": Prior(mean=0.0, spread=0.1),
+}
+# Without what is argued above for stacks, classes, precisions and types: everything may be anything. Shown beside the rest, for honesty.
+_FLAT_SPREAD: Final = 0.35
+
+
+def prior_of(key: str, gpus: Mapping[GpuTypeId, GpuType], *, flat: bool = False) -> Prior:
+    """What is expected of an effect before any row was seen. `flat`: without the arguments from outside."""
+    level, _, rest = key.partition(":")
+    if level == "device":
+        return _device_prior(rest, gpus, flat=flat)
+    if level == "stack":
+        traits = TRAITS[Stack(rest)]
+        return Prior(mean=0.0, spread=_FLAT_SPREAD) if flat else Prior(mean=traits.prior_milli / 1_000, spread=traits.spread_milli / 1_000)
+    known = _NAMED.get(key)
+    if known is None:
+        return _LEVELS[level]
+    return Prior(mean=0.0, spread=max(known.spread, _FLAT_SPREAD)) if flat and known.mean else known
+
+
+def _device_prior(rest: str, gpus: Mapping[GpuTypeId, GpuType], *, flat: bool) -> Prior:
+    name, _, arch = rest.rpartition(":")
+    gpu = gpus.get(GpuTypeId(name))
+    mean = 0.0
+    if gpu is not None and gpu.board_watts:
+        mean = max(_DENSITY_EXPONENT * math.log(gpu.fp16_flops / gpu.board_watts / _NOMINAL_FLOPS_PER_WATT), _DENSITY_MIN)
+    if not flat:
+        mean += _OLD_ARCHS.get(arch, 0.0) + _MEASURED_DEVICES.get(name, 0.0)
+    return Prior(mean=mean, spread=_LEVELS["device"].spread)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """An observation as the fit reads it: parts as seconds with places of their effects."""
+
+    parts: tuple[tuple[float, tuple[int, ...]], ...]
+    log_actual: float
+    weight: float
+
+
+def fit(
+    observations: Sequence[Observation],
+    gpus: Mapping[GpuTypeId, GpuType],
+    *,
+    flat: bool = False,
+    spreads: Mapping[str, Spread] | None = None,
+) -> Coefficients:
+    """Effects of these rows (all of them; the caller leaves out what is not for fitting) and of the priors of everything else known."""
+    rows, seen = _read(observations)
+    priors = [prior_of(key, gpus, flat=flat) for key in seen]
+    values = [prior.mean for prior in priors]
+    for _ in range(_ROUNDS_MAX):
+        better = _improved(values, rows, priors)
+        moved = max((abs(new - old) for new, old in zip(better, values, strict=True)), default=0.0)
+        values = better
+        if moved < _SETTLED:
+            break
+    effects = {key: _milli(prior_of(key, gpus, flat=flat).mean) for key in _expected(gpus)}
+    effects |= {key: _milli(value) for key, value in zip(seen, values, strict=True)}
+    effects |= _unlisted(effects, gpus)
+    return Coefficients(effects_milli=dict(sorted(effects.items())), rows=seen, spreads=spreads or {})
+
+
+def _expected(gpus: Mapping[GpuTypeId, GpuType]) -> list[str]:
+    """Effects of which something is known without any row."""
+    listed = [device_key(gpu) for gpu in gpus.values() if gpu.gpu_type != CPU]
+    return [*_NAMED, *listed, *(f"stack:{stack}" for stack in Stack if TRAITS[stack].prior_milli)]
+
+
+def _read(observations: Sequence[Observation]) -> tuple[list[_Row], dict[str, int]]:
+    broken_down = [terms(observation.run) for observation in observations]
+    seen = Counter(key for parts in broken_down for key in {key: None for part in parts for key in part.effects})
+    place = {key: number for number, key in enumerate(sorted(seen))}
+    of_source = Counter(observation.source for observation in observations)
+    rows = [
+        _Row(
+            parts=tuple((part.base_ns / 1e9, tuple(place[key] for key in part.effects)) for part in parts),
+            log_actual=math.log(observation.actual_us / 1e6),
+            weight=1.0 / math.sqrt(of_source[observation.source]),
+        )
+        for observation, parts in zip(observations, broken_down, strict=True)
+        if parts
+    ]
+    return rows, dict(sorted(seen.items()))
+
+
+def _improved(values: list[float], rows: list[_Row], priors: list[Prior]) -> list[float]:
+    """One step of Gauss and Newton."""
+    size = len(values)
+    matrix: Matrix = [[0.0] * size for _ in range(size)]
+    right = [0.0] * size
+    for row in rows:
+        total, shares = _predicted(row, values)
+        residual = row.log_actual - math.log(total)
+        weight = row.weight / _ROW_SPREAD**2
+        if abs(residual) > _ROBUST_BEYOND * _ROW_SPREAD:
+            weight *= _ROBUST_BEYOND * _ROW_SPREAD / abs(residual)
+        for place, share in shares:
+            scaled = weight * share
+            right[place] += scaled * residual
+            line = matrix[place]
+            for other, other_share in shares:
+                line[other] += scaled * other_share
+    for place, prior in enumerate(priors):
+        pull = 1.0 / prior.spread**2
+        matrix[place][place] += pull
+        right[place] += pull * (prior.mean - values[place])
+    steps = solve(matrix, right)
+    return [value + min(max(step, -_STEP_MAX), _STEP_MAX) for value, step in zip(values, steps, strict=True)]
+
+
+def _predicted(row: _Row, values: list[float]) -> tuple[float, list[tuple[int, float]]]:
+    """Seconds, and by effect the share of them that it scales."""
+    total = 0.0
+    scaled: defaultdict[int, float] = defaultdict(float)
+    for base, places in row.parts:
+        seconds = base * math.exp(sum(values[place] for place in places))
+        total += seconds
+        for place in places:
+            scaled[place] += seconds
+    return total, [(place, seconds / total) for place, seconds in scaled.items()]
+
+
+def _milli(value: float) -> int:
+    return round(1_000 * min(max(value, -EFFECT_MAX_MILLI / 1_000), EFFECT_MAX_MILLI / 1_000))
+
+
+def _unlisted(effects: Mapping[str, int], gpus: Mapping[GpuTypeId, GpuType]) -> dict[str, int]:
+    """Effects of types that no table lists: the middle of the listed ones of an architecture, and of all."""
+    by_arch: defaultdict[str, list[int]] = defaultdict(list)
+    for gpu in gpus.values():
+        if gpu.gpu_type != CPU:
+            for name in (gpu.arch, ""):
+                by_arch[name].append(effects[device_key(gpu)])
+    return {UNLISTED + arch: median_low(found) for arch, found in sorted(by_arch.items())}

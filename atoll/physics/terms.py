@@ -1,0 +1,216 @@
+"""The parts of an execution time, each with the names of the effects that scale it.
+
+Decides the formula, which fitting and predicting share. Must not know how large an effect is (`atoll.physics.coefficients`), nor sites.
+
+A part has a base: its time if every effect were nothing, from FLOPs, bytes, a GPU's rates and the nominal constants below. The time of
+an execution is the sum over its parts of `base x exp(sum of effects)`. Kernels of a forward run one after the other, so matrix products,
+attention and element-wise traffic add up rather than hide each other. On n GPUs the forwards are split along the tokens; text, decoding
+and launches are not, and each layer pays for its exchange.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Final
+
+from atoll.model.gpu import CPU, GpuType
+from atoll.model.modelspec import DenoiserKind, Modality, ModelSpec
+from atoll.model.shape import Precision, Shape
+from atoll.physics import flops
+from atoll.physics.peaks import peak_flops, used_precision, weight_bits
+from atoll.physics.stack import ENGINE_STACK, TRAITS, Stack
+
+_NS: Final = 10**9
+_MILLI: Final = 1_000
+
+# Nominal shares of the dense peak, for a GPU of H100's peak per watt. Matrix products and attention of eager pipelines: 16 measured
+# settings of 8 models on one H100 are met within 6 % with 0.47 and 0.32; 0.40 and 0.37 lie between those and the published times.
+MATMUL_MILLI: Final = 400
+ATTENTION_MILLI: Final = 370
+# Convolutions over full-size pixels wait for memory: 0.05 of the peak in the same settings.
+DECODE_MILLI: Final = 55
+# How often a layer's element-wise kernels (norms, rotations, modulations, activations, casts to fp32 and back) read or write the stream of
+# tokens: 94 from published times, 155 from the settings above.
+STREAM_PASSES: Final = 120
+# Host work per layer and forward that the GPU waits for: some 20 kernels and their Python, 260 to 370 us in the same two.
+LAUNCH_US: Final = 300
+# UNets have about as many blocks that launch kernels as a transformer has layers; the table does not count them.
+UNET_LAYERS: Final = 60
+# Gangs: host work and latency of a layer's exchanges (two all-to-all and what surrounds them): 0.7 ms from published speed-ups, 0.8 from
+# measured ones of 8 models on 2 to 8 GPUs with NVLink.
+GANG_LAYER_US: Final = 800
+# Share of a link between GPUs that the exchange reaches; without such links it goes through host memory.
+LINK_MILLI: Final = 400
+_EXCHANGED_TENSORS: Final = 4
+
+# One core: a matrix product in fp32 reaches some half of its vector units in the sizes of small pipelines, convolutions less.
+CPU_MILLI: Final = {DenoiserKind.TRANSFORMER: 500, DenoiserKind.UNET: 325, DenoiserKind.LINEAR: 250}
+# Some thousand small operators a step and pass, 10-20 us each on one core: 4 steps of tiny pipelines take 0.1-0.25 s.
+CPU_LAUNCH_US: Final = 30_000
+
+
+class Stage(StrEnum):
+    """What a part belongs to."""
+
+    TEXT = "text"
+    DENOISE = "denoise"
+    DECODE = "decode"
+    OVERHEAD = "overhead"  # launches and other host work
+    GANG = "gang"  # exchange between the GPUs of a gang
+
+
+class Extent(StrEnum):
+    """How much of a generation a time covers."""
+
+    WHOLE = "whole"
+    DENOISING = "denoising"  # neither text nor decoding
+    THROUGHPUT = "throughput"  # per result under a full load: launches hide behind other results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What is executed, and where. `guidance_split`: half of a gang computes the pass without the prompt."""
+
+    model: ModelSpec
+    shape: Shape
+    gpu: GpuType
+    precision: Precision
+    stack: Stack = ENGINE_STACK
+    gang_size: int = 1
+    guidance_split: bool = False
+    offloaded: bool = False
+    extent: Extent = Extent.WHOLE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One part: `base_ns` is its time without effects."""
+
+    stage: Stage
+    base_ns: int
+    effects: tuple[str, ...]
+
+
+def terms(run: Run) -> tuple[Term, ...]:
+    """The parts of a run, without those of no size."""
+    found = _cpu_terms(run) if run.gpu.gpu_type == CPU else _gpu_terms(run)
+    if run.extent is not Extent.WHOLE:
+        outside = {Stage.TEXT, Stage.DECODE} if run.extent is Extent.DENOISING else {Stage.OVERHEAD}
+        found = [term for term in found if term.stage not in outside]
+    return tuple(term for term in found if term.base_ns)
+
+
+def device_key(gpu: GpuType) -> str:
+    """The effect of a GPU type; it names the architecture too, for types that no table lists."""
+    return f"device:{gpu.gpu_type}:{gpu.arch}"
+
+
+def class_of(model: ModelSpec) -> str:
+    """The class of a model: how its work grows, and for transformers what they make."""
+    if model.physics.kind is DenoiserKind.TRANSFORMER:
+        return f"{model.physics.kind}-{'image' if model.modality is Modality.IMAGE else 'video'}"
+    return str(model.physics.kind)
+
+
+@lru_cache(maxsize=4_096)
+def denoise_keys(device: str, model_class: str, family: str, stack: Stack, precision: Precision, offloaded: bool) -> tuple[str, ...]:
+    """The effects on every part of denoising, from the broadest to the narrowest."""
+    gpu_type = device.split(":")[1]
+    keys = [device, f"class:{model_class}", f"device-class:{gpu_type}:{model_class}"]
+    if stack is not Stack.EAGER:
+        keys += [f"stack:{stack}", f"device-stack:{gpu_type}:{stack}"]
+    if weight_bits(precision) != 16:
+        keys.append(f"precision:{precision}")
+    keys.append(f"family:{family}")
+    if offloaded:
+        keys.append("offloaded")
+    return tuple(keys)
+
+
+def layers_of(model: ModelSpec) -> int:
+    """Blocks that launch kernels of their own in a forward."""
+    return UNET_LAYERS if model.physics.kind is DenoiserKind.UNET else max(model.physics.layers, 1)
+
+
+def _gpu_terms(run: Run) -> list[Term]:
+    physics, shape, gpu, gang = run.model.physics, run.shape, run.gpu, run.gang_size
+    precision = used_precision(gpu, run.precision)
+    # Text encoders and decoders run in 16 bits beside a narrower denoiser.
+    wide = precision if weight_bits(precision) >= 16 else used_precision(gpu, Precision.BF16)
+    traits = TRAITS[run.stack]
+    device = device_key(gpu)
+    keys = denoise_keys(device, class_of(run.model), run.model.family, run.stack, precision, run.offloaded and gang == 1)
+    forwards = shape.steps * shape.cfg_passes * shape.batch
+    attention = flops.attention_flops(physics, shape) * forwards
+    product = flops.forward_flops(physics, shape) * forwards - attention
+    stream_bytes = flops.stream_elements(physics, shape) * forwards * max(weight_bits(precision), 16) // 8
+    peak, wide_peak = peak_flops(gpu, precision), peak_flops(gpu, wide)
+    traffic = stream_bytes * STREAM_PASSES * traits.traffic_milli // _MILLI
+    found = [
+        Term(stage=Stage.TEXT, base_ns=_ns(flops.text_flops(physics) * shape.batch, wide_peak, MATMUL_MILLI), effects=("matmul", device)),
+        Term(stage=Stage.DENOISE, base_ns=_ns(product, peak, MATMUL_MILLI) // gang, effects=("matmul", *keys)),
+        Term(
+            stage=Stage.DENOISE,
+            base_ns=_ns(attention, peak, ATTENTION_MILLI) * traits.attention_milli // _MILLI // gang,
+            effects=("attention", *keys),
+        ),
+        Term(stage=Stage.DENOISE, base_ns=_ns(traffic, gpu.memory_bytes_per_s, _MILLI) // gang, effects=("stream", *keys)),
+        Term(stage=Stage.DECODE, base_ns=_ns(_decode(run), wide_peak, DECODE_MILLI), effects=("decode", device)),
+    ]
+    passes = _sequential_passes(run)
+    launch_us = passes * layers_of(run.model) * LAUNCH_US * traits.host_milli // _MILLI
+    return [*found, Term(stage=Stage.OVERHEAD, base_ns=launch_us * 1_000, effects=("launch",)), *_exchange(run, passes, stream_bytes)]
+
+
+def _exchange(run: Run, passes: int, stream_bytes: int) -> list[Term]:
+    """What the GPUs of a gang spend on each other."""
+    halves = _halves(run)
+    members = run.gang_size // halves
+    if members < 2:
+        return []
+    layer_us = passes * layers_of(run.model) * GANG_LAYER_US * TRAITS[run.stack].host_milli // _MILLI
+    # Of each tensor a member holds 1/n and sends (n-1)/n of that away.
+    sent = _EXCHANGED_TENSORS * stream_bytes // halves * (members - 1) // (members * members)
+    gpu = run.gpu
+    if gpu.gpu_link_bytes_per_s:
+        moved = Term(stage=Stage.GANG, base_ns=_ns(sent, gpu.gpu_link_bytes_per_s, LINK_MILLI), effects=("link",))
+    else:
+        moved = Term(stage=Stage.GANG, base_ns=_ns(sent, gpu.h2d_bytes_per_s, _MILLI), effects=("host-link",))
+    return [Term(stage=Stage.GANG, base_ns=layer_us * 1_000, effects=("exchange",)), moved]
+
+
+def _halves(run: Run) -> int:
+    return 2 if run.guidance_split and run.shape.cfg_passes == 2 and run.gang_size % 2 == 0 else 1
+
+
+def _sequential_passes(run: Run) -> int:
+    """Forwards that are launched one after the other. Pipelines of images compute both passes of guidance as one batch, most of those of
+    video one after the other."""
+    if run.model.modality is Modality.IMAGE:
+        return run.shape.steps
+    return run.shape.steps * run.shape.cfg_passes // _halves(run)
+
+
+def _cpu_terms(run: Run) -> list[Term]:
+    """One core, or several as a gang: a figure of its own, argued above and fitted to nothing."""
+    physics, shape = run.model.physics, run.shape
+    peak, share = peak_flops(run.gpu, run.precision), CPU_MILLI[physics.kind]
+    work = flops.forward_flops(physics, shape) * shape.steps * shape.cfg_passes * shape.batch
+    stream_bytes = flops.stream_elements(physics, shape) * shape.steps * shape.cfg_passes * shape.batch * 4
+    return [
+        Term(stage=Stage.TEXT, base_ns=_ns(flops.text_flops(physics) * shape.batch, peak, share), effects=()),
+        Term(stage=Stage.DENOISE, base_ns=_ns(work, peak, share) // run.gang_size, effects=()),
+        Term(stage=Stage.DECODE, base_ns=_ns(_decode(run), peak, CPU_MILLI[DenoiserKind.UNET]), effects=()),
+        Term(stage=Stage.OVERHEAD, base_ns=shape.steps * CPU_LAUNCH_US * 1_000, effects=()),
+        *_exchange(run, _sequential_passes(run), stream_bytes),
+    ]
+
+
+def _decode(run: Run) -> int:
+    return flops.decode_flops(run.model.physics, run.shape) * run.shape.batch
+
+
+def _ns(work: int, rate: int, share_milli: int) -> int:
+    return work * _NS * _MILLI // max(rate * share_milli, 1)
