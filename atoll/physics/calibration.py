@@ -15,7 +15,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median_low
 from typing import Final
 
 from atoll.model.gpu import CPU, GpuType
@@ -225,4 +224,4 @@ def _unlisted(effects: Mapping[str, int], gpus: Mapping[GpuTypeId, GpuType]) -> 
         if gpu.gpu_type != CPU:
             for name in (gpu.arch, ""):
                 by_arch[name].append(effects[device_key(gpu)])
-    return {UNLISTED + arch: median_low(found) for arch, found in sorted(by_arch.items())}
+    return {UNLISTED + arch: sorted(found)[(len(found) - 1) // 2] for arch, found in sorted(by_arch.items())}

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from statistics import median
 from typing import Final
 
 from atoll.model.gpu import GpuType
@@ -146,7 +145,8 @@ def _by_efficiency(run: Run, inside: Sequence[Observation]) -> int:
     """
     alike = [one for one in inside if run.gang_size > 1 or one.run.gang_size == 1]
     same = [one for one in alike if one.run.gpu.gpu_type == run.gpu.gpu_type]
-    share = median(achieved_share(one.run, one.actual_us) for one in same or alike or inside)
+    shares = sorted(achieved_share(one.run, one.actual_us) for one in same or alike or inside)
+    share = (shares[(len(shares) - 1) // 2] + shares[len(shares) // 2]) / 2
     return max(int(_work(run) * 1_000_000 / (peak_flops(run.gpu, run.precision) * run.gang_size * share)), 1)
 
 

@@ -1,4 +1,4 @@
-"""The estimate against published times: what is shipped is what a fit gives, and rows never seen are met far better than by the baseline."""
+"""The estimate against published times: what is shipped is what a fit gives, and rows never seen are met far better than by a baseline."""
 
 from __future__ import annotations
 
