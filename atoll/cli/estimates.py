@@ -40,26 +40,26 @@ def add_to(app: typer.Typer) -> None:
         app,
         "predict",
         epilog="""
-    atoll costs predict --model flux.1-dev --gpu H100-SXM
-    atoll costs predict --model wan2.1-t2v-14b-720p --size 1280x720 --frames 81 --steps 50 --gpu H100-SXM --gpus 8 -o json
-    """,
+        atoll costs predict --model flux.1-dev --gpu H100-SXM
+        atoll costs predict --model wan2.1-t2v-14b-720p --size 1280x720 --frames 81 --steps 50 --gpu H100-SXM --gpus 8 -o json
+        """,
     )(predict)
     verb(
         app,
         "check",
         epilog="""
-    atoll costs check measured.csv
-    atoll costs check measured.csv -o json  # every row with predicted and actual seconds
-    atoll costs check --cv source  # the packaged rows, each source predicted from the others alone
-    """,
+        atoll costs check measured.csv
+        atoll costs check measured.csv -o json  # every row with predicted and actual seconds
+        atoll costs check --cv source  # the packaged rows, each source predicted from the others alone
+        """,
     )(check)
     verb(
         app,
         "fit",
         epilog="""
-    atoll costs fit -o json
-    atoll costs fit > fitted.py  # the module atoll/physics/fitted.py, from the packaged rows
-    """,
+        atoll costs fit -o json
+        atoll costs fit > fitted.py  # the module atoll/physics/fitted.py, from the packaged rows
+        """,
     )(fit)
 
 
