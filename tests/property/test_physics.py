@@ -7,15 +7,18 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoll.model.gpu import GpuType
+from atoll.model.gpu import CPU, GpuType
+from atoll.model.ids import GpuTypeId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.shape import Precision, Shape
 from atoll.packaged import load_packaged
 from atoll.physics.coldstart import init_us, stage_us, transfer_us
-from atoll.physics.execution import execution_us
+from atoll.physics.execution import execution_us, gang_speedup_milli
 from atoll.physics.flops import generation_flops
 from atoll.physics.memory import peak_bytes
 from atoll.physics.output import output_bytes
+from atoll.physics.stack import Stack
+from atoll.physics.terms import Run, Stage, terms
 
 CATALOGUE = load_packaged()
 MODELS = st.sampled_from(CATALOGUE.models)
@@ -29,6 +32,9 @@ SHAPES = st.builds(
     cfg_passes=st.integers(1, 3),
     batch=st.integers(1, 8),
 )
+GANGS = st.sampled_from((1, 2, 4, 8))
+STACKS = st.sampled_from(Stack)
+RATES = ("memory_bytes_per_s", "fp32_flops", "fp16_flops", "fp8_flops", "fp4_flops", "h2d_bytes_per_s", "gpu_link_bytes_per_s")
 GROWTHS = st.sampled_from(("width", "height", "frames", "steps", "cfg_passes", "batch"))
 INT64 = 2**63
 
@@ -39,12 +45,72 @@ def _figures(model: ModelSpec, shape: Shape) -> tuple[int, int, int]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(model=MODELS, gpu=GPUS, shape=SHAPES, precision=st.sampled_from(Precision), growth=GROWTHS, by=st.integers(1, 64))
-def test_more_never_costs_less(model: ModelSpec, gpu: GpuType, shape: Shape, precision: Precision, growth: str, by: int) -> None:
+@given(
+    model=MODELS,
+    gpu=GPUS,
+    shape=SHAPES,
+    precision=st.sampled_from(Precision),
+    growth=GROWTHS,
+    by=st.integers(1, 64),
+    gang=GANGS,
+    stack=STACKS,
+)
+def test_more_never_costs_less(
+    model: ModelSpec, gpu: GpuType, shape: Shape, precision: Precision, growth: str, by: int, gang: int, stack: Stack
+) -> None:
     larger = replace(shape, **{growth: getattr(shape, growth) + by})
-    for less, more in zip(_figures(model, shape), _figures(model, larger), strict=True):
-        assert less <= more
-    assert execution_us(model, shape, gpu, precision) <= execution_us(model, larger, gpu, precision)
+    for one, other in zip(_figures(model, shape), _figures(model, larger), strict=True):
+        assert one <= other
+    less, more = (execution_us(model, one, gpu, precision, gang_size=gang, stack=stack) for one in (shape, larger))
+    assert less <= more
+
+
+def scaled(gpu: GpuType, factor: int) -> GpuType:
+    """The same type with every rate so many times as high."""
+    return replace(gpu, **{rate: getattr(gpu, rate) * factor for rate in RATES})
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    model=MODELS,
+    gpu=st.one_of(GPUS, GPUS.map(lambda gpu: replace(gpu, gpu_type=GpuTypeId("X1"), arch="none yet"))),
+    shape=SHAPES,
+    precision=st.sampled_from(Precision),
+    factor=st.integers(2, 16),
+    gang=GANGS,
+    stack=STACKS,
+)
+def test_scaled_rates_scale_all_that_hangs_on_them(
+    model: ModelSpec, gpu: GpuType, shape: Shape, precision: Precision, factor: int, gang: int, stack: Stack
+) -> None:
+    """Every part of work is as many times shorter; launches and the latency of exchanges are the host's, and stay."""
+    slow = Run(model=model, shape=shape, gpu=gpu, precision=precision, stack=stack, gang_size=gang)
+    fast = replace(slow, gpu=scaled(gpu, factor))
+    of_rates = {term.effects: term.base_ns for term in terms(slow) if term.stage is not Stage.OVERHEAD and "exchange" not in term.effects}
+    for term in terms(fast):
+        if term.effects in of_rates and gpu.gpu_type != CPU:
+            assert abs(term.base_ns - of_rates[term.effects] / factor) <= 2
+    before, after = (execution_us(model, shape, one, precision, gang_size=gang, stack=stack) for one in (gpu, fast.gpu))
+    assert before / factor - 8 <= after <= before
+
+
+@settings(max_examples=200, deadline=None)
+@given(model=MODELS, gpu=GPUS, shape=SHAPES, precision=st.sampled_from(Precision), rate=st.sampled_from(RATES), by=st.integers(2, 9))
+def test_a_gpu_with_one_higher_rate_never_takes_longer(
+    model: ModelSpec, gpu: GpuType, shape: Shape, precision: Precision, rate: str, by: int
+) -> None:
+    faster = replace(gpu, **{rate: getattr(gpu, rate) * by})
+    for gang in (1, 8):
+        assert execution_us(model, shape, faster, precision, gang_size=gang) <= execution_us(model, shape, gpu, precision, gang_size=gang)
+
+
+@settings(max_examples=200, deadline=None)
+@given(model=MODELS, gpu=GPUS, shape=SHAPES, precision=st.sampled_from(Precision), gang=GANGS, stack=STACKS)
+def test_a_gang_is_never_faster_than_its_size(
+    model: ModelSpec, gpu: GpuType, shape: Shape, precision: Precision, gang: int, stack: Stack
+) -> None:
+    assert 0 < gang_speedup_milli(model, shape, gpu, precision, gang, stack=stack) <= 1_000 * gang * 1.001
+    assert gang_speedup_milli(model, shape, gpu, precision, 1, stack=stack) == 1_000
 
 
 @settings(max_examples=200, deadline=None)

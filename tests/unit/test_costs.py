@@ -1,0 +1,288 @@
+"""`atoll costs predict` and `check`: what they print, and how they refuse what cannot be."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atoll import data
+from atoll.cli.app import main
+from atoll.cli.exits import Exit
+
+Shown = pytest.CaptureFixture[str]
+HEADER = "model,resolution,frames,steps,cfg_forwards,batch,precision,optimisation,gpu,n_gpus,seconds"
+ROW = "FLUX.1-dev,1024x1024,1,28,1,1,bf16,eager,H100-SXM,1,6.7"
+PREDICT = ["costs", "predict", "--model", "flux.1-dev", "--gpu", "H100-SXM"]
+
+
+def _json(shown: Shown, *arguments: str) -> Any:
+    assert main([*arguments, "-o", "json"]) == Exit.OK
+    return json.loads(shown.readouterr().out)
+
+
+def _file(folder: Path, *lines: str) -> str:
+    path = folder / "times.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def _errors(shown: Shown, code: int) -> list[str]:
+    captured = shown.readouterr()
+    assert code == Exit.USAGE
+    assert captured.out == ""
+    assert "Traceback" not in captured.err and "bug" not in captured.err
+    return [line.removeprefix("error: ") for line in captured.err.splitlines() if not line.startswith("hint: ")]
+
+
+# --- predict ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_parts_of_a_prediction_add_up_to_its_seconds(capsys: Shown) -> None:
+    asked = [
+        "costs", "predict", "--model", "wan2.1-t2v-14b-720p", "--size", "1280x720", "--frames", "81", "--steps", "50", "--gpu", "H100-SXM",
+        "--gpus", "8", "--precision", "bf16", "--stack", "eager",
+    ]  # fmt: skip
+    found = _json(capsys, *asked)
+    assert found["seconds"] == pytest.approx(sum(found["parts"].values()), abs=1e-6)
+    # Published for this very setting: 287.9 s.
+    assert found["low_seconds"] < 287.9 < found["high_seconds"]
+    assert found["flops"] == pytest.approx(652_983e12, rel=0.01)
+    assert 5 < found["gang_speedup"] < 8
+    assert 0.2 < found["eta"] < 0.6
+    assert found["levels"][1] == {"level": "GPU type", "of": "H100-SXM", "effect": found["levels"][1]["effect"], "rows": 47}
+    assert main(asked) == Exit.OK
+    told = capsys.readouterr().out
+    for word in ("text", "denoise", "decode", "overhead", "exchange", "in all", "80 %", "TFLOP", "times as fast as one GPU"):
+        assert word in told
+
+
+@pytest.mark.parametrize("form", ["table", "wide", "json", "yaml", "name"])
+def test_every_form_is_printed(form: str, capsys: Shown) -> None:
+    assert main([*PREDICT, "-o", form]) == Exit.OK
+    assert capsys.readouterr().out.strip()
+
+
+def test_what_is_not_given_is_the_models_own(capsys: Shown) -> None:
+    own = _json(capsys, *PREDICT)
+    assert (own["width"], own["steps"], own["precision"], own["gpus"]) == (1024, 28, "bf16", 1)
+    assert _json(capsys, *PREDICT, "--size", "1024x1024", "--steps", "28", "--precision", "bf16", "--gpus", "1") == own
+
+
+def test_a_model_is_found_by_the_names_it_is_published_under(capsys: Shown) -> None:
+    for name in ("Wan2.1-T2V-14B", "wan-ai/wan2.1-t2v-14b-diffusers"):
+        small = _json(capsys, "costs", "predict", "--model", name, "--size", "832x480", "--gpu", "H100-SXM")
+        large = _json(capsys, "costs", "predict", "--model", name, "--size", "1280x720", "--gpu", "H100-SXM")
+        assert (small["model"], large["model"]) == ("wan2.1-t2v-14b-480p", "wan2.1-t2v-14b-720p")
+
+
+def test_a_core_of_a_cpu_is_predicted_too(capsys: Shown) -> None:
+    found = _json(capsys, "costs", "predict", "--model", "sd-1.5", "--gpu", "cpu", "--precision", "fp32")
+    assert found["seconds"] > 600
+    assert found["eta_level"] == "physics alone"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "flux1-dev"], "--model is 'flux1-dev': expected a known model; did you mean 'flux.1-dev'?"),
+        (["--model", ""], "--model is '': expected a known model"),
+        (["--model", "x" * 100_000], "--model is 'xxxx"),
+        (["--gpu", "H100"], "--gpu is 'H100': expected a known GPU type; did you mean H100-SXM or H100-PCIe or H100-NVL?"),
+        (["--gpu", "h100-sxm"], "--gpu is 'h100-sxm': expected a known GPU type; did you mean H100-SXM?"),
+        (["--stack", "compiled"], "--stack is 'compiled': expected a known stack; did you mean 'compile'?"),
+        (["--precision", "int8"], "--precision is 'int8': expected one of fp32, fp16, bf16, fp8, fp4"),
+        (["--size", "big"], "--size is 'big': expected WIDTHxHEIGHT in pixels"),
+        (["--size", "99999x99999"], "--size is '99999x99999': expected WIDTHxHEIGHT in pixels"),
+        (["--size", "16384x16384"], "--size is '16384x16384': expected at most"),
+        (["--frames", "81"], "--frames is '81': expected 1, for flux.1-dev makes images"),
+        (["--steps", "0"], "--steps is '0': expected a whole number from 1 to 1000"),
+        (["--steps", "nan"], "--steps is 'nan': expected a whole number from 1 to 1000"),
+        (["--gpus", "3"], "--gpus is '3': expected one of 1, 2, 4, 8"),
+        (["--gpus", "-1"], "--gpus is '-1': expected a whole number from 1 to 8"),
+        (["--cfg", "9"], "--cfg is '9': expected a whole number from 1 to 3"),
+        (["--batch", "1e9"], "--batch is '1e9': expected a whole number from 1 to 32"),
+    ],
+)
+def test_a_prediction_of_what_cannot_be_is_refused_in_one_line(arguments: list[str], said: str, capsys: Shown) -> None:
+    code = main([*PREDICT, *arguments])
+    lines = _errors(capsys, code)
+    assert len(lines) == 1
+    assert lines[0].startswith(said)
+    assert len(lines[0]) < 500
+
+
+# --- check --------------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_have_their_own_columns_and_predicted_and_actual_seconds(tmp_path: Path, capsys: Shown) -> None:
+    found = _json(capsys, "costs", "check", _file(tmp_path, f"{HEADER},note", f"{ROW},mine"))
+    (row,) = found["rows"]
+    assert row["model"] == "FLUX.1-dev" and row["note"] == "mine" and row["line"] == 2
+    assert row["actual"] == 6.7
+    assert row["predicted"] == pytest.approx(6.7, rel=0.2)
+    assert row["error"] == pytest.approx(abs(row["predicted"] / row["actual"] - 1), abs=1e-5)
+    assert found["summary"]["all"]["rows"] == 1
+    assert list(found["summary"]["by_gpu"]) == ["H100-SXM"]
+    assert list(found["summary"]["by_class"]) == ["transformer-image"]
+    assert list(found["summary"]["by_stack"]) == ["eager"]
+    assert found["unknown"] == []
+
+
+def test_the_packaged_table_is_checked_whole(capsys: Shown) -> None:
+    found = _json(capsys, "costs", "check")
+    written = list(csv.DictReader(io.StringIO(data.latencies_csv())))
+    unknown = sum(entry["rows"] for entry in found["unknown"])
+    assert len(found["rows"]) + unknown == len(written)
+    assert found["summary"]["for_fitting"]["rows"] == sum(row["split"] == "calibrate" for row in written) == 191
+    assert found["summary"]["for_fitting"]["within_25"] > 0.9
+    for row in found["rows"]:
+        assert row["actual"] == float(row["seconds"]) and row["predicted"] > 0
+
+
+def test_the_packaged_rows_name_their_sources() -> None:
+    for row in csv.DictReader(io.StringIO(data.latencies_csv())):
+        assert row["source"], row
+
+
+def test_names_that_are_not_known_are_listed_and_not_dropped(tmp_path: Path, capsys: Shown) -> None:
+    lines = [
+        HEADER,
+        ROW,
+        ROW.replace("FLUX.1-dev", "Dream-9000"),
+        ROW.replace("H100-SXM", "H900"),
+        ROW.replace("eager", "warp drive"),
+        ROW.replace("bf16", "q4"),
+        "Dream-9000,60s,,0,1,1,q4,magic,H900,1,3",
+    ]
+    file = _file(tmp_path, *lines)
+    found = _json(capsys, "costs", "check", file)
+    assert len(found["rows"]) == 1
+    assert found["unknown"] == [
+        {"field": "model", "value": "Dream-9000", "rows": 2, "lines": [3, 7]},
+        {"field": "gpu", "value": "H900", "rows": 1, "lines": [4]},
+        {"field": "optimisation", "value": "warp drive", "rows": 1, "lines": [5]},
+        {"field": "precision", "value": "q4", "rows": 1, "lines": [6]},
+    ]
+    assert main(["costs", "check", file]) == Exit.OK
+    told = capsys.readouterr().out
+    assert "1 row predicted, 5 not known" in told
+    for name in ("Dream-9000", "H900", "warp drive", "q4"):
+        assert name in told
+
+
+def test_a_table_of_strangers_only_is_told_and_no_error(tmp_path: Path, capsys: Shown) -> None:
+    found = _json(capsys, "costs", "check", _file(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "Dream")))
+    assert found["rows"] == [] and found["summary"]["all"] is None and found["unknown"][0]["value"] == "Dream"
+    assert main(["costs", "check", _file(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "Dream"))]) == Exit.OK
+    assert "0 rows predicted, 1 not known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (ROW.replace("6.7", "nan"), ":2: seconds is 'nan': expected a number above 0"),
+        (ROW.replace("6.7", "inf"), ":2: seconds is 'inf': expected a number above 0"),
+        (ROW.replace("6.7", "-6.7"), ":2: seconds is '-6.7': expected a number above 0"),
+        (ROW.replace("6.7", "0"), ":2: seconds is '0': expected a number above 0"),
+        (ROW.replace("6.7", ""), ":2: seconds is '': expected a number above 0"),
+        (ROW.replace("6.7", "1e99"), ":2: seconds is '1e99': expected a number above 0"),
+        (ROW.replace(",28,", ",-28,"), ":2: steps is '-28': expected a whole number from 0 to 1000"),
+        (ROW.replace(",28,", ",0,"), ":2: steps is 0: expected at least 1 for a model that denoises"),
+        (ROW.replace(",28,", ",2.5,"), ":2: steps is '2.5': expected a whole number"),
+        (ROW.replace("1024x1024", "wide"), ":2: resolution is 'wide': expected WIDTHxHEIGHT in pixels"),
+        (ROW.replace("1024x1024", "4x4"), ":2: shape.width is 4: expected a whole number from 8"),
+        (ROW.replace("SXM,1,", "SXM,0,"), ":2: n_gpus is '0': expected a whole number from 1"),
+        (ROW + ",more", ":2: row is '12 cells': expected 11 cells, as the header has"),
+        ('"' + ROW, ":2: row is "),
+        (ROW.replace("FLUX.1-dev", ""), ":2: model is '': expected a name"),
+        (ROW.replace("FLUX.1-dev", "m" * 300), ":2: model is 'mmm"),
+    ],
+)
+def test_a_broken_row_is_named_by_file_and_line(line: str, said: str, tmp_path: Path, capsys: Shown) -> None:
+    file = _file(tmp_path, HEADER, line)
+    errors = _errors(capsys, main(["costs", "check", file]))
+    assert errors[0].startswith(file + said), errors
+    assert len(errors[0]) < 500
+
+
+def test_all_mistakes_of_a_table_are_told_at_once(tmp_path: Path, capsys: Shown) -> None:
+    broken = [ROW.replace("6.7", "nan"), ROW, ROW.replace(",28,", ",x,")]
+    errors = _errors(capsys, main(["costs", "check", _file(tmp_path, HEADER, *broken)]))
+    assert [error.split(":")[1] for error in errors] == ["2", "4"]
+
+
+def test_missing_columns_are_each_named(tmp_path: Path, capsys: Shown) -> None:
+    errors = _errors(capsys, main(["costs", "check", _file(tmp_path, "model,gpu", "a,b")]))
+    assert any("header is 'seconds': expected a column 'seconds'" in error for error in errors)
+    assert len(errors) == 9
+
+
+def test_files_that_are_no_tables_are_refused(tmp_path: Path, capsys: Shown) -> None:
+    path = tmp_path / "times.csv"
+
+    def said(content: bytes) -> str:
+        path.write_bytes(content)
+        (error,) = _errors(capsys, main(["costs", "check", str(path)]))
+        return error
+
+    assert "expected a table with a header line" in said(b"")
+    assert "expected at least one row below the header" in said(HEADER.encode() + b"\n")
+    assert "expected UTF-8 text (byte" in said(HEADER.encode() + b"\n" + ROW.encode("utf-16"))
+    assert "line 2" in said(HEADER.encode() + b"\n\xff\xfe")
+    assert "expected at most 4194304 bytes" in said(b"x" * (4 * 1024 * 1024 + 1))
+    assert "row is" in said(HEADER.encode() + b'\n"a\x00')
+    missing = _errors(capsys, main(["costs", "check", str(tmp_path / "none.csv")]))
+    assert "cannot read it: No such file" in missing[0]
+    assert "cannot read it" in _errors(capsys, main(["costs", "check", str(tmp_path)]))[0]
+
+
+def test_quotes_byte_order_marks_and_windows_lines_are_read(tmp_path: Path, capsys: Shown) -> None:
+    path = tmp_path / "times.csv"
+    quoted = ",".join(f'"{cell}"' for cell in ROW.split(","))
+    path.write_bytes(b"\xef\xbb\xbf" + f'{HEADER},note\r\n{quoted},"a, ""quoted"" note"\r\n'.encode())
+    assert _json(capsys, "costs", "check", str(path))["rows"][0]["note"] == 'a, "quoted" note'
+
+
+def test_texts_of_a_table_never_reach_a_terminal_raw(tmp_path: Path, capsys: Shown) -> None:
+    assert main(["costs", "check", _file(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "\x1b[31mred"))]) == Exit.OK
+    assert "\x1b" not in capsys.readouterr().out
+
+
+# --- check --cv ---------------------------------------------------------------------------------------------------------------
+
+
+def test_sources_are_left_out_one_at_a_time(tmp_path: Path, capsys: Shown) -> None:
+    header = f"{HEADER},source"
+    rows = [f"{ROW},a", f"{ROW.replace('6.7', '7.1')},b", f"{ROW.replace('H100-SXM', 'A100-80-SXM').replace('6.7', '13.8')},c"]
+    found = _json(capsys, "costs", "check", _file(tmp_path, header, *rows), "--cv", "source")
+    assert found["sources"] == 3
+    assert set(found["summary"]) == {"ours", "flat", "baseline"}
+    assert found["summary"]["ours"]["one GPU"]["rows"] == 3 and found["summary"]["ours"]["gangs"] is None
+    by_source = {row["source"]: row for row in found["rows"]}
+    # The baseline of a's row is b's efficiency: the same work in b's seconds.
+    assert by_source["a"]["baseline"] == pytest.approx(7.1, rel=1e-4)
+    assert by_source["b"]["baseline"] == pytest.approx(6.7, rel=1e-4)
+    assert all(row["predicted"] > 0 for row in by_source.values())
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([HEADER, ROW, ROW], "expected at least 2 sources, and one in each row"),
+        ([f"{HEADER},source", f"{ROW},a", f"{ROW},a"], "expected at least 2 sources"),
+        ([f"{HEADER},source", *(f"{ROW},{number}" for number in range(201))], "expected at most 200 sources and 5000 rows"),
+    ],
+)
+def test_what_cannot_be_left_out_is_refused(lines: list[str], said: str, tmp_path: Path, capsys: Shown) -> None:
+    (error,) = _errors(capsys, main(["costs", "check", _file(tmp_path, *lines), "--cv", "source"]))
+    assert said in error
+
+
+def test_only_sources_can_be_left_out(capsys: Shown) -> None:
+    (error,) = _errors(capsys, main(["costs", "check", "--cv", "gpu"]))
+    assert error == "--cv is 'gpu': expected source"
