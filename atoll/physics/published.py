@@ -103,13 +103,16 @@ class Names:
             raise FieldError("resolution", row.resolution, "WIDTHxHEIGHT in pixels")
         if not row.steps:
             raise FieldError("steps", row.steps, "at least 1 for a model that denoises")
+        precision = Precision(row.precision)
+        if precision is Precision.BF16 and not gpu.has_bf16:
+            precision = Precision.FP16  # what such a type is really run in; a table that says bf16 for all its rows did not mean emulation
         width, height = row.size
         shape = Shape(width=width, height=height, frames=row.frames, steps=row.steps, cfg_passes=row.cfg_passes, batch=row.batch)
         run = Run(
             model=model,
             shape=shape.check(),
             gpu=gpu,
-            precision=Precision(row.precision),
+            precision=precision,
             stack=stack.stack,
             gang_size=row.gpus,
             guidance_split="cfg" in row.parallelism.lower(),

@@ -175,6 +175,12 @@ def test_names_that_are_not_known_are_listed_and_not_dropped(tmp_path: Path, cap
         assert name in told
 
 
+def test_a_row_of_bf16_on_a_type_without_it_is_read_as_fp16(tmp_path: Path, capsys: Shown) -> None:
+    row = ROW.replace("H100-SXM", "V100-32")
+    rows = _json(capsys, "costs", "check", _file(tmp_path, HEADER, row, row.replace("bf16", "fp16")))["rows"]
+    assert rows[0]["predicted"] == rows[1]["predicted"]
+
+
 def test_a_table_of_strangers_only_is_told_and_no_error(tmp_path: Path, capsys: Shown) -> None:
     found = _json(capsys, "costs", "check", _file(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "Dream")))
     assert found["rows"] == [] and found["summary"]["all"] is None and found["unknown"][0]["value"] == "Dream"
