@@ -16,18 +16,23 @@ from atoll.model.ids import AdapterId, ChangeSeq, FleetId, JobId, ModelId, SiteI
 from atoll.model.job import TERMINAL, Job
 from atoll.model.learned import Estimates
 from atoll.model.modelspec import ModelSpec
+from atoll.model.residency import Pin, Push
 from atoll.model.site import LinkSpec, SiteRecord
 from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.outputs import (
     AppendAudit,
     DeleteAdapter,
     DeleteModel,
+    DeletePin,
+    DeletePush,
     DeleteSite,
     PutAdapter,
     PutEstimates,
     PutJob,
     PutLinks,
     PutModel,
+    PutPin,
+    PutPush,
     PutSite,
     Record,
 )
@@ -67,6 +72,8 @@ class SimStore:
         self.sites: dict[SiteId, SiteRecord] = {}
         self.models: dict[ModelId, ModelSpec] = {}
         self.adapters: dict[AdapterId, AdapterSpec] = {}
+        self.pins: dict[tuple[ModelId, SiteId], Pin] = {}
+        self.pushes: dict[ModelId, Push] = {}
         self.links: tuple[LinkSpec, ...] = ()
         self.estimates = Estimates()
         self.audit: list[AuditEvent] = []
@@ -103,6 +110,8 @@ class SimStore:
             links=self.links,
             models=tuple(self.models.values()),
             adapters=tuple(self.adapters.values()),
+            pins=tuple(self.pins.values()),
+            pushes=tuple(self.pushes.values()),
             ended_keys=tuple(
                 EndedKey(
                     tenant=job.spec.tenant,
@@ -169,6 +178,14 @@ class SimStore:
                 self.adapters.pop(record.adapter_id, None)
             case PutEstimates():
                 self.estimates = record.estimates
+            case PutPin():
+                self.pins[(record.pin.model_id, record.pin.site_id)] = record.pin
+            case DeletePin():
+                self.pins.pop((record.model_id, record.site_id), None)
+            case PutPush():
+                self.pushes[record.push.model_id] = record.push
+            case DeletePush():
+                self.pushes.pop(record.model_id, None)
             case AppendAudit():
                 self.audit.append(record.event)
             case _:
@@ -198,6 +215,14 @@ def brief(record: Record) -> str:
             return f"adapter {record.adapter_id} deleted"
         case PutEstimates():
             return f"estimates of {sum(one.observations for one in record.estimates.components)} observations"
+        case PutPin():
+            return f"pin {record.pin.model_id} at {record.pin.site_id}: {record.pin.tier.name}"
+        case DeletePin():
+            return f"pin {record.model_id} at {record.site_id} deleted"
+        case PutPush():
+            return f"push {record.push.model_id} to {','.join(record.push.sites)}"
+        case DeletePush():
+            return f"push {record.model_id} deleted"
         case AppendAudit():
             return f"audit {record.event.seq} {record.event.verb} {record.event.subject}"
         case _:

@@ -18,6 +18,7 @@ from atoll.model.job import Job, JobSpec
 from atoll.model.learned import Estimates
 from atoll.model.modelspec import ModelSpec
 from atoll.model.report import AttemptEvent
+from atoll.model.residency import Pin, Push
 from atoll.model.site import LinkSpec, SiteRecord
 
 T = TypeVar("T")
@@ -69,6 +70,8 @@ _MODEL: Final = _Blob[ModelSpec]("model", ModelSpec)
 _ADAPTER: Final = _Blob[AdapterSpec]("adapter", AdapterSpec)
 _LINKS: Final = _Blob[tuple[LinkSpec, ...]]("list of links", tuple[LinkSpec, ...])
 _ESTIMATES: Final = _Blob[Estimates]("set of estimates", Estimates)
+_PIN: Final = _Blob[Pin]("pin", Pin)
+_PUSH: Final = _Blob[Push]("push", Push)
 _AUDIT: Final = _Blob[AuditEvent]("line of the audit", AuditEvent)
 _ATTEMPT_EVENT: Final = _Blob[AttemptEvent]("event of an attempt", AttemptEvent)
 
@@ -79,6 +82,8 @@ encode_model, decode_model = _MODEL.encode, _MODEL.decode
 encode_adapter, decode_adapter = _ADAPTER.encode, _ADAPTER.decode
 encode_links, decode_links = _LINKS.encode, _LINKS.decode
 encode_estimates, decode_estimates = _ESTIMATES.encode, _ESTIMATES.decode
+encode_pin, decode_pin = _PIN.encode, _PIN.decode
+encode_push, decode_push = _PUSH.encode, _PUSH.decode
 encode_audit, decode_audit = _AUDIT.encode, _AUDIT.decode
 encode_attempt_event, decode_attempt_event = _ATTEMPT_EVENT.encode, _ATTEMPT_EVENT.decode
 

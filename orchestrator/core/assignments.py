@@ -1,4 +1,4 @@
-"""What each site is told: its assignment as a snapshot or a delta, made from the attempts that it should hold.
+"""What each site is told: its assignment as a snapshot or a delta, made from the attempts and copies that it should hold.
 
 Decides form and generation. Must not know how it travels; a lost one is noticed by the generation in the site's reports.
 """
@@ -19,7 +19,8 @@ def send_touched(ctx: Context) -> None:
         site = ctx.state.sites.get(site_id)
         if site is None or site.session is None:
             continue
-        nothing_new = not site.changed and not site.removed and not site.evict and site.acked_sent == site.acked_event_seq
+        changes = (site.changed, site.removed, site.evict, site.wanted_changed, site.unwanted)
+        nothing_new = not any(changes) and site.acked_sent == site.acked_event_seq
         if nothing_new and not site.needs_snapshot:
             continue
         assignment = _make(ctx, site)
@@ -33,7 +34,9 @@ def _make(ctx: Context, site: Site) -> Assignment:
     site.generation = Generation(site.generation + 1)
     lives = site.attempts.values() if full else [site.attempts[key] for key in site.changed if key in site.attempts]
     attempts = tuple(_assigned(ctx, live) for live in lives)
-    wanted: dict[ModelId, None] = {live.model_id: None for live in lives}
+    keys = list(site.wanted) if full else [key for key in site.wanted_changed if key in site.wanted]
+    replicas = tuple(site.wanted[key].desired for key in keys)
+    wanted: dict[ModelId, None] = {live.model_id: None for live in lives} | {desired.model_id: None for desired in replicas}
     models = tuple(ctx.state.models[model_id] for model_id in wanted if model_id in ctx.state.models)
     used: dict[AdapterId, None] = {use.adapter_id: None for live in lives for use in live.spec.adapters}
     adapters = tuple(ctx.state.adapters[adapter_id] for adapter_id in used if adapter_id in ctx.state.adapters)
@@ -49,9 +52,12 @@ def _make(ctx: Context, site: Site) -> Assignment:
         evict=tuple(site.evict),
         acked_event_seq=site.acked_event_seq,
         confirm_shrink=full and site.dropped,
+        replicas=replicas,
+        unwanted=() if full else tuple(site.unwanted.values()),
     )
     site.needs_snapshot = False
     site.changed, site.removed, site.evict = {}, {}, {}
+    site.wanted_changed, site.unwanted = {}, {}
     site.sent_us, site.acked_sent = ctx.now_us, site.acked_event_seq
     return assignment
 

@@ -149,7 +149,10 @@ def _vacate(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran:
     if replica is not None:
         replica.last_used_us = ctx.now_us
         if ran:
+            came = replica.state not in (ReplicaState.WARM, ReplicaState.BUSY)
             replica.state = ReplicaState.WARM
+            if came:
+                movements.came_with(ctx, column, slot, replica, live.key.job_id)
         elif not slot.attempts and replica.state is ReplicaState.ABSENT:
             del slot.replicas[live.replica]
     slot.busy_until_us = ctx.now_us + sum(column.site.attempts[key].exec_us for key in slot.attempts)
@@ -166,13 +169,17 @@ def clear_fetch(ctx: Context, column: Column, slot: Slot, live: LiveAttempt) -> 
     attempts = column.site.attempts
     if any(attempts[key].model_id == live.model_id for slot in node.slots for key in slot.attempts if key in attempts):
         return
-    forget_fetch(ctx, column, slot.node_index, live)
+    if any(wanted.desired.node_id == node.node_id for wanted in wishes.of_model(column.site, live.model_id)):
+        return  # it goes on for a copy that is wanted there; the site's reports say when it is over
+    forget_fetch(ctx, column, slot.node_index, live.model_id)
 
 
-def forget_fetch(ctx: Context, column: Column, node_index: int, live: LiveAttempt) -> None:
+def forget_fetch(ctx: Context, column: Column, node_index: int, model_id: ModelId) -> None:
     """A fetch to this node is over."""
-    del column.pool.nodes[node_index].fetching[live.model_id]
-    ctx.columns.node_changed(column, node_index, "fetching", live.model_id, present=False)
+    node = column.pool.nodes[node_index]
+    del node.fetching[model_id]
+    node.bytes_left.pop(model_id, None)
+    ctx.columns.node_changed(column, node_index, "fetching", model_id, present=False)
     column.site.fetches -= 1
     ctx.columns.flows_changed(column.site)
 

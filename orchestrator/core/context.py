@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from heapq import heapify, heappop, heappush
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from atoll.model.attempt import Attempt
 from atoll.model.audit import AuditEvent, Severity
-from atoll.model.ids import ChangeSeq, SiteId
+from atoll.model.ids import ChangeSeq, ModelId, SiteId
 from atoll.model.job import Job
 from orchestrator.core.bound import Bound
+from orchestrator.core.demand import Demand
 from orchestrator.core.events import RequestRef
 from orchestrator.core.learning.book import Book
 from orchestrator.core.outflow import Outflow
@@ -41,6 +42,9 @@ from orchestrator.core.placement.policy import Policy
 from orchestrator.core.queue import Queue
 from orchestrator.core.state import JobEntry, Site, State
 
+if TYPE_CHECKING:
+    from orchestrator.core.residency import Residency  # whose handlers work with this very context
+
 # A live job has at most a deadline, a start timeout and a back-off, a site silence, losses and a drain. More than this are of ended jobs.
 _TIMERS_EACH: Final = 6
 _TIMERS_SPARE: Final = 4_096
@@ -55,6 +59,8 @@ class TimerKind(IntEnum):
     JOB_EXPIRY = 3
     RETRY = 4
     PLACING = 5
+    RESIDENCY = 6
+    PUSH_OVER = 7
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,6 +75,10 @@ class Context:
     queue: Queue
     book: Book
     bound: Bound = field(default_factory=Bound)
+    demand: Demand
+    residency: Residency
+    # An index: sites with wishes for a model.
+    wishes: dict[ModelId, dict[SiteId, None]] = field(default_factory=dict)
     outflow: Outflow = field(default_factory=Outflow)
     now_us: int = 0
     timers: list[tuple[int, TimerKind, str]] = field(default_factory=list)

@@ -12,6 +12,7 @@ from atoll.model.ids import ChangeSeq, FleetId, JobId, TenantId, Term
 from atoll.model.job import Job
 from atoll.model.learned import Estimates
 from atoll.model.modelspec import ModelSpec
+from atoll.model.residency import Pin, Push
 from atoll.model.site import LinkSpec, SiteRecord
 
 
@@ -41,6 +42,8 @@ class Stored:
     links: tuple[LinkSpec, ...] = ()
     models: tuple[ModelSpec, ...] = ()
     adapters: tuple[AdapterSpec, ...] = ()
+    pins: tuple[Pin, ...] = ()
+    pushes: tuple[Push, ...] = ()
     ended_keys: tuple[EndedKey, ...] = ()
     ended_count: int = 0
     estimates: Estimates = Estimates()

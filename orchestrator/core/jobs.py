@@ -76,6 +76,7 @@ def _submit(ctx: Context, submission: Submission) -> Accepted | Refusal:
     state.tenant_jobs[spec.tenant] = state.tenant_jobs.get(spec.tenant, 0) + 1
     ctx.save_job(entry)
     watch_expiry(ctx, job)
+    residency.arrived(ctx, spec.model_id)
     ctx.queue.add(class_of(spec), entry.accept_seq, job.job_id, spec.tenant, job.accepted_us)
     return Accepted(job_id=job.job_id)
 

@@ -18,6 +18,8 @@ from atoll.model.job import Job, JobState
 from atoll.model.learned import Estimates, Shift
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Deferral, Explanation
+from atoll.model.replica import Tier
+from atoll.model.residency import Cause, Pin, Push, ResidencyEvent
 from atoll.model.site import LinkSpec, SiteRecord
 from orchestrator.core.events import RequestRef, SessionRef
 
@@ -88,6 +90,35 @@ class PutEstimates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PutPin:
+    """A model is pinned at a site."""
+
+    pin: Pin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletePin:
+    """A model is not pinned at a site any more."""
+
+    model_id: ModelId
+    site_id: SiteId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutPush:
+    """A model is being pushed."""
+
+    push: Push
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletePush:
+    """A push is over."""
+
+    model_id: ModelId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AppendAudit:
     """One line of the audit."""
 
@@ -95,7 +126,20 @@ class AppendAudit:
 
 
 Record = (
-    PutJob | PutSite | DeleteSite | PutLinks | PutModel | DeleteModel | PutAdapter | DeleteAdapter | PutEstimates | AppendAudit
+    PutJob
+    | PutSite
+    | DeleteSite
+    | PutLinks
+    | PutModel
+    | DeleteModel
+    | PutAdapter
+    | DeleteAdapter
+    | PutPin
+    | DeletePin
+    | PutPush
+    | DeletePush
+    | PutEstimates
+    | AppendAudit
 )
 
 # --- answers ------------------------------------------------------------------------------------------------------------------
@@ -328,6 +372,24 @@ class SubmissionRefused:
     bound: Bound
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyWanted:
+    """A copy is wanted ahead of demand; `fetch_bytes` have to come for it."""
+
+    site_id: SiteId
+    model_id: ModelId
+    tier: Tier
+    cause: Cause
+    fetch_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyMoved:
+    """A copy came or left."""
+
+    event: ResidencyEvent
+
+
 Decision = (
     JobPlaced
     | JobsDeferred
@@ -336,6 +398,8 @@ Decision = (
     | JobSettled
     | LateResultRefused
     | EstimateShifted
+    | CopyWanted
+    | CopyMoved
     | RetryScheduled
     | SubmissionRefused
 )

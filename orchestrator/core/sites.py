@@ -10,10 +10,10 @@ from typing import Final
 
 from atoll.model.attempt import AttemptState
 from atoll.model.ids import Generation, PoolId, SlotRef
-from atoll.model.replica import ReplicaFact, ReplicaState
+from atoll.model.replica import ReplicaFact, ReplicaState, Tier
 from atoll.model.report import PROTOCOL_VERSION, NodeFacts, SiteHello, SlotFacts
 from atoll.model.site import PoolSpec, SiteAdmin
-from orchestrator.core import attempts, leases
+from orchestrator.core import attempts, leases, movements, wishes
 from orchestrator.core.context import Context
 from orchestrator.core.events import ResyncRequested, SiteConnected, SiteDisconnected, SiteReported
 from orchestrator.core.outputs import CloseSession, Refusal, RefusalCode
@@ -157,7 +157,9 @@ def reported(ctx: Context, event: SiteReported) -> None:
         pool = site.pools.get(facts.pool_id)
         node_index = pool.node_index.get(facts.node_id) if pool is not None else None
         if node_index is not None:
-            _node_reported(ctx, ctx.columns.by_pool[(site.site_id, PoolId(facts.pool_id))], node_index, facts)
+            column = ctx.columns.by_pool[(site.site_id, PoolId(facts.pool_id))]
+            _node_reported(ctx, column, node_index, facts)
+            _fetches_reported(ctx, column, node_index, facts, current=report.generation == site.generation)
     for progress in report.progress:
         attempts.progressed(ctx, site, progress)
     attempts.stop_hanging(ctx, site)
@@ -189,27 +191,50 @@ def _check_generation(ctx: Context, site: Site, generation: int, *, unknown: boo
 def _node_reported(ctx: Context, column: Column, node_index: int, facts: NodeFacts) -> None:
     node = column.pool.nodes[node_index]
     node.host_free_bytes, node.disk_free_bytes = facts.host_free_bytes, facts.disk_free_bytes
-    for kind, known, told in (("disk", node.disk_models, facts.disk_models), ("host", node.host_models, facts.host_models)):
+    node.pinned, node.host_tier = facts.pinned, facts.host_tier
+    for kind, tier, known, told in (
+        ("disk", Tier.DISK, node.disk_models, facts.disk_models),
+        ("host", Tier.HOST, node.host_models, facts.host_models),
+    ):
         now_there = set(told)
         if now_there == known:
             continue
         for model_id in sorted(now_there - known):
             known.add(model_id)
+            movements.tier_reported(ctx, column, node, tier, model_id, present=True)
             ctx.columns.node_changed(column, node_index, kind, model_id, present=True)
             ctx.queue.wake_model(model_id)
         for model_id in sorted(known - now_there):
             known.discard(model_id)
+            movements.tier_reported(ctx, column, node, tier, model_id, present=False)
             ctx.columns.node_changed(column, node_index, kind, model_id, present=False)
     if node.disk_adapters != set(facts.disk_adapters):
         node.disk_adapters = set(facts.disk_adapters)
         ctx.columns.adapters_changed(column)
     for model_id in [model_id for model_id in node.fetching if model_id in node.disk_models]:
-        del node.fetching[model_id]
-        column.site.fetches -= 1
-        ctx.columns.node_changed(column, node_index, "fetching", model_id, present=False)
+        attempts.forget_fetch(ctx, column, node_index, model_id)
     for slot_facts in facts.slots:
         if 0 <= slot_facts.index < len(node.slots):
             _slot_reported(ctx, column, node.slots[slot_facts.index], slot_facts)
+
+
+def _fetches_reported(ctx: Context, column: Column, node_index: int, facts: NodeFacts, *, current: bool) -> None:
+    """Flows as the site sees them. What it does not fetch though it knows all that it should (`current`) is no flow, unless an attempt
+    that waits for it has not begun."""
+    node = column.pool.nodes[node_index]
+    told = {fact.model_id: fact for fact in facts.fetching if fact.model_id not in node.disk_models}
+    node.bytes_left = {fact.model_id: max(fact.bytes_total - fact.bytes_done, 0) for fact in told.values()}
+    for model_id, fact in told.items():
+        model = ctx.state.models.get(model_id)
+        if model_id not in node.fetching and model is not None:
+            left_us = (fact.bytes_total - fact.bytes_done) * 1_000_000 // max(int(ctx.columns.origin_rate[column.index]), 1)
+            wishes.note_fetch(ctx, column, node_index, model, max(left_us, 0))
+            node.bytes_left[model_id] = max(fact.bytes_total - fact.bytes_done, 0)
+    lives = [column.site.attempts[key] for slot in node.slots for key in slot.attempts if key in column.site.attempts]
+    awaited = {live.model_id for live in lives}
+    for model_id in [model_id for model_id in node.fetching if model_id not in told and model_id not in awaited]:
+        if current:
+            attempts.forget_fetch(ctx, column, node_index, model_id)
 
 
 def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -> None:
@@ -223,8 +248,10 @@ def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -
     }
     before = {key: (replica.memory_bytes, replica.adapters) for key, replica in slot.replicas.items()}
     was_free = slot.ready and not slot.attempts
+    resident = movements.resident(slot)
     present = sorted({*told, *(live.replica for live in lives)})
     slot.replicas = {key: _believed(slot.replicas.get(key), key, told.get(key), lives) for key in present}
+    movements.slot_reported(ctx, column, slot, resident)
     after = {key: (replica.memory_bytes, replica.adapters) for key, replica in slot.replicas.items()}
     changed = before != after or facts.ready != slot.ready
     if not changed:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from atoll.model.adapter import AdapterSpec
+from atoll.model.assignment import CopyKey, DesiredReplica
 from atoll.model.attempt import Attempt, AttemptState, FailureKind
 from atoll.model.gpu import GpuType
 from atoll.model.ids import (
@@ -32,6 +33,7 @@ from atoll.model.job import Job, JobSpec
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaState
 from atoll.model.report import RateFacts, SiteHello
+from atoll.model.residency import Cause, Pin, Push
 from atoll.model.site import LinkSpec, PoolSpec, SiteConnection, SiteRecord
 from orchestrator.core.events import SessionRef
 
@@ -45,6 +47,15 @@ class JobEntry:
     not_before_us: int = 0
     deferrals: int = 0
     deferral_since_us: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A copy that a site is told to hold ahead of demand, why, and since when."""
+
+    desired: DesiredReplica
+    cause: Cause
+    since_us: int
 
 
 class ReplicaKey(NamedTuple):
@@ -64,6 +75,7 @@ class Replica:
     state: ReplicaState
     last_used_us: int = 0
     adapters: tuple[AdapterId, ...] = ()  # loaded on it as last reported or about to be by bound attempts, active or not; sorted
+    warm_us: int = 0  # since when it is resident; 0: not known
 
     @property
     def key(self) -> ReplicaKey:
@@ -99,6 +111,9 @@ class Node:
     disk_models: set[ModelId] = field(default_factory=set)
     disk_adapters: set[AdapterId] = field(default_factory=set)
     fetching: dict[ModelId, int] = field(default_factory=dict)
+    bytes_left: dict[ModelId, int] = field(default_factory=dict)  # of fetches, as last reported
+    pinned: tuple[ModelId, ...] = ()  # as the site understood it
+    host_tier: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -193,7 +208,12 @@ class Site:
     changed: dict[AttemptKey, None] = field(default_factory=dict)
     removed: dict[AttemptKey, None] = field(default_factory=dict)
     evict: dict[ModelId, None] = field(default_factory=dict)
-    fetches: int = 0  # flows from the origin that placed attempts are waiting for
+    fetches: int = 0  # flows from the origin: for placed attempts, and ahead of demand
+    # Copies ahead of demand as told, what changed of them since, and from when on the next may be fetched within the link's share.
+    wanted: dict[CopyKey, Wanted] = field(default_factory=dict)
+    wanted_changed: dict[CopyKey, None] = field(default_factory=dict)
+    unwanted: dict[CopyKey, DesiredReplica] = field(default_factory=dict)
+    prefetch_from_us: int = 0
 
     @property
     def site_id(self) -> SiteId:
@@ -220,6 +240,8 @@ class State:
     sites: dict[SiteId, Site] = field(default_factory=dict)
     models: dict[ModelId, ModelSpec] = field(default_factory=dict)
     adapters: dict[AdapterId, AdapterSpec] = field(default_factory=dict)
+    pins: dict[tuple[ModelId, SiteId], Pin] = field(default_factory=dict)
+    pushes: dict[ModelId, Push] = field(default_factory=dict)
     links: dict[tuple[SiteId, SiteId], LinkSpec] = field(default_factory=dict)
     keys: dict[tuple[TenantId, str], KeyEntry] = field(default_factory=dict)
     ended_keys: dict[tuple[TenantId, str], KeyEntry] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from atoll.model.ids import AdapterId, ChangeSeq, FleetId, JobId, ModelId, SiteI
 from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.learned import Estimates
 from atoll.model.modelspec import ModelSpec
+from atoll.model.residency import Pin, Push
 from atoll.model.site import LinkSpec, SiteRecord
 from atoll.wire import stored
 from orchestrator.core.durable import EndedKey, Stored
@@ -25,12 +26,16 @@ from orchestrator.core.outputs import (
     AppendAudit,
     DeleteAdapter,
     DeleteModel,
+    DeletePin,
+    DeletePush,
     DeleteSite,
     PutAdapter,
     PutEstimates,
     PutJob,
     PutLinks,
     PutModel,
+    PutPin,
+    PutPush,
     PutSite,
     Record,
 )
@@ -58,6 +63,8 @@ class Changes:
     sites: dict[SiteId, SiteRecord | None] = field(default_factory=dict)
     models: dict[ModelId, ModelSpec | None] = field(default_factory=dict)
     adapters: dict[AdapterId, AdapterSpec | None] = field(default_factory=dict)
+    pins: dict[tuple[ModelId, SiteId], Pin | None] = field(default_factory=dict)
+    pushes: dict[ModelId, Push | None] = field(default_factory=dict)
     links: tuple[LinkSpec, ...] | None = None
     estimates: Estimates | None = None
     audit: list[AuditEvent] = field(default_factory=list)
@@ -86,6 +93,14 @@ def changes_of(records: Sequence[Record]) -> Changes:
                 changes.adapters[adapter_id] = None
             case PutEstimates(estimates=estimates):
                 changes.estimates = estimates
+            case PutPin(pin=pin):
+                changes.pins[(pin.model_id, pin.site_id)] = pin
+            case DeletePin(model_id=model_id, site_id=site_id):
+                changes.pins[(model_id, site_id)] = None
+            case PutPush(push=push):
+                changes.pushes[push.model_id] = push
+            case DeletePush(model_id=model_id):
+                changes.pushes[model_id] = None
             case AppendAudit(event=event):
                 changes.audit.append(event)
             case _:
@@ -111,6 +126,7 @@ def write(connection: sqlite3.Connection, rows: LiveRows, changes: Changes) -> l
             connection.execute("DELETE FROM adapters WHERE adapter_id = ?", (adapter_id,))
         else:
             connection.execute("INSERT OR REPLACE INTO adapters VALUES (?, ?)", (adapter_id, stored.encode_adapter(adapter)))
+    _write_wishes(connection, changes)
     if changes.links is not None:
         connection.execute("INSERT OR REPLACE INTO links VALUES (1, ?)", (stored.encode_links(changes.links),))
     if changes.estimates is not None:
@@ -119,6 +135,20 @@ def write(connection: sqlite3.Connection, rows: LiveRows, changes: Changes) -> l
         lines = [(event.seq, stored.encode_audit(event)) for event in changes.audit]
         connection.executemany("INSERT INTO audit VALUES (?, ?)", lines)
     return new
+
+
+def _write_wishes(connection: sqlite3.Connection, changes: Changes) -> None:
+    """Pins and pushes."""
+    for place, pin in changes.pins.items():
+        if pin is None:
+            connection.execute("DELETE FROM pins WHERE model_id = ? AND site_id = ?", place)
+        else:
+            connection.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?)", (*place, stored.encode_pin(pin)))
+    for model_id, push in changes.pushes.items():
+        if push is None:
+            connection.execute("DELETE FROM pushes WHERE model_id = ?", (model_id,))
+        else:
+            connection.execute("INSERT OR REPLACE INTO pushes VALUES (?, ?)", (model_id, stored.encode_push(push)))
 
 
 def settle(rows: LiveRows, changes: Changes, new: list[tuple[JobId, int]]) -> None:
@@ -203,6 +233,8 @@ def load(connection: sqlite3.Connection, *, ended_keys_max: int) -> tuple[Stored
             adapters=tuple(
                 stored.decode_adapter(row[0]) for row in connection.execute("SELECT adapter FROM adapters ORDER BY adapter_id")
             ),
+            pins=tuple(stored.decode_pin(row[0]) for row in connection.execute("SELECT pin FROM pins ORDER BY model_id, site_id")),
+            pushes=tuple(stored.decode_push(row[0]) for row in connection.execute("SELECT push FROM pushes ORDER BY model_id")),
             ended_keys=_youngest_keys(connection, ended_keys_max),
             ended_count=count_ended(connection),
             estimates=_estimates(connection),

@@ -15,7 +15,7 @@ from atoll.model.errors import StateError
 from orchestrator.store.base import StoreError
 
 # Grows with every change of the tables. A file of a later version is refused: its rows may mean something else.
-FORMAT: Final = 3
+FORMAT: Final = 4
 # "ATOL": tells our file from any other SQLite database.
 APPLICATION_ID: Final = 0x41544F4C
 
@@ -55,6 +55,8 @@ CREATE TABLE specs (n INTEGER PRIMARY KEY, spec BLOB NOT NULL) STRICT;
 CREATE TABLE sites (site_id TEXT PRIMARY KEY, site BLOB NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE models (model_id TEXT PRIMARY KEY, model BLOB NOT NULL) STRICT;
 CREATE TABLE adapters (adapter_id TEXT PRIMARY KEY, adapter BLOB NOT NULL) STRICT;
+CREATE TABLE pins (model_id TEXT, site_id TEXT, pin BLOB NOT NULL, PRIMARY KEY (model_id, site_id)) STRICT;
+CREATE TABLE pushes (model_id TEXT PRIMARY KEY, push BLOB NOT NULL) STRICT;
 CREATE TABLE links (id INTEGER PRIMARY KEY CHECK (id = 1), links BLOB NOT NULL) STRICT;
 CREATE TABLE estimates (id INTEGER PRIMARY KEY CHECK (id = 1), estimates BLOB NOT NULL) STRICT;
 CREATE TABLE audit (seq INTEGER PRIMARY KEY, line BLOB NOT NULL) STRICT;
@@ -64,6 +66,10 @@ CREATE TABLE audit (seq INTEGER PRIMARY KEY, line BLOB NOT NULL) STRICT;
 _UPGRADES: Final = {
     1: ("CREATE TABLE adapters (adapter_id TEXT PRIMARY KEY, adapter BLOB NOT NULL) STRICT",),
     2: ("CREATE TABLE estimates (id INTEGER PRIMARY KEY CHECK (id = 1), estimates BLOB NOT NULL) STRICT",),
+    3: (
+        "CREATE TABLE pins (model_id TEXT, site_id TEXT, pin BLOB NOT NULL, PRIMARY KEY (model_id, site_id)) STRICT",
+        "CREATE TABLE pushes (model_id TEXT PRIMARY KEY, push BLOB NOT NULL) STRICT",
+    ),
 }
 
 

@@ -122,6 +122,27 @@ class Policy:
     preempt_gain_min_ms: int = 2_000
     preempt_tail_milli: int = 100
 
+    # Demand: half-lives of its three averages, and how they are mixed: the last minutes say most about the next, the week remembers what
+    # comes back each morning.
+    demand_half_lives_ms: tuple[int, int, int] = (600_000, 21_600_000, 604_800_000)
+    demand_weights_milli: tuple[int, int, int] = (500, 300, 200)
+    # The slow loop looks twice a minute: a copy takes about as long to come.
+    residency_interval_ms: int = 30_000
+    # A copy must save others a second an hour for each of its GB: below it, what sits there already is as good. To enter it must be worth
+    # a quarter more, to go a quarter less: constant demand never flaps.
+    residency_floor_us_per_hour: int = 1_000_000
+    residency_hysteresis_parts: int = 4
+    # Half of the fleet's GPU memory is for targets; the other half for what nobody foresaw.
+    residency_memory_milli: int = 500
+    # Models asked for at least once a minute that make up half of all requests are kept on two sites.
+    spread_per_hour_milli: int = 60_000
+    # The last warm copy of a model asked for once in two hours does not make room.
+    protect_per_hour_milli: int = 500
+    # Copies ahead of demand have three tenths of each site's way to the origin.
+    prefetch_link_milli: int = 300
+    # What was pushed and not asked for within a day gives way like anything else.
+    push_hold_ms: int = 86_400_000
+
     def check(self) -> Policy:
         """Self if what is bounded keeps its bounds; else FieldError for the first field that does not."""
         if len(self.tenant_weight_milli) > _TENANTS_MAX:
@@ -136,6 +157,19 @@ class Policy:
         parse_int("preempt_margin_milli", self.preempt_margin_milli, 0, _MARGIN_MILLI_MAX)
         parse_int("preempt_gain_min_ms", self.preempt_gain_min_ms, 0, limits.DEADLINE_MS_MAX)
         parse_int("preempt_tail_milli", self.preempt_tail_milli, 0, 1_000)
+        for half_life_ms in self.demand_half_lives_ms:
+            parse_int("demand_half_lives_ms", half_life_ms, 1_000, 52 * limits.DEADLINE_MS_MAX)
+        for weight in self.demand_weights_milli:
+            parse_int("demand_weights_milli", weight, 0, 1_000)
+        parse_int("demand_weights_milli", sum(self.demand_weights_milli), 1_000, 1_000)
+        parse_int("residency_interval_ms", self.residency_interval_ms, 1_000, limits.DEADLINE_MS_MAX)
+        parse_int("residency_floor_us_per_hour", self.residency_floor_us_per_hour, 1, limits.BYTES_MAX)
+        parse_int("residency_hysteresis_parts", self.residency_hysteresis_parts, 1, 1_000)
+        for share in ("residency_memory_milli", "prefetch_link_milli"):
+            parse_int(share, getattr(self, share), 0, 1_000)
+        for rate in ("spread_per_hour_milli", "protect_per_hour_milli"):
+            parse_int(rate, getattr(self, rate), 0, limits.BYTES_MAX)
+        parse_int("push_hold_ms", self.push_hold_ms, 1, 52 * limits.DEADLINE_MS_MAX)
         return self
 
     def at_scale(self, time_scale_milli: int) -> Policy:
