@@ -318,6 +318,7 @@ async def _sample(parts: _Parts) -> None:
         parts.metrics.sampled(jobs=parts.readers.counts, sessions=len(parts.sessions), fleet=fleet)
         if parts.driver.ready:
             parts.metrics.calibrated(parts.driver.machine.calibration())
+            parts.metrics.counted_copies(parts.driver.machine.copy_counts())
         if parts.driver.ready is not serving:
             serving = parts.driver.ready
             await parts.server.set_serving(serving)

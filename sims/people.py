@@ -9,10 +9,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from atoll.model.ids import SiteId
+from atoll.model.ids import ModelId, SiteId
+from atoll.model.replica import Tier
 from orchestrator.core.events import (
     Event,
+    ModelPinned,
+    ModelPushed,
     ModelsAdded,
+    ModelUnpinned,
     RequestRef,
     SiteCordoned,
     SiteDrainRequested,
@@ -69,10 +73,19 @@ class Operators:
         """Cordon or drain a site, and take it back later."""
         site_id = self._random.choice(self._fleet.sites).site_id
         self._faults.strike(Fault.OPERATOR, site_id)
+        self._care()
         make = partial(_cordon, site_id)
         if self._random.random() < 0.6:
             make = partial(_drain, site_id, self._random.choice(_DEADLINES_MS))
         self._ask(make, self._then_later(partial(_uncordon, site_id)))
+
+    def _care(self) -> None:
+        """Pin a model somewhere, and take it back later; push another."""
+        site_id, model = self._random.choice(self._fleet.sites).site_id, self._random.choice(self._fleet.models)
+        tier = self._random.choice((Tier.GPU, Tier.HOST, Tier.DISK))
+        self._ask(partial(_pin, model.model_id, site_id, tier), self._then_later(partial(_unpin, model.model_id, site_id)))
+        pushed = self._random.choice(self._fleet.models)
+        self._ask(partial(_push, pushed.model_id, self._random.randint(1, 3), self._random.randint(0, 1)))
 
     def _then_later(self, make: Callable[[RequestRef], Event]) -> Callable[[Reply], None]:
         """Taking back comes after the answer to what is taken back, however often that had to be asked for."""
@@ -89,6 +102,8 @@ class Operators:
         self._ask(self._apply)
         for site in self._fleet.sites:
             self._ask(partial(_uncordon, site.site_id))
+            for model in self._fleet.models:
+                self._ask(partial(_unpin, model.model_id, site.site_id))
 
     def _declared(self, reply: Reply) -> None:
         self.asking -= 1
@@ -112,6 +127,18 @@ class Operators:
 
 def _cordon(site_id: SiteId, reference: RequestRef) -> Event:
     return SiteCordoned(request=reference, actor=_ACTOR, reason="maintenance", site_id=site_id)
+
+
+def _pin(model_id: ModelId, site_id: SiteId, tier: Tier, reference: RequestRef) -> Event:
+    return ModelPinned(request=reference, actor=_ACTOR, reason="a show", model_id=model_id, site_id=site_id, tier=tier)
+
+
+def _unpin(model_id: ModelId, site_id: SiteId, reference: RequestRef) -> Event:
+    return ModelUnpinned(request=reference, actor=_ACTOR, reason="the show is over", model_id=model_id, site_id=site_id)
+
+
+def _push(model_id: ModelId, sites: int, warm: int, reference: RequestRef) -> Event:
+    return ModelPushed(request=reference, actor=_ACTOR, reason="a launch", model_id=model_id, sites=sites, warm=warm)
 
 
 def _uncordon(site_id: SiteId, reference: RequestRef) -> Event:

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from atoll.model.attempt import ATTEMPT_TABLE, PHASES, AttemptState, Failure, FailureKind
 from atoll.model.audit import Severity
-from atoll.model.ids import EventSeq
+from atoll.model.ids import EventSeq, ModelId
 from atoll.model.replica import ReplicaState
 from atoll.model.report import AttemptEvent, AttemptProgress
-from orchestrator.core import drains, jobs, residuals
+from orchestrator.core import drains, jobs, movements, residuals, wishes
 from orchestrator.core.context import Context, put_attempt
 from orchestrator.core.events import AttemptsEnded
 from orchestrator.core.outputs import AttemptSettled, LateResultRefused

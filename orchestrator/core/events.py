@@ -13,6 +13,7 @@ from atoll.model.ids import AdapterId, FleetId, JobId, ModelId, SiteId, TenantId
 from atoll.model.job import JobSpec
 from atoll.model.learned import Component
 from atoll.model.modelspec import ModelSpec
+from atoll.model.replica import Tier
 from atoll.model.report import AttemptEvent, SiteHello, SiteReport
 from atoll.model.site import LinkSpec, SiteSpec
 
@@ -209,6 +210,41 @@ class EstimatesResetRequested:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPinned:
+    """An operator wants a model kept on a tier of a site, whatever is asked for."""
+
+    request: RequestRef
+    actor: str
+    reason: str
+    model_id: ModelId
+    site_id: SiteId
+    tier: Tier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelUnpinned:
+    """An operator takes back a pin."""
+
+    request: RequestRef
+    actor: str
+    reason: str
+    model_id: ModelId
+    site_id: SiteId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPushed:
+    """An operator wants a model's weights on `sites` sites, warm on `warm` of them, before it is asked for."""
+
+    request: RequestRef
+    actor: str
+    reason: str
+    model_id: ModelId
+    sites: int
+    warm: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TookOver:
     """This process became the one that may write: first event after a restore. All lease and silence timers start anew."""
 
@@ -240,6 +276,9 @@ Event = (
     | AdaptersAdded
     | AdapterRemoved
     | EstimatesResetRequested
+    | ModelPinned
+    | ModelUnpinned
+    | ModelPushed
     | TookOver
     | TimerFired
 )

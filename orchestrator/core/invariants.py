@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from atoll.model import limits
 from atoll.model.attempt import ENDED, AttemptState
 from atoll.model.errors import AtollError
 from atoll.model.ids import JobId, ModelId, TenantId
@@ -41,6 +42,7 @@ def check(machine: Machine) -> None:
     _check_columns(ctx)
     _check_queue(ctx)
     _check_bound(ctx)
+    _check_wishes(ctx)
 
 
 def _check_job(ctx: Context, entry: JobEntry, live: list[LiveAttempt], backing_off: set[str]) -> None:
@@ -138,3 +140,15 @@ def _check_bound(ctx: Context) -> None:
         live.gives_way_to for site in ctx.state.sites.values() for live in site.attempts.values() if live.gives_way_to is not None
     )
     _must(stopping == ctx.bound.giving_way_to, "slots that are kept for somebody are counted", (stopping, ctx.bound.giving_way_to))
+
+
+def _check_wishes(ctx: Context) -> None:
+    indexed = {(model_id, site_id) for model_id, sites in ctx.wishes.items() for site_id in sites}
+    wanted = {(one.desired.model_id, site.site_id) for site in ctx.state.sites.values() for one in site.wanted.values()}
+    _must(indexed == wanted, "wishes are indexed by model", indexed ^ wanted)
+    for site in ctx.state.sites.values():
+        _must(len(site.wanted) <= limits.DESIRED_PER_SITE_MAX, "wishes of a site are bounded", (site.site_id, len(site.wanted)))
+        unknown = [str(one.desired.model_id) for one in site.wanted.values() if one.desired.model_id not in ctx.state.models]
+        _must(not unknown, "nothing is wanted of a model that is gone", (site.site_id, unknown))
+        changed = set(site.wanted_changed) - set(site.wanted)
+        _must(not changed, "what is to be told of wishes is wanted", (site.site_id, changed))

@@ -11,7 +11,7 @@ from atoll.model import limits
 from atoll.model.attempt import RETRIES, Attempt, Failure, FailureKind, ResultManifest
 from atoll.model.ids import JobId, SiteId, TenantId
 from atoll.model.job import Job, JobSpec, JobState, check_job_state
-from orchestrator.core import attempts
+from orchestrator.core import attempts, residency
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.events import JobCancelRequested, JobsSubmitted, Submission
 from orchestrator.core.outputs import (

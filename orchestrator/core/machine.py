@@ -16,6 +16,7 @@ from atoll.model.learned import Calibration, Component, Residual
 from atoll.model.modelspec import Modality
 from atoll.model.placement import Deferral
 from atoll.model.quote import Eta, PlaceView, Quote
+from atoll.model.residency import ModelPlaces, PushPlan
 from atoll.model.site import SiteRecord
 from atoll.model.views import DrainPlan, FleetView, SiteView
 from orchestrator.core import (
@@ -27,12 +28,17 @@ from orchestrator.core import (
     jobs,
     leases,
     models,
+    movements,
     operators,
+    pins,
     placing,
+    pushes,
     quoting,
+    residency,
     residuals,
     restoring,
     sites,
+    whereabouts,
 )
 from orchestrator.core import snapshot as snapshots
 from orchestrator.core.context import Context, TimerKind
@@ -45,8 +51,11 @@ from orchestrator.core.events import (
     Event,
     JobCancelRequested,
     JobsSubmitted,
+    ModelPinned,
+    ModelPushed,
     ModelRemoved,
     ModelsAdded,
+    ModelUnpinned,
     ResyncRequested,
     SiteAdded,
     SiteConnected,
@@ -89,6 +98,7 @@ class Machine:
         placing.wake_due(ctx)
         placing.place_ready(ctx)
         residuals.note_placed(ctx)
+        movements.placed(ctx)
         assignments.send_touched(ctx)
         return ctx.take_step()
 
@@ -176,6 +186,18 @@ class Machine:
         """(P50, P90) of a completion that is predicted to take this long from its decision on."""
         return self._ctx.book.quote(predicted_us, cold, modality)
 
+    def model_places(self, model_id: ModelId, now_us: int, *, events: bool) -> ModelPlaces:
+        """Where a model is and should be, and why."""
+        return whereabouts.model_places(self._ctx, model_id, now_us, events=events)
+
+    def plan_push(self, model_id: ModelId, sites: int, warm: int, now_us: int) -> PushPlan | Refusal:
+        """What a push begun now would do."""
+        return pushes.plan(self._ctx, model_id, sites, warm, now_us)
+
+    def copy_counts(self) -> tuple[tuple[str, int, int], ...]:
+        """Of each tier: its name, how many copies targets, pins and pushes want, how many there are."""
+        return whereabouts.copy_counts(self._ctx)
+
     def site_credential(self, site_id: SiteId) -> SiteRecord | None:
         """The durable record of a site, with the digests of its token and credential."""
         site = self._ctx.state.sites.get(site_id)
@@ -220,6 +242,12 @@ def _dispatch(ctx: Context, event: Event) -> None:  # noqa: C901 - one case per 
             adapters.removed(ctx, event)
         case EstimatesResetRequested():
             residuals.reset_requested(ctx, event)
+        case ModelPinned():
+            pins.pinned(ctx, event)
+        case ModelUnpinned():
+            pins.unpinned(ctx, event)
+        case ModelPushed():
+            pins.pushed(ctx, event)
         case TookOver():
             ctx.state.fleet_id, ctx.state.term = event.fleet_id, event.term
             leases.took_over(ctx)
@@ -242,6 +270,10 @@ def _fire_timers(ctx: Context) -> None:
                 jobs.expire(ctx, JobId(subject))
             case TimerKind.RETRY:
                 jobs.retry_due(ctx, JobId(subject))
+            case TimerKind.RESIDENCY:
+                residency.due(ctx)
+            case TimerKind.PUSH_OVER:
+                pins.push_over(ctx, ModelId(subject))
             case TimerKind.PLACING:
                 pass
             case _:

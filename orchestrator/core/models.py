@@ -8,7 +8,7 @@ from __future__ import annotations
 from atoll.model import limits
 from atoll.model.attempt import Failure, FailureKind
 from atoll.model.job import JobState
-from orchestrator.core import jobs
+from orchestrator.core import jobs, pins, wishes
 from orchestrator.core.context import Context
 from orchestrator.core.events import ModelRemoved, ModelsAdded
 from orchestrator.core.outputs import DeleteModel, Done, PublishModel, PublishModelRemoved, PutModel, Refusal, RefusalCode
@@ -30,6 +30,8 @@ def added(ctx: Context, event: ModelsAdded) -> None:
         changed.append(model.model_id)
         ctx.records.append(PutModel(model=model))
         ctx.commands.append(PublishModel(model=model))
+        ctx.demand.added(model.model_id, ctx.now_us)
+        wishes.describe_again(ctx, model.model_id)
         ctx.columns.model_changed(model.model_id)
         ctx.queue.wake_model(model.model_id)
     if changed:
@@ -49,7 +51,9 @@ def removed(ctx: Context, event: ModelRemoved) -> None:
     for entry in waiting:
         if entry.job.spec.model_id == event.model_id:
             jobs.end(ctx, entry, JobState.FAILED, failure=Failure(kind=FailureKind.BAD_INPUT, message=message))
+    pins.forget_model(ctx, event.model_id)
     del ctx.state.models[event.model_id]
+    ctx.demand.removed(event.model_id)
     ctx.columns.model_changed(event.model_id)
     for site in ctx.state.sites.values():
         site.evict[event.model_id] = None

@@ -32,7 +32,7 @@ def new_ring() -> Ring:
 
 def resident(slot: Slot) -> list[ModelId]:
     """Models that are in a slot's memory, not those on their way."""
-    return [model_id for model_id, replica in slot.replicas.items() if replica.state in _RESIDENT]
+    return [replica.model_id for replica in slot.replicas.values() if replica.state in _RESIDENT]
 
 
 def slot_reported(ctx: Context, column: Column, slot: Slot, before: list[ModelId]) -> None:
@@ -40,13 +40,14 @@ def slot_reported(ctx: Context, column: Column, slot: Slot, before: list[ModelId
     now = resident(slot)
     if now == before:
         return
+    held = {replica.model_id for replica in slot.replicas.values()}
     for model_id in before:
-        if model_id not in slot.replicas:
+        if model_id not in held:
             cause = _why_it_left(ctx, column.site, slot.ref.node_id, Tier.GPU, model_id)
             _note(ctx, column.site, slot.ref.node_id, model_id, Tier.GPU, Movement.LEFT, cause)
-    for model_id in now:
-        if model_id not in before:
-            came_to_slot(ctx, column, slot, slot.replicas[model_id])
+    for replica in list(slot.replicas.values()):
+        if replica.state in _RESIDENT and replica.model_id not in before:
+            came_to_slot(ctx, column, slot, replica)
 
 
 def came_to_slot(ctx: Context, column: Column, slot: Slot, replica: Replica) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from atoll.model import limits
 from atoll.model.ids import SiteId
 from atoll.model.site import Drain, SiteAdmin, SiteRecord, SiteSpec
-from orchestrator.core import drains, leases, sites
+from orchestrator.core import drains, leases, pins, sites
 from orchestrator.core.context import Context
 from orchestrator.core.events import (
     RequestRef,
@@ -182,6 +182,7 @@ def remove_requested(ctx: Context, event: SiteRemoveRequested) -> None:
         return
     site.record = replace(site.record, admin=SiteAdmin.REMOVED)
     ctx.columns.refresh_site(site)
+    pins.forget_site(ctx, site)
     orphans = len(site.attempts)
     leases.settle_all(ctx, site, f"site {event.site_id} was removed")
     if site.session is not None:

@@ -126,20 +126,8 @@ class AppendAudit:
 
 
 Record = (
-    PutJob
-    | PutSite
-    | DeleteSite
-    | PutLinks
-    | PutModel
-    | DeleteModel
-    | PutAdapter
-    | DeleteAdapter
-    | PutPin
-    | DeletePin
-    | PutPush
-    | DeletePush
-    | PutEstimates
-    | AppendAudit
+    PutJob | PutSite | DeleteSite | PutLinks | PutModel | DeleteModel | PutAdapter | DeleteAdapter | PutPin | DeletePin | PutPush
+    | DeletePush | PutEstimates | AppendAudit
 )
 
 # --- answers ------------------------------------------------------------------------------------------------------------------
@@ -276,17 +264,8 @@ class PublishAudit:
 
 
 Command = (
-    Answer
-    | SendAssignment
-    | CloseSession
-    | PublishJob
-    | PublishSite
-    | PublishSiteRemoved
-    | PublishModel
-    | PublishModelRemoved
-    | PublishAdapter
-    | PublishAdapterRemoved
-    | PublishAudit
+    Answer | SendAssignment | CloseSession | PublishJob | PublishSite | PublishSiteRemoved | PublishModel | PublishModelRemoved
+    | PublishAdapter | PublishAdapterRemoved | PublishAudit
 )
 
 # --- decisions: for metrics, logs and learning; no effect ---------------------------------------------------------------------
@@ -391,17 +370,8 @@ class CopyMoved:
 
 
 Decision = (
-    JobPlaced
-    | JobsDeferred
-    | AttemptSettled
-    | AttemptPreempted
-    | JobSettled
-    | LateResultRefused
-    | EstimateShifted
-    | CopyWanted
-    | CopyMoved
-    | RetryScheduled
-    | SubmissionRefused
+    JobPlaced | JobsDeferred | AttemptSettled | AttemptPreempted | JobSettled | LateResultRefused | EstimateShifted | CopyWanted
+    | CopyMoved | RetryScheduled | SubmissionRefused
 )
 
 

@@ -1,7 +1,7 @@
 """The slow loop: how many copies of each model should be where, and one copy at a time towards it.
 
     weighing   what copies of each model in demand are worth (`worth`), a slice of the models per step
-    cutting    targets: copies by value per GB until the fleet's memory is spoken for, with hysteresis; the most wanted on two sites at least
+    cutting    targets: copies by value per GB until the fleet's memory is spoken for, with hysteresis; the most wanted on two sites
     siting     what pins, pushes and targets still lack is wanted somewhere (`sitings`), a few models per step, within each link's share
 
 Nothing is ever taken away by the loop: a copy beyond its target stays until its room is needed. The last warm copy of a model in demand
@@ -23,7 +23,7 @@ from atoll.model import limits
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import Tier
-from atoll.model.residency import Cause
+from atoll.model.residency import Cause, ResidencyEvent
 from atoll.model.site import SiteConnection
 from atoll.physics.coldstart import init_us, stage_us, transfer_us
 from atoll.physics.execution import execution_us
@@ -68,7 +68,7 @@ class ResidencySnapshot:
     todo: tuple[ModelId, ...]
     armed: bool
     swept: int
-    ring: tuple[movements.ResidencyEvent, ...]
+    ring: tuple[ResidencyEvent, ...]
 
 
 _NOTHING: Final = Target()

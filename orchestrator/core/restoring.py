@@ -12,8 +12,9 @@ from atoll.model.gpu import GpuType
 from atoll.model.ids import GpuTypeId, TenantId
 from atoll.model.job import Job, JobState
 from atoll.model.learned import Estimates
-from orchestrator.core import leases, placing, sites
+from orchestrator.core import leases, placing, residency, sites
 from orchestrator.core.context import Context, TimerKind
+from orchestrator.core.demand import Demand
 from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.learning.book import restored as restored_book
 from orchestrator.core.learning.factors import PoolFactors
@@ -31,7 +32,12 @@ _EXECUTION = TERM_NAMES.index("execution")
 
 
 def _empty(state: State, policy: Policy, estimates: Estimates) -> Context:
-    columns = Columns(policy, state.models, lambda _: policy.launch_prior_per_hour_milli)
+    demand = Demand(
+        half_lives_ms=policy.demand_half_lives_ms,
+        weights_milli=policy.demand_weights_milli,
+        prior_per_hour_milli=policy.launch_prior_per_hour_milli,
+    )
+    columns = Columns(policy, state.models, demand.rate_per_hour_milli)
     book = restored_book(estimates, learning=policy.learning)
     return Context(
         state=state,
@@ -41,6 +47,8 @@ def _empty(state: State, policy: Policy, estimates: Estimates) -> Context:
         scorer=Scorer(columns, policy),
         queue=Queue(policy.check()),
         book=book,
+        demand=demand,
+        residency=residency.Residency(),
     )
 
 
@@ -52,6 +60,8 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
         gpus=dict(gpus),
         models={model.model_id: model for model in snapshot.models},
         adapters={adapter.adapter_id: adapter for adapter in snapshot.adapters},
+        pins={(pin.model_id, pin.site_id): pin for pin in snapshot.pins},
+        pushes={push.model_id: push for push in snapshot.pushes},
         links={(link.src, link.dst): link for link in snapshot.links},
         ended_keys=_ended_keys(snapshot.ended_keys),
         accept_seq=snapshot.accept_seq,
@@ -62,6 +72,8 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
     ctx = _empty(state, policy, snapshot.estimates)
     ctx.now_us = snapshot.now_us
     ctx.queue.told_time(ctx.now_us)
+    ctx.demand.restore(snapshot.demand, snapshot.demand_active)
+    ctx.residency.restore(snapshot.residency)
     for one in snapshot.sites:
         state.sites[one.record.spec.site_id] = _restore_site(ctx, one)
     ctx.columns.rebuild(list(state.sites.values()))
@@ -123,7 +135,13 @@ def _restore_site(ctx: Context, snapshot: SiteSnapshot) -> Site:
         removed=dict.fromkeys(snapshot.removed),
         evict=dict.fromkeys(snapshot.evict),
         fetches=snapshot.fetches,
+        wanted={one.desired.key: one for one in snapshot.wanted},
+        wanted_changed=dict.fromkeys(snapshot.wanted_changed),
+        unwanted={one.key: one for one in snapshot.unwanted},
+        prefetch_from_us=snapshot.prefetch_from_us,
     )
+    for wanted in site.wanted.values():
+        ctx.wishes.setdefault(wanted.desired.model_id, {})[site.site_id] = None
     for pool_snapshot in snapshot.pools:
         pool = sites.make_pool(ctx, site, pool_snapshot.spec)
         site.pools[pool.pool_id] = pool
@@ -136,7 +154,8 @@ def _restore_node(node: Node, told: NodeSnapshot) -> None:
     node.host_free_bytes, node.disk_free_bytes = told.host_free_bytes, told.disk_free_bytes
     node.host_models, node.disk_models = set(told.host_models), set(told.disk_models)
     node.disk_adapters = set(told.disk_adapters)
-    node.fetching = dict(told.fetching)
+    node.fetching, node.bytes_left = dict(told.fetching), dict(told.bytes_left)
+    node.pinned, node.host_tier = told.pinned, told.host_tier
     for slot, slot_told in zip(node.slots, told.slots, strict=True):
         slot.ready = slot_told.ready
         slot.attempts = list(slot_told.attempts)
@@ -149,6 +168,7 @@ def _restore_node(node: Node, told: NodeSnapshot) -> None:
                 state=replica.state,
                 last_used_us=replica.last_used_us,
                 adapters=replica.adapters,
+                warm_us=replica.warm_us,
             )
             for replica in slot_told.replicas
         }
@@ -162,6 +182,8 @@ def from_stored(stored: Stored, policy: Policy, gpus: Mapping[GpuTypeId, GpuType
         gpus=dict(gpus),
         models={model.model_id: model for model in stored.models},
         adapters={adapter.adapter_id: adapter for adapter in stored.adapters},
+        pins={(pin.model_id, pin.site_id): pin for pin in stored.pins},
+        pushes={push.model_id: push for push in stored.pushes},
         links={(link.src, link.dst): link for link in stored.links},
         ended_keys=_ended_keys(stored.ended_keys),
         audit_seq=stored.last_audit_seq,
@@ -181,6 +203,12 @@ def from_stored(stored: Stored, policy: Policy, gpus: Mapping[GpuTypeId, GpuType
             ctx.arm(site.record.drain.deadline_us, TimerKind.DRAIN_DEADLINE, site.site_id)
     ctx.columns.rebuild(list(state.sites.values()))
     placing.requeue_all(ctx)
+    for model_id in state.models:
+        ctx.demand.added(model_id, ctx.now_us)
+    for push in state.pushes.values():
+        ctx.arm(push.until_us, TimerKind.PUSH_OVER, push.model_id)
+    if state.pins or state.pushes:
+        residency.arm(ctx)
     return ctx
 
 

@@ -26,7 +26,7 @@ from orchestrator.core.placement.classes import class_of
 from orchestrator.core.placement.column import Column, free_bytes
 from orchestrator.core.placement.columns import REASONS
 from orchestrator.core.placement.filters import static_reasons
-from orchestrator.core.state import Node, Slot
+from orchestrator.core.state import Node, ReplicaKey, Slot
 
 # Bringing a copy is paid once and used many times: it weighs as much as a twentieth of a job's execution.
 _USES: Final = 20
@@ -114,7 +114,7 @@ def times(ctx: Context, model: ModelSpec, column: Column) -> Times:
 
 
 def in_order(ctx: Context, model: ModelSpec, pools: Iterable[int], taken: Counter[str]) -> list[int]:
-    """Pools by cost; a region that holds `taken` copies already counts so many times slower. Ties go by name, which is the order of pools."""
+    """Pools by cost; a region that holds `taken` copies counts so many times slower. Ties go by name, which is the order of pools."""
     by_type: dict[str, int] = {}
     costs = []
     for index in pools:
@@ -194,7 +194,7 @@ def on_gpu(ctx: Context, model: ModelSpec, column: Column, spare: Spare, *, more
                 if not more:
                     return replace(base, held=True, fetch_bytes=0)
                 continue
-            if not slot.ready or slot.attempts or slot.held_for is not None or _spoken_for(column, node, slot):
+            if not slot.ready or slot.attempts or _spoken_for(column, node, slot):
                 continue
             short = need - free_bytes(slot)
             evict = _gpu_victims(ctx, column, slot, model, short, spare) if short > 0 else ()
@@ -210,7 +210,7 @@ def on_gpu(ctx: Context, model: ModelSpec, column: Column, spare: Spare, *, more
 
 def holds(slot: Slot, model_id: ModelId) -> bool:
     """Whether a model is in a slot's memory, or being loaded."""
-    replica = slot.replicas.get(model_id)
+    replica = slot.replicas.get(ReplicaKey(model_id))
     return slot.ready and replica is not None and replica.state in _RESIDENT
 
 
@@ -232,7 +232,7 @@ def _disk_takes(ctx: Context, column: Column, node: Node, model: ModelSpec) -> b
 def _gpu_victims(ctx: Context, column: Column, slot: Slot, model: ModelSpec, short: int, spare: Spare) -> tuple[ModelId, ...] | None:
     """The cheapest idle replicas of a slot that make `short` bytes of room; None: they cannot."""
     chosen: list[ModelId] = []
-    for victim in ctx.columns.prices.victims(slot, column.pool, besides=model.model_id):
+    for victim in ctx.columns.prices.victims(slot, column.pool, besides=ReplicaKey(model.model_id)):
         if short <= 0:
             break
         if spare.allows(ctx, column.site.site_id, victim.model_id):
@@ -243,7 +243,7 @@ def _gpu_victims(ctx: Context, column: Column, slot: Slot, model: ModelSpec, sho
 
 def _disk_victims(ctx: Context, column: Column, node: Node, short: int, spare: Spare) -> tuple[ModelId, ...] | None:
     """Weights on a node's disk that make room, those in least demand first; never what its slots use or somebody wants there."""
-    used = {model_id for slot in node.slots for model_id in slot.replicas}
+    used = {replica.model_id for slot in node.slots for replica in slot.replicas.values()}
     wanted = {one.desired.model_id for one in column.site.wanted.values() if one.desired.node_id == node.node_id}
     chosen: list[ModelId] = []
     order = sorted(node.disk_models - used - wanted, key=lambda model_id: (ctx.demand.rate_per_hour_milli(model_id), model_id))

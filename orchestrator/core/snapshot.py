@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atoll.model.adapter import AdapterSpec
+from atoll.model.assignment import CopyKey, DesiredReplica
 from atoll.model.ids import (
     AdapterId,
     AttemptKey,
@@ -26,13 +27,16 @@ from atoll.model.learned import Estimates
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaState
 from atoll.model.report import RateFacts, SiteHello
+from atoll.model.residency import Pin, Push
 from atoll.model.site import LinkSpec, PoolSpec, SiteConnection, SiteRecord
 from orchestrator.core.context import Context, TimerKind
+from orchestrator.core.demand import DemandSnapshot
 from orchestrator.core.durable import EndedKey
 from orchestrator.core.events import SessionRef
 from orchestrator.core.outflow import OutflowSnapshot
 from orchestrator.core.queue import QueueSnapshot
-from orchestrator.core.state import JobEntry, LiveAttempt, Node, Site
+from orchestrator.core.residency import ResidencySnapshot
+from orchestrator.core.state import JobEntry, LiveAttempt, Node, Site, Wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,7 @@ class ReplicaSnapshot:
     state: ReplicaState
     last_used_us: int
     adapters: tuple[AdapterId, ...]
+    warm_us: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +86,9 @@ class NodeSnapshot:
     disk_models: tuple[ModelId, ...]
     disk_adapters: tuple[AdapterId, ...]
     fetching: tuple[tuple[ModelId, int], ...]
+    bytes_left: tuple[tuple[ModelId, int], ...]
+    pinned: tuple[ModelId, ...]
+    host_tier: bool
     slots: tuple[SlotSnapshot, ...]
 
 
@@ -117,6 +125,10 @@ class SiteSnapshot:
     removed: tuple[AttemptKey, ...]
     evict: tuple[ModelId, ...]
     fetches: int
+    wanted: tuple[Wanted, ...]
+    wanted_changed: tuple[CopyKey, ...]
+    unwanted: tuple[DesiredReplica, ...]
+    prefetch_from_us: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +162,11 @@ class Snapshot:
     timers: tuple[tuple[int, TimerKind, str], ...]
     queue: QueueSnapshot
     outflow: OutflowSnapshot
+    pins: tuple[Pin, ...]
+    pushes: tuple[Push, ...]
+    demand: tuple[DemandSnapshot, ...]
+    demand_active: tuple[ModelId, ...]
+    residency: ResidencySnapshot
     estimates: Estimates = Estimates()
 
 
@@ -180,6 +197,11 @@ def take(ctx: Context) -> Snapshot:
         timers=tuple(sorted(ctx.timers)),
         queue=ctx.queue.take(),
         outflow=ctx.outflow.take(),
+        pins=tuple(state.pins.values()),
+        pushes=tuple(state.pushes.values()),
+        demand=ctx.demand.take(),
+        demand_active=tuple(ctx.demand.active),
+        residency=ctx.residency.take(),
         estimates=ctx.book.take(),
     )
 
@@ -225,6 +247,10 @@ def _take_site(ctx: Context, site: Site) -> SiteSnapshot:
         removed=tuple(site.removed),
         evict=tuple(site.evict),
         fetches=site.fetches,
+        wanted=tuple(site.wanted.values()),
+        wanted_changed=tuple(site.wanted_changed),
+        unwanted=tuple(site.unwanted.values()),
+        prefetch_from_us=site.prefetch_from_us,
     )
 
 
@@ -258,6 +284,9 @@ def _take_node(node: Node) -> NodeSnapshot:
         disk_models=tuple(sorted(node.disk_models)),
         disk_adapters=tuple(sorted(node.disk_adapters)),
         fetching=tuple(sorted(node.fetching.items())),
+        bytes_left=tuple(sorted(node.bytes_left.items())),
+        pinned=node.pinned,
+        host_tier=node.host_tier,
         slots=tuple(
             SlotSnapshot(
                 ready=slot.ready,
@@ -269,6 +298,7 @@ def _take_node(node: Node) -> NodeSnapshot:
                         state=replica.state,
                         last_used_us=replica.last_used_us,
                         adapters=replica.adapters,
+                        warm_us=replica.warm_us,
                     )
                     for replica in slot.replicas.values()
                 ),

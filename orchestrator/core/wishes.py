@@ -41,7 +41,7 @@ def whereabouts(ctx: Context, model_id: ModelId) -> Whereabouts:
     for index in ctx.columns.where.by_model.get(model_id, ()):
         column = ctx.columns.columns[index]
         site_id = column.site.site_id
-        if model_id in column.warm:
+        if model_id in column.replicas:
             found.gpu_sites.add(site_id)
         if model_id in column.disk or model_id in column.fetching:
             found.disk_sites.add(site_id)
@@ -109,6 +109,14 @@ def unwant(ctx: Context, site: Site, key: CopyKey) -> None:
         if not sites:
             del ctx.wishes[wanted.desired.model_id]
     ctx.touch_assignment(site)
+
+
+def describe_again(ctx: Context, model_id: ModelId) -> None:
+    """What is said of a model changed: sites that should hold it are told anew."""
+    for site in _with_wishes(ctx, model_id):
+        for wanted in of_model(site, model_id):
+            site.wanted_changed[wanted.desired.key] = None
+        ctx.touch_assignment(site)
 
 
 def _charge_link(ctx: Context, column: Column, size: int) -> None:

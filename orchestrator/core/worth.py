@@ -4,7 +4,7 @@
     value of the k-th disk copy = rate x P(miss | warm copies) / 2^(k - 1) x fetch time / GB
     value of a host copy        = rate x P(miss | warm copies) x (stage from disk - stage from memory) / GB
 
-P(miss | n) is Erlang's loss formula: the share of requests that find all of n warm copies busy, at rate x execution time Erlangs; 1 for none.
+P(miss | n) is Erlang's loss formula: the share of requests that find all of n warm copies busy, at rate x execution time Erlangs.
 A cold start finds a further disk copy usable half of the time (its site full, silent or closed to the job), hence the halving.
 Unit: microseconds of delay per hour and GB, integers. Fails where requests come in bursts: Erlang's arrivals are independent.
 Decides values only. Must not know places or targets.

@@ -5,7 +5,7 @@ Decides names and buckets. Must not know why something was counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, assert_never
 from wsgiref.simple_server import WSGIServer
 
@@ -16,10 +16,13 @@ from atoll.model.address import Address
 from atoll.model.attempt import Attempt, PhaseTimes
 from atoll.model.job import TERMINAL, JobState, Priority
 from atoll.model.learned import Calibration
+from atoll.model.residency import TIER_NAMES
 from atoll.model.views import FleetView
 from orchestrator.core.outputs import (
     AttemptPreempted,
     AttemptSettled,
+    CopyMoved,
+    CopyWanted,
     Decision,
     EstimateShifted,
     JobPlaced,
@@ -75,6 +78,11 @@ class Metrics:
         self._inbox = Gauge("atoll_inbox_events", "Events waiting to be handled", ["lane"], registry=r)
         self._pending = Gauge("atoll_submits_pending", "Jobs handed in and not yet answered", registry=r)
         self._live_jobs = Gauge("atoll_live_jobs", "Jobs that are not terminal", ["priority", "state"], registry=r)
+        self._copies_wanted = Counter("atoll_copies_wanted", "Copies wanted ahead of demand", ["tier", "cause"], registry=r)
+        self._prefetches = Counter("atoll_prefetches", "Fetches begun ahead of demand", ["cause"], registry=r)
+        self._prefetched_bytes = Counter("atoll_prefetch_bytes", "Bytes asked for ahead of demand", ["cause"], registry=r)
+        self._copies_moved = Counter("atoll_copies_moved", "Copies that came or left, and why", ["tier", "movement", "cause"], registry=r)
+        self._copies = Gauge("atoll_copies", "Copies by tier: as wanted, as there are", ["tier", "which"], registry=r)
         self._sessions = Gauge("atoll_sessions", "Streams of agents that are open", registry=r)
         self._gpus = Gauge("atoll_gpus", "GPUs of connected sites", ["which"], registry=r)
         self._sites = Gauge("atoll_sites", "Sites", ["which"], registry=r)
@@ -124,6 +132,13 @@ class Metrics:
                 self._preemptions.inc()
             case EstimateShifted(shift=shift):
                 self._shifts.labels(shift.component.value).inc()
+            case CopyWanted(tier=tier, cause=cause, fetch_bytes=fetch_bytes):
+                self._copies_wanted.labels(TIER_NAMES[tier], cause.value).inc()
+                if fetch_bytes:
+                    self._prefetches.labels(cause.value).inc()
+                    self._prefetched_bytes.labels(cause.value).inc(fetch_bytes)
+            case CopyMoved(event=event):
+                self._copies_moved.labels(TIER_NAMES[event.tier], event.movement.value, event.cause.value).inc()
             case LateResultRefused():
                 pass  # counted above, by its name
             case _:
@@ -150,6 +165,12 @@ class Metrics:
             self._coverage.labels(gate.name).set(gate.coverage_milli / 1_000)
             self._gates.labels(gate.name).set(gate.passed)
         self._factors.set(calibration.factors)
+
+    def counted_copies(self, counts: Iterable[tuple[str, int, int]]) -> None:
+        """Of each tier: its name, copies wanted, copies there."""
+        for tier, wanted, there in counts:
+            self._copies.labels(tier, "wanted").set(wanted)
+            self._copies.labels(tier, "there").set(there)
 
     def sampled(self, *, jobs: Mapping[tuple[Priority, JobState], int], sessions: int, fleet: FleetView | None) -> None:
         """Figures that are set now and then rather than counted: the scraping thread may not touch what the loop changes."""

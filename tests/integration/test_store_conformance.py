@@ -14,17 +14,23 @@ from atoll.model.errors import FieldError, StateError
 from atoll.model.ids import AdapterId, ChangeSeq, JobId, ModelId, SiteId, TenantId, Term
 from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.learned import Estimates
+from atoll.model.replica import Tier
+from atoll.model.residency import Pin, Push
 from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.outputs import (
     AppendAudit,
     DeleteAdapter,
     DeleteModel,
+    DeletePin,
+    DeletePush,
     DeleteSite,
     PutAdapter,
     PutEstimates,
     PutJob,
     PutLinks,
     PutModel,
+    PutPin,
+    PutPush,
     PutSite,
     Record,
 )
@@ -32,6 +38,14 @@ from orchestrator.store.base import CommitOutcome, Store
 from tests.integration.store_backends import BACKENDS, Backend, adapter, audit, ended, estimates, link, model, placed, queued, site
 
 COMMITTED = CommitOutcome.COMMITTED
+
+
+def pin(model_id: str, site_id: str, tier: Tier = Tier.GPU) -> Pin:
+    return Pin(model_id=ModelId(model_id), site_id=SiteId(site_id), tier=tier, actor="t", reason="r", created_us=5)
+
+
+def push(model_id: str) -> Push:
+    return Push(model_id=ModelId(model_id), sites=(SiteId("a"), SiteId("b")), warm=(SiteId("b"),), actor="t", until_us=9)
 
 
 @pytest.fixture(params=sorted(BACKENDS))
@@ -83,6 +97,11 @@ async def test_everything_committed_is_there_after_a_restart(backend: Backend, s
         DeleteModel(model_id=ModelId("m1")),
         *(PutAdapter(adapter=adapter(name)) for name in ("l1", "l2")),
         DeleteAdapter(adapter_id=AdapterId("l1")),
+        *(PutPin(pin=pin("m2", name)) for name in ("a", "b")),
+        PutPin(pin=pin("m2", "b", Tier.DISK)),
+        DeletePin(model_id=ModelId("m2"), site_id=SiteId("a")),
+        *(PutPush(push=push(name)) for name in ("m1", "m2")),
+        DeletePush(model_id=ModelId("m1")),
         *(PutEstimates(estimates=estimates(observations)) for observations in (3, 5)),
         AppendAudit(event=audit(1)),
         AppendAudit(event=audit(2)),
@@ -94,6 +113,8 @@ async def test_everything_committed_is_there_after_a_restart(backend: Backend, s
     assert stored.links == (link("a", "b"), link("b", "a"))
     assert stored.models == (model("m2"),)
     assert stored.adapters == (adapter("l2"),)
+    assert stored.pins == (pin("m2", "b", Tier.DISK),)
+    assert stored.pushes == (push("m2"),)
     assert stored.estimates == estimates(5)
     assert (stored.fleet_time_us, stored.last_audit_seq, stored.ended_count) == (77, 2, 1)
     key = EndedKey(tenant=TenantId("team-a"), idempotency_key="key-done", job_id=JobId("done"), payload_digest=done.payload_digest)

@@ -258,10 +258,10 @@ async def test_a_later_format_is_refused_with_both_numbers(path: Path, store: Sq
     await store.take_over()
     await store.close()
     connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("UPDATE fleet SET format = 4")
+    connection.execute("UPDATE fleet SET format = 5")
     connection.close()
     later = SqliteStore(path)
-    with pytest.raises(StateError, match="has format 4, this version of Atoll reads 3"):
+    with pytest.raises(StateError, match="has format 5, this version of Atoll reads 4"):
         await later.take_over()
     await later.close()
 
@@ -273,6 +273,8 @@ async def test_a_file_of_the_first_format_is_taken_over_with_all_that_it_holds(p
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("DROP TABLE adapters")
     connection.execute("DROP TABLE estimates")
+    connection.execute("DROP TABLE pins")
+    connection.execute("DROP TABLE pushes")
     connection.execute("UPDATE fleet SET format = 1")
     connection.close()
     later = SqliteStore(path)

@@ -9,6 +9,7 @@ from atoll.model.attempt import AttemptState, FailureKind, PhaseTimes
 from atoll.model.ids import AdapterId, SiteId, TenantId
 from atoll.model.job import Priority
 from atoll.model.modelspec import AdapterUse
+from atoll.model.replica import Tier
 from orchestrator.core import events
 from orchestrator.core.machine import restore
 from orchestrator.core.placement.policy import Policy
@@ -30,6 +31,11 @@ _ACTION = st.one_of(
     st.tuples(st.just("styled"), st.sampled_from(["s1", "s2"]), st.integers(1, 2)),
     st.tuples(st.just("adapter"), st.sampled_from(["s1", "s2"]), st.sampled_from(["add", "remove"])),
     st.tuples(st.just("adapted"), st.sampled_from(["a", "b", "c"]), st.sets(st.sampled_from(["s1", "s2"]))),
+    st.tuples(st.just("pin"), st.sampled_from("abc"), st.sampled_from("mx"), st.sampled_from([Tier.GPU, Tier.HOST, Tier.DISK])),
+    st.tuples(st.just("unpin"), st.sampled_from(["a", "b", "c"]), st.sampled_from(["m", "x"])),
+    st.tuples(st.just("push"), st.sampled_from(["m", "x", "huge"]), st.integers(1, 3), st.integers(0, 2)),
+    st.tuples(st.just("bring"), st.sampled_from("abc")),
+    st.tuples(st.just("disk"), st.sampled_from(["a", "b", "c"]), st.sampled_from(["m", "x"])),
     st.tuples(st.just("warm"), st.sampled_from(["a", "b", "c"]), st.sampled_from(["m", "x"])),
 )
 
@@ -79,6 +85,17 @@ def _act(fleet: Fleet, action: tuple) -> None:  # type: ignore[type-arg]  # noqa
         case ("adapted", name, adapter_ids):
             agent, one = fleet.agents[SiteId(name)], fleet.agents[SiteId(name)].site.pools[0]
             agent.loaded[(one.node_id(0), 0)], agent.disk_adapters = tuple(sorted(adapter_ids)), set(adapter_ids)
+            fleet.report(name)
+        case ("pin", name, model_id, tier):
+            fleet.ask(events.ModelPinned, actor="t", reason="r", model_id=model_id, site_id=name, tier=tier)
+        case ("unpin", name, model_id):
+            fleet.ask(events.ModelUnpinned, actor="t", reason="r", model_id=model_id, site_id=name)
+        case ("push", model_id, sites, warm):
+            fleet.ask(events.ModelPushed, actor="t", reason="r", model_id=model_id, sites=sites, warm=warm)
+        case ("bring", name):
+            fleet.bring(name)
+        case ("disk", name, model_id):
+            fleet.agents[SiteId(name)].disk ^= {model_id}
             fleet.report(name)
         case ("warm", name, model_id):
             one = fleet.agents[SiteId(name)].site.pools[0]

@@ -19,6 +19,7 @@ from atoll.model.job import Job, JobSpec
 from atoll.model.modelspec import ModelSpec
 from atoll.model.quote import PlaceView, Quote
 from atoll.model.report import AttemptEvent, SiteHello, SiteReport, Welcome
+from atoll.model.residency import Pin, Push
 from atoll.model.site import LinkSpec, SiteRecord, SiteSpec
 from atoll.model.views import DrainPlan, FleetView, SiteView
 from atoll.wire import adapters, assignments, attempts, audit, jobs, models, quotes, reports, sites, stored, views
@@ -58,10 +59,12 @@ STORED: list[tuple[Any, Callable[[Any], bytes], Callable[[bytes], Any]]] = [
     (nouns(ModelSpec), stored.encode_model, stored.decode_model),
     (nouns(AdapterSpec), stored.encode_adapter, stored.decode_adapter),
     (nouns(AuditEvent), stored.encode_audit, stored.decode_audit),
+    (nouns(Pin), stored.encode_pin, stored.decode_pin),
+    (nouns(Push), stored.encode_push, stored.decode_push),
     (nouns(AttemptEvent), stored.encode_attempt_event, stored.decode_attempt_event),
     (st.lists(nouns(LinkSpec), max_size=3).map(tuple), stored.encode_links, stored.decode_links),
 ]
-STORED_IDS = ["job", "spec", "site", "model", "adapter", "audit", "event", "links"]
+STORED_IDS = ["job", "spec", "site", "model", "adapter", "audit", "pin", "push", "event", "links"]
 
 # Two shared cores: fewer examples of big nouns, and no complaint that building them takes its time.
 thrifty = settings(

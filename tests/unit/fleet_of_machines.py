@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from atoll.model.adapter import AdapterSpec
-from atoll.model.assignment import AssignedAttempt, Assignment
+from atoll.model.assignment import AssignedAttempt, Assignment, CopyKey, DesiredReplica
 from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
 from atoll.model.gpu import GpuType
 from atoll.model.ids import (
@@ -27,7 +27,7 @@ from atoll.model.ids import (
 )
 from atoll.model.job import Constraints, Job, JobSpec, Priority
 from atoll.model.modelspec import DenoiserKind, Modality, ModelPhysics, ModelSpec
-from atoll.model.replica import ReplicaFact, ReplicaState
+from atoll.model.replica import ReplicaFact, ReplicaState, Tier
 from atoll.model.report import PROTOCOL_VERSION, AttemptEvent, AttemptProgress, NodeFacts, SiteHello, SiteReport, SlotFacts
 from atoll.model.shape import Shape
 from atoll.model.site import NodeSpec, PoolSpec, SiteRuntime, SiteSpec
@@ -110,6 +110,9 @@ class Agent:
     told: list[Assignment] = field(default_factory=list)
     warm: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
     disk: set[str] = field(default_factory=set)
+    host: dict[str, set[str]] = field(default_factory=dict)
+    disk_free_gb: int = 1_000
+    wanted: dict[CopyKey, DesiredReplica] = field(default_factory=dict)
     loaded: dict[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)  # adapters on whatever is warm there
     disk_adapters: set[str] = field(default_factory=set)
 
@@ -178,7 +181,10 @@ class Fleet:
     def _told(self, agent: Agent, assignment: Assignment) -> None:
         agent.told.append(assignment)
         if assignment.full:
-            agent.attempts = {}
+            agent.attempts, agent.wanted = {}, {}
+        agent.wanted |= {one.key: one for one in assignment.replicas}
+        for gone in assignment.unwanted:
+            agent.wanted.pop(gone.key, None)
         for one in assignment.attempts:
             agent.attempts[one.key] = one
         for key in assignment.removed:
@@ -192,7 +198,7 @@ class Fleet:
         agent = Agent(site=one, session=SessionRef(self._session))
         old = self.agents.get(one.site_id)
         if old is not None:
-            agent.event_seq, agent.warm, agent.disk = old.event_seq, old.warm, old.disk
+            agent.event_seq, agent.warm, agent.disk, agent.host = old.event_seq, old.warm, old.disk, old.host
             agent.loaded, agent.disk_adapters = old.loaded, old.disk_adapters
         self.agents[one.site_id] = agent
         hello = SiteHello(
@@ -235,9 +241,25 @@ class Fleet:
         )
         disk = tuple(ModelId(name) for name in sorted(agent.disk))
         return NodeFacts(
-            pool_id=one.pool_id, node_id=NodeId(node_id), host_free_bytes=GB, disk_free_bytes=GB, disk_models=disk, slots=slots,
+            pool_id=one.pool_id, node_id=NodeId(node_id), host_free_bytes=GB, disk_free_bytes=agent.disk_free_gb * GB,
+            disk_models=disk, slots=slots, host_models=tuple(ModelId(name) for name in sorted(agent.host.get(node_id, ()))), host_tier=True,
             disk_adapters=tuple(AdapterId(name) for name in sorted(agent.disk_adapters)),
         )  # fmt: skip
+
+    def bring(self, name: str) -> None:
+        """The site's agent has all the copies that it was told to hold ahead of demand, and reports."""
+        agent = self.agents[SiteId(name)]
+        for one in agent.wanted.values():
+            model = self.machine.context.state.models[one.model_id]
+            agent.disk.add(one.model_id)
+            if one.tier is Tier.GPU:
+                held = agent.warm.setdefault((one.node_id, one.index or 0), {})
+                for victim in one.evict:
+                    held.pop(victim, None)
+                held[one.model_id] = model.resident_bytes
+            elif one.tier is Tier.HOST:
+                agent.host.setdefault(one.node_id, set()).add(one.model_id)
+        self.report(name)
 
     def submit(self, *specs: JobSpec, keys: tuple[str, ...] = ()) -> Reply:
         """A client submits these jobs in one message; ids are j1, j2, ... over the fleet's life."""
