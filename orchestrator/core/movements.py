@@ -14,8 +14,6 @@ from atoll.model.residency import Cause, Movement, ResidencyEvent
 from orchestrator.core.context import Context
 from orchestrator.core.outputs import CopyMoved, JobPlaced
 from orchestrator.core.placement.column import Column
-from orchestrator.core.placement.registry import TERM_NAMES
-from orchestrator.core.placement.terms import evict
 from orchestrator.core.state import Node, Replica, Site, Slot
 
 # Events kept: at two movements a second a quarter of an hour, of a calm fleet days; half a megabyte.
@@ -88,14 +86,21 @@ def tier_reported(ctx: Context, column: Column, node: Node, tier: Tier, model_id
 
 def placed(ctx: Context) -> None:
     """Jobs were placed in this step: what makes room for them leaves, at the price that was reckoned with."""
-    term = TERM_NAMES.index(evict.NAME)
     for decision in [one for one in ctx.decisions if isinstance(one, JobPlaced) and one.explanation.evicted]:
-        chosen, evicted = decision.explanation.chosen, decision.explanation.evicted
-        price_us = chosen.terms_us[term] // len(evicted)
-        site = ctx.state.sites[chosen.site_id]
-        for name in evicted:
-            node_id, job_id = decision.explanation.node_id, decision.key.job_id
-            _note(ctx, site, node_id, ModelId(name), Tier.GPU, Movement.LEFT, Cause.JOB, job_id=job_id, price_us=price_us)
+        explanation, job_id = decision.explanation, decision.key.job_id
+        site = ctx.state.sites[explanation.chosen.site_id]
+        for gone in explanation.evicted:
+            _note(
+                ctx,
+                site,
+                explanation.node_id,
+                gone.model_id,
+                Tier.GPU,
+                Movement.LEFT,
+                Cause.JOB,
+                job_id=job_id,
+                price_us=gone.price_us,
+            )
 
 
 def _why_wanted(site: Site, node_id: NodeId, model_id: ModelId, tier: Tier) -> Cause:

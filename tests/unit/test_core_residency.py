@@ -318,6 +318,7 @@ def test_where_tells_copies_targets_and_why_they_came_and_left() -> None:
     (other,) = found.agents[SiteId("a")].attempts
     left = found.machine.model_places(M, found.now_us, events=True).events[-1]
     assert (left.movement, left.cause, left.job_id) == (Movement.LEFT, Cause.JOB, other.job_id)
+    assert left.price_us > 0
     assert found.machine.model_places(M, found.now_us, events=False).events == ()
 
 
