@@ -1,75 +1,72 @@
 """An explanation as text: where a job went and why, what else there was, and how the prediction held.
 
-Decides the wording and the order: first what happened, then the decision in seconds, then what was left out and why.
+Decides the order: first what happened and why in plain sentences, then each decision in seconds, then what was left out.
 """
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
-from atoll.cli.figures import change, count, duration, seconds
-from atoll.cli.output import say, table
-from atoll.cli.reasons import meaning, remedy
-from atoll.model.attempt import Attempt, AttemptState, PhaseTimes
+from atoll.cli import costtable, outlook
+from atoll.cli.figures import change, count, duration
+from atoll.cli.output import printable, say
+from atoll.model.attempt import ENDED, RETRIES, Attempt, AttemptState, Failure
 from atoll.model.job import TERMINAL, Job, JobState
-from atoll.model.placement import Candidate, Deferral, Explanation, Rejection
+from atoll.model.placement import Deferral
+from atoll.model.quote import Eta, PlaceView, Quote, Verdict
 
-_LEGEND_CHARS: Final = 110
-# What each term of the cost stands for, for the legend under the table.
-_TERMS: Final = {
-    "queue": "work ahead in the slot",
-    "fetch": "weights from the origin or a peer",
-    "input": "the job's own files",
-    "stage": "weights from disk or host memory into the GPU",
-    "init": "start of the pipeline",
-    "execution": "the diffusion itself",
-    "output": "the result's way back",
-    "money": "price, at the policy's seconds per dollar",
-    "net": "what the site's owner charges for the result to leave",
-    "evict": "what others lose by the models that give way",
-    "churn": "handicap of one more copy than the model needs",
-    "risk": "the GPU may be lost, or the load fail",
-    "deadline": "in time, the delay costs nothing; late, it costs more",
-    "overlap": "what is saved because some of it goes on at the same time",
+_DOES = {
+    AttemptState.LEASED: "was sent to {site}",
+    AttemptState.FETCHING: "is at {site}, which fetches the weights",
+    AttemptState.LOADING: "is at {site}, which loads the model",
+    AttemptState.COMPILING: "is at {site}, which compiles the model",
+    AttemptState.RUNNING: "runs at {site}",
+    AttemptState.UPLOADING: "ran at {site}, which sends the result",
+    AttemptState.STOPPING: "is being stopped at {site}",
 }
-_PHASES: Final = (
-    ("waiting", "waiting_us"),
-    ("fetch", "fetch_us"),
-    ("load", "load_us"),
-    ("compile", "compile_us"),
-    ("run", "run_us"),
-    ("upload", "upload_us"),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """A job at an instant of fleet time, with its place in the queue (0: not queued)."""
+    """A job at an instant of fleet time, with its place in the queue (0: not queued) and what it is offered as of then."""
 
     job: Job
     now_us: int
     queue_position: int = 0
     queue_length: int = 0
+    held_until_us: int = 0
+    eta: Eta | None = None
+    quote: Quote | None = None
 
 
 def show(moment: Moment) -> None:
     """Print the explanation of a job."""
     job = moment.job
-    say(f"job/{job.job_id} {_standing(moment)}")
-    say(f"  {job.spec.model_id}, {_shape(job)}, seed {job.spec.seed}, {job.spec.priority} priority, tenant {job.spec.tenant}{_extras(job)}")
-    if job.failure:
-        say(f"  Failure: {job.failure.kind}: {job.failure.message}")
-    if job.cancel_reason:
-        say(f"  {'Expired' if job.state is JobState.EXPIRED else 'Cancelled'} because: {job.cancel_reason}")
-    for attempt in job.attempts:
+    _head(moment)
+    for line in _story(moment):
+        say(f"  {printable(line)}")
+    if moment.quote is not None and job.state not in TERMINAL:
+        say("")
+        outlook.details(moment.quote, "Would make room:")
+    for attempt in reversed(job.attempts):
         say("")
         _attempt(attempt)
-    if job.deferral and job.state not in TERMINAL:
-        say("")
-        _deferral(job.deferral, moment.now_us)
+
+
+def show_site(moment: Moment, site_id: str, places: Sequence[PlaceView]) -> None:
+    """Print why a job is not at one site, or is."""
+    job = moment.job
+    _head(moment)
+    again = "as of now" if job.state is JobState.QUEUED else "as of now, as if it were submitted again"
+    say(f"  What {site_id} offers it, {again}:")
+    outlook.show_site(site_id, places, moment.quote)
+
+
+def _head(moment: Moment) -> None:
+    job = moment.job
+    say(f"job/{job.job_id} {_standing(moment)}")
+    say(f"  {job.spec.model_id}, {_shape(job)}, seed {job.spec.seed}, {job.spec.priority} priority, tenant {job.spec.tenant}{_extras(job)}")
 
 
 def _standing(moment: Moment) -> str:
@@ -97,6 +94,10 @@ def _extras(job: Job) -> str:
             found.append(f"only {title} {', '.join(names)}")
     if where.max_price_usd_micros:
         found.append(f"at most ${where.max_price_usd_micros / 1_000_000:g}")
+    if job.spec.adapters:
+        found.append(f"with {', '.join(use.adapter_id for use in job.spec.adapters)}")
+    if job.spec.gang_size > 1:
+        found.append(f"{job.spec.gang_size} GPUs at once")
     if job.spec.deadline_ms:
         found.append(f"deadline {duration(job.spec.deadline_ms * 1_000)} after acceptance")
     if job.spec.start_timeout_ms:
@@ -106,89 +107,128 @@ def _extras(job: Job) -> str:
     return "".join(f"; {extra}" for extra in found)
 
 
+# --- what happened, in sentences ------------------------------------------------------------------------------------------------
+
+
+def _story(moment: Moment) -> list[str]:
+    job = moment.job
+    last = job.attempts[-1] if job.attempts else None
+    match job.state:
+        case JobState.QUEUED:
+            return _queued(moment, last)
+        case JobState.PLACED | JobState.RUNNING if last is not None:
+            return [*_live(moment, last), *_before(job.attempts[:-1])]
+        case JobState.SUCCEEDED if last is not None:
+            return [_went(last), _took(last), *_before(job.attempts[:-1])]
+        case _:
+            return [_ended_badly(job, last), *_before(job.attempts[:-1])]
+
+
+def _queued(moment: Moment, last: Attempt | None) -> list[str]:
+    job, quote = moment.job, moment.quote
+    lines = []
+    if last is not None and last.failure is not None:
+        lines.append(f"Its last attempt, at {last.site_id}, ended without a result: {_failure(last.failure)}.")
+    if moment.held_until_us > moment.now_us:
+        lines.append(f"It is tried again in {duration(moment.held_until_us - moment.now_us)}, elsewhere if there is another place.")
+    elif quote is None:
+        lines.append(f"It waits{_deferred(job.deferral, moment.now_us)}." if job.deferral else "It is about to be placed.")
+    elif quote.chosen is None:
+        lines.append(f"No place can take it now: {outlook.nowhere(quote.rejections)}.")
+        lines.append("It is placed as soon as that changes.")
+    elif quote.verdict is Verdict.NOW:
+        better = outlook.comparison(quote.term_names, quote.chosen, quote.others, quote.weights_bytes)
+        lines.append(f"It is about to go to {costtable.place(quote.chosen)}: {better}.")
+    else:
+        lines.append(f"It waits for {outlook.waiting(quote)}.")
+    if moment.queue_position > 1 and (quote is None or not quote.turn_us):
+        lines.append(f"{count(moment.queue_position - 1, 'job')} may go before it, for this place or for others.")
+    if moment.eta is not None:
+        lines.append(f"It should {outlook.when(moment.eta, moment.now_us)}.")
+    return lines
+
+
+def _deferred(deferral: Deferral, now_us: int) -> str:
+    best = deferral.waits_for
+    if best is None:
+        return f": no place could take it when it was last looked at: {outlook.nowhere(deferral.rejections)}"
+    left_us = max(deferral.since_us + best.wait_us - now_us, 0)
+    return f" for {costtable.place(best)}, free in about {duration(left_us)}"
+
+
+def _live(moment: Moment, last: Attempt) -> list[str]:
+    step = f", step {last.steps_done} of {moment.job.spec.shape.steps}" if last.state is AttemptState.RUNNING and last.steps_done else ""
+    does = _DOES.get(last.state, "is at {site}").format(site=last.site_id)
+    soon = f"; it should {outlook.when(moment.eta, moment.now_us)}" if moment.eta is not None else ""
+    return [f"It {does}{step}{soon}.", _went(last)]
+
+
+def _went(last: Attempt) -> str:
+    told = last.explanation
+    if told is None:
+        return f"It went to {last.site_id}."
+    went = f"After {duration(told.queued_us)} in the queue it went" if told.queued_us else "It went"
+    better = outlook.comparison(told.term_names, told.chosen, told.others, told.weights_bytes)
+    stood = outlook.has(told.term_names, told.chosen, told.weights_bytes, "had")
+    return f"{went} to {costtable.place(told.chosen)}, {stood}: {better}."
+
+
+def _took(last: Attempt) -> str:
+    took_us = last.ended_us - last.leased_us
+    told = last.explanation
+    late = f", and at most {duration(told.p90_us)} for nine of ten such jobs" if told is not None and told.p90_us else ""
+    return f"It took {duration(took_us)}; {duration(last.predicted_us)} had been predicted ({change(last.predicted_us, took_us)}){late}."
+
+
+def _ended_badly(job: Job, last: Attempt | None) -> str:
+    where = "while it waited in the queue"
+    if last is not None and (last.state not in ENDED or last.ended_us == job.ended_us):
+        where = f"while it {'ran' if last.running_us else 'was'} at {last.site_id}"
+    match job.state:
+        case JobState.CANCELLED:
+            return f"It was cancelled {where}{': ' + job.cancel_reason if job.cancel_reason else ', without a reason'}."
+        case JobState.EXPIRED:
+            return f"It expired {where}: its {job.cancel_reason or 'time was over'}."
+        case _ if job.failure is not None:
+            rule = RETRIES[job.failure.kind]
+            tries = f"such a failure is tried again {count(rule.budget, 'time')}" if rule.budget else "the same would happen anywhere"
+            return f"It failed for good after {count(len(job.attempts), 'attempt')}: {_failure(job.failure)} ({tries})."
+        case _:
+            return f"It ended {where}."
+
+
+def _failure(failure: Failure) -> str:
+    return f"{failure.kind.value.replace('_', ' ')}: {failure.message}" if failure.message else failure.kind.value.replace("_", " ")
+
+
+def _before(attempts: Sequence[Attempt]) -> list[str]:
+    """What had been tried before the attempt that the story is about."""
+    if not attempts:
+        return []
+    told = [f"at {one.site_id} ({one.failure.kind.value.replace('_', ' ') if one.failure else one.state.value})" for one in attempts[-3:]]
+    more = f" and {len(attempts) - 3} before them" if len(attempts) > 3 else ""
+    return [f"Before that it had been tried {', '.join(told)}{more}."]
+
+
+# --- each decision, in seconds --------------------------------------------------------------------------------------------------
+
+
 def _attempt(attempt: Attempt) -> None:
     temperature = "cold: the model had to be loaded" if attempt.cold else "warm: the model was there"
     slot = f"{attempt.slot.node_id} slot {attempt.slot.index}"
     say(f"Attempt {attempt.key.ordinal} at {attempt.site_id}, {slot} ({temperature}): {attempt.state}")
     if attempt.failure:
-        say(f"  {attempt.failure.kind}: {attempt.failure.message}")
-    if attempt.explanation:
-        _decision(attempt.explanation)
-    _outcome(attempt)
-
-
-def _decision(explanation: Explanation) -> None:
-    others = len(explanation.others)
-    choice = f"the cheapest of {others + 1} places shown" if others else "the only place that could take it"
-    chosen = explanation.chosen
-    waited = f", after {duration(explanation.queued_us)} in the queue" if explanation.queued_us else ""
-    deferred = f" and {count(explanation.deferrals, 'deferral')}" if explanation.deferrals else ""
-    place = f"{chosen.site_id}/{chosen.pool_id}"
-    say(f"  Chosen: {place} at {seconds(chosen.total_us)} s, {choice}{waited}{deferred}. Policy: {explanation.policy}")
-    _candidates(explanation.term_names, [chosen, *explanation.others])
-    for one in explanation.evicted:
-        say(f"  Made room: {one.model_id} was evicted there")
-    _rejections(explanation.rejections)
-
-
-def _candidates(names: Sequence[str], candidates: Sequence[Candidate]) -> None:
-    """A table in seconds of expected delay. Terms that are 0 everywhere are left out; the legend names the rest."""
-    used = [index for index in range(len(names)) if any(_term(candidate, index) for candidate in candidates)]
-    titles = ["", "PLACE", "SECONDS", *[names[index].upper() for index in used], "WEIGHTS"]
-    rows = []
-    for number, candidate in enumerate(candidates):
-        terms = [seconds(_term(candidate, index)) for index in used]
-        state = "cold" if candidate.cold else "warm"
-        if candidate.wait_us:
-            state += f", free in {duration(candidate.wait_us)}"
-        rows.append([">" if number == 0 else " ", f"{candidate.site_id}/{candidate.pool_id}", seconds(candidate.total_us), *terms, state])
-    table(titles, rows, frozenset(range(2, 3 + len(used))), indent="    ")
-    legend = [f"{names[index]}: {_TERMS[names[index]]}" for index in used if names[index] in _TERMS]
-    if legend:
-        for line in textwrap.wrap(f"({'; '.join(legend)})", _LEGEND_CHARS):
-            say(f"    {line}")
-
-
-def _term(candidate: Candidate, index: int) -> int:
-    return candidate.terms_us[index] if index < len(candidate.terms_us) else 0
-
-
-def _rejections(rejections: Sequence[Rejection]) -> None:
-    if not rejections:
+        say(f"  {printable(_failure(attempt.failure))}")
+    told = attempt.explanation
+    if told is None:
         return
-    say("  Not possible:")
-    ordered = sorted(rejections, key=lambda rejection: (-rejection.pools, rejection.reason.value))
-    rows = [[count(one.pools, "pool"), meaning(one.reason), remedy(one.reason)] for one in ordered]
-    table(["HOW MANY", "WHY", "WHAT WOULD HAVE TO CHANGE"], rows, indent="    ")
-
-
-def _outcome(attempt: Attempt) -> None:
-    if not attempt.ended_us:
-        say(f"  Predicted: {duration(attempt.predicted_us)} from decision to result; it is not over yet")
-        return
-    took = attempt.ended_us - attempt.leased_us
-    if attempt.state is not AttemptState.SUCCEEDED:
-        say(f"  Ended {duration(took)} after the decision; {duration(attempt.predicted_us)} had been predicted to the result")
-        return
-    off = change(attempt.predicted_us, took)
-    say(f"  Predicted {duration(attempt.predicted_us)}, took {duration(took)} ({off}): {_phases(attempt.times)}")
-
-
-def _phases(times: PhaseTimes) -> str:
-    found = [f"{name} {duration(getattr(times, field))}" for name, field in _PHASES if getattr(times, field) >= 0]
-    return ", ".join(found) or "the site measured no phases"
-
-
-def _deferral(deferral: Deferral, now_us: int) -> None:
-    again = "looked at again when something changes"
-    if deferral.until_us > now_us:
-        again = f"looked at again in {duration(deferral.until_us - now_us)}, or sooner when something changes"
-    best = deferral.waits_for
-    if best is None:
-        say(f"Waiting: no place can take it now; {again}.")
-    else:
-        say(
-            f"Waiting for {best.site_id}/{best.pool_id}, free in about {duration(best.wait_us)}: that is cheaper than to begin "
-            f"anywhere else now; {again}."
-        )
-    _rejections(deferral.rejections)
+    deferred = f", after {count(told.deferrals, 'deferral')}" if told.deferrals else ""
+    say(f"  Places when it was decided{deferred}. Policy: {told.policy}")
+    costtable.candidates(told.term_names, [told.chosen, *told.others])
+    costtable.made_room(told.evicted, "Made room:")
+    if attempt.ended_us and attempt.state in (AttemptState.SUCCEEDED, AttemptState.FAILED):
+        costtable.phases(attempt, told)
+    elif attempt.ended_us:
+        took = duration(attempt.ended_us - attempt.leased_us)
+        say(f"  Ended {took} after the decision; {duration(attempt.predicted_us)} had been predicted to the result")
+    costtable.rejections(told.rejections, "Not possible then:")

@@ -197,14 +197,19 @@ def cancel(*, jobs: JobsArgument, reason: Annotated[str, typer.Option("--reason"
     "explain",
     epilog="""
     atoll jobs explain JOB
+    atoll jobs explain JOB --site aws-use1  # why not there
     atoll jobs explain JOB -o json
     """,
 )
-def explain_job(*, job: JobArgument) -> None:
+def explain_job(
+    *,
+    job: JobArgument,
+    site: Annotated[str, typer.Option("--site", metavar="SITE", show_default=False, help="What this site offers it now.")] = "",
+) -> None:
     """Why a job ran, runs or waits where it does: every place with its cost in seconds, and why others could not take it."""
     form = session().form
     with session().client() as client:
-        found = client.explain(job_id(job))
+        found = client.explain(job_id(job), site_id=site)
     match form:
         case Form.JSON | Form.YAML:
             from atoll.cli.output import plain
@@ -214,9 +219,18 @@ def explain_job(*, job: JobArgument) -> None:
             say(f"job/{found.job.job_id}")
         case Form.TABLE | Form.WIDE:
             moment = explain.Moment(
-                job=found.job, now_us=found.now_us, queue_position=found.queue_position, queue_length=found.queue_length
+                job=found.job,
+                now_us=found.now_us,
+                queue_position=found.queue_position,
+                queue_length=found.queue_length,
+                held_until_us=found.held_until_us,
+                eta=found.eta,
+                quote=found.quote,
             )
-            explain.show(moment)
+            if site:
+                explain.show_site(moment, site, found.places)
+            else:
+                explain.show(moment)
 
 
 @verb(

@@ -125,10 +125,47 @@ def submit(
     jobs = arguments.whole("--count", count, 1, _COUNT_MAX)
     timeout_s = arguments.duration_ms("--timeout", timeout) / 1_000 if timeout else None
     form = session().form
+    template = request_of(
+        model=model, prompt=prompt, negative=negative, size=size, frames=frames, steps=steps, cfg=cfg, guidance=guidance, batch=batch,
+        precision=precision, priority=priority, deadline=deadline, start_timeout=start_timeout, tenant=tenant, site=site, region=region,
+        gpu=gpu, max_price=max_price, simulated=simulated,
+    )  # fmt: skip
+    requests = _numbered(template, jobs, None if seed is None else arguments.whole("--seed", seed, 0, 2**63 - 1), key)
+    with session().client() as client:
+        job_ids = _submit(client, requests)
+        if wait or out is not None:
+            _finish(client, job_ids, form, timeout_s, None if out is None else Path(out))
+        else:
+            _announce(client, job_ids, form)
+
+
+def request_of(
+    *,
+    model: str,
+    prompt: str,
+    negative: str,
+    size: str | None,
+    frames: str | None,
+    steps: str | None,
+    cfg: str | None,
+    guidance: str | None,
+    batch: str | None,
+    precision: str | None,
+    priority: str,
+    deadline: str | None,
+    start_timeout: str | None,
+    tenant: str,
+    site: list[str] | None,
+    region: list[str] | None,
+    gpu: list[str] | None,
+    max_price: str | None,
+    simulated: bool,
+) -> JobRequest:
+    """The job that these options ask for, here and in `atoll quote`; FieldError for the first that cannot be read."""
     from atoll.client import JobRequest
 
     width, height = arguments.size_px("--size", size) if size is not None else (0, 0)
-    template = JobRequest(
+    return JobRequest(
         model=model,
         prompt=prompt,
         negative_prompt=negative,
@@ -150,13 +187,6 @@ def submit(
         max_price_usd=arguments.price_usd("--max-price", max_price),
         simulated=simulated,
     )
-    requests = _numbered(template, jobs, None if seed is None else arguments.whole("--seed", seed, 0, 2**63 - 1), key)
-    with session().client() as client:
-        job_ids = _submit(client, requests)
-        if wait or out is not None:
-            _finish(client, job_ids, form, timeout_s, None if out is None else Path(out))
-        else:
-            _announce(client, job_ids, form)
 
 
 def _member(option: str, text: str, kind: type[E]) -> E:

@@ -16,6 +16,7 @@ from atoll.model.address import Address
 from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
 from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, NodeId, PoolId, SiteId, Term
 from atoll.model.modelspec import ModelSpec
+from atoll.model.replica import ReplicaFact
 from atoll.model.report import PROTOCOL_VERSION, AttemptEvent, AttemptProgress, NodeFacts, SiteHello, SiteReport, SlotFacts
 from atoll.model.site import PoolSpec, SiteRuntime, SiteSpec
 from atoll.v1 import job_service_pb2 as jobs_pb
@@ -157,6 +158,7 @@ class ScriptedAgent:
         self.pools = pools or (pool("big"),)
         self.hold = hold
         self.talks = True
+        self.replicas: tuple[ReplicaFact, ...] = ()  # what every slot holds
         self.hello = hello
         self.token = hello.pop("token", "")
         self.welcome: sites_pb.Welcome | None = None
@@ -228,7 +230,9 @@ class ScriptedAgent:
             NodeFacts(
                 pool_id=PoolId(one.pool_id), node_id=NodeId(one.node_id(index)), host_free_bytes=256 * GB,
                 disk_free_bytes=1_000 * GB,
-                slots=tuple(SlotFacts(index=slot, memory_free_bytes=79 * GB) for slot in range(one.gpus_per_node)),
+                slots=tuple(
+                    SlotFacts(index=slot, memory_free_bytes=79 * GB, replicas=self.replicas) for slot in range(one.gpus_per_node)
+                ),
             )
             for one in self.pools for index in range(one.nodes)
         )  # fmt: skip

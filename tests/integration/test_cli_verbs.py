@@ -73,7 +73,8 @@ async def test_a_job_from_submit_to_its_explanation(tmp_path: Path, atoll: Calla
             code, out, _ = await run("jobs", "explain", job_id)
             assert code == Exit.OK
             assert f"{job_id} succeeded" in out.splitlines()[0]
-            assert "Chosen: a/" in out
+            assert "It went to a/big, which had to fetch 10.0 GB first: the only place that can take it." in out
+            assert "all of it" in out, "predicted against actual"
             explained = await answer(run, "jobs", "explain", job_id)
             (attempt,) = explained["job"]["attempts"]
             assert sum(attempt["explanation"]["chosen"]["terms_us"]) == attempt["explanation"]["chosen"]["total_us"]

@@ -182,7 +182,7 @@ def test_waiting_too_long_is_a_code_of_its_own(address: str, troubles: Troubles,
 
 def test_help_of_every_verb_has_an_example(capsys: Shown) -> None:
     verbs = {
-        "": ["submit", "events", "fleet", "up", "orchestrator", "agent", "rehearse"],
+        "": ["submit", "quote", "events", "fleet", "up", "orchestrator", "agent", "rehearse"],
         "jobs": ["list", "get", "watch", "cancel", "explain", "logs", "download"],
         "sites": ["list", "get", "apply", "add", "cordon", "uncordon", "drain", "remove"],
         "models": ["list", "get", "add", "remove", "build-starters"],
@@ -203,7 +203,7 @@ print(sorted(heavy & set(sys.modules)), code)
 """
 
 
-@pytest.mark.parametrize("arguments", [["version"], ["--help"], ["submit", "--help"], ["jobs", "gett"]])
+@pytest.mark.parametrize("arguments", [["version"], ["--help"], ["submit", "--help"], ["quote", "--help"], ["jobs", "gett"]])
 def test_what_needs_no_orchestrator_loads_no_sdk_and_no_server(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", PROBE, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1].startswith("[] ")

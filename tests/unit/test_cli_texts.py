@@ -8,93 +8,15 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from atoll.cli import arguments, explain, figures, progress
+from atoll.cli import arguments, figures, progress
 from atoll.cli.jobs import JOBS
 from atoll.cli.output import Form, plain, printable, show_list, show_one
 from atoll.cli.reasons import REASONS
-from atoll.model.attempt import Artifact, Attempt, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
+from atoll.model.attempt import AttemptState, Failure, FailureKind
 from atoll.model.errors import FieldError
-from atoll.model.ids import AttemptKey, JobId, ModelId, NodeId, Ordinal, PoolId, SiteId, SlotRef, TenantId
-from atoll.model.job import Constraints, Job, JobSpec, JobState
-from atoll.model.placement import Candidate, Deferral, Evicted, Explanation, Reason, Rejection
-from atoll.model.shape import Shape
-
-SPEC = JobSpec(
-    tenant=TenantId("default"),
-    model_id=ModelId("flux1-dev"),
-    prompt="a lighthouse",
-    seed=7,
-    shape=Shape(width=1024, height=768, steps=28, cfg_passes=1),
-    constraints=Constraints(regions=("Tokyo",)),
-)
-QUEUED = Job(
-    job_id=JobId("j-1"),
-    spec=SPEC,
-    state=JobState.QUEUED,
-    idempotency_key="k",
-    payload_digest="",
-    request_id="r",
-    accepted_us=1_000_000,
-    deferral=Deferral(
-        since_us=1_000_000,
-        until_us=5_000_000,
-        waits_for=None,
-        rejections=(Rejection(reason=Reason.SIMULATED_SITE, pools=62), Rejection(reason=Reason.MEMORY_TOO_SMALL, pools=1)),
-    ),
-)
-TERMS = ("queue", "fetch", "stage", "execution", "money", "overlap")
-CHOSEN = Candidate(
-    site_id=SiteId("tokyo-1"),
-    pool_id=PoolId("h100"),
-    total_us=9_500_000,
-    terms_us=(0, 2_000_000, 3_000_000, 4_000_000, 500_000, 0),
-    cold=True,
-)
-OTHER = Candidate(
-    site_id=SiteId("osaka-1"),
-    pool_id=PoolId("l4"),
-    total_us=61_000_000,
-    terms_us=(1_000_000, 0, 0, 60_000_000, 0, 0),
-    cold=False,
-    wait_us=2_000_000,
-)
-DONE = replace(
-    QUEUED,
-    state=JobState.SUCCEEDED,
-    ended_us=13_000_000,
-    deferral=None,
-    attempts=(
-        Attempt(
-            key=AttemptKey(job_id=JobId("j-1"), ordinal=Ordinal(1)),
-            site_id=SiteId("tokyo-1"),
-            slot=SlotRef(pool_id=PoolId("h100"), node_id=NodeId("h100-3"), index=2),
-            state=AttemptState.SUCCEEDED,
-            cold=True,
-            leased_us=2_000_000,
-            predicted_us=10_000_000,
-            ended_us=13_000_000,
-            times=PhaseTimes(fetch_us=2_500_000, load_us=3_000_000, run_us=5_000_000, upload_us=400_000),
-            explanation=Explanation(
-                decided_us=2_000_000,
-                policy="default",
-                term_names=TERMS,
-                chosen=CHOSEN,
-                node_id=NodeId("h100-3"),
-                others=(OTHER,),
-                rejections=(Rejection(reason=Reason.CORDONED, pools=2),),
-                evicted=(Evicted(model_id=ModelId("sdxl"), price_us=1_500_000, memory_bytes=7_000_000_000),),
-                deferrals=1,
-                queued_us=1_000_000,
-            ),
-        ),
-    ),
-    result=ResultManifest(
-        key=AttemptKey(job_id=JobId("j-1"), ordinal=Ordinal(1)),
-        artifacts=(Artifact(name="0.png", media_type="image/png", bytes=1_234_567, digest="sha256:" + "a" * 64),),
-        seed=7,
-        simulated=False,
-    ),
-)
+from atoll.model.job import JobState
+from atoll.model.placement import Reason
+from tests.unit.jobs_to_show import DONE, QUEUED, SPEC
 
 
 @pytest.mark.parametrize(
@@ -201,50 +123,6 @@ def test_nothing_is_said_so_beside_the_answer(capsys: pytest.CaptureFixture[str]
     show_list(Form.TABLE, JOBS, [], empty="no jobs")
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "no jobs\n")
-
-
-def test_an_explanation_of_a_job_that_is_done(capsys: pytest.CaptureFixture[str]) -> None:
-    explain.show(explain.Moment(job=DONE, now_us=20_000_000))
-    assert capsys.readouterr().out.splitlines() == [
-        "job/j-1 succeeded, 12.0s after it was accepted",
-        "  flux1-dev, 1024x768, 28 steps, seed 7, normal priority, tenant default; only regions Tokyo",
-        "",
-        "Attempt 1 at tokyo-1, h100-3 slot 2 (cold: the model had to be loaded): succeeded",
-        "  Chosen: tokyo-1/h100 at 9.50 s, the cheapest of 2 places shown, after 1.00s in the queue and 1 deferral. Policy: default",
-        "        PLACE          SECONDS   QUEUE   FETCH   STAGE   EXECUTION   MONEY   WEIGHTS",
-        "    >   tokyo-1/h100      9.50       0    2.00    3.00        4.00    0.50   cold",
-        "        osaka-1/l4       61.00    1.00       0       0       60.00       0   warm, free in 2.00s",
-        "    (queue: work ahead in the slot; fetch: weights from the origin or a peer; stage: weights from disk or host",
-        "    memory into the GPU; execution: the diffusion itself; money: price, at the policy's seconds per dollar)",
-        "  Made room: sdxl was evicted there",
-        "  Not possible:",
-        "    HOW MANY   WHY                    WHAT WOULD HAVE TO CHANGE",
-        "    2 pools    the site is cordoned   atoll sites uncordon SITE",
-        "  Predicted 10.0s, took 11.0s (+10 %): fetch 2.50s, load 3.00s, run 5.00s, upload 400ms",
-    ]
-
-
-def test_an_explanation_of_a_job_that_waits(capsys: pytest.CaptureFixture[str]) -> None:
-    explain.show(explain.Moment(job=QUEUED, now_us=3_000_000, queue_position=2, queue_length=9))
-    assert capsys.readouterr().out.splitlines() == [
-        "job/j-1 queued, number 2 of 9 in the queue, accepted 2.00s ago",
-        "  flux1-dev, 1024x768, 28 steps, seed 7, normal priority, tenant default; only regions Tokyo",
-        "",
-        "Waiting: no place can take it now; looked at again in 2.00s, or sooner when something changes.",
-        "  Not possible:",
-        "    HOW MANY   WHY                                                WHAT WOULD HAVE TO CHANGE",
-        "    62 pools   a twin: it only rehearses                          " + REASONS[Reason.SIMULATED_SITE][1],
-        "    1 pool     the GPU is too small for the model at this shape   a smaller --size, --frames or --batch, or larger GPUs",
-    ]
-
-
-def test_an_explanation_names_what_a_job_may_wait_and_that_it_waited_too_long(capsys: pytest.CaptureFixture[str]) -> None:
-    hurried = replace(QUEUED, spec=replace(QUEUED.spec, deadline_ms=30_000, start_timeout_ms=10_000))
-    explain.show(explain.Moment(job=hurried, now_us=3_000_000, queue_position=1, queue_length=1))
-    assert "deadline 30.0s after acceptance; to begin within 10.0s" in capsys.readouterr().out
-    expired = replace(hurried, state=JobState.EXPIRED, ended_us=11_000_000, cancel_reason="start timeout of 10000 ms passed")
-    explain.show(explain.Moment(job=expired, now_us=30_000_000))
-    assert "  Expired because: start timeout of 10000 ms passed" in capsys.readouterr().out.splitlines()
 
 
 def test_sentences_say_where_a_job_stands() -> None:

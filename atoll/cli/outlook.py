@@ -1,0 +1,145 @@
+"""What a job is offered, in plain sentences: where it goes and why, how long it waits, when it is done, at what price.
+
+Decides the words. A tired person reads the first sentence and should know enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from atoll.cli import costtable
+from atoll.cli.costtable import place, term, time_us
+from atoll.cli.figures import count, duration, money, size
+from atoll.cli.output import printable, say
+from atoll.cli.reasons import meaning, remedy
+from atoll.model.placement import Candidate, Rejection
+from atoll.model.quote import Eta, PlaceView, Quote, Verdict
+
+# As the policy resolves ties: below it nobody would call one place better.
+_TIE_US: Final = 50_000
+_REASONS_NAMED: Final = 2
+# What would be shown as $0.0000 is not worth a clause.
+_WORTH_NAMING_USD_MICROS: Final = 50
+
+
+def _doing(names: Sequence[str], candidate: Candidate, weights_bytes: int) -> str:
+    """What it takes to run there: "fetching 22.0 GB to a/b", "waiting for a/b", "the warm replica at a/b"."""
+    if candidate.cold:
+        of = size(weights_bytes) if weights_bytes else "the model"
+        how = f"fetching {of} to" if term(names, candidate, "fetch") else f"loading {of} from the disk of"
+        return f"{how} {place(candidate)}"
+    return f"waiting for {place(candidate)}" if candidate.wait_us else f"the warm replica at {place(candidate)}"
+
+
+def has(names: Sequence[str], candidate: Candidate, weights_bytes: int, verb: str) -> str:
+    """How a place stands, as a clause: "where the model is warm", "which has to fetch 22.0 GB first". `verb`: has or had."""
+    be = "was" if verb == "had" else "is"
+    if not candidate.cold:
+        return f"where the model {be} warm"
+    of = size(weights_bytes) if weights_bytes else "the model"
+    return f"which {verb} to fetch {of} first" if term(names, candidate, "fetch") else f"which {verb} to load {of} from its disk"
+
+
+def comparison(names: Sequence[str], chosen: Candidate, others: Sequence[Candidate], weights_bytes: int, *, turn_us: int = 0) -> str:
+    """How much better the chosen place is than the next best, and by what, once those before it have had their turn."""
+    if not others:
+        return "the only place that can take it"
+    other = others[0]
+    alike = chosen.cold == other.cold and bool(chosen.wait_us) == bool(other.wait_us)
+    what = f"{place(other)}, the next best" if alike else _doing(names, other, weights_bytes)
+    gain_us = other.total_us - chosen.total_us - turn_us
+    sooner_us = time_us(names, other) - time_us(names, chosen) - turn_us
+    if gain_us <= _TIE_US:
+        return f"as good as {what}; ties go to what is loaded already, then to the cheaper GPU"
+    if sooner_us < 0:
+        return f"{duration(-sooner_us)} later than {what}, but cheaper: prices there count {duration(gain_us - sooner_us)} more"
+    if sooner_us * 2 >= gain_us:
+        return f"{duration(sooner_us)} sooner than {what}"
+    return f"{duration(gain_us)} cheaper than {what}, {duration(sooner_us)} of it time"
+
+
+def when(eta: Eta, now_us: int) -> str:
+    """When it should begin and be done: "begin in about 2.00s and be done in about 9.10s (9 of 10: within 18.2s)"."""
+    if eta.end_p90_us <= now_us:
+        return f"be done by now: it is overdue, nine of ten such jobs would have been done {duration(now_us - eta.end_p90_us)} ago"
+    late = f"9 of 10 such jobs: within {duration(eta.end_p90_us - now_us)}"
+    done = f"be done in about {duration(eta.end_p50_us - now_us)}" if eta.end_p50_us > now_us else "be done any moment"
+    if not eta.begin_p50_us or eta.begin_p50_us <= now_us:
+        return f"{done} ({late})"
+    return f"begin in about {duration(eta.begin_p50_us - now_us)} and {done} ({late})"
+
+
+def waiting(quote: Quote) -> str:
+    """What a job waits for, and why that is better than anything that could be had at once."""
+    chosen = quote.chosen
+    assert chosen is not None, "what is waited for is a place"
+    at_once = [other for other in quote.others if not other.wait_us]
+    rest = "no place can take it at once"
+    if at_once:
+        rest = "that is " + comparison(quote.term_names, chosen, at_once[:1], quote.weights_bytes, turn_us=quote.turn_us)
+    behind = ""
+    if quote.turn_us:
+        behind = f", and {count(quote.ahead, 'job')} before it for {duration(quote.turn_us)} more"
+    return f"{place(chosen)}, free in about {duration(chosen.wait_us)}{behind}: {rest}"
+
+
+def nowhere(found: Sequence[Rejection]) -> str:
+    """Why no place can take it, the most frequent reasons first."""
+    ordered = sorted(found, key=lambda rejection: (-rejection.pools, rejection.reason.value))
+    named = [f"{meaning(one.reason)} ({count(one.pools, 'pool')})" for one in ordered[:_REASONS_NAMED]]
+    more = f", and {count(len(ordered) - _REASONS_NAMED, 'other reason')}" if len(ordered) > _REASONS_NAMED else ""
+    return ", ".join(named) + more if named else "the fleet has no pools"
+
+
+def show_quote(model: str, quote: Quote) -> None:
+    """Print what a job would be offered."""
+    say(f"quote for {model}, {count(quote.queue_length, 'job')} in the queue")
+    if quote.chosen is None:
+        say(f"  No place can take it now: {nowhere(quote.rejections)}. It would wait until that changes.")
+    elif quote.verdict is Verdict.NOW:
+        better = comparison(quote.term_names, quote.chosen, quote.others, quote.weights_bytes)
+        stands = has(quote.term_names, quote.chosen, quote.weights_bytes, "has")
+        say(f"  It would go to {place(quote.chosen)} at once, {stands}: {better}.")
+    else:
+        say(f"  It would wait for {waiting(quote)}.")
+    if quote.eta is not None:
+        leaving = quote.egress_usd_micros >= _WORTH_NAMING_USD_MICROS
+        leave = f" and {money(quote.egress_usd_micros)} for the result to leave" if leaving else ""
+        say(f"  It should {when(quote.eta, quote.at_us)}, for {money(quote.gpu_usd_micros)} of GPU time{leave}.")
+    if quote.refusal:
+        again = f"; try again in {duration(quote.retry_after_ms * 1_000)}" if quote.retry_after_ms else ""
+        say(f"  A submit would be refused just now: {printable(quote.refusal)}{again}.")
+    details(quote, "Would make room:")
+
+
+def details(quote: Quote, room: str) -> None:
+    """The places with their terms, what makes room, and what was left out."""
+    if quote.chosen is not None:
+        say(f"  Places as of now. Policy: {quote.policy}")
+        costtable.candidates(quote.term_names, [quote.chosen, *quote.others])
+    costtable.made_room(quote.evicted, room)
+    costtable.rejections(quote.rejections, "Not possible now:")
+
+
+def show_site(site_id: str, places: Sequence[PlaceView], quote: Quote | None) -> None:
+    """Print what one site offers as of now, pool by pool, beside where the job would go."""
+    if not places:
+        say(f"  {site_id} has no pools.")
+    names = quote.term_names if quote is not None else ()
+    best = quote.chosen if quote is not None else None
+    found = [candidate for one in places for candidate in one.candidates]
+    for one in places:
+        where = f"{site_id}/{one.pool_id} ({one.gpu_type})"
+        cheapest = min(one.candidates, key=lambda candidate: candidate.total_us, default=None)
+        if cheapest is None:
+            why = f"{meaning(one.reason)}. To change that: {remedy(one.reason)}" if one.reason else "it offers nothing"
+            say(f"  {where} cannot take it: {why}.")
+        elif best is not None and (best.site_id, best.pool_id, best.cold) == (cheapest.site_id, cheapest.pool_id, cheapest.cold):
+            say(f"  {where} is where it would go now.")
+        else:
+            more = f", {duration(cheapest.total_us - best.total_us)} more than {place(best)}, where it would go now" if best else ""
+            say(f"  {where} would cost {duration(cheapest.total_us)}{more}.")
+    if found:
+        marked = [best, *[one for one in found if one != best]] if best is not None else found
+        costtable.candidates(names, marked, marked=best is not None)

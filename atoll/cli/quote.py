@@ -1,0 +1,85 @@
+"""`atoll quote`: what a job would be offered if it were submitted now."""
+
+from __future__ import annotations
+
+import typer
+
+from atoll.cli import outlook
+from atoll.cli.output import Form, plain, say, show_plain
+from atoll.cli.session import session, verb
+from atoll.cli.submit import (
+    BatchOption,
+    CfgOption,
+    DeadlineOption,
+    FramesOption,
+    GpuOption,
+    GuidanceOption,
+    MaxPriceOption,
+    ModelArgument,
+    NegativeOption,
+    PrecisionOption,
+    PriorityOption,
+    PromptOption,
+    RegionOption,
+    SimulatedOption,
+    SiteOption,
+    SizeOption,
+    StartTimeoutOption,
+    StepsOption,
+    TenantOption,
+    request_of,
+)
+
+
+def register(root: typer.Typer) -> None:
+    """Add the verb to the command."""
+    verb(
+        root,
+        "quote",
+        epilog="""
+        atoll quote tiny-image
+        atoll quote wan2.1-t2v-1.3b-480p --simulated --frames 81 --steps 50 --priority batch
+        atoll quote flux.1-schnell --simulated --gpu H100-SXM -o json | jq '.eta.end_p90_us - .at_us'
+        """,
+    )(quote)
+
+
+def quote(
+    *,
+    model: ModelArgument,
+    prompt: PromptOption = "",
+    negative: NegativeOption = "",
+    size: SizeOption = None,
+    frames: FramesOption = None,
+    steps: StepsOption = None,
+    cfg: CfgOption = None,
+    guidance: GuidanceOption = None,
+    batch: BatchOption = None,
+    precision: PrecisionOption = None,
+    priority: PriorityOption = "normal",
+    deadline: DeadlineOption = None,
+    start_timeout: StartTimeoutOption = None,
+    site: SiteOption = None,
+    region: RegionOption = None,
+    gpu: GpuOption = None,
+    max_price: MaxPriceOption = None,
+    simulated: SimulatedOption = False,
+    tenant: TenantOption = "",
+) -> None:
+    """Where such a job would go now, when it would be done, at what price; or why it cannot run. Nothing is submitted or reserved."""
+    form = session().form
+    request = request_of(
+        model=model, prompt=prompt, negative=negative, size=size, frames=frames, steps=steps, cfg=cfg, guidance=guidance, batch=batch,
+        precision=precision, priority=priority, deadline=deadline, start_timeout=start_timeout, tenant=tenant, site=site, region=region,
+        gpu=gpu, max_price=max_price, simulated=simulated,
+    )  # fmt: skip
+    with session().client() as client:
+        found = client.quote_request(request)
+    match form:
+        case Form.JSON | Form.YAML:
+            show_plain(form, plain(found))
+        case Form.NAME:
+            if found.chosen is not None:
+                say(f"site/{found.chosen.site_id}")
+        case Form.TABLE | Form.WIDE:
+            outlook.show_quote(model, found)

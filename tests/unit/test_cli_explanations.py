@@ -1,0 +1,281 @@
+"""Explanations and quotes as text: what happened comes first and is true, whatever became of the job."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from atoll.cli import costtable, explain, outlook
+from atoll.cli.reasons import REASONS
+from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind
+from atoll.model.ids import AttemptKey, GpuTypeId, JobId, Ordinal, PoolId
+from atoll.model.job import Job, JobState
+from atoll.model.learned import Component
+from atoll.model.placement import Reason, Rejection
+from atoll.model.quote import Eta, PlaceView, Quote, Verdict
+from orchestrator.core.placement.registry import TERM_NAMES
+from tests.unit.jobs_to_show import CHOSEN, DONE, OTHER, QUEUED, TERMS
+
+Shown = pytest.CaptureFixture[str]
+
+REJECTED = (Rejection(reason=Reason.SIMULATED_SITE, pools=62), Rejection(reason=Reason.MEMORY_TOO_SMALL, pools=1))
+# Now is second 3. Free in two seconds, done in six; cold it would take nine.
+WAITS = Quote(
+    at_us=3_000_000,
+    verdict=Verdict.WAITS,
+    policy="default",
+    term_names=TERMS,
+    chosen=replace(OTHER, total_us=6_000_000, terms_us=(2_000_000, 0, 0, 4_000_000, 0, 0)),
+    others=(CHOSEN,),
+    rejections=REJECTED,
+    weights_bytes=24_000_000_000,
+    predicted_us=6_000_000,
+    ahead=2,
+    queue_length=9,
+    turn_us=1_500_000,
+    eta=Eta(begin_p50_us=6_500_000, begin_p90_us=10_000_000, end_p50_us=10_500_000, end_p90_us=18_000_000),
+    gpu_usd_micros=4_400,
+)
+GOES = replace(
+    WAITS, verdict=Verdict.NOW, chosen=CHOSEN, others=(OTHER,), ahead=0, queue_length=0, turn_us=0, egress_usd_micros=1_200,
+    evicted=DONE.attempts[0].explanation.evicted if DONE.attempts[0].explanation else (), predicted_us=9_000_000,
+    eta=Eta(begin_p50_us=8_000_000, begin_p90_us=13_000_000, end_p50_us=12_000_000, end_p90_us=21_000_000),
+)  # fmt: skip
+NOWHERE = replace(
+    WAITS, verdict=Verdict.IMPOSSIBLE, chosen=None, others=(), eta=None, predicted_us=0, turn_us=0, gpu_usd_micros=0, ahead=0,
+    queue_length=0,
+)  # fmt: skip
+(FIRST,) = DONE.attempts
+
+
+def _story(capsys: Shown, job: Job, **moment: object) -> list[str]:
+    """The sentences below the heading, up to the first table."""
+    explain.show(explain.Moment(job=job, now_us=3_000_000, **moment))  # type: ignore[arg-type]  # the caller names fields
+    lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    return [line.strip() for line in lines[2:] if line.strip()]
+
+
+def _live(state: AttemptState, **changes: object) -> Job:
+    attempt = replace(FIRST, state=state, ended_us=0, **changes)  # type: ignore[arg-type]  # as above
+    return replace(DONE, state=JobState.RUNNING if attempt.running_us else JobState.PLACED, ended_us=0, result=None, attempts=(attempt,))
+
+
+def test_a_job_that_is_done(capsys: Shown) -> None:
+    explain.show(explain.Moment(job=DONE, now_us=20_000_000))
+    assert capsys.readouterr().out.splitlines() == [
+        "job/j-1 succeeded, 12.0s after it was accepted",
+        "  flux1-dev, 1024x768, 28 steps, seed 7, normal priority, tenant default; only regions Tokyo",
+        "  After 1.00s in the queue it went to tokyo-1/h100, which had to fetch 24.0 GB first: 52.0s sooner than waiting for osaka-1/l4.",
+        "  It took 11.0s; 10.0s had been predicted (+10 %), and at most 20.0s for nine of ten such jobs.",
+        "",
+        "Attempt 1 at tokyo-1, h100-3 slot 2 (cold: the model had to be loaded): succeeded",
+        "  Places when it was decided, after 1 deferral. Policy: default",
+        "        PLACE           COST   =    TIME   QUEUE   FETCH   STAGE   EXECUTION   +   PRICES   MONEY   WEIGHTS",
+        "    >   tokyo-1/h100    9.50   =    9.00       0    2.00    3.00        4.00   +     0.50    0.50   cold, to be fetched",
+        "        osaka-1/l4     61.00   =   61.00    1.00       0       0       60.00   +        0       0   warm, free in 2.00s",
+        "    (COST in seconds of delay = TIME from the decision to the result, by its terms + PRICES, which pass no time",
+        "    but count as if they did; queue: work ahead in the slot; fetch: weights from the origin or a peer; stage:",
+        "    weights from disk or host memory into the GPU; execution: the diffusion itself; money: price of the GPU, at",
+        "    the policy's seconds per dollar)",
+        "  Made room: sdxl, 7.00 GB: others are expected to wait 1.50s longer for it",
+        "  Predicted against actual, in seconds:",
+        "    PHASE                 PREDICTED   ACTUAL     OFF",
+        "    waiting in the slot           0     0.10       -",
+        "    fetch                      2.00     2.50   +25 %",
+        "    load (stage, init)         3.00     3.00    +0 %",
+        "    run (execution)            4.00     5.00   +25 %",
+        "    upload (output)               0     0.40       -",
+        "    the rest                   1.00        0       -",
+        "    all of it                 10.00    11.00   +10 %",
+        "    (the rest: messages, the job's own files, and what was predicted to go on at the same time)",
+        "  Not possible then:",
+        "    HOW MANY   WHY                    WHAT WOULD HAVE TO CHANGE",
+        "    2 pools    the site is cordoned   atoll sites uncordon SITE",
+    ]
+
+
+def test_the_phases_add_up_and_say_what_had_been_corrected(capsys: Shown) -> None:
+    factors = tuple(1_400 if component is Component.LOAD else 1_000 for component in Component)
+    told = FIRST.explanation
+    assert told is not None
+    costtable.phases(replace(FIRST, factors_milli=factors), told)
+    lines = capsys.readouterr().out.splitlines()
+    cells = {line.strip().split("   ")[0]: line.split() for line in lines[2:-1]}
+    assert cells["load (stage, init)"][-1] == "x1.40"
+    assert lines[1].split()[-1] == "CORRECTED" and "earlier attempts" in lines[-1]
+    figures = [[float(cell) for cell in line if cell.replace(".", "").isdigit()][:2] for line in cells.values()]
+    *parts, (predicted, actual) = figures
+    assert sum(part[0] for part in parts) == pytest.approx(predicted)
+    assert sum(part[1] for part in parts) == pytest.approx(actual)
+
+
+def test_an_attempt_that_failed_is_compared_as_far_as_it_came(capsys: Shown) -> None:
+    failure = Failure(kind=FailureKind.OUT_OF_MEMORY, message="12 GB\nneeded")
+    failed = replace(FIRST, state=AttemptState.FAILED, failure=failure)
+    job = replace(DONE, state=JobState.FAILED, result=None, failure=failure, attempts=(failed,))
+    (said,) = _story(capsys, job)
+    assert said == "It failed for good after 1 attempt: out of memory: 12 GB needed (such a failure is tried again 3 times)."
+    explain.show(explain.Moment(job=job, now_us=20_000_000))
+    assert "Predicted against actual, in seconds, until it failed:" in capsys.readouterr().out
+
+
+def test_a_job_that_waits_for_a_place(capsys: Shown) -> None:
+    moment = explain.Moment(job=QUEUED, now_us=3_000_000, queue_position=3, queue_length=9, eta=WAITS.eta, quote=WAITS)
+    explain.show(moment)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "job/j-1 queued, number 3 of 9 in the queue, accepted 2.00s ago"
+    better = "that is 1.50s sooner than fetching 24.0 GB to tokyo-1/h100."
+    assert lines[2:5] == [
+        f"  It waits for osaka-1/l4, free in about 2.00s, and 2 jobs before it for 1.50s more: {better}",
+        "  It should begin in about 3.50s and be done in about 7.50s (9 of 10 such jobs: within 15.0s).",
+        "",
+    ]
+    assert "  Places as of now. Policy: default" in lines
+    assert lines[-1].split("   ")[1:3] == [" 1 pool", "  the GPU is too small for the model at this shape"]
+
+
+def test_waiting_that_is_later_and_cheaper_says_both(capsys: Shown) -> None:
+    chosen = replace(OTHER, total_us=12_000_000, terms_us=(8_000_000, 0, 0, 4_000_000, 0, 0))
+    dear = replace(CHOSEN, total_us=29_000_000, terms_us=(0, 2_000_000, 3_000_000, 4_000_000, 20_000_000, 0))
+    story = _story(capsys, QUEUED, quote=replace(WAITS, chosen=chosen, others=(dear,), turn_us=0))
+    assert "that is 3.00s later than fetching 24.0 GB to tokyo-1/h100, but cheaper: prices there count 20.0s more." in story[0]
+    equal = replace(CHOSEN, total_us=12_010_000)
+    story = _story(capsys, QUEUED, quote=replace(WAITS, chosen=chosen, others=(equal,), turn_us=0))
+    assert "as good as fetching" in story[0]
+
+
+def test_a_job_that_nobody_can_take(capsys: Shown) -> None:
+    assert _story(capsys, QUEUED, queue_position=1, queue_length=1, quote=NOWHERE) == [
+        "No place can take it now: a twin: it only rehearses (62 pools), the GPU is too small for the model at this shape (1 pool).",
+        "It is placed as soon as that changes.",
+    ]
+
+
+def test_a_job_in_back_off_says_what_failed_and_when_it_is_tried_again(capsys: Shown) -> None:
+    failure = Failure(kind=FailureKind.LOAD_FAILED, message="no such file")
+    job = replace(QUEUED, deferral=None, attempts=(replace(FIRST, state=AttemptState.FAILED, failure=failure),))
+    assert _story(capsys, job, held_until_us=4_000_000, quote=GOES)[:2] == [
+        "Its last attempt, at tokyo-1, ended without a result: load failed: no such file.",
+        "It is tried again in 1.00s, elsewhere if there is another place.",
+    ]
+
+
+def test_a_job_of_an_orchestrator_that_told_no_offer(capsys: Shown) -> None:
+    deferral = QUEUED.deferral
+    assert deferral is not None
+    job = replace(QUEUED, deferral=replace(deferral, since_us=2_000_000, waits_for=replace(OTHER, wait_us=5_000_000)))
+    assert _story(capsys, job) == ["It waits for osaka-1/l4, free in about 4.00s."]
+    assert _story(capsys, replace(QUEUED, deferral=None)) == ["It is about to be placed."]
+
+
+@pytest.mark.parametrize(
+    ("state", "steps", "said"),
+    [
+        (AttemptState.LEASED, 0, "It was sent to tokyo-1; it should"),
+        (AttemptState.FETCHING, 0, "It is at tokyo-1, which fetches the weights; it should"),
+        (AttemptState.RUNNING, 7, "It runs at tokyo-1, step 7 of 28; it should"),
+        (AttemptState.STOPPING, 0, "It is being stopped at tokyo-1; it should"),
+    ],
+)
+def test_a_job_on_its_way(capsys: Shown, state: AttemptState, steps: int, said: str) -> None:
+    eta = Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=5_000_000, end_p90_us=9_000_000)
+    story = _story(capsys, _live(state, steps_done=steps, running_us=2_500_000 if steps else 0), eta=eta)
+    assert story[0] == f"{said} be done in about 2.00s (9 of 10 such jobs: within 6.00s)."
+    assert story[1].startswith("After 1.00s in the queue it went to tokyo-1/h100")
+
+
+def test_a_job_that_takes_longer_than_it_should(capsys: Shown) -> None:
+    late = Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=2_000_000, end_p90_us=3_500_000)
+    assert "be done any moment (9 of 10 such jobs: within 500ms)" in _story(capsys, _live(AttemptState.LOADING), eta=late)[0]
+    over = replace(late, end_p90_us=2_500_000)
+    story = _story(capsys, _live(AttemptState.LOADING), eta=over)
+    assert "it is overdue, nine of ten such jobs would have been done 500ms ago" in story[0]
+
+
+def test_jobs_that_were_ended(capsys: Shown) -> None:
+    cancelled = replace(QUEUED, state=JobState.CANCELLED, ended_us=2_000_000, cancel_reason="typo", deferral=None)
+    assert _story(capsys, cancelled) == ["It was cancelled while it waited in the queue: typo."]
+    # The attempt of a job that ends while it runs is still being stopped when the job is final.
+    stopping = replace(FIRST, state=AttemptState.RUNNING, running_us=1_500_000, ended_us=0)
+    expired = replace(
+        DONE, state=JobState.EXPIRED, ended_us=2_000_000, result=None, cancel_reason="deadline of 3000 ms passed", attempts=(stopping,)
+    )
+    assert _story(capsys, expired) == ["It expired while it ran at tokyo-1: its deadline of 3000 ms passed."]
+    bad = Failure(kind=FailureKind.BAD_INPUT, message="no")
+    failed = replace(DONE, state=JobState.FAILED, failure=bad, attempts=_tried(3, bad))
+    story = _story(capsys, failed)
+    assert story[0] == "It failed for good after 3 attempts: bad input: no (the same would happen anywhere)."
+    assert story[1] == "Before that it had been tried at tokyo-1 (bad input), at tokyo-1 (bad input)."
+
+
+def _tried(times: int, failure: Failure) -> tuple[Attempt, ...]:
+    return tuple(
+        replace(FIRST, key=AttemptKey(job_id=JobId("j-1"), ordinal=Ordinal(ordinal)), state=AttemptState.FAILED, failure=failure)
+        for ordinal in range(1, times + 1)
+    )
+
+
+def test_many_attempts_are_counted_and_the_last_is_shown_first(capsys: Shown) -> None:
+    lost = Failure(kind=FailureKind.LOST, message="silent")
+    attempts = (*_tried(6, lost), replace(FIRST, key=AttemptKey(job_id=JobId("j-1"), ordinal=Ordinal(7))))
+    explain.show(explain.Moment(job=replace(DONE, attempts=attempts), now_us=20_000_000))
+    shown = capsys.readouterr().out
+    assert "Before that it had been tried at tokyo-1 (lost), at tokyo-1 (lost), at tokyo-1 (lost) and 3 before them." in shown
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("Attempt ")] == ["7", "6", "5", "4", "3", "2", "1"]
+
+
+def test_what_others_wrote_cannot_drive_a_terminal(capsys: Shown) -> None:
+    hostile = replace(QUEUED, state=JobState.CANCELLED, cancel_reason="\x1b[2Jboo\x07", deferral=None)
+    explain.show(explain.Moment(job=hostile, now_us=3_000_000))
+    outlook.show_quote("flux1-dev", replace(NOWHERE, refusal="tenant x\x1b[2J has enough"))
+    assert not set("\x1b\x07") & set(capsys.readouterr().out)
+
+
+def test_a_quote_that_would_go_somewhere(capsys: Shown) -> None:
+    outlook.show_quote("flux1-dev", GOES)
+    lines = capsys.readouterr().out.splitlines()
+    price = "for $0.0044 of GPU time and $0.0012 for the result to leave."
+    assert lines[:4] == [
+        "quote for flux1-dev, 0 jobs in the queue",
+        "  It would go to tokyo-1/h100 at once, which has to fetch 24.0 GB first: 52.0s sooner than waiting for osaka-1/l4.",
+        f"  It should begin in about 5.00s and be done in about 9.00s (9 of 10 such jobs: within 18.0s), {price}",
+        "  Places as of now. Policy: default",
+    ]
+    assert "  Would make room: sdxl, 7.00 GB: others are expected to wait 1.50s longer for it" in lines
+
+
+def test_quotes_that_wait_or_lead_nowhere_or_would_be_refused(capsys: Shown) -> None:
+    outlook.show_quote("flux1-dev", replace(WAITS, refusal="the queue is full", retry_after_ms=5_000))
+    shown = capsys.readouterr().out
+    assert "It would wait for osaka-1/l4, free in about 2.00s, and 2 jobs before it for 1.50s more: that is 1.50s sooner" in shown
+    assert "  A submit would be refused just now: the queue is full; try again in 5.00s." in shown
+    outlook.show_quote("flux1-dev", NOWHERE)
+    shown = capsys.readouterr().out
+    assert "  No place can take it now: a twin: it only rehearses (62 pools)" in shown and "It would wait until that changes." in shown
+    outlook.show_quote("flux1-dev", replace(GOES, others=(), evicted=()))
+    assert ": the only place that can take it." in capsys.readouterr().out
+
+
+def test_why_not_there(capsys: Shown) -> None:
+    places = (
+        PlaceView(pool_id=PoolId("l4"), gpu_type=GpuTypeId("L4"), candidates=(OTHER,), reason=Reason.NO_SLOT),
+        PlaceView(pool_id=PoolId("t4"), gpu_type=GpuTypeId("T4"), candidates=(), reason=Reason.MEMORY_TOO_SMALL),
+    )
+    explain.show_site(explain.Moment(job=DONE, now_us=20_000_000, quote=GOES), "osaka-1", places)
+    lines = capsys.readouterr().out.splitlines()
+    why = f"the GPU is too small for the model at this shape. To change that: {REASONS[Reason.MEMORY_TOO_SMALL][1]}."
+    assert lines[2:5] == [
+        "  What osaka-1 offers it, as of now, as if it were submitted again:",
+        "  osaka-1/l4 (L4) would cost 1m01s, 51.5s more than tokyo-1/h100, where it would go now.",
+        f"  osaka-1/t4 (T4) cannot take it: {why}",
+    ]
+    assert lines[6].split()[:2] == [">", "tokyo-1/h100"]
+    there = (PlaceView(pool_id=PoolId("h100"), gpu_type=GpuTypeId("H100-SXM"), candidates=(CHOSEN,)),)
+    explain.show_site(explain.Moment(job=QUEUED, now_us=3_000_000, quote=GOES), "tokyo-1", there)
+    assert "  tokyo-1/h100 (H100-SXM) is where it would go now." in capsys.readouterr().out
+
+
+def test_every_term_has_its_words() -> None:
+    assert set(costtable._TERMS) == set(TERM_NAMES)
+    assert [name for _, terms, _, _ in costtable._PHASES for name in terms if name not in TERM_NAMES] == []
