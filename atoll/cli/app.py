@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from atoll.cli import agent, costs, events, fleet, jobs, models, orchestrator, quote, sites, store, submit, up, version
+from atoll.cli import agent, copies, costs, events, fleet, jobs, models, orchestrator, quote, sites, store, submit, up, version
 from atoll.cli.exits import HELP, CliError, Exit, code_of, hint_of
 from atoll.cli.output import note, printable
 from atoll.cli.session import AddressOption, CaOption, ConfigOption, OutputOption, TokenOption, begin, examples
@@ -51,6 +51,7 @@ def root(
 
 for module in (up, submit, quote, jobs, sites, models, costs, fleet, events, orchestrator, agent, store, version):
     module.register(app)
+copies.add_to(models.app)
 
 
 @app.command(

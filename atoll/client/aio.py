@@ -14,7 +14,7 @@ from typing import Any, TypeVar, Unpack
 import grpc
 import grpc.aio
 
-from atoll.client import job_calls, operator_calls, transfers
+from atoll.client import copy_calls, job_calls, operator_calls, transfers
 from atoll.client.answers import (
     BackedUp,
     DrainStarted,
@@ -40,6 +40,8 @@ from atoll.model.job import TERMINAL, InputRef, Job, JobState
 from atoll.model.learned import Calibration
 from atoll.model.modelspec import ModelSpec
 from atoll.model.quote import Quote
+from atoll.model.replica import Tier
+from atoll.model.residency import ModelPlaces, PushPlan
 from atoll.model.site import LinkSpec, SiteSpec
 from atoll.model.views import FleetView, SiteView
 from atoll.v1 import job_service_pb2 as job_pb
@@ -273,6 +275,22 @@ class AsyncClient:
     async def models_remove(self, model_id: str, *, reason: str) -> ModelId:
         """Forget a model; jobs that wait for it fail."""
         return await self.run(operator_calls.models_remove(model_id, reason))
+
+    async def models_push(self, model_id: str, *, sites: int, warm: int = 0, reason: str = "", dry_run: bool = False) -> PushPlan:
+        """Bring a model to `sites` sites, warm on `warm` of them, before it is asked for; or, with `dry_run`, say what that takes."""
+        return await self.run(copy_calls.push(model_id, sites, warm, reason, dry_run=dry_run))
+
+    async def models_pin(self, model_id: str, site_id: str, *, tier: Tier = Tier.GPU, reason: str = "") -> ModelPlaces:
+        """Keep a model on a tier of a site, whatever is asked for."""
+        return await self.run(copy_calls.pin(model_id, site_id, tier, reason))
+
+    async def models_unpin(self, model_id: str, site_id: str, *, reason: str = "") -> ModelPlaces:
+        """Take back a pin; the copy stays until its room is needed."""
+        return await self.run(copy_calls.unpin(model_id, site_id, reason))
+
+    async def models_where(self, model_id: str, *, why: bool = False) -> ModelPlaces:
+        """Where a model is and should be; with `why`, what came and left lately."""
+        return await self.run(copy_calls.where(model_id, events=why))
 
     def events(self, *, after_seq: int = 0, follow: bool = False) -> AsyncIterator[AuditEvent]:
         """The audit after a number: who did what and why. With `follow` it goes on as things happen."""

@@ -513,6 +513,434 @@ class GetModelRequest(_message.Message):
 Global___GetModelRequest: _TypeAlias = GetModelRequest  # noqa: Y015
 
 @_typing.final
+class PushModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    SITES_FIELD_NUMBER: _builtins.int
+    WARM_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    sites: _builtins.int
+    warm: _builtins.int
+    reason: _builtins.str
+    dry_run: _builtins.bool
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        sites: _builtins.int = ...,
+        warm: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "model_id", b"model_id", "reason", b"reason", "sites", b"sites", "warm", b"warm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushModelRequest: _TypeAlias = PushModelRequest  # noqa: Y015
+
+@_typing.final
+class PushStep(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SITE_ID_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    WARM_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    FETCH_US_FIELD_NUMBER: _builtins.int
+    LOAD_US_FIELD_NUMBER: _builtins.int
+    EXECUTION_US_FIELD_NUMBER: _builtins.int
+    EVICTS_FIELD_NUMBER: _builtins.int
+    site_id: _builtins.str
+    region: _builtins.str
+    pool_id: _builtins.str
+    node_id: _builtins.str
+    warm: _builtins.bool
+    held: _builtins.bool
+    bytes: _builtins.int
+    fetch_us: _builtins.int
+    load_us: _builtins.int
+    execution_us: _builtins.int
+    @_builtins.property
+    def evicts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        site_id: _builtins.str = ...,
+        region: _builtins.str = ...,
+        pool_id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        warm: _builtins.bool = ...,
+        held: _builtins.bool = ...,
+        bytes: _builtins.int = ...,
+        fetch_us: _builtins.int = ...,
+        load_us: _builtins.int = ...,
+        execution_us: _builtins.int = ...,
+        evicts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "evicts", b"evicts", "execution_us", b"execution_us", "fetch_us", b"fetch_us", "held", b"held", "load_us", b"load_us", "node_id", b"node_id", "pool_id", b"pool_id", "region", b"region", "site_id", b"site_id", "warm", b"warm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushStep: _TypeAlias = PushStep  # noqa: Y015
+
+@_typing.final
+class PushPlan(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    UNTIL_US_FIELD_NUMBER: _builtins.int
+    NOW_US_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    until_us: _builtins.int
+    now_us: _builtins.int
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PushStep]: ...
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        steps: _abc.Iterable[Global___PushStep] | None = ...,
+        until_us: _builtins.int = ...,
+        now_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "now_us", b"now_us", "steps", b"steps", "until_us", b"until_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushPlan: _TypeAlias = PushPlan  # noqa: Y015
+
+@_typing.final
+class PinModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    SITE_ID_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    site_id: _builtins.str
+    tier: _types_pb2.Tier.ValueType
+    """unspecified: gpu"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        site_id: _builtins.str = ...,
+        tier: _types_pb2.Tier.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "reason", b"reason", "site_id", b"site_id", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinModelRequest: _TypeAlias = PinModelRequest  # noqa: Y015
+
+@_typing.final
+class UnpinModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    SITE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    site_id: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        site_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "reason", b"reason", "site_id", b"site_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinModelRequest: _TypeAlias = UnpinModelRequest  # noqa: Y015
+
+@_typing.final
+class WhereModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    events: _builtins.bool
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        events: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "model_id", b"model_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhereModelRequest: _TypeAlias = WhereModelRequest  # noqa: Y015
+
+@_typing.final
+class CopyView(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SITE_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    BYTES_LEFT_FIELD_NUMBER: _builtins.int
+    AGE_US_FIELD_NUMBER: _builtins.int
+    site_id: _builtins.str
+    node_id: _builtins.str
+    tier: _types_pb2.Tier.ValueType
+    copies: _builtins.int
+    busy: _builtins.int
+    pinned: _builtins.bool
+    wanted: _builtins.str
+    bytes_left: _builtins.int
+    age_us: _builtins.int
+    def __init__(
+        self,
+        *,
+        site_id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        tier: _types_pb2.Tier.ValueType = ...,
+        copies: _builtins.int = ...,
+        busy: _builtins.int = ...,
+        pinned: _builtins.bool = ...,
+        wanted: _builtins.str = ...,
+        bytes_left: _builtins.int = ...,
+        age_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_us", b"age_us", "busy", b"busy", "bytes_left", b"bytes_left", "copies", b"copies", "node_id", b"node_id", "pinned", b"pinned", "site_id", b"site_id", "tier", b"tier", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyView: _TypeAlias = CopyView  # noqa: Y015
+
+@_typing.final
+class TargetView(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GPU_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    SITES_MIN_FIELD_NUMBER: _builtins.int
+    RATE_PER_HOUR_MILLI_FIELD_NUMBER: _builtins.int
+    AVERAGE_PER_HOUR_MILLI_FIELD_NUMBER: _builtins.int
+    VALUE_US_PER_HOUR_FIELD_NUMBER: _builtins.int
+    gpu: _builtins.int
+    host: _builtins.int
+    disk: _builtins.int
+    sites_min: _builtins.int
+    rate_per_hour_milli: _builtins.int
+    value_us_per_hour: _builtins.int
+    @_builtins.property
+    def average_per_hour_milli(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        gpu: _builtins.int = ...,
+        host: _builtins.int = ...,
+        disk: _builtins.int = ...,
+        sites_min: _builtins.int = ...,
+        rate_per_hour_milli: _builtins.int = ...,
+        average_per_hour_milli: _abc.Iterable[_builtins.int] | None = ...,
+        value_us_per_hour: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["average_per_hour_milli", b"average_per_hour_milli", "disk", b"disk", "gpu", b"gpu", "host", b"host", "rate_per_hour_milli", b"rate_per_hour_milli", "sites_min", b"sites_min", "value_us_per_hour", b"value_us_per_hour"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TargetView: _TypeAlias = TargetView  # noqa: Y015
+
+@_typing.final
+class Pin(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    SITE_ID_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CREATED_US_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    site_id: _builtins.str
+    tier: _types_pb2.Tier.ValueType
+    actor: _builtins.str
+    reason: _builtins.str
+    created_us: _builtins.int
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        site_id: _builtins.str = ...,
+        tier: _types_pb2.Tier.ValueType = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        created_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "created_us", b"created_us", "model_id", b"model_id", "reason", b"reason", "site_id", b"site_id", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pin: _TypeAlias = Pin  # noqa: Y015
+
+@_typing.final
+class Push(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    SITES_FIELD_NUMBER: _builtins.int
+    WARM_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CREATED_US_FIELD_NUMBER: _builtins.int
+    UNTIL_US_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    actor: _builtins.str
+    reason: _builtins.str
+    created_us: _builtins.int
+    until_us: _builtins.int
+    @_builtins.property
+    def sites(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def warm(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        sites: _abc.Iterable[_builtins.str] | None = ...,
+        warm: _abc.Iterable[_builtins.str] | None = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        created_us: _builtins.int = ...,
+        until_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "created_us", b"created_us", "model_id", b"model_id", "reason", b"reason", "sites", b"sites", "until_us", b"until_us", "warm", b"warm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Push: _TypeAlias = Push  # noqa: Y015
+
+@_typing.final
+class ResidencyEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_US_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    SITE_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    MOVEMENT_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    PRICE_US_FIELD_NUMBER: _builtins.int
+    at_us: _builtins.int
+    model_id: _builtins.str
+    site_id: _builtins.str
+    node_id: _builtins.str
+    tier: _types_pb2.Tier.ValueType
+    movement: _builtins.str
+    cause: _builtins.str
+    job_id: _builtins.str
+    price_us: _builtins.int
+    def __init__(
+        self,
+        *,
+        at_us: _builtins.int = ...,
+        model_id: _builtins.str = ...,
+        site_id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        tier: _types_pb2.Tier.ValueType = ...,
+        movement: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        price_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "cause", b"cause", "job_id", b"job_id", "model_id", b"model_id", "movement", b"movement", "node_id", b"node_id", "price_us", b"price_us", "site_id", b"site_id", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResidencyEvent: _TypeAlias = ResidencyEvent  # noqa: Y015
+
+@_typing.final
+class ModelPlaces(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    NOW_US_FIELD_NUMBER: _builtins.int
+    WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
+    PUSH_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    now_us: _builtins.int
+    weights_bytes: _builtins.int
+    @_builtins.property
+    def copies(self) -> _containers.RepeatedCompositeFieldContainer[Global___CopyView]: ...
+    @_builtins.property
+    def target(self) -> Global___TargetView: ...
+    @_builtins.property
+    def pins(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pin]: ...
+    @_builtins.property
+    def push(self) -> Global___Push: ...
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResidencyEvent]: ...
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        now_us: _builtins.int = ...,
+        weights_bytes: _builtins.int = ...,
+        copies: _abc.Iterable[Global___CopyView] | None = ...,
+        target: Global___TargetView | None = ...,
+        pins: _abc.Iterable[Global___Pin] | None = ...,
+        push: Global___Push | None = ...,
+        events: _abc.Iterable[Global___ResidencyEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["push", b"push", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "events", b"events", "model_id", b"model_id", "now_us", b"now_us", "pins", b"pins", "push", b"push", "target", b"target", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelPlaces: _TypeAlias = ModelPlaces  # noqa: Y015
+
+@_typing.final
 class RemoveModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -95,6 +95,26 @@ class OperatorServiceStub:
                 request_serializer=atoll_dot_v1_dot_operator__service__pb2.RemoveModelRequest.SerializeToString,
                 response_deserializer=atoll_dot_v1_dot_operator__service__pb2.RemoveModelResponse.FromString,
                 _registered_method=True)
+        self.PushModel = channel.unary_unary(
+                '/atoll.v1.OperatorService/PushModel',
+                request_serializer=atoll_dot_v1_dot_operator__service__pb2.PushModelRequest.SerializeToString,
+                response_deserializer=atoll_dot_v1_dot_operator__service__pb2.PushPlan.FromString,
+                _registered_method=True)
+        self.PinModel = channel.unary_unary(
+                '/atoll.v1.OperatorService/PinModel',
+                request_serializer=atoll_dot_v1_dot_operator__service__pb2.PinModelRequest.SerializeToString,
+                response_deserializer=atoll_dot_v1_dot_operator__service__pb2.ModelPlaces.FromString,
+                _registered_method=True)
+        self.UnpinModel = channel.unary_unary(
+                '/atoll.v1.OperatorService/UnpinModel',
+                request_serializer=atoll_dot_v1_dot_operator__service__pb2.UnpinModelRequest.SerializeToString,
+                response_deserializer=atoll_dot_v1_dot_operator__service__pb2.ModelPlaces.FromString,
+                _registered_method=True)
+        self.WhereModel = channel.unary_unary(
+                '/atoll.v1.OperatorService/WhereModel',
+                request_serializer=atoll_dot_v1_dot_operator__service__pb2.WhereModelRequest.SerializeToString,
+                response_deserializer=atoll_dot_v1_dot_operator__service__pb2.ModelPlaces.FromString,
+                _registered_method=True)
         self.AddAdapters = channel.unary_unary(
                 '/atoll.v1.OperatorService/AddAdapters',
                 request_serializer=atoll_dot_v1_dot_operator__service__pb2.AddAdaptersRequest.SerializeToString,
@@ -219,6 +239,31 @@ class OperatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RemoveModel(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PushModel(self, request, context):
+        """Brings a model to sites before it is asked for. With dry_run nothing changes and the plan is answered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinModel(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinModel(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WhereModel(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -349,6 +394,26 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.RemoveModel,
                     request_deserializer=atoll_dot_v1_dot_operator__service__pb2.RemoveModelRequest.FromString,
                     response_serializer=atoll_dot_v1_dot_operator__service__pb2.RemoveModelResponse.SerializeToString,
+            ),
+            'PushModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PushModel,
+                    request_deserializer=atoll_dot_v1_dot_operator__service__pb2.PushModelRequest.FromString,
+                    response_serializer=atoll_dot_v1_dot_operator__service__pb2.PushPlan.SerializeToString,
+            ),
+            'PinModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinModel,
+                    request_deserializer=atoll_dot_v1_dot_operator__service__pb2.PinModelRequest.FromString,
+                    response_serializer=atoll_dot_v1_dot_operator__service__pb2.ModelPlaces.SerializeToString,
+            ),
+            'UnpinModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinModel,
+                    request_deserializer=atoll_dot_v1_dot_operator__service__pb2.UnpinModelRequest.FromString,
+                    response_serializer=atoll_dot_v1_dot_operator__service__pb2.ModelPlaces.SerializeToString,
+            ),
+            'WhereModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhereModel,
+                    request_deserializer=atoll_dot_v1_dot_operator__service__pb2.WhereModelRequest.FromString,
+                    response_serializer=atoll_dot_v1_dot_operator__service__pb2.ModelPlaces.SerializeToString,
             ),
             'AddAdapters': grpc.unary_unary_rpc_method_handler(
                     servicer.AddAdapters,
@@ -725,6 +790,114 @@ class OperatorService:
             '/atoll.v1.OperatorService/RemoveModel',
             atoll_dot_v1_dot_operator__service__pb2.RemoveModelRequest.SerializeToString,
             atoll_dot_v1_dot_operator__service__pb2.RemoveModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atoll.v1.OperatorService/PushModel',
+            atoll_dot_v1_dot_operator__service__pb2.PushModelRequest.SerializeToString,
+            atoll_dot_v1_dot_operator__service__pb2.PushPlan.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atoll.v1.OperatorService/PinModel',
+            atoll_dot_v1_dot_operator__service__pb2.PinModelRequest.SerializeToString,
+            atoll_dot_v1_dot_operator__service__pb2.ModelPlaces.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atoll.v1.OperatorService/UnpinModel',
+            atoll_dot_v1_dot_operator__service__pb2.UnpinModelRequest.SerializeToString,
+            atoll_dot_v1_dot_operator__service__pb2.ModelPlaces.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WhereModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atoll.v1.OperatorService/WhereModel',
+            atoll_dot_v1_dot_operator__service__pb2.WhereModelRequest.SerializeToString,
+            atoll_dot_v1_dot_operator__service__pb2.ModelPlaces.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,11 @@ class OperatorServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListModelsRequest, _operator_service_pb2.ListModelsResponse]
     GetModel: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetModelRequest, _operator_service_pb2.ModelView]
     RemoveModel: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.RemoveModelRequest, _operator_service_pb2.RemoveModelResponse]
+    PushModel: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.PushModelRequest, _operator_service_pb2.PushPlan]
+    """Brings a model to sites before it is asked for. With dry_run nothing changes and the plan is answered."""
+    PinModel: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.PinModelRequest, _operator_service_pb2.ModelPlaces]
+    UnpinModel: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.UnpinModelRequest, _operator_service_pb2.ModelPlaces]
+    WhereModel: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.WhereModelRequest, _operator_service_pb2.ModelPlaces]
     AddAdapters: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.AddAdaptersRequest, _operator_service_pb2.AddAdaptersResponse]
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListAdaptersRequest, _operator_service_pb2.ListAdaptersResponse]
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetAdapterRequest, _operator_service_pb2.AdapterView]
@@ -77,6 +82,11 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListModelsRequest, _operator_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     GetModel: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetModelRequest, _operator_service_pb2.ModelView]  # type: ignore[assignment]
     RemoveModel: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.RemoveModelRequest, _operator_service_pb2.RemoveModelResponse]  # type: ignore[assignment]
+    PushModel: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.PushModelRequest, _operator_service_pb2.PushPlan]  # type: ignore[assignment]
+    """Brings a model to sites before it is asked for. With dry_run nothing changes and the plan is answered."""
+    PinModel: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.PinModelRequest, _operator_service_pb2.ModelPlaces]  # type: ignore[assignment]
+    UnpinModel: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.UnpinModelRequest, _operator_service_pb2.ModelPlaces]  # type: ignore[assignment]
+    WhereModel: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.WhereModelRequest, _operator_service_pb2.ModelPlaces]  # type: ignore[assignment]
     AddAdapters: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.AddAdaptersRequest, _operator_service_pb2.AddAdaptersResponse]  # type: ignore[assignment]
     ListAdapters: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListAdaptersRequest, _operator_service_pb2.ListAdaptersResponse]  # type: ignore[assignment]
     GetAdapter: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetAdapterRequest, _operator_service_pb2.AdapterView]  # type: ignore[assignment]
@@ -177,6 +187,35 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_service_pb2.RemoveModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_service_pb2.RemoveModelResponse, _abc.Awaitable[_operator_service_pb2.RemoveModelResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def PushModel(
+        self,
+        request: _operator_service_pb2.PushModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.PushPlan, _abc.Awaitable[_operator_service_pb2.PushPlan]]:
+        """Brings a model to sites before it is asked for. With dry_run nothing changes and the plan is answered."""
+
+    @_abc_1.abstractmethod
+    def PinModel(
+        self,
+        request: _operator_service_pb2.PinModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.ModelPlaces, _abc.Awaitable[_operator_service_pb2.ModelPlaces]]: ...
+
+    @_abc_1.abstractmethod
+    def UnpinModel(
+        self,
+        request: _operator_service_pb2.UnpinModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.ModelPlaces, _abc.Awaitable[_operator_service_pb2.ModelPlaces]]: ...
+
+    @_abc_1.abstractmethod
+    def WhereModel(
+        self,
+        request: _operator_service_pb2.WhereModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.ModelPlaces, _abc.Awaitable[_operator_service_pb2.ModelPlaces]]: ...
 
     @_abc_1.abstractmethod
     def AddAdapters(

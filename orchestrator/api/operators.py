@@ -23,7 +23,7 @@ from atoll.wire.jobs import checked_reason
 from atoll.wire.models import model_spec_from_proto, model_spec_to_proto
 from atoll.wire.sites import link_spec_from_proto, site_spec_from_proto
 from atoll.wire.views import drain_plan_to_proto, fleet_view_to_proto, site_view_to_proto
-from orchestrator.api import estimates
+from orchestrator.api import copies, estimates
 from orchestrator.api.auth import CALLER
 from orchestrator.api.interceptor import Context
 from orchestrator.api.status import did_you_mean
@@ -207,6 +207,33 @@ class OperatorService(OperatorServiceServicer):
         await self._ask(lambda ref: AdapterRemoved(request=ref, actor=_actor(), reason=reason, adapter_id=adapter_id))
         return pb.RemoveAdapterResponse(adapter_id=adapter_id)
 
+    # --- copies --------------------------------------------------------------------------------------------------------------
+
+    async def PushModel(self, request: pb.PushModelRequest, context: Context) -> pb.PushPlan:
+        """Bring a model to sites before it is asked for, or say what that would do."""
+        self._known_model(request.model_id)
+        plan = copies.plan(self._driver.machine, request, self._driver.clock.now_us())
+        if not request.dry_run:
+            await self._ask(copies.push(request, _actor()))
+        return plan
+
+    async def PinModel(self, request: pb.PinModelRequest, context: Context) -> pb.ModelPlaces:
+        """Keep a model on a tier of a site."""
+        self._known_model(request.model_id)
+        await self._ask(copies.pin(request, _actor()))
+        return self._where(request.model_id)
+
+    async def UnpinModel(self, request: pb.UnpinModelRequest, context: Context) -> pb.ModelPlaces:
+        """Take back a pin."""
+        self._known_model(request.model_id)
+        await self._ask(copies.unpin(request, _actor()))
+        return self._where(request.model_id)
+
+    async def WhereModel(self, request: pb.WhereModelRequest, context: Context) -> pb.ModelPlaces:
+        """Where a model is, where it should be, and why."""
+        self._known_model(request.model_id)
+        return self._where(request.model_id, events=request.events)
+
     # --- the fleet -----------------------------------------------------------------------------------------------------------
 
     async def GetFleet(self, request: pb.GetFleetRequest, context: Context) -> pb.FleetView:
@@ -275,6 +302,13 @@ class OperatorService(OperatorServiceServicer):
         if isinstance(plan, Refusal):
             raise RefusedError(plan)
         return plan
+
+    def _known_model(self, name: str) -> None:
+        if copies.model_of(name) not in self._readers.models:
+            raise NotFoundError("model", name)
+
+    def _where(self, name: str, *, events: bool = False) -> pb.ModelPlaces:
+        return copies.where(self._driver.machine, copies.model_of(name), self._driver.clock.now_us(), events=events)
 
     def _model(self, model: ModelSpec) -> pb.ModelView:
         warm_sites, replicas, queued = self._driver.machine.model_usage(model.model_id)

@@ -18,6 +18,8 @@ from orchestrator.core.state import Node
 
 # Events of one model in one answer; the ring holds as many of all models.
 _EVENTS_SHOWN: Final = 200
+# Lines in one answer: of a model that is on more nodes, those of the first sites by name.
+_COPIES_SHOWN: Final = 20_000
 
 
 def model_places(ctx: Context, model_id: ModelId, now_us: int, *, events: bool) -> ModelPlaces:
@@ -55,7 +57,7 @@ def copies(ctx: Context, model_id: ModelId, now_us: int) -> list[CopyView]:
         column = ctx.columns.columns[index]
         for node in column.pool.nodes:
             found += _of_node(column, node, model_id, now_us)
-    return found
+    return found[:_COPIES_SHOWN]
 
 
 def _of_node(column: Column, node: Node, model_id: ModelId, now_us: int) -> list[CopyView]:
@@ -80,7 +82,8 @@ def _of_node(column: Column, node: Node, model_id: ModelId, now_us: int) -> list
                 tier=tier,
                 copies=count,
                 busy=sum(1 for replica in there if replica.state is ReplicaState.BUSY) if tier is Tier.GPU else 0,
-                pinned=model_id in node.pinned and (wish is None or wish.desired.pin),
+                # A pin keeps the copy and those below it: what a replica is loaded from stays too.
+                pinned=any(one.desired.pin and one.desired.tier <= tier for one in wanted.values()),
                 wanted=wish.cause if wish is not None else None,
                 bytes_left=bytes_left,
                 age_us=now_us - since_us if since_us else -1,

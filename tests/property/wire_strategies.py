@@ -14,7 +14,22 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import strategies as st
 
-from atoll.model import adapter, assignment, attempt, ids, job, limits, modelspec, placement, replica, report, shape, site, views
+from atoll.model import (
+    adapter,
+    assignment,
+    attempt,
+    ids,
+    job,
+    limits,
+    modelspec,
+    placement,
+    replica,
+    report,
+    residency,
+    shape,
+    site,
+    views,
+)
 from atoll.model.attempt import ENDED, AttemptState
 from atoll.model.replica import Tier
 from atoll.wire import bounds
@@ -115,6 +130,11 @@ BY_FIELD: dict[tuple[type, str], Strategy] = {
     (views.FleetView, "time_scale_milli"): st.integers(1, 1_000_000),
     (assignment.DesiredReplica, "index"): st.one_of(st.none(), st.integers(0, limits.GPUS_PER_NODE_MAX - 1)),
     (assignment.DesiredReplica, "tier"): st.sampled_from([Tier.GPU, Tier.HOST, Tier.DISK]),
+    (residency.CopyView, "bytes_left"): st.integers(-1, limits.BYTES_MAX),
+    (residency.CopyView, "tier"): st.sampled_from([Tier.GPU, Tier.HOST, Tier.DISK]),
+    (residency.CopyView, "age_us"): st.integers(-1, bounds.TIME_US_MAX),
+    (residency.Pin, "tier"): st.sampled_from([Tier.GPU, Tier.HOST, Tier.DISK]),
+    (residency.ResidencyEvent, "tier"): st.sampled_from([Tier.GPU, Tier.HOST, Tier.DISK]),
     (report.FetchFact, "bytes_done"): sizes,
     (report.FetchFact, "bytes_total"): sizes,
     (assignment.AssignedAttempt, "stop_after_ms"): st.integers(0, bounds.TIME_MS_MAX),
