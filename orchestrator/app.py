@@ -27,6 +27,7 @@ from orchestrator.api.listing import Lister
 from orchestrator.api.operators import OperatorService
 from orchestrator.api.quotes import Quoter
 from orchestrator.api.server import AddressInUseError, ApiServer
+from orchestrator.api.shown import Shown
 from orchestrator.api.sites import Greeting, SiteService
 from orchestrator.api.submit import Submitter
 from orchestrator.api.transfers import Transfers
@@ -240,6 +241,7 @@ async def _begin(parts: _Parts, running: asyncio.Task[None]) -> None:
         if isinstance(reply, Refusal):
             _log.warning("catalogue_not_added", reason=reply.message)
     driver, readers, store = parts.driver, parts.readers, parts.store
+    shown = Shown(driver)
     submitter = Submitter(driver=driver, readers=readers, store=store, gpus=parts.catalogue.gpus)
     await parts.server.start(
         JobService(
@@ -248,9 +250,10 @@ async def _begin(parts: _Parts, running: asyncio.Task[None]) -> None:
             store=store,
             sessions=parts.sessions,
             submitter=submitter,
-            quoter=Quoter(driver=driver, readers=readers, submitter=submitter),
-            lister=Lister(readers=readers, store=store),
-            follower=Follower(readers=readers, watchers=parts.watchers, store=store),
+            quoter=Quoter(driver=driver, readers=readers, submitter=submitter, shown=shown),
+            shown=shown,
+            lister=Lister(readers=readers, store=store, shown=shown),
+            follower=Follower(readers=readers, watchers=parts.watchers, store=store, shown=shown),
             transfers=Transfers(parts.artifacts),
         ),
         OperatorService(

@@ -18,6 +18,8 @@ from atoll.model.placement import PRICE_TERMS, Candidate, Evicted, Explanation, 
 
 _LEGEND_CHARS: Final = 110
 _WHOLE: Final = 1_000
+# A correction of less is shown as x1.00.
+_SHOWN_MILLI: Final = 5
 # What each term of the cost stands for, for the legend under the table.
 _TERMS: Final = {
     "queue": "work ahead in the slot",
@@ -73,8 +75,9 @@ def weights(names: Sequence[str], candidate: Candidate) -> str:
     return state + (f", free in {duration(candidate.wait_us)}" if candidate.wait_us else "")
 
 
-def candidates(names: Sequence[str], found: Sequence[Candidate], *, marked: bool = True) -> None:
-    """A table in seconds of expected delay, the first line marked. Terms that are 0 everywhere are left out; the legend names the rest."""
+def candidates(names: Sequence[str], found: Sequence[Candidate], *, marked: bool = True, explained: set[str] | None = None) -> None:
+    """A table in seconds of expected delay, the first line marked. Terms that are 0 everywhere are left out; the legend names those of the
+    rest that are not `explained` already, and adds them."""
     used = [name for name in names if any(term(names, one, name) for one in found)]
     times = [name for name in used if name not in PRICE_TERMS]
     prices = [name for name in used if name in PRICE_TERMS]
@@ -88,15 +91,17 @@ def candidates(names: Sequence[str], found: Sequence[Candidate], *, marked: bool
         row += ["+", seconds(one.total_us - passes_us), *[seconds(term(names, one, name)) for name in prices]] if prices else []
         rows.append([*row, weights(names, one)])
     table([*titles, "WEIGHTS"], rows, frozenset(range(2, len(titles))), indent="    ")
-    _legend(used, prices=bool(prices))
+    _legend(used, explained if explained is not None else set(), prices=bool(prices))
 
 
-def _legend(used: Sequence[str], *, prices: bool) -> None:
+def _legend(used: Sequence[str], explained: set[str], *, prices: bool) -> None:
     whole = "COST in seconds of delay = TIME from the decision to the result, by its terms"
     if prices:
         whole += " + PRICES, which pass no time but count as if they did"
-    named = [f"{name}: {_TERMS[name]}" for name in used if name in _TERMS]
-    for line in textwrap.wrap(f"({'; '.join([whole, *named])})", _LEGEND_CHARS):
+    told = [] if explained else [whole]
+    told += [f"{name}: {_TERMS[name]}" for name in used if name in _TERMS and name not in explained]
+    explained.update(used)
+    for line in textwrap.wrap(f"({'; '.join(told)})" if told else "", _LEGEND_CHARS):
         say(f"    {line}")
 
 
@@ -121,7 +126,7 @@ def phases(attempt: Attempt, explanation: Explanation) -> None:
     """Predicted against actual, a line per phase; the last but one holds what has no measure of its own, so that the lines add up."""
     names, chosen = explanation.term_names, explanation.chosen
     took_us = attempt.ended_us - attempt.leased_us
-    corrected = any(factor not in (0, _WHOLE) for factor in attempt.factors_milli)
+    corrected = any(factor and abs(factor - _WHOLE) >= _SHOWN_MILLI for factor in attempt.factors_milli)
     rows: list[list[str]] = []
     predicted_rest_us, actual_rest_us = attempt.predicted_us, took_us
     for title, terms, field, component in _PHASES:

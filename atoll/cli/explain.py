@@ -49,9 +49,10 @@ def show(moment: Moment) -> None:
     if moment.quote is not None and job.state not in TERMINAL:
         say("")
         outlook.details(moment.quote, "Would make room:")
+    explained: set[str] = set()
     for attempt in reversed(job.attempts):
         say("")
-        _attempt(attempt)
+        _attempt(attempt, explained)
 
 
 def show_site(moment: Moment, site_id: str, places: Sequence[PlaceView]) -> None:
@@ -213,7 +214,7 @@ def _before(attempts: Sequence[Attempt]) -> list[str]:
 # --- each decision, in seconds --------------------------------------------------------------------------------------------------
 
 
-def _attempt(attempt: Attempt) -> None:
+def _attempt(attempt: Attempt, explained: set[str]) -> None:
     temperature = "cold: the model had to be loaded" if attempt.cold else "warm: the model was there"
     slot = f"{attempt.slot.node_id} slot {attempt.slot.index}"
     say(f"Attempt {attempt.key.ordinal} at {attempt.site_id}, {slot} ({temperature}): {attempt.state}")
@@ -224,7 +225,7 @@ def _attempt(attempt: Attempt) -> None:
         return
     deferred = f", after {count(told.deferrals, 'deferral')}" if told.deferrals else ""
     say(f"  Places when it was decided{deferred}. Policy: {told.policy}")
-    costtable.candidates(told.term_names, [told.chosen, *told.others])
+    costtable.candidates(told.term_names, [told.chosen, *told.others], explained=explained)
     costtable.made_room(told.evicted, "Made room:")
     if attempt.ended_us and attempt.state in (AttemptState.SUCCEEDED, AttemptState.FAILED):
         costtable.phases(attempt, told)

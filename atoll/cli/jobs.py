@@ -48,6 +48,15 @@ def _predicted(job: Job) -> str:
     return duration(last.predicted_us) if last else NONE
 
 
+def _eta(job: Job) -> str:
+    """When half of such jobs are done, of one that is on its way."""
+    if job.eta is None:
+        return NONE
+    if job.eta.end_p50_us > job.as_of_us:
+        return f"in {duration(job.eta.end_p50_us - job.as_of_us)}"
+    return "now" if job.eta.end_p90_us > job.as_of_us else "overdue"
+
+
 def _took(job: Job) -> str:
     last = _last(job)
     return duration(last.ended_us - last.leased_us) if last and last.ended_us else NONE
@@ -82,6 +91,7 @@ JOBS: Listing[Job] = Listing(
         Column(title="SITE", cell=_site),
         Column(title="WEIGHTS", cell=_weights),
         Column(title="PREDICTED", cell=_predicted, right=True),
+        Column(title="ETA", cell=_eta, right=True),
         Column(title="TOOK", cell=_took, right=True),
         Column(title="OFF", cell=_off, right=True, wide=True),
         Column(title="TRIES", cell=lambda job: str(len(job.attempts)), right=True),

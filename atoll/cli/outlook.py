@@ -36,7 +36,8 @@ def has(names: Sequence[str], candidate: Candidate, weights_bytes: int, verb: st
     """How a place stands, as a clause: "where the model is warm", "which has to fetch 22.0 GB first". `verb`: has or had."""
     be = "was" if verb == "had" else "is"
     if not candidate.cold:
-        return f"where the model {be} warm"
+        behind_us = term(names, candidate, "queue")
+        return f"where the model {be} warm" + (f", behind {duration(behind_us)} of other work" if behind_us else "")
     of = size(weights_bytes) if weights_bytes else "the model"
     return f"which {verb} to fetch {of} first" if term(names, candidate, "fetch") else f"which {verb} to load {of} from its disk"
 

@@ -135,11 +135,16 @@ def _phase(job: Job) -> str:
         case AttemptState.LEASED:
             return f" ({'cold' if last.cold else 'warm'}), predicted {duration(last.predicted_us)}"
         case AttemptState.RUNNING:
-            return f", step {last.steps_done} of {steps}" if last.steps_done else ""
+            return f", step {last.steps_done} of {steps}{_left(job)}" if last.steps_done else _left(job)
         case state if state in ENDED:
             return ""
         case state:
             return f", {state}"
+
+
+def _left(job: Job) -> str:
+    left_us = job.eta.end_p50_us - job.as_of_us if job.eta is not None else 0
+    return f", done in about {duration(left_us)}" if left_us > 0 else ""
 
 
 def _why_waiting(job: Job) -> str:

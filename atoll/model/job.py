@@ -5,7 +5,7 @@ Decides which jobs are well formed and which changes of state are legal. Whether
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -15,6 +15,7 @@ from atoll.model.errors import FieldError, StateError
 from atoll.model.ids import GpuTypeId, JobId, ModelId, SiteId, TenantId, parse_gpu_type, parse_name
 from atoll.model.modelspec import AdapterUse
 from atoll.model.placement import Deferral
+from atoll.model.quote import Eta
 from atoll.model.shape import Precision, Shape, parse_int
 
 
@@ -147,9 +148,9 @@ def _check_prompt(field: str, text: str) -> None:
 
 
 def _check_constraints(constraints: Constraints) -> None:
-    for field, names in (("sites", constraints.sites), ("regions", constraints.regions), ("gpu_types", constraints.gpu_types)):
+    for name, names in (("sites", constraints.sites), ("regions", constraints.regions), ("gpu_types", constraints.gpu_types)):
         if len(names) > limits.CONSTRAINT_NAMES_MAX:
-            raise FieldError(f"constraints.{field}", len(names), f"at most {limits.CONSTRAINT_NAMES_MAX} names")
+            raise FieldError(f"constraints.{name}", len(names), f"at most {limits.CONSTRAINT_NAMES_MAX} names")
     for site in constraints.sites:
         parse_name("constraints.sites", site)
     for region in constraints.regions:
@@ -182,3 +183,6 @@ class Job:
     failure: Failure | None = None
     result: ResultManifest | None = None
     deferral: Deferral | None = None  # soft: why it waits just now
+    # In answers only, and no part of what a job is: when a placed or running one should be done, and the fleet time of the answer.
+    eta: Eta | None = field(default=None, compare=False)
+    as_of_us: int = field(default=0, compare=False)

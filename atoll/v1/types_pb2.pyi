@@ -1136,6 +1136,8 @@ class Job(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     DEFERRAL_FIELD_NUMBER: _builtins.int
+    ETA_FIELD_NUMBER: _builtins.int
+    AS_OF_US_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     state: Global___JobState.ValueType
     idempotency_key: _builtins.str
@@ -1145,6 +1147,8 @@ class Job(_message.Message):
     started_us: _builtins.int
     ended_us: _builtins.int
     cancel_reason: _builtins.str
+    as_of_us: _builtins.int
+    """fleet time of the answer"""
     @_builtins.property
     def spec(self) -> Global___JobSpec: ...
     @_builtins.property
@@ -1155,6 +1159,10 @@ class Job(_message.Message):
     def result(self) -> Global___ResultManifest: ...
     @_builtins.property
     def deferral(self) -> Global___Deferral: ...
+    @_builtins.property
+    def eta(self) -> Global___Eta:
+        """in answers, of a placed or running job; never stored"""
+
     def __init__(
         self,
         *,
@@ -1172,10 +1180,12 @@ class Job(_message.Message):
         failure: Global___Failure | None = ...,
         result: Global___ResultManifest | None = ...,
         deferral: Global___Deferral | None = ...,
+        eta: Global___Eta | None = ...,
+        as_of_us: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deferral", b"deferral", "failure", b"failure", "result", b"result", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deferral", b"deferral", "eta", b"eta", "failure", b"failure", "result", b"result", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_us", b"accepted_us", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "deferral", b"deferral", "ended_us", b"ended_us", "failure", b"failure", "idempotency_key", b"idempotency_key", "job_id", b"job_id", "payload_digest", b"payload_digest", "request_id", b"request_id", "result", b"result", "spec", b"spec", "started_us", b"started_us", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_us", b"accepted_us", "as_of_us", b"as_of_us", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "deferral", b"deferral", "ended_us", b"ended_us", "eta", b"eta", "failure", b"failure", "idempotency_key", b"idempotency_key", "job_id", b"job_id", "payload_digest", b"payload_digest", "request_id", b"request_id", "result", b"result", "spec", b"spec", "started_us", b"started_us", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -33,6 +33,7 @@ from atoll.wire.enums import (
     member,
 )
 from atoll.wire.placement import deferral_from_proto, deferral_to_proto
+from atoll.wire.quotes import eta_from_proto, eta_to_proto
 
 _ANYWHERE: Final = Constraints()
 # A LoRA at full strength, which is also what a client means who names none.
@@ -203,6 +204,8 @@ def job_to_proto(job: Job) -> pb.Job:
         failure=None if job.failure is None else failure_to_proto(job.failure),
         result=None if job.result is None else manifest_to_proto(job.result),
         deferral=None if job.deferral is None else deferral_to_proto(job.deferral),
+        eta=None if job.eta is None else eta_to_proto(job.eta),
+        as_of_us=job.as_of_us,
     )
 
 
@@ -223,6 +226,8 @@ def job_from_proto(msg: pb.Job) -> Job:
         failure=bounds.part("failure", msg.failure, failure_from_proto) if msg.HasField("failure") else None,
         result=bounds.part("result", msg.result, manifest_from_proto) if msg.HasField("result") else None,
         deferral=bounds.part("deferral", msg.deferral, deferral_from_proto) if msg.HasField("deferral") else None,
+        eta=bounds.part("eta", msg.eta, eta_from_proto) if msg.HasField("eta") else None,
+        as_of_us=bounds.instant("as_of_us", msg.as_of_us),
     )
 
 

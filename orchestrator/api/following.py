@@ -13,8 +13,8 @@ from atoll.model.errors import FieldError, NotFoundError
 from atoll.model.ids import ChangeSeq, JobId, TenantId, parse_name
 from atoll.model.job import TERMINAL, Job
 from atoll.v1 import job_service_pb2 as pb
-from atoll.wire.jobs import job_to_proto
 from orchestrator.api.auth import CALLER
+from orchestrator.api.shown import Shown
 from orchestrator.readers import ReadModel
 from orchestrator.store.base import Store
 from orchestrator.watchers import Change, JobWatchers, Watcher
@@ -34,7 +34,8 @@ async def find_job(readers: ReadModel, store: Store, tenant: TenantId | None, jo
 class Follower:
     """Answers Watch."""
 
-    def __init__(self, *, readers: ReadModel, watchers: JobWatchers, store: Store) -> None:
+    def __init__(self, *, readers: ReadModel, watchers: JobWatchers, store: Store, shown: Shown) -> None:
+        self._shown = shown
         self._readers = readers
         self._watchers = watchers
         self._store = store
@@ -79,14 +80,14 @@ class Follower:
             if resync:
                 yield pb.WatchJobsResponse(seq=seq, resync=True)
         for number, job in missed:
-            yield pb.WatchJobsResponse(seq=number, job=job_to_proto(job))
+            yield pb.WatchJobsResponse(seq=number, job=self._shown.job(job))
         while unfinished or not request.until_terminal:
             change = await watcher.next(KEEP_ALIVE_S)
             if change is None:
                 yield pb.WatchJobsResponse(seq=self._watchers.seq)
                 continue
             number, job = change
-            yield pb.WatchJobsResponse(seq=number, job=job_to_proto(job))
+            yield pb.WatchJobsResponse(seq=number, job=self._shown.job(job))
             if job.state in TERMINAL:
                 unfinished.discard(job.job_id)
 

@@ -13,12 +13,12 @@ from atoll.v1 import job_service_pb2 as pb
 from atoll.v1 import types_pb2
 from atoll.v1.job_service_pb2_grpc import JobServiceServicer
 from atoll.wire.bounds import label, number
-from atoll.wire.jobs import job_to_proto
 from orchestrator.api.auth import CALLER
 from orchestrator.api.following import Follower, find_job
 from orchestrator.api.interceptor import Context
 from orchestrator.api.listing import Lister
 from orchestrator.api.quotes import Quoter
+from orchestrator.api.shown import Shown
 from orchestrator.api.submit import Submitter
 from orchestrator.api.transfers import Transfers
 from orchestrator.core.events import JobCancelRequested, RequestRef
@@ -47,6 +47,7 @@ class JobService(JobServiceServicer):
         sessions: SessionTable,
         submitter: Submitter,
         quoter: Quoter,
+        shown: Shown,
         lister: Lister,
         follower: Follower,
         transfers: Transfers,
@@ -57,6 +58,7 @@ class JobService(JobServiceServicer):
         self._sessions = sessions
         self._submitter = submitter
         self._quoter = quoter
+        self._shown = shown
         self._lister = lister
         self._follower = follower
         self._transfers = transfers
@@ -71,7 +73,7 @@ class JobService(JobServiceServicer):
 
     async def Get(self, request: pb.GetJobRequest, context: Context) -> types_pb2.Job:
         """One job as it is."""
-        return job_to_proto(await self._find(request.job_id))
+        return self._shown.job(await self._find(request.job_id))
 
     async def List(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         """A page of jobs."""
@@ -87,7 +89,7 @@ class JobService(JobServiceServicer):
         reason = label("reason", request.reason, limits.REASON_CHARS_MAX)
         job = await self._find(request.job_id)
         if job.state is JobState.CANCELLED:
-            return job_to_proto(job)
+            return self._shown.job(job)
         if job.state in TERMINAL:
             raise StateError(f"job {job.job_id} is {job.state}: terminal is final")
 
@@ -97,7 +99,7 @@ class JobService(JobServiceServicer):
         reply = await self._driver.ask(Lane.OPERATORS, cancelled)
         if isinstance(reply, Refusal):
             raise RefusedError(reply)
-        return job_to_proto(await self._find(request.job_id))
+        return self._shown.job(await self._find(request.job_id))
 
     async def Explain(self, request: pb.ExplainJobRequest, context: Context) -> pb.ExplainJobResponse:
         """Why it is where it is."""

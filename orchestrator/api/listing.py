@@ -22,8 +22,8 @@ from atoll.v1 import job_service_pb2 as pb
 from atoll.v1 import types_pb2
 from atoll.wire.bounds import TIME_US_MAX
 from atoll.wire.enums import job_states_from_proto
-from atoll.wire.jobs import job_to_proto
 from orchestrator.api.auth import CALLER, own_tenant
+from orchestrator.api.shown import Shown
 from orchestrator.readers import ListKey, ReadModel
 from orchestrator.store.base import Store
 
@@ -50,7 +50,8 @@ class _Place:
 class Lister:
     """Answers List."""
 
-    def __init__(self, *, readers: ReadModel, store: Store) -> None:
+    def __init__(self, *, readers: ReadModel, store: Store, shown: Shown) -> None:
+        self._shown = shown
         self._readers = readers
         self._store = store
 
@@ -64,7 +65,7 @@ class Lister:
             raise FieldError("page_size", size, f"1 to {limits.PAGE_SIZE_MAX}, or 0 for {_PAGE_SIZE}")
         bound_to = _digest(tenant, states)
         place = _read_token(request.page_token, bound_to) if request.page_token else _Place(phase=_Phase.LIVE, before=None)
-        page = _Page(size)
+        page = _Page(size, self._shown)
         if place.phase is _Phase.LIVE:
             if states - TERMINAL:
                 for job in self._readers.live(tenant, place.before):
@@ -82,7 +83,8 @@ class Lister:
 class _Page:
     """Jobs until one too many was offered, or enough bytes."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, shown: Shown) -> None:
+        self._shown = shown
         self.jobs: list[types_pb2.Job] = []
         self.last: _Place | None = None
         self.full = False
@@ -102,7 +104,7 @@ class _Page:
         if not self.room or self._bytes >= _PAGE_BYTES:
             self.full = True
             return False
-        message = job_to_proto(job)
+        message = self._shown.job(job)
         self.jobs.append(message)
         self._seen.add(job.job_id)
         self._bytes += message.ByteSize()

@@ -17,9 +17,9 @@ from atoll.model.ids import SiteId, TenantId, parse_name
 from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.quote import Quote
 from atoll.v1 import job_service_pb2 as pb
-from atoll.wire.jobs import job_to_proto
 from atoll.wire.quotes import eta_to_proto, place_to_proto, quote_to_proto
 from orchestrator.api.auth import CALLER
+from orchestrator.api.shown import Shown
 from orchestrator.api.status import did_you_mean
 from orchestrator.api.submit import Submitter
 from orchestrator.core.outputs import Refusal
@@ -73,8 +73,9 @@ class Desk:
 class Quoter:
     """Answers what a job would be offered, or is."""
 
-    def __init__(self, *, driver: Driver, readers: ReadModel, submitter: Submitter) -> None:
+    def __init__(self, *, driver: Driver, readers: ReadModel, submitter: Submitter, shown: Shown) -> None:
         self._driver = driver
+        self._shown = shown
         self._readers = readers
         self._submitter = submitter
         self._desk = Desk()
@@ -112,7 +113,7 @@ class Quoter:
             job = replace(job, deferral=machine.deferral_of(job.job_id))
         eta = machine.eta_of(job.job_id, now_us) if job.state not in TERMINAL else None
         return pb.ExplainJobResponse(
-            job=job_to_proto(job),
+            job=self._shown.job(job),
             queue_position=position,
             queue_length=length,
             now_us=now_us,

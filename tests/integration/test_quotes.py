@@ -70,6 +70,10 @@ async def test_explanations_of_a_job_that_waits_runs_and_is_done(tmp_path: Path)
             explained = await client.explain(first)
             assert explained.eta is not None and explained.eta.begin_p50_us == 0 and explained.eta.end_p50_us > explained.now_us
             assert (explained.queue_position, explained.quote, explained.places) == (0, None, ())
+            got = await client.get(first)
+            listed = {one.job_id: one async for one in client.list()}
+            assert got.eta is not None and got.as_of_us >= explained.now_us and got == listed[first]
+            assert listed[first].eta is not None and listed[third].eta is None
             queued = [one.job_id async for one in client.list(states=[JobState.QUEUED])]
             assert set(queued) < {second, third}, "one is bound behind the first, the other waits"
             (waiting,) = queued

@@ -222,6 +222,7 @@ def test_many_attempts_are_counted_and_the_last_is_shown_first(capsys: Shown) ->
     explain.show(explain.Moment(job=replace(DONE, attempts=attempts), now_us=20_000_000))
     shown = capsys.readouterr().out
     assert "Before that it had been tried at tokyo-1 (lost), at tokyo-1 (lost), at tokyo-1 (lost) and 3 before them." in shown
+    assert shown.count("COST in seconds") == 1, "the legend is needed once"
     assert [line.split()[1] for line in shown.splitlines() if line.startswith("Attempt ")] == ["7", "6", "5", "4", "3", "2", "1"]
 
 
@@ -253,6 +254,9 @@ def test_quotes_that_wait_or_lead_nowhere_or_would_be_refused(capsys: Shown) -> 
     outlook.show_quote("flux1-dev", NOWHERE)
     shown = capsys.readouterr().out
     assert "  No place can take it now: a twin: it only rehearses (62 pools)" in shown and "It would wait until that changes." in shown
+    warm = replace(OTHER, wait_us=0)
+    outlook.show_quote("flux1-dev", replace(GOES, chosen=warm, others=(CHOSEN,), evicted=()))
+    assert "osaka-1/l4 at once, where the model is warm, behind 1.00s of other work: " in capsys.readouterr().out
     outlook.show_quote("flux1-dev", replace(GOES, others=(), evicted=()))
     assert ": the only place that can take it." in capsys.readouterr().out
 

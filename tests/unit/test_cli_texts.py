@@ -16,8 +16,11 @@ from atoll.model.attempt import AttemptState, Failure, FailureKind
 from atoll.model.errors import FieldError
 from atoll.model.job import JobState
 from atoll.model.placement import Reason
+from atoll.model.quote import Eta
 from tests.unit.jobs_to_show import DONE, QUEUED, SPEC
 
+# Long before the ETA, just after half of such jobs are done, and after nine tenths are.
+TIMES = (1_000_000, 10_000_000, 13_000_000)
 
 @pytest.mark.parametrize(
     ("text", "expected_ms"), [("90s", 90_000), ("10m", 600_000), ("1h30m", 5_400_000), ("2d", 172_800_000), ("250ms", 250), ("1.5s", 1_500)]
@@ -98,11 +101,16 @@ def test_texts_of_others_cannot_drive_a_terminal(capsys: pytest.CaptureFixture[s
 
 
 def test_a_table_has_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    show_list(Form.TABLE, JOBS, [QUEUED, DONE])
+    eta = Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=9_000_000, end_p90_us=12_000_000)
+    running = replace(
+        DONE, state=JobState.RUNNING, eta=eta, as_of_us=5_000_000, attempts=(replace(DONE.attempts[0], ended_us=0),), result=None
+    )
+    show_list(Form.TABLE, JOBS, [QUEUED, running, DONE])
     assert capsys.readouterr().out.splitlines() == [
-        "JOB   MODEL       STATE       SITE      WEIGHTS   PREDICTED    TOOK   TRIES",
-        "j-1   flux1-dev   queued      -         -                 -       -       0",
-        "j-1   flux1-dev   succeeded   tokyo-1   cold          10.0s   11.0s       1",
+        "JOB   MODEL       STATE       SITE      WEIGHTS   PREDICTED        ETA    TOOK   TRIES",
+        "j-1   flux1-dev   queued      -         -                 -          -       -       0",
+        "j-1   flux1-dev   running     tokyo-1   cold          10.0s   in 4.00s       -       1",
+        "j-1   flux1-dev   succeeded   tokyo-1   cold          10.0s          -   11.0s       1",
     ]
 
 
@@ -135,6 +143,11 @@ def test_sentences_say_where_a_job_stands() -> None:
     failed = replace(DONE, state=JobState.FAILED, failure=Failure(kind=FailureKind.OUT_OF_MEMORY, message="12 GB\nneeded"))
     assert progress.sentence(QUEUED).startswith("is queued: no place can take it now: a twin: it only rehearses (62 pools)")
     assert progress.sentence(running) == "is running at tokyo-1, step 3 of 28"
+    eta = Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=9_000_000, end_p90_us=12_000_000)
+    assert progress.sentence(replace(running, eta=eta, as_of_us=5_000_000)).endswith("step 3 of 28, done in about 4.00s")
+    assert progress.sentence(replace(running, eta=eta, as_of_us=9_500_000)).endswith("step 3 of 28")
+    cells = [column.cell(replace(running, eta=eta, as_of_us=at_us)) for column in JOBS.columns if column.title == "ETA" for at_us in TIMES]
+    assert cells == ["in 8.00s", "now", "overdue"]
     assert progress.sentence(DONE) == "succeeded at tokyo-1 in 11.0s, predicted 10.0s (+10 %)"
     assert progress.sentence(failed) == "failed: out_of_memory: 12 GB needed"
     assert progress.sentence(replace(QUEUED, state=JobState.CANCELLED, cancel_reason="typo")) == "was cancelled: typo"
