@@ -132,6 +132,7 @@ class Estimates:
     quotes: tuple[LearnedQuote, ...] = ()
     gate: LearnedSpread | None = None  # of quoted totals
     quotes_us: int = 0
+    refreshed_us: int = 0
     saved_us: int = 0
     unsaved: bool = False
 

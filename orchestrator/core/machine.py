@@ -13,7 +13,6 @@ from atoll.model.gpu import GpuType
 from atoll.model.ids import AdapterId, GpuTypeId, JobId, ModelId, SiteId
 from atoll.model.job import JobSpec
 from atoll.model.learned import Calibration, Component, Residual
-from atoll.model.modelspec import Modality
 from atoll.model.placement import Deferral
 from atoll.model.quote import Eta, PlaceView, Quote
 from atoll.model.residency import ModelPlaces, PushPlan
@@ -181,10 +180,6 @@ class Machine:
     def calibration(self) -> Calibration:
         """Whether predictions may be believed."""
         return report.calibration(self._ctx.book)
-
-    def quote(self, predicted_us: int, cold: bool, modality: Modality) -> tuple[int, int]:
-        """(P50, P90) of a completion that is predicted to take this long from its decision on."""
-        return self._ctx.book.quote(predicted_us, cold, modality)
 
     def model_places(self, model_id: ModelId, now_us: int, *, events: bool) -> ModelPlaces:
         """Where a model is and should be, and why."""

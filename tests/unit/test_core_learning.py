@@ -14,6 +14,7 @@ from atoll.model.learned import Component, Estimates, Level
 from atoll.model.modelspec import Modality
 from orchestrator.core import events
 from orchestrator.core.durable import Stored
+from orchestrator.core.learning.book import Book
 from orchestrator.core.machine import new_machine
 from orchestrator.core.outputs import AppendAudit, Done, EstimateShifted, PutEstimates, Refusal
 from orchestrator.core.placement.policy import Policy
@@ -90,9 +91,9 @@ def test_quotes_follow_the_totals_of_chosen_decisions() -> None:
     fleet = one_site()
     for _ in range(60):
         work(fleet, 1.5)
-    p50_us, p90_us = fleet.machine.quote(100 * SECOND, False, Modality.IMAGE)
+    p50_us, p90_us = fleet.machine.context.book.quote(100 * SECOND, False, Modality.IMAGE)
     assert 0 < p50_us <= p90_us
-    assert fleet.machine.quote(100 * SECOND, False, Modality.IMAGE) != Fleet(site("b")).machine.quote(100 * SECOND, False, Modality.IMAGE)
+    assert (p50_us, p90_us) != Book().quote(100 * SECOND, False, Modality.IMAGE)
 
 
 def test_a_site_that_was_slow_once_gets_work_again() -> None:

@@ -14,10 +14,10 @@ import pytest
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.learned import Component, Level
 from orchestrator.core.learning import corrections
-from orchestrator.core.learning.book import Book
+from orchestrator.core.learning.book import Book, restored
 from orchestrator.core.learning.factors import PoolFactors
 from orchestrator.core.learning.logs import ONE, log2, milli, millis, nats_milli, times
-from orchestrator.core.learning.observation import COMPONENTS
+from orchestrator.core.learning.observation import COMPONENTS, Observation
 from orchestrator.core.learning.report import calibration, residuals
 from tests.unit.learned_world import MODES, SECOND, World, factor, place, seen
 
@@ -227,6 +227,25 @@ def test_cells_are_bounded_and_the_longest_unseen_goes(monkeypatch: pytest.Monke
     assert [name for name, _ in table] == [f"m{number}" for number in range(30, 40)]
     # The levels above keep what was learned.
     assert factor(book, EXECUTION, place(model="m0")) > 2_000
+
+
+def test_a_refresh_takes_up_so_many_cells_and_the_rest_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corrections, "_CHANGED_MAX", 3)
+    book = Book()
+    for number in range(12):
+        where = place(model=f"m{number}")
+        observation = Observation(component=EXECUTION, predicted_us=SECOND, factor_milli=1_000, actual_us=3 * SECOND, at_least=False)
+        book.observe(where, observation, number)
+    own = []
+    for turn in range(1, 5):
+        # A restored book goes on with the same ones.
+        again = restored(book.take())
+        for one in (again, book):
+            one.refresh(turn * 6 * SECOND)
+        assert again.take() == book.take()
+        table = book.components[EXECUTION].tables[Level.MODEL_SITE]
+        own.append(sorted(int(name[1:]) for (name, _), cell in table.items() if not cell.changed))
+    assert own == [list(range(3 * turn)) for turn in range(1, 5)]
 
 
 def test_arrays_of_pools_are_the_same_integers() -> None:

@@ -9,6 +9,7 @@ know phases or jobs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from math import isqrt
 from typing import Final
 
@@ -25,12 +26,13 @@ from orchestrator.core.learning.sketch import FIRST_GUESS, Sketch
 CORRECTION_MAX: Final = 2 * ONE
 # A cell is published anew when its effect moved by more than 2 % (log2(1.02) in 2^-16): estimates are kept until then.
 STEP: Final = 1_872
-REFRESH_US: Final = 5_000_000
+# Cells with news that one refresh takes up, of each level: 2,048 of all are 10 ms. The rest wait for the next, the longest unseen first.
+_CHANGED_MAX: Final = 512
 # Cells without news whose ageing is looked at in one refresh, and how often each is: 12 times in a half-life of idleness at least.
 _LOOKS: Final = 64
 _LOOK_EACH_US: Final = 60_000_000
-# At most 16 MB for each component (about 1 KiB a cell with its key and its place in the tables). Beyond it the cell goes that was not
-# observed or looked at for the longest: the levels above keep what they learned of it.
+# At most 11 MB for each component (610 bytes a cell with its key and its place in the tables, measured). Beyond it the cell goes that was
+# not observed or looked at for the longest: the levels above keep what they learned of it.
 CELLS_MAX: Final = {
     Level.ALL: 1,
     Level.GPU_TYPE: 512,
@@ -103,7 +105,8 @@ class Corrections:
         self.two_modes = False
         self.pairs = 0  # times a site met a mode again, and of them those when it was the other one
         self.mixed = 0
-        self._changed: dict[tuple[Level, CellKey], None] = {}
+        # By level, in the order of the tables, so that a restored one takes them up in the same order.
+        self._changed: dict[Level, dict[CellKey, None]] = {level: {} for level in Level}
         self._sites: dict[ModelId, dict[SiteId, None]] = {}  # where a model has a cell of its own
 
     # --- asking --------------------------------------------------------------------------------------------------------------
@@ -133,7 +136,7 @@ class Corrections:
     @property
     def stale(self) -> bool:
         """Whether something was observed since the last refresh."""
-        return bool(self._changed)
+        return any(self._changed.values())
 
     # --- learning ------------------------------------------------------------------------------------------------------------
 
@@ -168,7 +171,8 @@ class Corrections:
         for level, key, cell, effect, share in zip(LEVELS, keys, row, effects, _shares(row), strict=True):
             left = effect + ((rest - offset) * share >> 16)
             cell.add(left + cell.excess(apart) if apart else left, offset, error, within)
-            self._changed[level, key] = None
+            self._changed[level].pop(key, None)
+            self._changed[level][key] = None
         if not shift:
             return None
         self.shifts += 1
@@ -246,7 +250,7 @@ class Corrections:
     def _drop(self, level: Level, key: CellKey) -> Cell:
         """Take a cell out of its table and of what refers to it."""
         cell = self.tables[level].pop(key)
-        self._changed.pop((level, key), None)
+        self._changed[level].pop(key, None)
         if level is Level.MODEL_SITE:
             model_id = ModelId(key[0])
             del self._sites[model_id][SiteId(key[1])]
@@ -275,11 +279,10 @@ class Corrections:
             self.mean_log = self.figures.mean_log
             shared = True
         models: set[ModelId] = set()
-        due = dict.fromkeys((*self._changed, *self._looked_at(now_us)))
-        self._changed.clear()
-        for level, key in due:
+        for level, key in self._due(now_us):
             cell = self.tables[level][key]
             cell.changed = False
+            self._changed[level].pop(key, None)
             effect = cell.effect(now_us)
             forgotten = cell.forgotten(now_us)
             if forgotten:
@@ -292,6 +295,11 @@ class Corrections:
                 else:
                     shared = True
         return Moved(shared=shared, models=frozenset(models))
+
+    def _due(self, now_us: int) -> list[tuple[Level, CellKey]]:
+        """The cells that a refresh takes up, each once."""
+        news = [(level, key) for level, keys in self._changed.items() for key in islice(keys, _CHANGED_MAX)]
+        return list(dict.fromkeys((*news, *self._looked_at(now_us))))
 
     def _looked_at(self, now_us: int) -> list[tuple[Level, CellKey]]:
         """Cells that nobody observed for a while, oldest first: time alone changes their effect."""
@@ -349,7 +357,7 @@ def restored(told: LearnedComponent) -> Corrections:
         corrections.tables[one.level][key] = cell_of.restored(one)
         corrections._index(one.level, key)
         if one.changed:
-            corrections._changed[one.level, key] = None
+            corrections._changed[one.level][key] = None
     corrections.spread = sketch.restored(told.spread)
     corrections.figures = told.figures
     corrections.mean_log = told.published_mean_log

@@ -77,7 +77,7 @@ def calibration(book: Book) -> Calibration:
     return Calibration(
         gates=(*gates, _gate(TOTAL, book.quotes.gate)),
         quotes=quotes,
-        factors=sum(len(table) for one in book.components.values() for table in one.tables.values()),
+        factors=book.cells,
         shifts=sum(one.shifts for one in book.components.values()),
         learning=book.learning,
     )
