@@ -5,6 +5,7 @@ Decides nothing about the fleet; collects effects in order.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from heapq import heapify, heappop, heappush
@@ -77,8 +78,9 @@ class Context:
     bound: Bound = field(default_factory=Bound)
     demand: Demand
     residency: Residency
-    # An index: sites with wishes for a model.
+    # Indexes of wishes: sites with any for a model; how many copies of a model on GPUs they name to make room.
     wishes: dict[ModelId, dict[SiteId, None]] = field(default_factory=dict)
+    making_room: Counter[ModelId] = field(default_factory=Counter)
     outflow: Outflow = field(default_factory=Outflow)
     now_us: int = 0
     timers: list[tuple[int, TimerKind, str]] = field(default_factory=list)

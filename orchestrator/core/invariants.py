@@ -12,6 +12,7 @@ from atoll.model.attempt import ENDED, AttemptState
 from atoll.model.errors import AtollError
 from atoll.model.ids import JobId, ModelId, TenantId
 from atoll.model.job import TERMINAL, JobState
+from atoll.model.replica import Tier
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.machine import Machine
 from orchestrator.core.state import JobEntry, LiveAttempt, Pool, Site, Slot
@@ -146,6 +147,14 @@ def _check_wishes(ctx: Context) -> None:
     indexed = {(model_id, site_id) for model_id, sites in ctx.wishes.items() for site_id in sites}
     wanted = {(one.desired.model_id, site.site_id) for site in ctx.state.sites.values() for one in site.wanted.values()}
     _must(indexed == wanted, "wishes are indexed by model", indexed ^ wanted)
+    named = Counter(
+        name
+        for site in ctx.state.sites.values()
+        for one in site.wanted.values()
+        for name in one.desired.evict
+        if one.desired.tier is Tier.GPU
+    )
+    _must(named == ctx.making_room, "copies that are named to make room are counted", (named, ctx.making_room))
     for site in ctx.state.sites.values():
         _must(len(site.wanted) <= limits.DESIRED_PER_SITE_MAX, "wishes of a site are bounded", (site.site_id, len(site.wanted)))
         unknown = [str(one.desired.model_id) for one in site.wanted.values() if one.desired.model_id not in ctx.state.models]

@@ -34,14 +34,17 @@ def plan(ctx: Context, model_id: ModelId, count: int, warm: int, now_us: int) ->
     refused, best = _best_pools(ctx, model)
     hot: list[PushStep] = []
     cold: list[PushStep] = []
+    spare = sitings.Spare(worth_us=None)
     for index in _spread(ctx, best):
         if len(hot) >= warm and len(hot) + len(cold) >= count:
             break
-        step = _step(ctx, model, index, warm=len(hot) < warm)
+        step = _step(ctx, model, index, spare, warm=len(hot) < warm)
         if step is None:
             refused[Reason.DISK_TOO_SMALL] += 1
-        else:
-            (hot if step.warm else cold).append(step)
+            continue
+        (hot if step.warm else cold).append(step)
+        if step.warm:
+            spare.named.update(step.evicts)
     able = len(hot) + len(cold)
     if able < count:
         return _too_many("sites", count, able, f"can hold {model_id}", refused)
@@ -97,10 +100,9 @@ def _spread(ctx: Context, best: dict[SiteId, tuple[int, int]]) -> list[int]:
     return order
 
 
-def _step(ctx: Context, model: ModelSpec, index: int, *, warm: bool) -> PushStep | None:
+def _step(ctx: Context, model: ModelSpec, index: int, spare: sitings.Spare, *, warm: bool) -> PushStep | None:
     """What a push does at the site of this pool; without `warm`, or where no GPU is idle, its disk is enough."""
     column = ctx.columns.columns[index]
-    spare = sitings.Spare(worth_us=None)
     gpu = sitings.on_gpu(ctx, model, column, spare) if warm else None
     found = gpu or sitings.on_disk(ctx, model, column, spare)
     if found is None:

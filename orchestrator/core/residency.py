@@ -103,9 +103,13 @@ class Residency:
         """Whether a replica of the model at this site must not make room: pinned, or the last warm copy of a model in demand."""
         return self.pinned(ctx, model_id, site_id) or self.last_warm(ctx, model_id)
 
-    def last_warm(self, ctx: Context, model_id: ModelId) -> bool:
-        """Whether the fleet has one copy of the model, and somebody asks for it (or it was pushed for those who will)."""
-        if ctx.columns.prices.copies(model_id) != 1:
+    def last_warm(self, ctx: Context, model_id: ModelId, *, named: int = 0) -> bool:
+        """Whether one copy of the model is left, and somebody asks for it (or it was pushed for those who will).
+
+        Copies that wishes name to make room count as gone, and `named` more.
+        """
+        copies = ctx.columns.prices.copies(model_id)
+        if not copies or copies - ctx.making_room[model_id] - named > 1:
             return False
         wanted = ctx.demand.asked_for(model_id) and ctx.demand.rate_per_hour_milli(model_id) >= ctx.policy.protect_per_hour_milli
         return wanted or model_id in ctx.state.pushes

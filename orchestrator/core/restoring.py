@@ -12,7 +12,7 @@ from atoll.model.gpu import GpuType
 from atoll.model.ids import GpuTypeId, TenantId
 from atoll.model.job import Job, JobState
 from atoll.model.learned import Estimates
-from orchestrator.core import leases, placing, residency, sites
+from orchestrator.core import leases, placing, residency, sites, wishes
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.demand import Demand
 from orchestrator.core.durable import EndedKey, Stored
@@ -140,8 +140,7 @@ def _restore_site(ctx: Context, snapshot: SiteSnapshot) -> Site:
         unwanted={one.key: one for one in snapshot.unwanted},
         prefetch_from_us=snapshot.prefetch_from_us,
     )
-    for wanted in site.wanted.values():
-        ctx.wishes.setdefault(wanted.desired.model_id, {})[site.site_id] = None
+    wishes.index(ctx, site)
     for pool_snapshot in snapshot.pools:
         pool = sites.make_pool(ctx, site, pool_snapshot.spec)
         site.pools[pool.pool_id] = pool

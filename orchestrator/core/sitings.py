@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -74,14 +74,15 @@ def need_bytes(model: ModelSpec) -> int:
 class Spare:
     """What may give way for a copy: what is worth less than `worth_us` per hour and GB by a fifth; None (an operator asks): anything.
 
-    Never what is pinned there, nor the last warm copy of a model in demand.
+    Never what is pinned there, nor the last warm copy of a model in demand; `named` are copies that a plan in the making lets go.
     """
 
     worth_us: int | None
+    named: Counter[ModelId] = field(default_factory=Counter)
 
     def allows(self, ctx: Context, site_id: SiteId, model_id: ModelId) -> bool:
         """Whether copies of this model at the site may go."""
-        if ctx.residency.protected(ctx, model_id, site_id):
+        if ctx.residency.pinned(ctx, model_id, site_id) or ctx.residency.last_warm(ctx, model_id, named=self.named[model_id]):
             return False
         return self.worth_us is None or ctx.residency.value_us(model_id) * 5 < self.worth_us * 4
 

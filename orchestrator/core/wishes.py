@@ -89,6 +89,9 @@ def want(ctx: Context, model: ModelSpec, siting: sitings.Siting, cause: Cause, *
 
 def _put(ctx: Context, site: Site, wanted: Wanted) -> None:
     key = wanted.desired.key
+    if key in site.wanted:
+        _count(ctx, site.wanted[key], -1)
+    _count(ctx, wanted, 1)
     site.wanted[key] = wanted
     site.wanted_changed[key] = None
     site.unwanted.pop(key, None)
@@ -96,11 +99,27 @@ def _put(ctx: Context, site: Site, wanted: Wanted) -> None:
     ctx.touch_assignment(site)
 
 
+def index(ctx: Context, site: Site) -> None:
+    """Index the wishes of a site that was restored."""
+    for wanted in site.wanted.values():
+        ctx.wishes.setdefault(wanted.desired.model_id, {})[site.site_id] = None
+        _count(ctx, wanted, 1)
+
+
+def _count(ctx: Context, wanted: Wanted, step: int) -> None:
+    """Copies named to make room may go at any moment: whoever names the next reckons without them."""
+    for model_id in wanted.desired.evict if wanted.desired.tier is Tier.GPU else ():
+        ctx.making_room[model_id] += step
+        if not ctx.making_room[model_id]:
+            del ctx.making_room[model_id]
+
+
 def unwant(ctx: Context, site: Site, key: CopyKey) -> None:
     """A wish is over. What is there stays until its room is needed."""
     wanted = site.wanted.pop(key, None)
     if wanted is None:
         return
+    _count(ctx, wanted, -1)
     site.wanted_changed.pop(key, None)
     site.unwanted[key] = wanted.desired
     if not of_model(site, wanted.desired.model_id):

@@ -295,6 +295,22 @@ def test_the_last_warm_copy_of_a_model_in_demand_is_protected_and_never_makes_ro
     assert refused.field == "warm"
 
 
+def test_of_two_warm_copies_in_demand_only_one_makes_room() -> None:
+    found = Fleet(*(site(name, pool(f"p{name}", gpus=1)) for name in "ab"), models=(model("m", LARGE), model("n", LARGE)))
+    found.submit(spec("m"))
+    for name in "ab":
+        found.warm(name, f"p{name}-0", 0, "m", LARGE)
+        for key in list(found.agents[SiteId(name)].attempts):
+            found.end_attempt(name, key)
+        found.report(name)
+    refused = found.ask(events.ModelPushed, actor="t", reason="", model_id="n", sites=2, warm=2)
+    assert isinstance(refused, Refusal)
+    assert "expected at most 1" in refused.message
+    assert isinstance(found.ask(events.ModelPushed, actor="t", reason="", model_id="n", sites=2, warm=1), Done)
+    refused = pin(found, "n", "b" if ("a", "n") in wanted(found, Tier.GPU) else "a")
+    assert isinstance(refused, Refusal), "the other copy of m is the last, as soon as the first may go"
+
+
 # --- what is remembered -------------------------------------------------------------------------------------------------------
 
 
