@@ -12,7 +12,6 @@ constant-time look-ups for it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
@@ -29,12 +28,17 @@ from atoll.physics.coldstart import init_us, stage_us, transfer_us
 from atoll.physics.execution import execution_us
 from orchestrator.core import movements, sitings, wishes, worth
 from orchestrator.core.context import Context, TimerKind
+from orchestrator.core.placement.rows import Ints
 from orchestrator.core.state import Site
 
 # Models weighed in one step: 256 are some 5 ms; and of those without demand, whose prior fades, as many again each round.
 _WEIGHED_PER_STEP: Final = 256
 # Models sited in one step: each looks at the pools of the fleet once, 3,600 of them in about a millisecond.
 _SITED_PER_STEP: Final = 8
+# Models without enough copies that one round cares for, the most valuable first: the rest has its turn when these have theirs.
+_SITED_PER_ROUND: Final = 1_024
+# Pools looked at closely for one copy: where the best 24 with a link to spare have no room, the next round looks again.
+_LOOKS_MAX: Final = 24
 # Copies of one model begun in one round: growth by two each half minute catches any rush, and leaves time to see what the first did.
 _NEW_PER_ROUND: Final = 2
 
@@ -242,6 +246,7 @@ def _cut(ctx: Context, typical: _Typical) -> None:
     loop, policy = ctx.residency, ctx.policy
     floor_us = _floor_us(ctx)
     spread_us = floor_us // policy.residency_hysteresis_parts
+    enter_us, stay_us = floor_us + spread_us, floor_us - spread_us
     most_wanted = _most_wanted(loop.offers, policy.spread_per_hour_milli)
     targets: dict[ModelId, Target] = {}
     for model_id, found in loop.offers.items():
@@ -249,14 +254,14 @@ def _cut(ctx: Context, typical: _Typical) -> None:
         if model is None:
             continue
         sites_min = 2 if model_id in most_wanted else 0
-        gpu = max(worth.held_between(old.gpu, found.warm_us, floor_us + spread_us, floor_us - spread_us), sites_min)
+        gpu = max(worth.held_between(old.gpu, found.warm_us, enter_us, stay_us), sites_min)
         host_saved_us = _reload_us(model, typical) - init_us(model) - stage_us(model, typical.disk, typical.h2d, from_host=True)
         host_us = worth.host_value(found, gpu, host_saved_us, model.weights_bytes)
-        disks = worth.disk_values(found, gpu, transfer_us(model.weights_bytes, typical.origin, 0), model.weights_bytes)
-        disk = worth.held_between(old.disk, disks, floor_us + spread_us, floor_us - spread_us)
+        disks = worth.disk_values(found, gpu, transfer_us(model.weights_bytes, typical.origin, 0), model.weights_bytes, stay_us)
+        disk = worth.held_between(old.disk, disks, enter_us, stay_us)
         target = Target(
             gpu=gpu,
-            host=worth.held_between(old.host, [host_us], floor_us + spread_us, floor_us - spread_us),
+            host=worth.held_between(old.host, [host_us], enter_us, stay_us),
             disk=max(disk, sites_min, min(gpu, 1)),
             sites_min=sites_min,
             value_us=found.warm_us[min(gpu, len(found.warm_us)) - 1] if found.warm_us and gpu else 0,
@@ -304,9 +309,16 @@ def _to_site(ctx: Context) -> list[ModelId]:
     """Models that operators care for, then those in demand by what their copies are worth, then those with wishes that may be over."""
     named = [*(model_id for model_id, _ in ctx.state.pins), *ctx.state.pushes]
     targets = ctx.residency.targets
-    wanted = sorted(targets, key=lambda model_id: (-targets[model_id].value_us, model_id))
+    lacking = [model_id for model_id, target in targets.items() if _may_lack(ctx, model_id, target)]
+    wanted = sorted(lacking, key=lambda model_id: (-targets[model_id].value_us, model_id))[:_SITED_PER_ROUND]
     left = sorted({copy.desired.model_id for site in ctx.state.sites.values() for copy in site.wanted.values()})
     return list(dict.fromkeys([*named, *wanted, *left]))
+
+
+def _may_lack(ctx: Context, model_id: ModelId, target: Target) -> bool:
+    """A quick look: whether a target may not be reached yet."""
+    pools = len(ctx.columns.where.by_model.get(model_id, ()))
+    return ctx.columns.prices.copies(model_id) < target.gpu or pools < max(target.disk, target.sites_min) or target.host > 0
 
 
 def _site_model(ctx: Context, model_id: ModelId) -> None:
@@ -331,7 +343,7 @@ def _approach(ctx: Context, model: ModelSpec, target: Target) -> None:
     }
     if all(count <= 0 for count in lacking.values()):
         return
-    open_pools = [index for index, reason in enumerate(sitings.reasons(ctx, model)) if reason is None]
+    open_pools = np.flatnonzero(sitings.codes(ctx, model) == 0)
     left = _NEW_PER_ROUND
     for tier in (Tier.GPU, Tier.DISK, Tier.HOST):
         while left > 0 and lacking[tier] > 0:
@@ -346,16 +358,20 @@ def _approach(ctx: Context, model: ModelSpec, target: Target) -> None:
 
 
 def _one_more(
-    ctx: Context, model: ModelSpec, tier: Tier, pools: Iterable[int], avoid: set[SiteId], target: Target
+    ctx: Context, model: ModelSpec, tier: Tier, pools: Ints, avoid: set[SiteId], target: Target
 ) -> SiteId | None:
     """Want one more copy at the best place that has room for it, and whose link has a share to spare; its site."""
     spare = sitings.Spare(worth_us=target.value_us)
     regions = Counter(ctx.state.sites[site_id].record.spec.region for site_id in sorted(avoid))
+    looks = 0
     for index in sitings.in_order(ctx, model, pools, regions):
         column = ctx.columns.columns[index]
         site = column.site
-        if site.site_id in avoid or not _has_room(site):
+        if site.site_id in avoid or not _has_room(site) or (model.model_id not in column.disk and ctx.now_us < site.prefetch_from_us):
             continue
+        looks += 1
+        if looks > _LOOKS_MAX:
+            break
         siting = (
             sitings.on_gpu(ctx, model, column, spare, more=True)
             if tier is Tier.GPU

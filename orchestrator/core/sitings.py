@@ -7,7 +7,6 @@ none yet. Must not know why the copy is wanted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -26,10 +25,12 @@ from orchestrator.core.placement.classes import class_of
 from orchestrator.core.placement.column import Column, free_bytes
 from orchestrator.core.placement.columns import REASONS
 from orchestrator.core.placement.filters import static_reasons
+from orchestrator.core.placement.rows import Ints
 from orchestrator.core.state import Node, ReplicaKey, Slot
 
 # Bringing a copy is paid once and used many times: it weighs as much as a twentieth of a job's execution.
 _USES: Final = 20
+_PETABYTE: Final = 10**15
 _RESIDENT: Final = (ReplicaState.WARM, ReplicaState.BUSY, ReplicaState.LOADING)
 
 
@@ -87,8 +88,8 @@ class Spare:
         return self.worth_us is None or ctx.residency.value_us(model_id) * 5 < self.worth_us * 4
 
 
-def reasons(ctx: Context, model: ModelSpec) -> list[Reason | None]:
-    """Per pool the first reason why it cannot hold and run the model now; None: it can."""
+def codes(ctx: Context, model: ModelSpec) -> Ints:
+    """Per pool the number of the first reason why it cannot hold and run the model now; 0: it can."""
     columns = ctx.columns
     spec = JobSpec(tenant=TenantId("residency"), model_id=model.model_id, prompt="", shape=model.default_shape, precision=model.precision)
     need = need_bytes(model)
@@ -97,9 +98,13 @@ def reasons(ctx: Context, model: ModelSpec) -> list[Reason | None]:
     real, rehearsed = (
         static_reasons(class_of(replace(spec, simulated=simulated)), model, need, free, columns) for simulated in (False, True)
     )
-    codes = np.where(columns.simulated, rehearsed, real)
-    codes = np.where((codes == 0) & ~columns.accepting, columns.reason, codes)
-    return [REASONS[int(code)] for code in codes]
+    found = np.where(columns.simulated, rehearsed, real)
+    return np.asarray(np.where((found == 0) & ~columns.accepting, columns.reason, found), dtype=np.int64)
+
+
+def reasons(ctx: Context, model: ModelSpec) -> list[Reason | None]:
+    """As `codes`, by name."""
+    return [REASONS[int(code)] for code in codes(ctx, model)]
 
 
 def times(ctx: Context, model: ModelSpec, column: Column) -> Times:
@@ -114,19 +119,20 @@ def times(ctx: Context, model: ModelSpec, column: Column) -> Times:
     )
 
 
-def in_order(ctx: Context, model: ModelSpec, pools: Iterable[int], taken: Counter[str]) -> list[int]:
+def in_order(ctx: Context, model: ModelSpec, pools: Ints, taken: Counter[str]) -> list[int]:
     """Pools by cost; a region that holds `taken` copies counts so many times slower. Ties go by name, which is the order of pools."""
-    by_type: dict[str, int] = {}
-    costs = []
-    for index in pools:
-        column = ctx.columns.columns[index]
-        gpu = column.pool.gpu
-        if gpu.gpu_type not in by_type:
-            by_type[gpu.gpu_type] = execution_us(model, model.default_shape, gpu, model.precision)
-        fetch_us = 0 if model.model_id in column.disk else transfer_us(model.weights_bytes, int(ctx.columns.origin_rate[index]), 0)
-        cost_us = by_type[gpu.gpu_type] + fetch_us // _USES
-        costs.append((cost_us * (1 + taken[ctx.columns.regions[index]]), index))
-    return [index for _, index in sorted(costs)]
+    columns = ctx.columns
+    by_type = [execution_us(model, model.default_shape, gpu, model.precision) for gpu in columns.gpu_types]
+    # A petabyte stands for anything larger, so that int64 holds it.
+    size_kb = min(model.weights_bytes, _PETABYTE) // 1_000
+    fetch_us = size_kb * 1_000_000 // np.maximum(columns.origin_rate // 1_000, 1)
+    for index in columns.where.by_model.get(model.model_id, ()):
+        if model.model_id in columns.columns[index].disk:
+            fetch_us[index] = 0
+    cost_us = np.array(by_type or [0], dtype=np.int64)[columns.gpu] + fetch_us // _USES
+    if taken:
+        cost_us = cost_us * np.array([1 + taken[region] for region in columns.regions], dtype=np.int64)
+    return [int(index) for index in pools[np.argsort(cost_us[pools], kind="stable")]]
 
 
 def on_disk(ctx: Context, model: ModelSpec, column: Column, spare: Spare) -> Siting | None:

@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import numpy as np
+
 from atoll.model.assignment import CopyKey, DesiredReplica
 from atoll.model.ids import ModelId, NodeId, SiteId
 from atoll.model.modelspec import ModelSpec
@@ -238,10 +240,10 @@ def ensure(ctx: Context, model: ModelSpec, site: Site, tier: Tier, cause: Cause)
 
 def find(ctx: Context, model: ModelSpec, site: Site, tier: Tier) -> sitings.Siting | None:
     """The best place for a copy within a site, for which an operator lets others give way."""
-    pools = [column.index for column in ctx.columns.of_site(site)]
-    reasons = sitings.reasons(ctx, model)
+    codes = sitings.codes(ctx, model)
+    pools = np.array([column.index for column in ctx.columns.of_site(site) if codes[column.index] == 0], dtype=np.int64)
     spare = sitings.Spare(worth_us=None)
-    for index in sitings.in_order(ctx, model, [index for index in pools if reasons[index] is None], Counter()):
+    for index in sitings.in_order(ctx, model, pools, Counter()):
         column = ctx.columns.columns[index]
         found = (
             sitings.on_gpu(ctx, model, column, spare)

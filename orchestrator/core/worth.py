@@ -36,10 +36,14 @@ class Offer:
 def misses_ppm(load_milli: int, most: int) -> list[int]:
     """P(miss) with 0, 1, ... `most` warm copies at a load in thousandths of an Erlang."""
     found = [_MILLION]
-    for servers in range(1, most + 1):
-        offered = load_milli * found[-1]
-        found.append(offered * _MILLION // (servers * 1_000 * _MILLION + offered))
+    for copies in range(1, most + 1):
+        found.append(_miss_ppm(load_milli, copies, found[-1]))
     return found
+
+
+def _miss_ppm(load_milli: int, copies: int, with_one_less_ppm: int) -> int:
+    offered = load_milli * with_one_less_ppm
+    return offered * _MILLION // (copies * 1_000 * _MILLION + offered)
 
 
 def per_gb_us(rate_milli: int, share_ppm: int, saved_us: int, size_bytes: int) -> int:
@@ -50,9 +54,10 @@ def per_gb_us(rate_milli: int, share_ppm: int, saved_us: int, size_bytes: int) -
 def offer(*, rate_milli: int, execution_us: int, reload_us: int, resident_bytes: int, floor_us: int) -> Offer:
     """Values of warm copies, falling, down to the first that is below `floor_us`."""
     load_milli = rate_milli * (execution_us // 1_000) // _HOUR_MS
-    misses = misses_ppm(load_milli, COPIES_MAX)
+    misses = [_MILLION]
     values: list[int] = []
     for copies in range(1, COPIES_MAX + 1):
+        misses.append(_miss_ppm(load_milli, copies, misses[-1]))
         value = per_gb_us(rate_milli, misses[copies - 1] - misses[copies], reload_us, resident_bytes)
         # Erlang's formula is convex, so values fall; rounding must not undo that.
         value = min(value, values[-1]) if values else value
@@ -62,10 +67,16 @@ def offer(*, rate_milli: int, execution_us: int, reload_us: int, resident_bytes:
     return Offer(rate_milli=rate_milli, warm_us=tuple(values), miss_ppm=tuple(misses[: len(values) + 1]))
 
 
-def disk_values(found: Offer, warm: int, fetch_us: int, weights_bytes: int) -> list[int]:
-    """Values of disk copies while `warm` copies are warm."""
+def disk_values(found: Offer, warm: int, fetch_us: int, weights_bytes: int, floor_us: int) -> list[int]:
+    """Values of disk copies while `warm` copies are warm, down to the first that is below `floor_us`."""
     miss_ppm = found.miss_ppm[min(warm, len(found.miss_ppm) - 1)]
-    return [per_gb_us(found.rate_milli, miss_ppm >> copies, fetch_us, weights_bytes) for copies in range(DISK_COPIES_MAX)]
+    values: list[int] = []
+    for copies in range(DISK_COPIES_MAX):
+        value = per_gb_us(found.rate_milli, miss_ppm >> copies, fetch_us, weights_bytes)
+        if value < floor_us:
+            break
+        values.append(value)
+    return values
 
 
 def host_value(found: Offer, warm: int, saved_us: int, weights_bytes: int) -> int:

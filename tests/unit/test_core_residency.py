@@ -307,8 +307,8 @@ def test_of_two_warm_copies_in_demand_only_one_makes_room() -> None:
     assert isinstance(refused, Refusal)
     assert "expected at most 1" in refused.message
     assert isinstance(found.ask(events.ModelPushed, actor="t", reason="", model_id="n", sites=2, warm=1), Done)
-    refused = pin(found, "n", "b" if ("a", "n") in wanted(found, Tier.GPU) else "a")
-    assert isinstance(refused, Refusal), "the other copy of m is the last, as soon as the first may go"
+    again = pin(found, "n", "b" if ("a", "n") in wanted(found, Tier.GPU) else "a")
+    assert isinstance(again, Refusal), "the other copy of m is the last, as soon as the first may go"
 
 
 # --- what is remembered -------------------------------------------------------------------------------------------------------

@@ -33,9 +33,10 @@ def test_values_of_warm_copies_fall_and_end_at_the_floor() -> None:
 
 def test_each_further_disk_copy_is_worth_half_of_the_one_before() -> None:
     found = offer(rate_milli=360_000, execution_us=10 * SECOND, reload_us=10 * SECOND, resident_bytes=10 * GB, floor_us=SECOND)
-    values = disk_values(found, 1, 20 * SECOND, 10 * GB)
+    values = disk_values(found, 1, 20 * SECOND, 10 * GB, SECOND)
     assert values[0] == 360 * SECOND
     assert values[1] == 180 * SECOND
+    assert min(values) >= SECOND
     assert host_value(found, 1, 5 * SECOND, 10 * GB) == 90 * SECOND
 
 
