@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from agents.engine.calling import parameters_of, plan_call, shape_rule
 from agents.engine.errors import BadWeightsError, EngineError, GenerationStoppedError
+from agents.engine.gang import GangPlace, breaks_gang, together
 from agents.engine.manifest import INDEX_NAME, READ_BYTES, ModelManifest, check_pipeline_class, verify_folder
 from agents.engine.quiet import prepare_environment, quiet_loading
 from agents.engine.request import GeneratedItem, Generation, GenerationRequest, LoadReport
@@ -170,6 +171,7 @@ class LoadedPipeline:
         *,
         on_step: Callable[[int, int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        gang: GangPlace | None = None,
     ) -> Generation:
         """Make what `request` asks. Equal requests on equal hardware and software give equal pixels.
 
@@ -177,6 +179,9 @@ class LoadedPipeline:
         each, and a True ends in GenerationStoppedError with the pipeline usable. FieldError for what the pipeline
         cannot make, EngineError(BAD_INPUT, OUT_OF_MEMORY or EXECUTION_FAILED) else; StateError while another call
         runs or after `unload`.
+
+        With `gang` the members of that gang make it together: each is called with an equal request and its own place,
+        only the lead's answer has items. EngineError(RUNTIME_LOST) when another member is gone.
         """
         request.check()
         if not self._busy.acquire(blocking=False):
@@ -185,8 +190,12 @@ class LoadedPipeline:
             if self._pipeline is None:
                 raise StateError(f"{self.manifest.model_id} was unloaded")
             call = plan_call(self._pipeline, request)
-            watch = _StepWatch(self._pipeline, request.shape.steps, on_step, should_stop, self._synchronize)
-            return self._generate(request, dict(call.arguments), call.guidance, watch)
+            arguments = dict(call.arguments)
+            if gang is not None and gang.rank > 0:
+                arguments["output_type"] = "latent"
+            with together(gang, self._pipeline, self.shape_rule, request, call.guidance, self.device, should_stop) as stop:
+                watch = _StepWatch(self._pipeline, request.shape.steps, on_step, stop, self._synchronize)
+                return self._generate(request, arguments, call.guidance, watch)
         finally:
             self._busy.release()
 
@@ -205,15 +214,17 @@ class LoadedPipeline:
             raise
         except Exception as error:
             kind = FailureKind.EXECUTION_FAILED
-            if isinstance(error, (ValueError, TypeError)) and watch.steps_done == 0:
+            if isinstance(error, (ValueError, TypeError, AssertionError)) and watch.steps_done == 0:
                 kind = FailureKind.BAD_INPUT  # diffusers checks inputs before the first step, and says so with these
+            elif breaks_gang(error):
+                kind = FailureKind.RUNTIME_LOST
             failure = self._engine._engine_error(error, kind, f"{self.manifest.model_id} failed")
             self._engine.release_memory()
             raise failure from error
         end_us = _now_us()
         denoise_us, step_us = watch.times_us(end_us)
         return Generation(
-            items=self._items(output, request, seeds),
+            items=() if arguments["output_type"] == "latent" else self._items(output, request, seeds),
             guidance=guidance,
             steps_done=watch.steps_done,
             denoise_us=denoise_us,
