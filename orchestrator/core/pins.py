@@ -50,6 +50,7 @@ def pinned(ctx: Context, event: ModelPinned) -> None:
         message = f"model {event.model_id} cannot be kept on {TIER_NAMES[event.tier]} of site {event.site_id}: {_why_not(ctx, model, site)}"
         ctx.refuse(event.request, RefusalCode.WRONG_STATE, message, "site_id")
         return
+    ctx.columns.model_changed(event.model_id)
     ctx.records.append(PutPin(pin=ctx.state.pins[key]))
     detail = f"{TIER_NAMES[event.tier]} of {event.site_id}"
     ctx.audit("model_pinned", f"model/{event.model_id}", actor=event.actor, reason=event.reason, detail=detail)
@@ -79,6 +80,7 @@ def unpinned(ctx: Context, event: ModelUnpinned) -> None:
     site = ctx.state.sites.get(event.site_id)
     if site is not None:
         _end_wishes(ctx, site, event.model_id, Cause.PIN)
+    ctx.columns.model_changed(event.model_id)
     ctx.records.append(DeletePin(model_id=event.model_id, site_id=event.site_id))
     detail = f"{TIER_NAMES[pin.tier]} of {event.site_id}"
     ctx.audit("model_unpinned", f"model/{event.model_id}", actor=event.actor, reason=event.reason, detail=detail)
@@ -104,6 +106,7 @@ def pushed(ctx: Context, event: ModelPushed) -> None:
         until_us=plan.until_us,
     )
     ctx.state.pushes[event.model_id] = push
+    ctx.columns.model_changed(event.model_id)
     ctx.records.append(PutPush(push=push))
     detail = f"{len(push.sites)} sites, warm on {len(push.warm)}: {', '.join(push.sites[:8])}{', ...' if len(push.sites) > 8 else ''}"
     ctx.audit("model_pushed", f"model/{event.model_id}", actor=event.actor, reason=event.reason, detail=detail)
@@ -124,6 +127,7 @@ def push_over(ctx: Context, model_id: ModelId) -> None:
 
 def _end_push(ctx: Context, model_id: ModelId) -> None:
     if ctx.state.pushes.pop(model_id, None) is not None:
+        ctx.columns.model_changed(model_id)
         ctx.records.append(DeletePush(model_id=model_id))
         for site in [ctx.state.sites[site_id] for site_id in sorted(ctx.wishes.get(model_id, ()))]:
             _end_wishes(ctx, site, model_id, Cause.PUSH)
@@ -139,6 +143,7 @@ def forget_model(ctx: Context, model_id: ModelId) -> None:
     """A model goes, and with it whatever was wanted of it."""
     for key in [key for key in ctx.state.pins if key[0] == model_id]:
         del ctx.state.pins[key]
+        ctx.columns.model_changed(key[0])
         ctx.records.append(DeletePin(model_id=key[0], site_id=key[1]))
     _end_push(ctx, model_id)
     for site in [ctx.state.sites[site_id] for site_id in sorted(ctx.wishes.get(model_id, ()))]:
@@ -151,6 +156,7 @@ def forget_site(ctx: Context, site: Site) -> None:
     """A site goes, and with it what was pinned and wanted there."""
     for key in [key for key in ctx.state.pins if key[1] == site.site_id]:
         del ctx.state.pins[key]
+        ctx.columns.model_changed(key[0])
         ctx.records.append(DeletePin(model_id=key[0], site_id=key[1]))
     for wanted in list(site.wanted.values()):
         wishes.unwant(ctx, site, wanted.desired.key)

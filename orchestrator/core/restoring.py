@@ -22,6 +22,7 @@ from orchestrator.core.placement.choose import Scorer
 from orchestrator.core.placement.classes import Avoidance, class_of
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.estimate import Estimator
+from orchestrator.core.placement.eviction import Wishes
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.registry import TERM_NAMES
 from orchestrator.core.queue import Queue
@@ -37,18 +38,21 @@ def _empty(state: State, policy: Policy, estimates: Estimates) -> Context:
         weights_milli=policy.demand_weights_milli,
         prior_per_hour_milli=policy.launch_prior_per_hour_milli,
     )
-    columns = Columns(policy, state.models, demand.rate_per_hour_milli)
+    loop = residency.Residency()
+    columns = Columns(
+        policy, state.models, Wishes(rate_per_hour_milli=demand.rate_per_hour_milli, pins=state.pins, pushes=state.pushes)
+    )
     book = restored_book(estimates, learning=policy.learning)
     return Context(
         state=state,
         policy=policy,
         columns=columns,
         estimator=Estimator(columns, policy, state.links, state.adapters, PoolFactors(book)),
-        scorer=Scorer(columns, policy),
+        scorer=Scorer(columns, policy, loop.target),
         queue=Queue(policy.check()),
         book=book,
         demand=demand,
-        residency=residency.Residency(),
+        residency=loop,
     )
 
 

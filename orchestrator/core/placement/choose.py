@@ -5,16 +5,17 @@ Decides which slot a chosen row means. Must not change any state of the fleet. T
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from atoll.model.ids import ModelId
-from atoll.model.placement import Candidate, Rejection
+from atoll.model.placement import Candidate, Reason, Rejection
 from orchestrator.core.placement import kernel
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column, free_bytes
-from orchestrator.core.placement.columns import REASONS, Columns
+from orchestrator.core.placement.columns import REASON_CODE, REASONS, Columns
 from orchestrator.core.placement.estimate import Estimate
 from orchestrator.core.placement.eviction import Victim, leaving
 from orchestrator.core.placement.gangs import cold_block, ready_block
@@ -36,6 +37,7 @@ from orchestrator.core.placement.rows import (
 from orchestrator.core.state import ReplicaKey, Slot
 
 # As plain integers: a member of an IntEnum costs a look-up where a list is indexed.
+_NO_SLOT, _MEMORY_BUSY = REASON_CODE[Reason.NO_SLOT], REASON_CODE[Reason.MEMORY_BUSY]
 _STATE, _WAIT, _TOTAL, _BINDABLE = int(Out.STATE), int(Out.WAIT), int(Out.TOTAL), int(State.BINDABLE)
 
 
@@ -107,13 +109,17 @@ class Board:
 
     def next_best(self, chosen: int, keep: int) -> list[int]:
         """The next best rows besides `chosen`, cheapest first, at most `keep`."""
+        if not keep:
+            return []
         rows = np.empty(keep, dtype=np.int64)
         return [int(row) for row in rows[: kernel.nearest(self.out, chosen, rows)]]
 
     def rejections(self) -> tuple[Rejection, ...]:
         """Pools that cannot be bound now, counted by reason; the order is that of `Reason`."""
         counts = np.zeros(len(REASONS), dtype=np.int64)
-        kernel.count(self.estimate.codes, self.columns.reason, self.out, counts)
+        # A pool with a free slot that nothing may leave is full of another kind than one whose slots are taken.
+        busy = (self.columns.free > 0) & (self.columns.reason == _NO_SLOT) & (self.out[self.pools : 2 * self.pools, _STATE] == 0)
+        kernel.count(self.estimate.codes, np.where(busy, _MEMORY_BUSY, self.columns.reason), self.out, counts)
         return tuple(
             Rejection(reason=reason, pools=pools)
             for reason, pools in zip(REASONS, counts.tolist(), strict=True)
@@ -124,10 +130,11 @@ class Board:
 class Scorer:
     """Scores classes against the fleet. Tables are kept between calls: a Board is good until the next one is made."""
 
-    __slots__ = ("_columns", "_everything", "_out", "_policy", "_rates")
+    __slots__ = ("_columns", "_everything", "_out", "_policy", "_rates", "_target")
 
-    def __init__(self, columns: Columns, policy: Policy) -> None:
+    def __init__(self, columns: Columns, policy: Policy, target: Callable[[ModelId], int]) -> None:
         self._columns = columns
+        self._target = target
         self._policy = policy
         self._rates = np.zeros(RATES, dtype=np.int64)
         self._rates[Rate.SPREAD_MILLI] = policy.spread_milli
@@ -170,7 +177,7 @@ class Scorer:
 
     def _beyond_target(self, model_id: ModelId) -> bool:
         """Whether one more copy would be more than the target and one."""
-        return self._columns.prices.copies(model_id) >= 1
+        return self._columns.prices.copies(model_id) > self._target(model_id)
 
 
 def slots_of(board: Board, row: int) -> tuple[Slot, ...]:

@@ -6,7 +6,7 @@ choices depend on its contents only, never on the order in which it was filled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -17,7 +17,7 @@ from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason
 from atoll.model.site import SiteAdmin, SiteConnection, SiteRuntime
 from orchestrator.core.placement.column import Column, Free, free_bytes, is_free
-from orchestrator.core.placement.eviction import Prices, as_figures
+from orchestrator.core.placement.eviction import Prices, Wishes, as_figures
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.rows import ROOM_WIDTH, Bools, Dyn, Ints, Room
 from orchestrator.core.placement.whereabouts import Whereabouts
@@ -47,15 +47,13 @@ class Columns:
     reason: Ints  # index into REASONS: why the pool cannot be bound just now, if its slots are not the reason
     simulated: Bools
 
-    def __init__(
-        self, policy: Policy, models: Mapping[ModelId, ModelSpec], rate_per_hour_milli: Callable[[ModelId], int]
-    ) -> None:
+    def __init__(self, policy: Policy, models: Mapping[ModelId, ModelSpec], wishes: Wishes) -> None:
         self.depth = policy.slot_depth
         self.version = 0  # grows when anything that class estimates depend on changes
         self.columns: list[Column] = []
         self.by_pool: dict[tuple[SiteId, PoolId], Column] = {}
         self.where = Whereabouts()
-        self.prices = Prices(models=models, rate_per_hour_milli=rate_per_hour_milli, residence_ms=policy.residence_ms)
+        self.prices = Prices(policy, models, wishes)
         self.rebuild([])
 
     @property

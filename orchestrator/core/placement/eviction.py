@@ -1,6 +1,6 @@
 """What it costs others that a replica leaves a slot, and which replicas leave so that a model fits.
 
-    E_evict = sum over victims (1 - exp(-rate x share x residence)) x reload time x P(no other warm slack)
+    E_evict = sum over victims (1 - exp(-rate x share x residence)) x reload time x P(no other warm slack) [x last_copy, if it is the last]
 
 in microseconds of expected delay of normal-priority jobs; the policy's k_e and the job's own weight are applied where a job is scored.
 share = 1 / warm copies: that part of the model's requests would have come here. Source: `core.demand`, `atoll.physics.coldstart`.
@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from atoll.model.ids import ModelId
+from atoll.model.ids import ModelId, SiteId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Evicted
+from atoll.model.replica import Tier
+from atoll.model.residency import Pin, Push
 from atoll.physics.coldstart import init_us, stage_us
 from orchestrator.core.placement.hazard import X_PPM_MAX, within_ppm
+from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.rows import FORBIDDEN_US, VICTIMS
 from orchestrator.core.state import Pool, Replica, ReplicaKey, Slot
 
@@ -27,6 +30,8 @@ _MS_PER_HOUR: Final = 3_600_000
 _NOBODY: Final = 0
 # Prices keep this many binary digits: steps of an eighth. Finer ones would re-sort slots for nothing.
 _DIGITS: Final = 3
+# Whoever pushed a model expects its traffic, though nobody has asked for it yet: as likely as not it comes.
+_PUSHED_PPM: Final = 500_000
 # Reload times kept, by model and pool: some 20 MB.
 _RELOADS_MAX: Final = 100_000
 
@@ -45,6 +50,15 @@ class Victim:
         return Evicted(model_id=self.model_id, price_us=self.price_us, memory_bytes=self.memory_bytes)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What makes a copy worth keeping: how often the model is asked for, what operators pinned and pushed. `refresh` when it changes."""
+
+    rate_per_hour_milli: Callable[[ModelId], int]
+    pins: Mapping[tuple[ModelId, SiteId], Pin]
+    pushes: Mapping[ModelId, Push]
+
+
 class Prices:
     """Prices of replicas, from demand and copies.
 
@@ -52,14 +66,13 @@ class Prices:
     function of what a snapshot holds, and slots are sorted again only where one changed.
     """
 
-    __slots__ = ("_copies", "_models", "_rate", "_reload", "_residence_ms", "_wanted")
+    __slots__ = ("_copies", "_last_milli", "_models", "_pins", "_pushes", "_rate", "_reload", "_residence_ms", "_wanted")
 
-    def __init__(
-        self, *, models: Mapping[ModelId, ModelSpec], rate_per_hour_milli: Callable[[ModelId], int], residence_ms: int
-    ) -> None:
+    def __init__(self, policy: Policy, models: Mapping[ModelId, ModelSpec], wishes: Wishes) -> None:
         self._models = models
-        self._rate = rate_per_hour_milli
-        self._residence_ms = residence_ms
+        self._rate = wishes.rate_per_hour_milli
+        self._pins, self._pushes = wishes.pins, wishes.pushes
+        self._residence_ms, self._last_milli = policy.residence_ms, policy.last_copy_milli
         self._copies: dict[ModelId, int] = {}
         self._wanted: dict[ModelId, int] = {}
         # By model and pool: the model it was computed for, and the microseconds.
@@ -85,10 +98,14 @@ class Prices:
         return old is not None and old != self._wanted_ppm(model_id)
 
     def price_us(self, replica: Replica, pool: Pool) -> int:
-        """What the fleet loses when this replica leaves a slot of the pool."""
+        """What the fleet loses when this replica leaves a slot of the pool; FORBIDDEN_US where it is pinned."""
         model = self._models.get(replica.model_id)
         if model is None:
             return _NOBODY
+        if self._pins:
+            pin = self._pins.get((replica.model_id, pool.site_id))
+            if pin is not None and pin.tier is Tier.GPU:
+                return FORBIDDEN_US
         key = (replica.model_id, pool.site_id, pool.pool_id)
         known = self._reload.get(key)
         if known is None or known[0] is not model:
@@ -106,7 +123,12 @@ class Prices:
             copies = 1 << max(self.copies(model_id).bit_length() - 1, 0)
             expected_ppm = self._rate(model_id) * self._residence_ms * 1_000 // (_MS_PER_HOUR * copies)
             # With n others, one of them has a slot to spare with about n / (n + 1).
-            known = self._wanted[model_id] = _rounded(within_ppm(min(expected_ppm, X_PPM_MAX)) // copies)
+            known = within_ppm(min(expected_ppm, X_PPM_MAX)) // copies
+            if model_id in self._pushes:
+                known = max(known, _PUSHED_PPM // copies)
+            if copies == 1:
+                known = known * self._last_milli // 1_000
+            self._wanted[model_id] = known = _rounded(known)
         return known
 
     def victims(self, slot: Slot, pool: Pool, besides: ReplicaKey | None = None) -> list[Victim]:

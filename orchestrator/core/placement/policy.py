@@ -73,6 +73,8 @@ class Policy:
     load_failure_ppm: int = 2_000
     # How long a replica would have stayed if it were not evicted now: slots of a busy fleet change their models each quarter of an hour.
     residence_ms: int = 900_000
+    # Another copy can serve in the place of one that leaves; of the last one whole jobs wait, not one: its price counts threefold.
+    last_copy_milli: int = 3_000
     # Requests per hour expected of a model that nothing is known of yet.
     launch_prior_per_hour_milli: int = 1_000
     # Candidates kept with a decision beside the chosen one, so that it can be explained.
