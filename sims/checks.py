@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NoReturn
 
+from agents.core.gangs import block
 from agents.core.outputs import AgentStep
 from atoll.model.attempt import ENDED, Attempt, AttemptState, ResultManifest
 from atoll.model.ids import AttemptKey, JobId, ModelId, SiteId, SlotRef, TenantId, Term
@@ -76,12 +77,13 @@ class History:
         """A slot is leased again only when its site said that it is free."""
         before = self._durable.get(job.job_id)
         for attempt in job.attempts[len(before.attempts) if before is not None else 0 :]:
-            held = self._held.setdefault((term, attempt.site_id, attempt.slot), set())
-            held -= self._ended_at_sites
-            if len(held) >= self._slot_depth:
-                names = sorted(str(key) for key in held)
-                raise Violation(f"{attempt.key} is leased {attempt.slot} of {attempt.site_id}, which still holds {names}")
-            held.add(attempt.key)
+            for slot in block(attempt.slot, job.spec.gang_size):
+                held = self._held.setdefault((term, attempt.site_id, slot), set())
+                held -= self._ended_at_sites
+                if len(held) >= self._slot_depth:
+                    names = sorted(str(key) for key in held)
+                    raise Violation(f"{attempt.key} is leased {slot} of {attempt.site_id}, which still holds {names}")
+                held.add(attempt.key)
 
     def _job_written(self, job: Job) -> None:
         before = self._durable.get(job.job_id)

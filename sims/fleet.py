@@ -123,7 +123,7 @@ def _site(chance: random.Random, index: int) -> SiteSpec:
                 pool_id=PoolId(f"pool-{number}"),
                 gpu_type=gpu_type,
                 nodes=chance.randint(1, 2),
-                gpus_per_node=chance.choice((1, 1, 2, 4)),
+                gpus_per_node=4 if index == 0 and gpu_type == "L80" else chance.choice((1, 1, 2, 4)),  # every gang fits somewhere
                 node=NodeSpec(
                     host_memory_bytes=256 * GB,
                     disk_cache_bytes=chance.choice((60, 120, 500)) * GB,
@@ -156,6 +156,7 @@ def draw_order(chance: random.Random, number: int, fleet: Fleet) -> Order:
         constraints = Constraints(gpu_types=(GpuTypeId("L80"),))
     elif model.model_id != GIANT and chance.random() < 0.05:
         constraints = Constraints(sites=(SiteId("site-0"),))
+    gang_size = 1 if model.model_id == GIANT else chance.choices((1, 2, 4), weights=(88, 8, 4))[0]
     spec = JobSpec(
         tenant=TenantId(chance.choice(("ada", "bob", "cyd"))),
         model_id=model.model_id,
@@ -166,6 +167,7 @@ def draw_order(chance: random.Random, number: int, fleet: Fleet) -> Order:
         priority=chance.choices(tuple(Priority), weights=(1, 6, 3))[0],
         deadline_ms=deadline_ms,
         start_timeout_ms=start_timeout_ms,
+        gang_size=gang_size,
         constraints=constraints,
         origin_site=chance.choice(fleet.sites).site_id if chance.random() < 0.3 else None,
         simulated=True,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from agents.core.gangs import block
 from atoll.model.attempt import ENDED, AttemptState
 from atoll.model.ids import JobId, SlotRef
 from atoll.model.job import Job, JobState
@@ -107,7 +108,11 @@ class Liveness:
 
     def _busy_slots(self) -> set[tuple[str, SlotRef]]:
         return {
-            (attempt.site_id, attempt.slot) for job in self._store.jobs.values() for attempt in job.attempts if attempt.state not in ENDED
+            (attempt.site_id, slot)
+            for job in self._store.jobs.values()
+            for attempt in job.attempts
+            if attempt.state not in ENDED
+            for slot in block(attempt.slot, job.spec.gang_size)
         }
 
     def _idle_place(self, job: Job, busy: set[tuple[str, SlotRef]]) -> str | None:
@@ -127,7 +132,8 @@ class Liveness:
                 if model.weights_bytes > pool.node.disk_cache_bytes // 2:
                     continue
                 for slot in _slots(site.spec, pool.pool_id):
-                    if (site.spec.site_id, slot) not in busy:
+                    fits = slot.index % spec.gang_size == 0 and slot.index + spec.gang_size <= pool.gpus_per_node
+                    if fits and not any((site.spec.site_id, member) in busy for member in block(slot, spec.gang_size)):
                         return f"{site.spec.site_id} {slot}"
         return None
 

@@ -26,10 +26,11 @@ from agents.core.events import (
     SlotLost,
     SlotReady,
 )
+from agents.core.gangs import block
 from agents.core.outputs import EvictReplica, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
+from agents.core.state import ReplicaKey
 from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
-from atoll.model.ids import AttemptKey, ModelId, NodeId, SlotRef
-from atoll.model.modelspec import ModelSpec
+from atoll.model.ids import AttemptKey, NodeId, SlotRef
 from atoll.model.replica import ReplicaFact, ReplicaState
 from atoll.model.site import SiteSpec
 from sims.checks import History
@@ -60,12 +61,17 @@ class _Run:
     timer: Timer | None = None
     expiry: Timer | None = None
 
+    @property
+    def replica(self) -> ReplicaKey:
+        """What it runs on, in each of its slots."""
+        return ReplicaKey(model_id=self.command.model.model_id, gang_size=self.command.spec.gang_size)
+
 
 @dataclass(slots=True, kw_only=True)
 class _Slot:
     memory_bytes: int
     alive: bool = True
-    replicas: dict[ModelId, int] = field(default_factory=dict)
+    replicas: dict[ReplicaKey, int] = field(default_factory=dict)
     loading: Timer | None = None
     run: _Run | None = None
 
@@ -108,15 +114,15 @@ class SimRuntime:
                     slot=ref,
                     replicas=tuple(
                         ReplicaFact(
-                            model_id=model_id,
-                            state=ReplicaState.BUSY
-                            if slot.run is not None and slot.run.command.model.model_id == model_id
-                            else ReplicaState.WARM,
+                            model_id=key.model_id,
+                            state=ReplicaState.BUSY if slot.run is not None and slot.run.replica == key else ReplicaState.WARM,
                             memory_bytes=size,
+                            gang_size=key.gang_size,
                         )
-                        for model_id, size in slot.replicas.items()
+                        for key, size in slot.replicas.items()
                     ),
                     running=None if slot.run is None else slot.run.command.key,
+                    gang_size=1 if slot.run is None else slot.run.replica.gang_size,
                 )
                 for ref, slot in self._slots.items()
             ),
@@ -151,11 +157,11 @@ class SimRuntime:
         """Begin a command; the outcome comes through the sink."""
         match command:
             case LoadReplica():
-                self._load(self._slots[command.slot], command.slot, command.model)
+                self._load(self._slots[command.slot], command)
             case EvictReplica():
-                self._world.after(_EVICT_US, partial(self._evicted, command.slot, command.model_id))
+                self._world.after(_EVICT_US, partial(self._evicted, command))
             case RunAttempt():
-                self._run(self._slots[command.slot], command)
+                self._run(command)
             case StopAttempt():
                 run = self._slots[command.slot].run
                 if run is not None and run.command.key == command.key:
@@ -163,13 +169,14 @@ class SimRuntime:
                     if run.hangs:
                         self._slot_dies(command.slot, "killed: it did not stop")
             case RenewAttempts():
-                for slot in self._slots.values():
-                    if slot.run is not None and slot.run.command.key in command.keys:
+                for ref, slot in self._slots.items():
+                    if slot.run is not None and slot.run.command.key in command.keys and slot.run.command.slot == ref:
                         self._renew(slot.run)
             case _:
                 self._weights.perform(command)
 
-    def _load(self, slot: _Slot, ref: SlotRef, model: ModelSpec) -> None:
+    def _load(self, slot: _Slot, command: LoadReplica) -> None:
+        ref, model = command.slot, command.model
         if not slot.alive:
             return  # SlotLost is on its way, or was said
         if slot.loading is not None or slot.run is not None:
@@ -188,69 +195,80 @@ class SimRuntime:
         def loaded() -> None:
             slot.loading = None
             if kind is None:
-                slot.replicas[model.model_id] = model.resident_bytes
-                self._say(ReplicaLoaded(slot=ref, model_id=model.model_id, memory_bytes=model.resident_bytes, elapsed_us=elapsed_us))
+                slot.replicas[ReplicaKey(model_id=model.model_id, gang_size=command.gang_size)] = model.resident_bytes
+                self._say(
+                    ReplicaLoaded(
+                        slot=ref,
+                        model_id=model.model_id,
+                        memory_bytes=model.resident_bytes,
+                        elapsed_us=elapsed_us,
+                        gang_size=command.gang_size,
+                    )
+                )
             else:
                 failure = Failure(kind=kind, message="simulated: out of memory")
-                self._say(ReplicaLoadFailed(slot=ref, model_id=model.model_id, failure=failure))
+                self._say(ReplicaLoadFailed(slot=ref, model_id=model.model_id, failure=failure, gang_size=command.gang_size))
 
         slot.loading = self._world.after(elapsed_us, loaded)
 
-    def _evicted(self, ref: SlotRef, model_id: ModelId) -> None:
-        slot = self._slots[ref]
-        if slot.run is not None and slot.run.command.model.model_id == model_id:
-            self._history.fail(f"{self._site_id} evicts {model_id} from {ref}, where {slot.run.command.key} runs on it")
+    def _evicted(self, command: EvictReplica) -> None:
+        ref, slot = command.slot, self._slots[command.slot]
+        key = ReplicaKey(model_id=command.model_id, gang_size=command.gang_size)
+        if slot.run is not None and slot.run.replica == key:
+            self._history.fail(f"{self._site_id} evicts {key} from {ref}, where {slot.run.command.key} runs on it")
         if slot.alive:
-            slot.replicas.pop(model_id, None)
-            self._say(ReplicaEvicted(slot=ref, model_id=model_id))
-            self._weights.left_gpu(ref.node_id, model_id)
+            slot.replicas.pop(key, None)
+            self._say(ReplicaEvicted(slot=ref, model_id=command.model_id, gang_size=command.gang_size))
+            self._weights.left_gpu(ref.node_id, command.model_id)
 
     # --- execution ---------------------------------------------------------------------------------------------------------------
 
-    def _run(self, slot: _Slot, command: RunAttempt) -> None:
-        if not slot.alive:
+    def _run(self, command: RunAttempt) -> None:
+        members = {ref: self._slots[ref] for ref in block(command.slot, command.spec.gang_size)}
+        if not all(slot.alive for slot in members.values()):
             return  # SlotLost is on its way, or was said
-        running = None if slot.run is None else slot.run.command.key
-        self._history.executes(self._site_id, command.slot, command.key, running)
-        if command.model.model_id not in slot.replicas:
-            self._history.fail(f"{self._site_id} runs {command.key} in {command.slot} without {command.model.model_id}")
+        busy = [slot.run.command.key for slot in members.values() if slot.run is not None]
+        self._history.executes(self._site_id, command.slot, command.key, busy[0] if busy else None)
         step_us = self._truth.step_us(self._site_id, command.slot.pool_id, command.model, command.spec, command.key)
         if self._faults.strikes(Fault.SLOW_GPU):
             step_us *= _SLOW_FACTOR
         run = _Run(command=command, started_us=self._world.now_us, step_us=step_us)
-        slot.run = run
+        for ref, slot in members.items():
+            if run.replica not in slot.replicas:
+                self._history.fail(f"{self._site_id} runs {command.key} in {ref} without {run.replica}")
+            slot.run = run
         self._renew(run)
         if command.spec.prompt == BAD_PROMPT:
-            refuse = partial(self._errored, slot, run, FailureKind.BAD_INPUT)
+            refuse = partial(self._errored, run, FailureKind.BAD_INPUT)
             run.timer = self._world.after(_FAILURE_US[0], refuse)
         elif self._faults.strikes(Fault.HANG):
             run.hangs = True
         elif self._faults.strikes(Fault.EXECUTION_FAILS):
             kind = self._random.choice((FailureKind.EXECUTION_FAILED, FailureKind.OUT_OF_MEMORY, FailureKind.INTERNAL))
-            run.timer = self._world.after(self._random.randint(*_FAILURE_US), partial(self._errored, slot, run, kind))
+            run.timer = self._world.after(self._random.randint(*_FAILURE_US), partial(self._errored, run, kind))
         elif self._faults.strikes(Fault.SLOT_DIES):
-            dies = partial(self._slot_dies, command.slot, "simulated: the process died")
+            dies = partial(self._slot_dies, self._random.choice(list(members)), "simulated: the process died")
             run.timer = self._world.after(self._random.randint(*_FAILURE_US), dies)
         else:
-            run.timer = self._world.after(step_us, partial(self._stepped, slot, run))
+            run.timer = self._world.after(step_us, partial(self._stepped, run))
         self._say(AttemptAdvanced(key=command.key, state=AttemptState.RUNNING, steps_done=0))
 
-    def _stepped(self, slot: _Slot, run: _Run) -> None:
+    def _stepped(self, run: _Run) -> None:
         if run.stopping:
-            self._end(slot, run)
+            self._end(run)
             self._say(AttemptHalted(key=run.command.key))
             return
         run.steps_done += 1
         done = run.steps_done >= run.command.spec.shape.steps
         state = AttemptState.UPLOADING if done else AttemptState.RUNNING
         if done:
-            upload = partial(self._uploaded, slot, run)
+            upload = partial(self._uploaded, run)
             run.timer = self._world.after(self._random.randint(*_UPLOAD_US), upload)
         else:
-            run.timer = self._world.after(run.step_us, partial(self._stepped, slot, run))
+            run.timer = self._world.after(run.step_us, partial(self._stepped, run))
         self._say(AttemptAdvanced(key=run.command.key, state=state, steps_done=run.steps_done))
 
-    def _uploaded(self, slot: _Slot, run: _Run) -> None:
+    def _uploaded(self, run: _Run) -> None:
         key = run.command.key
         manifest = ResultManifest(
             key=key,
@@ -265,14 +283,14 @@ class SimRuntime:
             seed=run.command.spec.seed,
             simulated=True,
         )
-        self._end(slot, run)
+        self._end(run)
         self._history.produced(manifest)
         self._finished[key] = manifest
         times = PhaseTimes(run_us=self._world.now_us - run.started_us, upload_us=_UPLOAD_US[0])
         self._say(AttemptFinished(key=key, manifest=manifest, times=times))
 
-    def _errored(self, slot: _Slot, run: _Run, kind: FailureKind) -> None:
-        self._end(slot, run)
+    def _errored(self, run: _Run, kind: FailureKind) -> None:
+        self._end(run)
         failure = Failure(kind=kind, message=f"simulated: {kind}")
         times = PhaseTimes(run_us=self._world.now_us - run.started_us)
         self._say(AttemptErrored(key=run.command.key, failure=failure, times=times))
@@ -286,11 +304,13 @@ class SimRuntime:
 
         run.expiry = self._world.after(run.command.stop_after_ms * MILLISECOND_US, expire)
 
-    def _end(self, slot: _Slot, run: _Run) -> None:
+    def _end(self, run: _Run) -> None:
+        """No member of it works on it any more."""
         for timer in (run.timer, run.expiry):
             if timer is not None:
                 timer.cancel()
-        slot.run = None
+        for ref in block(run.command.slot, run.replica.gang_size):
+            self._slots[ref].run = None
 
     def _slot_dies(self, ref: SlotRef, message: str) -> None:
         slot = self._slots[ref]
@@ -306,7 +326,7 @@ class SimRuntime:
 
     def _clear(self, slot: _Slot) -> None:
         if slot.run is not None:
-            self._end(slot, slot.run)
+            self._end(slot.run)
         if slot.loading is not None:
             slot.loading.cancel()
             slot.loading = None

@@ -27,6 +27,7 @@ from agents.core.events import (
     RuntimeStarted,
 )
 from agents.core.outputs import EvictReplica, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
+from agents.core.state import ReplicaKey
 from agents.runtime.base import RuntimeCommand, Sink
 from agents.runtime.twin_results import simulated_result
 from agents.runtime.twin_weights import Surroundings, TwinWeights
@@ -70,7 +71,7 @@ class _Run:
 class _Slot:
     gpu: GpuType
     memory_bytes: int
-    replicas: dict[ModelId, ModelSpec] = field(default_factory=dict)
+    replicas: dict[ReplicaKey, ModelSpec] = field(default_factory=dict)
     loads: int = 0
 
 
@@ -80,7 +81,7 @@ class _Node:
     slots: list[_Slot] = field(default_factory=list)
 
     def uses(self, model_id: ModelId) -> bool:
-        return any(model_id in slot.replicas for slot in self.slots)
+        return any(key.model_id == model_id for slot in self.slots for key in slot.replicas)
 
 
 class TwinRuntime:
@@ -208,10 +209,12 @@ class TwinRuntime:
     def _load(self, slot: _Slot, command: LoadReplica) -> None:
         model, node = command.model, self._nodes[command.slot.node_id]
         if sum(held.resident_bytes for held in slot.replicas.values()) + model.resident_bytes > slot.memory_bytes:
-            failure = Failure(kind=FailureKind.OUT_OF_MEMORY, message=f"{model.model_id} does not fit beside {', '.join(slot.replicas)}")
-            self._sink(ReplicaLoadFailed(slot=command.slot, model_id=model.model_id, failure=failure))
+            held = ", ".join(key.model_id for key in slot.replicas)
+            failure = Failure(kind=FailureKind.OUT_OF_MEMORY, message=f"{model.model_id} does not fit beside {held}")
+            gang_size = command.gang_size
+            self._sink(ReplicaLoadFailed(slot=command.slot, model_id=model.model_id, failure=failure, gang_size=gang_size))
             return
-        slot.replicas[model.model_id] = model
+        slot.replicas[ReplicaKey(model_id=model.model_id, gang_size=command.gang_size)] = model
         slot.loads += 1
         hardware = node.pool.node
         key = f"{command.slot.node_id}.{command.slot.index}/{model.model_id}#{slot.loads}"
@@ -223,13 +226,22 @@ class TwinRuntime:
 
     def _loaded(self, command: LoadReplica, stage_us: int, load_us: int, from_host: bool) -> None:
         model = command.model
-        self._sink(ReplicaLoaded(slot=command.slot, model_id=model.model_id, memory_bytes=model.resident_bytes, elapsed_us=load_us))
+        self._sink(
+            ReplicaLoaded(
+                slot=command.slot,
+                model_id=model.model_id,
+                memory_bytes=model.resident_bytes,
+                elapsed_us=load_us,
+                gang_size=command.gang_size,
+            )
+        )
         if not from_host:
             self._learn(replace(self._rates, disk_bytes_per_s=model.weights_bytes * 1_000_000 // max(stage_us, 1)))
 
     def _evicted(self, command: EvictReplica) -> None:
-        model = self._slots[command.slot].replicas.pop(command.model_id, None)
-        self._sink(ReplicaEvicted(slot=command.slot, model_id=command.model_id))
+        key = ReplicaKey(model_id=command.model_id, gang_size=command.gang_size)
+        model = self._slots[command.slot].replicas.pop(key, None)
+        self._sink(ReplicaEvicted(slot=command.slot, model_id=command.model_id, gang_size=command.gang_size))
         if model is not None:
             self._weights.left_gpu(command.slot.node_id, model)
 
@@ -237,12 +249,16 @@ class TwinRuntime:
 
     def _run(self, slot: _Slot, command: RunAttempt) -> None:
         spec, now_s = command.spec, asyncio.get_running_loop().time()
-        run_us = self._hidden.execution_us(command.model, spec.shape, slot.gpu, spec.precision, self._site_id, str(command.key))
+        gang_size, key = spec.gang_size, str(command.key)
+        run_us = self._hidden.execution_us(
+            command.model, spec.shape, slot.gpu, spec.precision, self._site_id, key, gang_size=gang_size
+        )
         alone_us = transfer_us(output_bytes(command.model, spec.shape), self._spec.wan_bytes_per_s, 0)
         upload_us = alone_us * self._hidden.factor_milli("fetch", self._site_id) // 1_000
         run = _Run(command=command, run_us=run_us, upload_us=upload_us, began_s=now_s, renewed_s=now_s)
         self._runs[command.key] = run
-        told = f"simulated on one {slot.gpu.gpu_type}, {run_us / 1e6:.3f} s; nothing is generated"
+        count = "one" if gang_size == 1 else str(gang_size)
+        told = f"simulated on {count} {slot.gpu.gpu_type}, {run_us / 1e6:.3f} s; nothing is generated"
         self._note(command.key, f"request {command.request_id}: {told}")
         self._say(run, AttemptState.RUNNING, 0)
         steps = spec.shape.steps

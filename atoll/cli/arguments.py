@@ -61,6 +61,14 @@ def whole(option: str, text: str | None, low: int, high: int, default: int = 0) 
     return number
 
 
+def gang_size(option: str, text: str | None) -> int:
+    """How many GPUs of one node at once; 1 when the option was not given."""
+    found = whole(option, text, 1, max(limits.GANG_SIZES), default=1)
+    if found not in limits.GANG_SIZES:
+        raise FieldError(option, text, f"one of {', '.join(map(str, limits.GANG_SIZES))}")
+    return found
+
+
 def decimal(option: str, text: str | None, low: float, high: float) -> float | None:
     """A finite number in low..high; None when the option was not given."""
     if text is None:

@@ -99,9 +99,7 @@ def predict(
 
     names = _names()
     spec, shape = _wanted(names, model, size, frames, steps, cfg, batch)
-    gang = arguments.whole("--gpus", gpus, 1, max(limits.GANG_SIZES), default=1)
-    if gang not in limits.GANG_SIZES:
-        raise FieldError("--gpus", gpus, f"one of {', '.join(map(str, limits.GANG_SIZES))}")
+    gang = arguments.gang_size("--gpus", gpus)
     gpu_type = names.gpus.get(GpuTypeId(gpu))
     if gpu_type is None:
         raise FieldError("--gpu", gpu, _one_of(gpu, names.gpus, "GPU type"))

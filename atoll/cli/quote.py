@@ -13,6 +13,7 @@ from atoll.cli.submit import (
     DeadlineOption,
     FramesOption,
     GpuOption,
+    GpusOption,
     GuidanceOption,
     MaxPriceOption,
     ModelArgument,
@@ -62,6 +63,7 @@ def quote(
     site: SiteOption = None,
     region: RegionOption = None,
     gpu: GpuOption = None,
+    gpus: GpusOption = None,
     max_price: MaxPriceOption = None,
     simulated: SimulatedOption = False,
     tenant: TenantOption = "",
@@ -71,7 +73,7 @@ def quote(
     request = request_of(
         model=model, prompt=prompt, negative=negative, size=size, frames=frames, steps=steps, cfg=cfg, guidance=guidance, batch=batch,
         precision=precision, priority=priority, deadline=deadline, start_timeout=start_timeout, tenant=tenant, site=site, region=region,
-        gpu=gpu, max_price=max_price, simulated=simulated,
+        gpu=gpu, gpus=gpus, max_price=max_price, simulated=simulated,
     )  # fmt: skip
     with session().client() as client:
         found = client.quote_request(request)

@@ -60,6 +60,9 @@ StartTimeoutOption = Annotated[
 SiteOption = Annotated[list[str] | None, typer.Option("--site", rich_help_panel=_WHERE, help="Only at these sites; may be repeated.")]
 RegionOption = Annotated[list[str] | None, typer.Option("--region", rich_help_panel=_WHERE, help="Only in these regions.")]
 GpuOption = Annotated[list[str] | None, typer.Option("--gpu", metavar="TYPE", rich_help_panel=_WHERE, help="Only on these GPU types.")]
+GpusOption = Annotated[
+    str | None, typer.Option("--gpus", metavar="N", rich_help_panel=_WHERE, help="On 2, 4 or 8 GPUs of one node at once, all or nothing.")
+]
 MaxPriceOption = Annotated[
     str | None, typer.Option("--max-price", metavar="USD", rich_help_panel=_WHERE, help="At most so many dollars a job.")
 ]
@@ -84,6 +87,7 @@ def register(root: typer.Typer) -> None:
         atoll submit tiny-image --prompt "a lighthouse" --seed 7 --wait --out lighthouse.png
         atoll submit tiny-video --prompt "waves" --size 96x96 --frames 9 --wait --out waves.mp4
         atoll submit flux.1-dev --prompt "a reef" --simulated --count 200 --priority batch
+        atoll submit hunyuanvideo-t2v-720p --prompt "a storm" --simulated --gpus 8
         atoll submit tiny-image --prompt "a gull" --deadline 2m --region "N. Virginia" --key gull-1
         """,
     )(submit)
@@ -109,6 +113,7 @@ def submit(
     site: SiteOption = None,
     region: RegionOption = None,
     gpu: GpuOption = None,
+    gpus: GpusOption = None,
     max_price: MaxPriceOption = None,
     simulated: SimulatedOption = False,
     tenant: TenantOption = "",
@@ -128,7 +133,7 @@ def submit(
     template = request_of(
         model=model, prompt=prompt, negative=negative, size=size, frames=frames, steps=steps, cfg=cfg, guidance=guidance, batch=batch,
         precision=precision, priority=priority, deadline=deadline, start_timeout=start_timeout, tenant=tenant, site=site, region=region,
-        gpu=gpu, max_price=max_price, simulated=simulated,
+        gpu=gpu, gpus=gpus, max_price=max_price, simulated=simulated,
     )  # fmt: skip
     requests = _numbered(template, jobs, None if seed is None else arguments.whole("--seed", seed, 0, 2**63 - 1), key)
     with session().client() as client:
@@ -158,6 +163,7 @@ def request_of(
     site: list[str] | None,
     region: list[str] | None,
     gpu: list[str] | None,
+    gpus: str | None,
     max_price: str | None,
     simulated: bool,
 ) -> JobRequest:
@@ -184,6 +190,7 @@ def request_of(
         sites=arguments.names(site),
         regions=tuple(region or ()),
         gpu_types=arguments.names(gpu),
+        gang_size=arguments.gang_size("--gpus", gpus),
         max_price_usd=arguments.price_usd("--max-price", max_price),
         simulated=simulated,
     )

@@ -58,10 +58,10 @@ class HiddenWorld:
         self._factors: dict[tuple[str, ...], int] = {}
 
     def execution_us(
-        self, model: ModelSpec, shape: Shape, gpu: GpuType, precision: Precision, site_id: SiteId, key: str
+        self, model: ModelSpec, shape: Shape, gpu: GpuType, precision: Precision, site_id: SiteId, key: str, *, gang_size: int = 1
     ) -> int:
-        """Microseconds of execution on one GPU of the site."""
-        prior = execution.execution_us(model, shape, gpu, precision)
+        """Microseconds of execution on so many GPUs of one node of the site."""
+        prior = execution.execution_us(model, shape, gpu, precision, gang_size=gang_size)
         return self._true(prior * self.fit_milli(model, gpu) // 1_000, site_id, "execution", key, _EXECUTION_NOISE)
 
     def fetch_us(self, size_bytes: int, bytes_per_s: int, rtt_us: int, site_id: SiteId, key: str) -> int:

@@ -163,8 +163,6 @@ class Submitter:
 
 
 def _refuse_what_has_no_meaning_yet(spec: JobSpec) -> None:
-    if spec.gang_size != 1:
-        raise FieldError("gang_size", spec.gang_size, "1: jobs on several GPUs are not supported yet")
     if spec.inputs:
         raise FieldError("inputs", f"{len(spec.inputs)} inputs", "none: jobs with input files are not supported yet")
 

@@ -88,9 +88,8 @@ def unmeant(state: State, spec: JobSpec) -> Refusal | None:
     unusable = _unusable_adapter(state, spec)
     if unusable is not None:
         return Refusal(code=RefusalCode.INVALID, field=unusable[0], message=unusable[1])
-    for field, used in (("gang_size", spec.gang_size != 1), ("inputs", bool(spec.inputs))):
-        if used:
-            return Refusal(code=RefusalCode.INVALID, field=field, message=f"{field} is not supported by this version: leave it out")
+    if spec.inputs:
+        return Refusal(code=RefusalCode.INVALID, field="inputs", message="inputs is not supported by this version: leave it out")
     return None
 
 

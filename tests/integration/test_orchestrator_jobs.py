@@ -76,7 +76,7 @@ BAD_JOBS: list[tuple[dict[str, Any], str]] = [
     ({"deadline_ms": -1}, "deadline_ms"),
     ({"priority": 99}, "priority"),
     ({"adapters": [types_pb2.AdapterUse(adapter_id="a")]}, "adapters[0].adapter_id"),
-    ({"gang_size": 8}, "gang_size"),
+    ({"gang_size": 3}, "gang_size"),
     ({"inputs": [types_pb2.InputRef(name="a", digest="sha256:" + "0" * 64, bytes=1)]}, "inputs"),
     ({"constraints": types_pb2.Constraints(sites=["nowhere"])}, "constraints.sites"),
     ({"constraints": types_pb2.Constraints(gpu_types=["H1000"])}, "constraints.gpu_types"),

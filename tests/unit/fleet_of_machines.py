@@ -109,6 +109,7 @@ class Agent:
     attempts: dict[AttemptKey, AssignedAttempt] = field(default_factory=dict)
     told: list[Assignment] = field(default_factory=list)
     warm: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
+    gangs: dict[tuple[str, int], dict[tuple[str, int], int]] = field(default_factory=dict)  # shares of gangs: model and gang size
     disk: set[str] = field(default_factory=set)
     host: dict[str, set[str]] = field(default_factory=dict)
     disk_free_gb: int = 1_000
@@ -199,7 +200,7 @@ class Fleet:
         old = self.agents.get(one.site_id)
         if old is not None:
             agent.event_seq, agent.warm, agent.disk, agent.host = old.event_seq, old.warm, old.disk, old.host
-            agent.loaded, agent.disk_adapters = old.loaded, old.disk_adapters
+            agent.loaded, agent.disk_adapters, agent.gangs = old.loaded, old.disk_adapters, old.gangs
         self.agents[one.site_id] = agent
         hello = SiteHello(
             site_id=one.site_id, fleet_id=FleetId(""), term=Term(0), protocol_version=PROTOCOL_VERSION, agent_version="t",
@@ -235,6 +236,10 @@ class Fleet:
                         adapters=tuple(AdapterId(adapter) for adapter in agent.loaded.get((node_id, gpu), ())),
                     )
                     for name, size in sorted(agent.warm.get((node_id, gpu), {}).items())
+                )
+                + tuple(
+                    ReplicaFact(model_id=ModelId(name), state=ReplicaState.WARM, memory_bytes=size, gang_size=gang_size)
+                    for (name, gang_size), size in sorted(agent.gangs.get((node_id, gpu), {}).items())
                 ),
             )
             for gpu in range(one.gpus_per_node)
@@ -311,6 +316,11 @@ class Fleet:
     def warm(self, name: str, pool_node: str, gpu: int, model_id: str, size_gb: int = 10) -> None:
         """From the next report on, this slot holds this model."""
         self.agents[SiteId(name)].warm.setdefault((pool_node, gpu), {})[model_id] = size_gb * GB
+
+    def warm_gang(self, name: str, pool_node: str, lead: int, gang_size: int, model_id: str, size_gb: int = 10) -> None:
+        """From the next report on, the block that begins at this slot holds this model for gangs."""
+        for gpu in range(lead, lead + gang_size):
+            self.agents[SiteId(name)].gangs.setdefault((pool_node, gpu), {})[model_id, gang_size] = size_gb * GB
 
 
 def in_regions(*regions: str) -> Constraints:

@@ -115,6 +115,24 @@ async def test_an_attempt_is_fetched_loaded_and_executed_in_the_time_of_its_worl
     assert await heard.runtime.logs(key("nobody"), 10) == ()
 
 
+async def test_a_gang_is_loaded_in_each_slot_and_takes_the_time_of_a_gang(heard: Heard) -> None:
+    members = [replace(SLOT, index=index) for index in range(2)]
+    await heard.perform(FetchWeights(node_id=NODE, model=model("m")), WeightsFetched)
+    for member in members:
+        loaded = await heard.perform(LoadReplica(slot=member, model=model("m"), gang_size=2), ReplicaLoaded)
+        assert (loaded.slot, loaded.gang_size, loaded.memory_bytes) == (member, 2, model("m").resident_bytes)
+    alone = await heard.perform(LoadReplica(slot=SLOT, model=model("m")), ReplicaLoaded)
+    assert alone.gang_size == 1, "beside its share of the gang's"
+    command = run("g")
+    heard.runtime.perform(replace(command, spec=replace(command.spec, gang_size=2)))
+    done = await heard.next(AttemptFinished)
+    heard.runtime.perform(run("g"))
+    assert done.times.run_us < (await heard.next(AttemptFinished)).times.run_us
+    assert any("on 2 " in line for line in await heard.runtime.logs(key("g"), 10))
+    evicted = await heard.perform(EvictReplica(slot=members[1], model_id=model("m").model_id, gang_size=2), ReplicaEvicted)
+    assert (evicted.slot, evicted.gang_size) == (members[1], 2)
+
+
 async def test_a_twin_stops_at_a_step_and_says_so(heard: Heard) -> None:
     heard.rescale(1)
     heard.runtime.perform(run("a", steps=1_000))

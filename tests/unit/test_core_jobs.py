@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import JobId, SiteId, TenantId
-from atoll.model.job import JobState
+from atoll.model.job import InputRef, JobState
 from orchestrator.core import events
 from orchestrator.core.outputs import Accepted, Done, LateResultRefused, PutJob, Refusal, RefusalCode, SubmitReply
 from tests.unit.fleet_of_machines import Fleet, in_regions, model, pool, site, spec
@@ -66,7 +66,7 @@ def test_same_key_and_payload_is_the_same_job_and_another_payload_is_refused_eve
 
 def test_what_has_no_meaning_yet_is_refused_by_field() -> None:
     fleet = Fleet(site("a"))
-    assert _refused(fleet.submit(spec(gang_size=2))).field == "gang_size"
+    assert _refused(fleet.submit(spec(inputs=(InputRef(name="a", digest="sha256:" + "0" * 64, bytes=1),)))).field == "inputs"
     assert _refused(fleet.submit(spec(model_id="nope"))).field == "model_id"
 
 

@@ -215,7 +215,7 @@ def test_a_quota_that_would_refuse_the_submit_is_said_beside_the_offer() -> None
 
 def test_what_no_submit_would_accept_is_refused_with_the_same_words() -> None:
     fleet = Fleet(site("a"))
-    for one in (spec("unknown"), spec(gang_size=2), spec(adapters=(AdapterUse(adapter_id="x"),))):  # type: ignore[arg-type]
+    for one in (spec("unknown"), spec(adapters=(AdapterUse(adapter_id="x"),))):  # type: ignore[arg-type]
         refused = fleet.machine.quote_job(one, fleet.now_us)
         assert isinstance(refused, Refusal) and refused.code is RefusalCode.INVALID
         (outcome,) = fleet.submit(one).outcomes  # type: ignore[union-attr]  # as above

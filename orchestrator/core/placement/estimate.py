@@ -142,7 +142,7 @@ class Estimator:
         columns = self._columns
         count = len(columns.columns)
         kinds = BARE + 1 if key.adapters else COLD + 1
-        by_type = [execution_us(model, key.shape, gpu, key.precision) for gpu in columns.gpu_types]
+        by_type = [execution_us(model, key.shape, gpu, key.precision, gang_size=key.gang_size) for gpu in columns.gpu_types]
         execution = np.array(by_type or [0], dtype=np.int64)[columns.gpu]
         input_time, output_time, egress = self._transfers(key, model)
         specs = [column.site.record.spec for column in columns.columns]
