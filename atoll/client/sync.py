@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import Any, Final, TypeVar, Unpack
 
 import grpc
 
@@ -46,6 +46,8 @@ from atoll.v1 import job_service_pb2 as job_pb
 from atoll.v1 import operator_service_pb2 as operator_pb
 
 T = TypeVar("T")
+# Answered by every server, with or without a credential; asks nothing of the core.
+_HEALTH: Final = "/grpc.health.v1.Health/Check"
 
 
 class Client:
@@ -349,18 +351,28 @@ class Client:
         return found
 
     def _connect(self) -> None:
-        """Wait for the first connection; UnavailableError says why there is none."""
+        """Wait for the first connection; UnavailableError says why there is none.
+
+        A call that waits until the channel is ready, and not gRPC's own future for that: its polling thread outlives the wait, and
+        complains when the channel is closed meanwhile.
+        """
         if self._connected:
             return
+        health = self._channel.unary_unary(_HEALTH, request_serializer=bytes, response_deserializer=bytes)
         try:
-            grpc.channel_ready_future(self._channel).result(timeout=self._connect_timeout_s)
-        except grpc.FutureTimeoutError:
-            probe = self._stubs.method(OPERATOR, "GetFleet")
-            try:
-                probe(operator_pb.GetFleetRequest(), timeout=PROBE_S)
-            except grpc.RpcError as error:
-                refuse_unreachable(self._error(error), self.settings.shown_address)
+            health(b"", timeout=self._connect_timeout_s, wait_for_ready=True)
+        except grpc.RpcError as error:
+            # Any other answer, whatever it says, came over a connection.
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._say_why()
         self._connected = True
+
+    def _say_why(self) -> None:
+        probe = self._stubs.method(OPERATOR, "GetFleet")
+        try:
+            probe(operator_pb.GetFleetRequest(), timeout=PROBE_S)
+        except grpc.RpcError as error:
+            refuse_unreachable(self._error(error), self.settings.shown_address)
 
     def _error(self, error: Exception) -> ClientError:
         if isinstance(error, ClientError):

@@ -157,6 +157,8 @@ def _vacate(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran:
             del slot.replicas[live.replica]
     slot.busy_until_us = ctx.now_us + sum(column.site.attempts[key].exec_us for key in slot.attempts)
     ctx.columns.slot_changed(column, slot, was_free)
+    if not slot.attempts:
+        ctx.vacated.append((column, slot))
     if live.gives_way_to is not None and not slot.attempts:
         ctx.queue.favour(live.gives_way_to, Favour.HELD if live.on_stop is FailureKind.PREEMPTED else Favour.AGED)
 

@@ -37,11 +37,12 @@ from orchestrator.core.outputs import (
     Step,
 )
 from orchestrator.core.placement.choose import Scorer
+from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.estimate import Estimator
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.queue import Queue
-from orchestrator.core.state import JobEntry, Site, State
+from orchestrator.core.state import JobEntry, Site, Slot, State
 
 if TYPE_CHECKING:
     from orchestrator.core.residency import Residency  # whose handlers work with this very context
@@ -84,6 +85,7 @@ class Context:
     outflow: Outflow = field(default_factory=Outflow)
     now_us: int = 0
     timers: list[tuple[int, TimerKind, str]] = field(default_factory=list)
+    vacated: list[tuple[Column, Slot]] = field(default_factory=list)  # slots that came free in this step
     records: list[Record] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)

@@ -28,6 +28,7 @@ from orchestrator.core import (
     leases,
     models,
     movements,
+    moving,
     operators,
     pins,
     placing,
@@ -96,6 +97,7 @@ class Machine:
         _fire_timers(ctx)
         placing.wake_due(ctx)
         placing.place_ready(ctx)
+        moving.fill_vacated(ctx)
         residuals.note_placed(ctx)
         movements.placed(ctx)
         assignments.send_touched(ctx)

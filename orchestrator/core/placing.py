@@ -31,13 +31,32 @@ _SCORINGS_PER_STEP = 256
 
 
 def place_ready(ctx: Context) -> None:
-    """Score ready classes in order of priority and age, and bind or rest their jobs."""
+    """Score ready classes in order of priority, turn and regret, and bind or rest their jobs."""
     left = _SCORINGS_PER_STEP
-    while (waiting := ctx.queue.first_ready()) is not None:
+    while (first := ctx.queue.first_ready()) is not None:
         if left <= 0:
             ctx.arm(ctx.now_us, TimerKind.PLACING)
             return
-        left -= _place_class(ctx, waiting, left)
+        rivals = ctx.queue.rivals(first, ctx.policy.regret_classes)
+        if len(rivals) == 1:
+            left -= _place_class(ctx, first, left)
+        else:
+            left -= len(rivals) + _place_class(ctx, _sorriest(ctx, rivals), 1)
+
+
+def _sorriest(ctx: Context, rivals: list[JobClass]) -> JobClass:
+    """Of classes that are ready together the one that loses most if another takes its best place; the first of equals.
+
+    Whoever has a second place nearly as good can leave the best one to whoever has none. Fairness loses nothing: all of them are served in
+    this round, and what is bound is charged.
+    """
+    regrets = []
+    for waiting in rivals:
+        model = ctx.state.models[waiting.key.model_id]
+        estimate = ctx.estimator.of(waiting.key, model)
+        board = ctx.scorer.score(waiting.key, estimate, ctx.now_us, slack_us=_slack_us(ctx, waiting.head[1]))
+        regrets.append(board.regret_us())
+    return rivals[regrets.index(max(regrets))]
 
 
 def _place_class(ctx: Context, waiting: JobClass, budget: int) -> int:
@@ -45,7 +64,9 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int) -> int:
     key = waiting.key
     model = ctx.state.models[key.model_id]
     estimate = ctx.estimator.of(key, model)
-    for spent in range(1, budget + 1):
+    spent = 0
+    while spent < budget:
+        spent += 1
         board = ctx.scorer.score(key, estimate, ctx.now_us, slack_us=_slack_us(ctx, waiting.head[1]))
         bound, patient = board.bound, board.patient
         if _correct_overdue(ctx, board, bound) or _correct_overdue(ctx, board, patient):
@@ -59,7 +80,7 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int) -> int:
         ctx.queue.bound(waiting)
         if ctx.queue.first_ready() is not waiting:
             return spent
-    return budget
+    return spent
 
 
 def _slack_us(ctx: Context, job_id: JobId) -> int:

@@ -288,6 +288,13 @@ class Queue:
                 return first
         return None
 
+    def rivals(self, first: JobClass, most: int) -> list[JobClass]:
+        """The ready classes of the priority of this one, whose turn it is, if they are at most so many; itself alone if they are more,
+        or if it goes before its turn."""
+        if first in self._favoured:
+            return [first]
+        return self._ready[first.key.rank].few(most) or [first]
+
     def is_ready(self, known: JobClass) -> bool:
         """Whether a class is to be scored in this round."""
         return known in self._favoured or known in self._ready[known.key.rank]

@@ -90,6 +90,10 @@ class Turns:
             self._tenants.withdraw(group)
             del self._groups[lane.tenant.tenant_id]
 
+    def few(self, most: int) -> list[JobClass] | None:
+        """All that take part, in the order of their turns, if they are at most so many; None if there are more."""
+        return sorted(self._entered, key=JobClass.rank_key) if len(self._entered) <= most else None
+
     def first(self) -> JobClass | None:
         """The class whose turn it is; None if none takes part."""
         group, led = self._tenants.first(), self._led.first()

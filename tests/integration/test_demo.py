@@ -98,7 +98,7 @@ def test_shows_jobs_by_site_the_drain_and_one_explanation(demo: Demo) -> None:
         assert site in said
     assert "Drain of " in said
     assert "none was lost" in said
-    assert "Chosen: " in said
+    assert "It went to " in said and "  PLACE " in said
     assert "are simulated, and so are their results" in said
     assert "all 38 sites are connected" in demo.stderr
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from orchestrator.core.placement.rows import (
     OVERDUE_US,
     RATES,
     READY,
+    UNREACHABLE,
     Bools,
     Ints,
     Out,
@@ -36,6 +38,8 @@ from orchestrator.core.placement.rows import (
 )
 from orchestrator.core.state import ReplicaKey, Slot
 
+# Rows besides the best among which one of another pool is: a pool has three at most.
+_OTHERS_MAX: Final = 4
 # As plain integers: a member of an IntEnum costs a look-up where a list is indexed.
 _NO_SLOT, _MEMORY_BUSY = REASON_CODE[Reason.NO_SLOT], REASON_CODE[Reason.MEMORY_BUSY]
 _STATE, _WAIT, _TOTAL, _BINDABLE = int(Out.STATE), int(Out.WAIT), int(Out.TOTAL), int(State.BINDABLE)
@@ -106,6 +110,17 @@ class Board:
             column.pool.pool_id,
             self.is_cold(row),
         )
+
+    def regret_us(self) -> int:
+        """By how much the best place that can be bound beats the best in another pool; nothing if none can be bound."""
+        if self.bound is None:
+            return 0
+        rows = np.empty(_OTHERS_MAX, dtype=np.int64)
+        found = kernel.nearest(self.out, self.bound, rows)
+        for row in rows[:found].tolist():
+            if row % self.pools != self.bound % self.pools:
+                return max(self.total_us(row) - self.total_us(self.bound), 0)
+        return UNREACHABLE
 
     def next_best(self, chosen: int, keep: int) -> list[int]:
         """The next best rows besides `chosen`, cheapest first, at most `keep`."""

@@ -66,6 +66,10 @@ class Columns:
         """Whether the pool's site takes new work, by pool."""
         return np.asarray(self.dyn[:, Dyn.ACCEPTING] != 0)
 
+    def accepting_at(self, index: int) -> bool:
+        """Whether the site of this pool takes new work."""
+        return bool(self.dyn[index, Dyn.ACCEPTING])
+
     # --- the fleet's shape -----------------------------------------------------------------------------------------------------
 
     def rebuild(self, sites: list[Site]) -> None:

@@ -73,6 +73,13 @@ class Policy:
     load_failure_ppm: int = 2_000
     # How long a replica would have stayed if it were not evicted now: slots of a busy fleet change their models each quarter of an hour.
     residence_ms: int = 900_000
+    # Work that is bound behind other work and has not begun is moved to a slot that came free when that gains more than this time, and
+    # more than this share of what is left; and at most so often: a job that is moved each second arrives nowhere.
+    move_gain_min_ms: int = 2_000
+    move_gain_milli: int = 200
+    moves_max: int = 2
+    # Ready classes of one priority among which the one that loses most by not getting its best place goes first.
+    regret_classes: int = 8
     # Another copy can serve in the place of one that leaves; of the last one whole jobs wait, not one: its price counts threefold.
     last_copy_milli: int = 3_000
     # Requests per hour expected of a model that nothing is known of yet.

@@ -1,0 +1,95 @@
+"""Re-placement and regret: who waits behind others goes to a slot that came free, and who has no second place goes first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from atoll.model.attempt import AttemptState, FailureKind
+from atoll.model.ids import AttemptKey, ModelId, SiteId
+from atoll.model.job import JobState
+from orchestrator.core.placement.policy import Policy
+from tests.unit.fleet_of_machines import Fleet, in_regions, model, pool, site, spec
+
+_LONG = replace(spec().shape, steps=1_000)
+
+
+def _two_sites(policy: Policy | None = None) -> Fleet:
+    """One GPU each, the model warm; loading it anew would take longer than any wait here."""
+    fleet = Fleet(site("a", pool("p", gpus=1)), site("b", pool("p", gpus=1)), models=(model("m", 70),), policy=policy)
+    for name in "ab":
+        fleet.warm(name, "p-0", 0, "m", 70)
+        fleet.report(name)
+    return fleet
+
+
+def _behind(fleet: Fleet) -> tuple[str, AttemptKey, AttemptKey]:
+    """A site with two attempts: its name, the one that executes and the one behind it."""
+    for name, agent in fleet.agents.items():
+        if len(agent.attempts) == 2:
+            first, second = agent.attempts
+            return name, first, second
+    raise AssertionError("no site has two attempts")
+
+
+def _full(fleet: Fleet) -> tuple[str, str, AttemptKey]:
+    """Three long jobs on two GPUs: the site with two of them, the other, and the attempt that waits."""
+    fleet.submit(*(spec("m", prompt=str(number), shape=_LONG) for number in range(3)))
+    name, first, second = _behind(fleet)
+    other = "b" if name == "a" else "a"
+    for where, key in ((name, first), (other, next(iter(fleet.agents[SiteId(other)].attempts)))):
+        fleet.running(where, key)
+    return name, other, second
+
+
+def test_an_attempt_that_waits_is_moved_to_a_slot_that_came_free() -> None:
+    fleet = _two_sites()
+    name, other, second = _full(fleet)
+    fleet.end_attempt(other, next(iter(fleet.agents[SiteId(other)].attempts)))
+    assert fleet.agents[SiteId(name)].attempts[second].stop
+    fleet.end_attempt(name, second, AttemptState.STOPPED)
+    job = fleet.job(second.job_id)
+    assert [attempt.site_id for attempt in job.attempts] == [name, other]
+    failure = job.attempts[0].failure
+    assert failure is not None and failure.kind is FailureKind.MOVED and "came free" in failure.message
+
+
+def test_nothing_that_began_is_moved_and_nobody_more_often_than_the_policy_allows() -> None:
+    begun = _two_sites()
+    name, other, second = _full(begun)
+    begun.running(name, second)
+    begun.end_attempt(other, next(iter(begun.agents[SiteId(other)].attempts)))
+    assert not begun.agents[SiteId(name)].attempts[second].stop
+    never = _two_sites(Policy(moves_max=0))
+    name, other, second = _full(never)
+    never.end_attempt(other, next(iter(never.agents[SiteId(other)].attempts)))
+    assert not never.agents[SiteId(name)].attempts[second].stop
+
+
+def test_a_small_gain_is_no_reason_to_move() -> None:
+    fleet = _two_sites(Policy(move_gain_min_ms=3_600_000))
+    name, other, second = _full(fleet)
+    fleet.end_attempt(other, next(iter(fleet.agents[SiteId(other)].attempts)))
+    assert not fleet.agents[SiteId(name)].attempts[second].stop
+
+
+def test_waiting_jobs_come_before_moves() -> None:
+    fleet = _two_sites()
+    name, other, second = _full(fleet)
+    fleet.submit(*(spec("m", prompt=f"more {number}", shape=_LONG) for number in range(2)))
+    waiting = [job for job in fleet.jobs.values() if job.state is JobState.QUEUED]
+    assert waiting
+    fleet.end_attempt(other, next(iter(fleet.agents[SiteId(other)].attempts)))
+    assert not fleet.agents[SiteId(name)].attempts[second].stop
+
+
+def test_who_has_no_second_place_gets_the_best_one_though_the_other_came_first() -> None:
+    """Model m is warm at a and b, n at a only: m came first, and leaves the one slot of a to n."""
+    fleet = Fleet(site("a", pool("p", gpus=1)), site("b", pool("p", gpus=1)), models=(model("m", 30), model("n", 30)))
+    for name, held in (("a", "m"), ("a", "n"), ("b", "m")):
+        fleet.warm(name, "p-0", 0, held, 30)
+    for name in "ab":
+        fleet.report(name)
+    first = spec("m", constraints=in_regions("region-a", "region-b"))
+    fleet.submit(first, spec("n"))
+    places = {job.spec.model_id: job.attempts[0].site_id for job in fleet.jobs.values()}
+    assert places == {ModelId("m"): SiteId("b"), ModelId("n"): SiteId("a")}
