@@ -138,7 +138,7 @@ def _queued(moment: Moment, last: Attempt | None) -> list[str]:
         lines.append(f"No place can take it now: {outlook.nowhere(quote.rejections)}.")
         lines.append("It is placed as soon as that changes.")
     elif quote.verdict is Verdict.NOW:
-        better = outlook.comparison(quote.term_names, quote.chosen, quote.others, quote.weights_bytes)
+        better = outlook.comparison(quote.term_names, quote.chosen, quote.others, quote.weights_bytes, rule=quote.rule)
         lines.append(f"It is about to go to {costtable.place(quote.chosen)}: {better}.")
     else:
         lines.append(f"It waits for {outlook.waiting(quote)}.")
@@ -169,7 +169,7 @@ def _went(last: Attempt) -> str:
     if told is None:
         return f"It went to {last.site_id}."
     went = f"After {duration(told.queued_us)} in the queue it went" if told.queued_us else "It went"
-    better = outlook.comparison(told.term_names, told.chosen, told.others, told.weights_bytes)
+    better = outlook.comparison(told.term_names, told.chosen, told.others, told.weights_bytes, rule=told.rule)
     stood = outlook.has(told.term_names, told.chosen, told.weights_bytes, "had")
     return f"{went} to {costtable.place(told.chosen)}, {stood}: {better}."
 
@@ -224,7 +224,7 @@ def _attempt(attempt: Attempt, explained: set[str]) -> None:
     if told is None:
         return
     deferred = f", after {count(told.deferrals, 'deferral')}" if told.deferrals else ""
-    say(f"  Places when it was decided{deferred}. Policy: {told.policy}")
+    say(f"  Places when it was decided{deferred}. Policy: {outlook.policy(told.policy, told.rule)}")
     costtable.candidates(told.term_names, [told.chosen, *told.others], explained=explained)
     costtable.made_room(told.evicted, "Made room:")
     if attempt.ended_us and attempt.state in (AttemptState.SUCCEEDED, AttemptState.FAILED):

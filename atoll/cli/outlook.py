@@ -19,6 +19,8 @@ from atoll.model.quote import Eta, PlaceView, Quote, Verdict
 # As the policy resolves ties: below it nobody would call one place better.
 _TIE_US: Final = 50_000
 _REASONS_NAMED: Final = 2
+# The rule of a decision that a comparison of costs explains; decisions of older stores do not name theirs.
+_BY_COST: Final = frozenset({"", "cost"})
 # What would be shown as $0.0000 is not worth a clause.
 _WORTH_NAMING_USD_MICROS: Final = 50
 
@@ -42,8 +44,12 @@ def has(names: Sequence[str], candidate: Candidate, weights_bytes: int, verb: st
     return f"which {verb} to fetch {of} first" if term(names, candidate, "fetch") else f"which {verb} to load {of} from its disk"
 
 
-def comparison(names: Sequence[str], chosen: Candidate, others: Sequence[Candidate], weights_bytes: int, *, turn_us: int = 0) -> str:
+def comparison(
+    names: Sequence[str], chosen: Candidate, others: Sequence[Candidate], weights_bytes: int, *, rule: str, turn_us: int = 0
+) -> str:
     """How much better the chosen place is than the next best, and by what, once those before it have had their turn."""
+    if rule not in _BY_COST:
+        return f"chosen by {printable(rule)}, not by cost"
     if not others:
         return "the only place that can take it"
     other = others[0]
@@ -58,6 +64,11 @@ def comparison(names: Sequence[str], chosen: Candidate, others: Sequence[Candida
     if sooner_us * 2 >= gain_us:
         return f"{duration(sooner_us)} sooner than {what}"
     return f"{duration(gain_us)} cheaper than {what}, {duration(sooner_us)} of it time"
+
+
+def policy(name: str, rule: str) -> str:
+    """A policy's name, and how it chooses if that is not by cost."""
+    return name if rule in _BY_COST else f"{name}, which chooses by {printable(rule)}, not by cost"
 
 
 def when(eta: Eta, now_us: int) -> str:
@@ -78,7 +89,8 @@ def waiting(quote: Quote) -> str:
     at_once = [other for other in quote.others if not other.wait_us]
     rest = "no place can take it at once"
     if at_once:
-        rest = "that is " + comparison(quote.term_names, chosen, at_once[:1], quote.weights_bytes, turn_us=quote.turn_us)
+        that_is = "that is " if quote.rule in _BY_COST else ""
+        rest = that_is + comparison(quote.term_names, chosen, at_once[:1], quote.weights_bytes, rule=quote.rule, turn_us=quote.turn_us)
     behind = ""
     if quote.turn_us:
         behind = f", and {count(quote.ahead, 'job')} before it for {duration(quote.turn_us)} more"
@@ -99,7 +111,7 @@ def show_quote(model: str, quote: Quote) -> None:
     if quote.chosen is None:
         say(f"  No place can take it now: {nowhere(quote.rejections)}. It would wait until that changes.")
     elif quote.verdict is Verdict.NOW:
-        better = comparison(quote.term_names, quote.chosen, quote.others, quote.weights_bytes)
+        better = comparison(quote.term_names, quote.chosen, quote.others, quote.weights_bytes, rule=quote.rule)
         stands = has(quote.term_names, quote.chosen, quote.weights_bytes, "has")
         say(f"  It would go to {place(quote.chosen)} at once, {stands}: {better}.")
     else:
@@ -117,7 +129,7 @@ def show_quote(model: str, quote: Quote) -> None:
 def details(quote: Quote, room: str) -> None:
     """The places with their terms, what makes room, and what was left out."""
     if quote.chosen is not None:
-        say(f"  Places as of now. Policy: {quote.policy}")
+        say(f"  Places as of now. Policy: {policy(quote.policy, quote.rule)}")
         costtable.candidates(quote.term_names, [quote.chosen, *quote.others])
     costtable.made_room(quote.evicted, room)
     costtable.rejections(quote.rejections, "Not possible now:")

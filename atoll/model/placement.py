@@ -117,3 +117,4 @@ class Explanation:
     # From the decision to the result: half and nine tenths of such decisions are carried out that fast. 0: not known.
     p50_us: int = 0
     p90_us: int = 0
+    rule: str = ""  # how the policy chose; "": by cost

@@ -55,6 +55,7 @@ class Quote:
     egress_usd_micros: int = 0
     refusal: str = ""  # why a submit would be refused just now; "": it would not
     retry_after_ms: int = 0
+    rule: str = ""  # how the policy chooses; "": by cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -857,6 +857,7 @@ class Explanation(_message.Message):
     WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
     P50_US_FIELD_NUMBER: _builtins.int
     P90_US_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
     decided_us: _builtins.int
     policy: _builtins.str
     node_id: _builtins.str
@@ -867,6 +868,8 @@ class Explanation(_message.Message):
     p50_us: _builtins.int
     """from the decision to the result, for half and for nine tenths of such decisions"""
     p90_us: _builtins.int
+    rule: _builtins.str
+    """how the policy chose among the places; "" or "cost": the least cost"""
     @_builtins.property
     def term_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -893,10 +896,11 @@ class Explanation(_message.Message):
         weights_bytes: _builtins.int = ...,
         p50_us: _builtins.int = ...,
         p90_us: _builtins.int = ...,
+        rule: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "decided_us", b"decided_us", "deferrals", b"deferrals", "evicted", b"evicted", "node_id", b"node_id", "others", b"others", "p50_us", b"p50_us", "p90_us", b"p90_us", "policy", b"policy", "queued_us", b"queued_us", "rejections", b"rejections", "term_names", b"term_names", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "decided_us", b"decided_us", "deferrals", b"deferrals", "evicted", b"evicted", "node_id", b"node_id", "others", b"others", "p50_us", b"p50_us", "p90_us", b"p90_us", "policy", b"policy", "queued_us", b"queued_us", "rejections", b"rejections", "rule", b"rule", "term_names", b"term_names", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -956,6 +960,7 @@ class Quote(_message.Message):
     EGRESS_USD_MICROS_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
     at_us: _builtins.int
     verdict: Global___Verdict.ValueType
     policy: _builtins.str
@@ -972,6 +977,8 @@ class Quote(_message.Message):
     refusal: _builtins.str
     """why a submit would be refused just now; "": it would not"""
     retry_after_ms: _builtins.int
+    rule: _builtins.str
+    """how the policy chooses"""
     @_builtins.property
     def term_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -1011,10 +1018,11 @@ class Quote(_message.Message):
         egress_usd_micros: _builtins.int = ...,
         refusal: _builtins.str = ...,
         retry_after_ms: _builtins.int = ...,
+        rule: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "eta", b"eta"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "at_us", b"at_us", "chosen", b"chosen", "egress_usd_micros", b"egress_usd_micros", "eta", b"eta", "evicted", b"evicted", "gpu_usd_micros", b"gpu_usd_micros", "others", b"others", "policy", b"policy", "predicted_us", b"predicted_us", "queue_length", b"queue_length", "refusal", b"refusal", "rejections", b"rejections", "retry_after_ms", b"retry_after_ms", "term_names", b"term_names", "turn_us", b"turn_us", "verdict", b"verdict", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "at_us", b"at_us", "chosen", b"chosen", "egress_usd_micros", b"egress_usd_micros", "eta", b"eta", "evicted", b"evicted", "gpu_usd_micros", b"gpu_usd_micros", "others", b"others", "policy", b"policy", "predicted_us", b"predicted_us", "queue_length", b"queue_length", "refusal", b"refusal", "rejections", b"rejections", "retry_after_ms", b"retry_after_ms", "rule", b"rule", "term_names", b"term_names", "turn_us", b"turn_us", "verdict", b"verdict", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -114,6 +114,7 @@ def explanation_to_proto(explanation: Explanation) -> pb.Explanation:
         weights_bytes=explanation.weights_bytes,
         p50_us=explanation.p50_us,
         p90_us=explanation.p90_us,
+        rule=explanation.rule,
     )
 
 
@@ -133,4 +134,5 @@ def explanation_from_proto(msg: pb.Explanation) -> Explanation:
         weights_bytes=bounds.number("weights_bytes", msg.weights_bytes, 0, bounds.COUNT_MAX),
         p50_us=bounds.instant("p50_us", msg.p50_us),
         p90_us=bounds.instant("p90_us", msg.p90_us),
+        rule=bounds.label("rule", msg.rule),
     )

@@ -68,6 +68,7 @@ def quote_to_proto(quote: Quote) -> pb.Quote:
         egress_usd_micros=quote.egress_usd_micros,
         refusal=bounds.line(quote.refusal),
         retry_after_ms=quote.retry_after_ms,
+        rule=quote.rule,
     )
 
 
@@ -92,6 +93,7 @@ def quote_from_proto(msg: pb.Quote) -> Quote:
         egress_usd_micros=_count("egress_usd_micros", msg.egress_usd_micros),
         refusal=bounds.line(msg.refusal),
         retry_after_ms=_count("retry_after_ms", msg.retry_after_ms),
+        rule=bounds.label("rule", msg.rule),
     )
 
 

@@ -21,8 +21,10 @@ from orchestrator.core.placement.choose import Board, awaited_slot, slots_of, vi
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.columns import REASON_CODE
+from orchestrator.core.placement.policy import Rule
 from orchestrator.core.placement.registry import TERM_NAMES
 from orchestrator.core.placement.rows import NO_DEADLINE
+from orchestrator.core.placement.rules import NO_LOT, Lot
 from orchestrator.core.queue import NO_POOL, JobClass, Queue
 from orchestrator.core.state import JobEntry, LiveAttempt, Slot
 
@@ -67,7 +69,7 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int) -> int:
     spent = 0
     while spent < budget:
         spent += 1
-        board = ctx.scorer.score(key, estimate, ctx.now_us, slack_us=_slack_us(ctx, waiting.head[1]))
+        board = ctx.scorer.score(key, estimate, ctx.now_us, slack_us=_slack_us(ctx, waiting.head[1]), lot=lot_of(ctx, waiting.head[1]))
         bound, patient = board.bound, board.patient
         if _correct_overdue(ctx, board, bound) or _correct_overdue(ctx, board, patient):
             continue
@@ -87,6 +89,15 @@ def _slack_us(ctx: Context, job_id: JobId) -> int:
     """How long until the deadline of a job."""
     job = ctx.state.jobs[job_id].job
     return job.accepted_us + job.spec.deadline_ms * 1_000 - ctx.now_us if job.spec.deadline_ms else NO_DEADLINE
+
+
+def lot_of(ctx: Context, job_id: JobId) -> Lot:
+    """Whose turn it is, for the policies that choose by chance or in turn."""
+    if ctx.policy.rule is Rule.COST:
+        return NO_LOT
+    entry = ctx.state.jobs.get(job_id)
+    ordinal = Ordinal(len(entry.job.attempts) + 1 if entry is not None else 1)
+    return Lot(job_id=job_id, ordinal=ordinal, last=ctx.state.last_place)
 
 
 def _correct_overdue(ctx: Context, board: Board, row: int | None) -> bool:
@@ -118,7 +129,7 @@ def _who_binds(queue: Queue, board: Board, bound: int | None, patient: int | Non
 
 def patience(queue: Queue, board: Board, bound: int, patient: int | None, key: ClassKey, *, at_place: int) -> int:
     """How many jobs of a class are better off waiting for the busy place than with the one that can be had; so many rest for it now."""
-    gain_us = board.total_us(bound) - board.total_us(patient) if patient is not None else 0
+    gain_us = board.gain_us(bound, patient) if patient is not None else 0
     if patient is None or gain_us <= 0:
         return 0
     ahead, each_us = line_at(queue, board, patient, key)
@@ -211,6 +222,7 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
     explanation = Explanation(
         decided_us=ctx.now_us,
         policy=ctx.policy.name,
+        rule=ctx.policy.rule,
         term_names=TERM_NAMES,
         chosen=chosen,
         node_id=slot.ref.node_id,
@@ -243,6 +255,7 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
         lost_after_us=leases.lost_after_us(ctx, delay_us),
     )
     entry.job = replace(job, state=JobState.PLACED, attempts=(*job.attempts, attempt), deferral=None)
+    ctx.state.last_place = (column.site.site_id, column.pool.pool_id)
     ctx.queue.discard(job.job_id)
     ctx.save_job(entry)
     ctx.decisions.append(JobPlaced(key=key, explanation=explanation))

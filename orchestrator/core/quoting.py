@@ -22,7 +22,7 @@ from orchestrator.core.placement.classes import NO_AVOIDANCE, ClassKey, class_of
 from orchestrator.core.placement.columns import REASONS
 from orchestrator.core.placement.registry import TERM_NAMES
 from orchestrator.core.placement.rows import NO_DEADLINE, Out, State
-from orchestrator.core.placing import line_at, patience
+from orchestrator.core.placing import line_at, lot_of, patience
 from orchestrator.core.queue import NO_POOL
 
 
@@ -32,6 +32,7 @@ class _Asked:
 
     key: ClassKey
     model: ModelSpec
+    job_id: JobId  # "": one that is not there yet
     slack_us: int
     ahead: int  # jobs likely to go before it
     alike: int  # of its class, before it
@@ -47,7 +48,7 @@ def quote(ctx: Context, spec: JobSpec, now_us: int) -> Quote | Refusal:
         return refusal
     met = jobs.met_bound(ctx, spec.tenant, now_us)
     slack_us = spec.deadline_ms * 1_000 if spec.deadline_ms else NO_DEADLINE
-    offered = _offer(ctx, _newcomer(ctx, class_of(spec), spec, slack_us), now_us)
+    offered = _offer(ctx, _newcomer(ctx, class_of(spec), spec, slack_us, JobId("")), now_us)
     if met is None:
         return offered
     return _refused(offered, met[1])
@@ -89,13 +90,14 @@ def held_until_us(ctx: Context, job_id: JobId) -> int:
     return entry.not_before_us if entry is not None and waits else 0
 
 
-def _newcomer(ctx: Context, key: ClassKey, spec: JobSpec, slack_us: int) -> _Asked:
+def _newcomer(ctx: Context, key: ClassKey, spec: JobSpec, slack_us: int, job_id: JobId) -> _Asked:
     known = ctx.queue.classes.get(key)
     alike = len(known.members) if known is not None else 0
     resting = known is not None and known.resting
     return _Asked(
         key=key,
         model=ctx.state.models[spec.model_id],
+        job_id=job_id,
         slack_us=slack_us,
         ahead=ctx.queue.ahead_of_next(spec.tenant, PRIORITY_RANK[spec.priority]),
         alike=alike,
@@ -117,11 +119,12 @@ def _of_job(ctx: Context, job_id: JobId, spec: JobSpec, now_us: int) -> _Asked |
     key = ctx.queue.class_key(job_id)
     if key is None:
         avoided = jobs.avoidance_of(entry.job, now_us) if entry is not None and entry.job.state is JobState.QUEUED else NO_AVOIDANCE
-        return _newcomer(ctx, class_of(spec, avoided), spec, slack_us)
+        return _newcomer(ctx, class_of(spec, avoided), spec, slack_us, job_id)
     known = ctx.queue.classes[key]
     return _Asked(
         key=key,
         model=ctx.state.models[spec.model_id],
+        job_id=job_id,
         slack_us=slack_us,
         ahead=ctx.queue.ahead_of(job_id),
         alike=len(known.members) - 1,
@@ -133,7 +136,7 @@ def _of_job(ctx: Context, job_id: JobId, spec: JobSpec, now_us: int) -> _Asked |
 
 def _score(ctx: Context, asked: _Asked, now_us: int) -> Board:
     estimate = ctx.estimator.of(asked.key, asked.model)
-    return ctx.scorer.score(asked.key, estimate, now_us, slack_us=asked.slack_us)
+    return ctx.scorer.score(asked.key, estimate, now_us, slack_us=asked.slack_us, lot=lot_of(ctx, asked.job_id))
 
 
 def _offer(ctx: Context, asked: _Asked, now_us: int) -> Quote:
@@ -144,6 +147,7 @@ def _offer(ctx: Context, asked: _Asked, now_us: int) -> Quote:
             at_us=now_us,
             verdict=verdict,
             policy=ctx.policy.name,
+            rule=ctx.policy.rule,
             term_names=TERM_NAMES,
             chosen=None,
             others=(),
@@ -162,6 +166,7 @@ def _offer(ctx: Context, asked: _Asked, now_us: int) -> Quote:
         at_us=now_us,
         verdict=verdict,
         policy=ctx.policy.name,
+        rule=ctx.policy.rule,
         term_names=TERM_NAMES,
         chosen=chosen,
         others=tuple(others),

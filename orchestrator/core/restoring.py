@@ -72,6 +72,7 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
         audit_seq=snapshot.audit_seq,
         jobs_ended=snapshot.jobs_ended,
         braked=snapshot.braked,
+        last_place=snapshot.last_place,
     )
     ctx = _empty(state, policy, snapshot.estimates)
     ctx.now_us = snapshot.now_us

@@ -19,6 +19,7 @@ from atoll.model.ids import (
     Generation,
     JobId,
     ModelId,
+    PoolId,
     SiteId,
     Term,
 )
@@ -168,6 +169,7 @@ class Snapshot:
     demand_active: tuple[ModelId, ...]
     residency: ResidencySnapshot
     estimates: Estimates = Estimates()
+    last_place: tuple[SiteId, PoolId] | None = None
 
 
 def take(ctx: Context) -> Snapshot:
@@ -203,6 +205,7 @@ def take(ctx: Context) -> Snapshot:
         demand_active=tuple(ctx.demand.active),
         residency=ctx.residency.take(),
         estimates=ctx.book.take(),
+        last_place=state.last_place,
     )
 
 

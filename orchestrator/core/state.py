@@ -249,4 +249,5 @@ class State:
     accept_seq: int = 0
     audit_seq: ChangeSeq = ChangeSeq(0)
     jobs_ended: int = 0
+    last_place: tuple[SiteId, PoolId] | None = None  # where the last attempt went: policies that take turns go on behind it
     braked: bool = False

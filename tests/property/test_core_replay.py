@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +14,7 @@ from atoll.model.modelspec import AdapterUse
 from atoll.model.replica import Tier
 from orchestrator.core import events
 from orchestrator.core.machine import restore
-from orchestrator.core.placement.policy import Policy
+from orchestrator.core.placement.policies import POLICIES
 from tests.unit.fleet_of_machines import GPUS, Fleet, adapter, model, pool, site, spec
 
 _WHOSE = st.tuples(st.sampled_from(["m", "x", "huge"]), st.sampled_from(list(Priority)), st.sampled_from("tuv"))
@@ -124,11 +126,16 @@ def _end(fleet: Fleet, name: str, kind: FailureKind | None) -> None:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(_ACTION, max_size=25), st.lists(_ACTION, min_size=1, max_size=15))
-def test_promises_hold_and_a_restored_snapshot_takes_equal_steps(before: list[tuple], after: list[tuple]) -> None:  # type: ignore[type-arg]
+@given(
+    st.lists(_ACTION, max_size=25),
+    st.lists(_ACTION, min_size=1, max_size=15),
+    st.one_of(st.just("default"), st.sampled_from(sorted(POLICIES))),
+)
+def test_promises_hold_and_a_restored_snapshot_takes_equal_steps(before: list[tuple], after: list[tuple], name: str) -> None:  # type: ignore[type-arg]
     sites = (site("a", pool("p", gpus=2)), site("b", pool("q", "small", nodes=2, gpus=1)), site("c", pool("r", gpus=1)))
     # Ageing and preemption within the history of a test, and shares that differ.
-    policy = Policy(ageing_ms=1, aged_every=2, preempt_gain_min_ms=1, tenant_weight_milli={TenantId("u"): 3_000})
+    shares = {TenantId("u"): 3_000}
+    policy = replace(POLICIES[name], ageing_ms=1, aged_every=2, preempt_gain_min_ms=1, tenant_weight_milli=shares)
     fleet = Fleet(*sites, models=(model("m"), model("x", 14), model("huge", 500)), policy=policy)
     for action in before:
         _act(fleet, action)

@@ -280,6 +280,22 @@ def test_why_not_there(capsys: Shown) -> None:
     assert "  tokyo-1/h100 (H100-SXM) is where it would go now." in capsys.readouterr().out
 
 
+def test_a_policy_that_does_not_choose_by_cost_says_so(capsys: Shown) -> None:
+    told = DONE.attempts[0].explanation
+    assert told is not None
+    attempt = replace(DONE.attempts[0], explanation=replace(told, policy="rotating", rule="round-robin"))
+    explain.show(explain.Moment(job=replace(DONE, attempts=(attempt,)), now_us=20_000_000))
+    shown = capsys.readouterr().out
+    assert "which had to fetch 24.0 GB first: chosen by round-robin, not by cost." in shown
+    assert "Policy: rotating, which chooses by round-robin, not by cost" in shown
+    outlook.show_quote("flux1-dev", replace(GOES, rule="random"))
+    assert "which has to fetch 24.0 GB first: chosen by random, not by cost." in capsys.readouterr().out
+    outlook.show_quote("flux1-dev", replace(WAITS, rule="load-time-only"))
+    assert "before it for 1.50s more: chosen by load-time-only, not by cost." in capsys.readouterr().out
+    outlook.show_quote("flux1-dev", replace(GOES, rule="cost"))
+    assert "not by cost" not in capsys.readouterr().out
+
+
 def test_every_term_has_its_words() -> None:
     assert set(costtable._TERMS) == set(TERM_NAMES)
     assert [name for _, terms, _, _ in costtable._PHASES for name in terms if name not in TERM_NAMES] == []

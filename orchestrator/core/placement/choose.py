@@ -31,11 +31,13 @@ from orchestrator.core.placement.rows import (
     READY,
     UNREACHABLE,
     Bools,
+    Fix,
     Ints,
     Out,
     Rate,
     State,
 )
+from orchestrator.core.placement.rules import NO_LOT, RULES, Chooser, Lot, Table, choose
 from orchestrator.core.state import ReplicaKey, Slot
 
 # Rows besides the best among which one of another pool is: a pool has three at most.
@@ -56,6 +58,7 @@ class Board:
     bound: int | None
     patient: int | None
     pools: int  # rows are kind x pools + pool
+    keys: Ints | None = None  # where a rule that is not least cost weighs waiting: by what
 
     def column(self, row: int) -> Column:
         """The pool of a row."""
@@ -68,6 +71,10 @@ class Board:
     def total_us(self, row: int) -> int:
         """The cost of a row."""
         return int(self.out[row, Out.TOTAL])
+
+    def gain_us(self, bound: int, patient: int) -> int:
+        """By how much the row to wait for is better than the row to bind."""
+        return self.total_us(bound) - self.total_us(patient) if self.keys is None else int(self.keys[bound] - self.keys[patient])
 
     def wait_us(self, row: int) -> int:
         """How long until a row could begin."""
@@ -145,12 +152,13 @@ class Board:
 class Scorer:
     """Scores classes against the fleet. Tables are kept between calls: a Board is good until the next one is made."""
 
-    __slots__ = ("_columns", "_everything", "_out", "_policy", "_rates", "_target")
+    __slots__ = ("_chooser", "_columns", "_everything", "_out", "_policy", "_rates", "_target")
 
     def __init__(self, columns: Columns, policy: Policy, target: Callable[[ModelId], int]) -> None:
         self._columns = columns
         self._target = target
         self._policy = policy
+        self._chooser = RULES.get(policy.rule)
         self._rates = np.zeros(RATES, dtype=np.int64)
         self._rates[Rate.SPREAD_MILLI] = policy.spread_milli
         self._rates[Rate.TARDY_MILLI] = policy.tardy_milli
@@ -159,9 +167,17 @@ class Scorer:
         self._everything = np.zeros(0, dtype=np.bool_)
 
     def score(
-        self, key: ClassKey, estimate: Estimate, now_us: int, *, slack_us: int = NO_DEADLINE, mask: Bools | None = None
+        self,
+        key: ClassKey,
+        estimate: Estimate,
+        now_us: int,
+        *,
+        slack_us: int = NO_DEADLINE,
+        mask: Bools | None = None,
+        lot: Lot = NO_LOT,
     ) -> Board:
-        """Cost every row of a class. `slack_us`: until the job's deadline; `mask`: the rows that may be chosen."""
+        """Cost every row of a class. `slack_us`: until the job's deadline; `mask`: the rows that may be chosen; `lot`: whose decision
+        it is, for the policies that choose by chance or in turn."""
         columns, rates = self._columns, self._rates
         presence = columns.where.presence(estimate.variant, columns.prices)
         if len(self._out) != len(estimate.fix):
@@ -175,7 +191,7 @@ class Scorer:
         bound, patient = kernel.decide(
             estimate.fix, columns.dyn, columns.rooms, columns.node_rooms, presence.table, rates, chosen, self._out
         )
-        return Board(
+        board = Board(
             columns=columns,
             estimate=estimate,
             now_us=now_us,
@@ -184,6 +200,27 @@ class Scorer:
             patient=None if patient < 0 else int(patient),
             pools=len(columns.columns),
         )
+        if self._chooser is not None:
+            self._choose(self._chooser, board, chosen, lot)
+        return board
+
+    def _choose(self, chooser: Chooser, board: Board, mask: Bools, lot: Lot) -> None:
+        """Where the policy's rule is not least cost: what it takes of the same rows."""
+        columns, estimate, states = self._columns, board.estimate, board.out[:, Out.STATE]
+        table = Table(
+            bindable=mask & (states == State.BINDABLE),
+            out=board.out,
+            fix=estimate.fix,
+            dyn=columns.dyn,
+            slots=columns.slots,
+            transfer_us=estimate.fix[:, Fix.INPUT] + estimate.output_us,
+            usd_micros=estimate.gpu_usd_micros + estimate.egress_usd_micros,
+            lot=lot,
+            seed=self._policy.seed,
+            after=columns.after(lot.last),
+        )
+        taken = choose(chooser, table, mask & (states == State.WAITS), board.patient)
+        board.bound, board.patient, board.keys = taken.bound, taken.patient, taken.keys
 
     def _evict_milli(self, key: ClassKey) -> int:
         if "evict" not in self._policy.terms:

@@ -6,6 +6,7 @@ choices depend on its contents only, never on the order in which it was filled.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -46,6 +47,7 @@ class Columns:
     price: Ints  # micro-dollars per GPU and hour
     reason: Ints  # index into REASONS: why the pool cannot be bound just now, if its slots are not the reason
     simulated: Bools
+    slots: Ints
 
     def __init__(self, policy: Policy, models: Mapping[ModelId, ModelSpec], wishes: Wishes) -> None:
         self.depth = policy.slot_depth
@@ -69,6 +71,12 @@ class Columns:
     def accepting_at(self, index: int) -> bool:
         """Whether the site of this pool takes new work."""
         return bool(self.dyn[index, Dyn.ACCEPTING])
+
+    def after(self, place: tuple[SiteId, PoolId] | None) -> int:
+        """The number of the pool whose names follow those of a place that was, or still is; 0 after the last."""
+        if place is None or not self.columns:
+            return 0
+        return bisect_right(self.columns, place, key=lambda column: (column.site.site_id, column.pool.pool_id)) % len(self.columns)
 
     # --- the fleet's shape -----------------------------------------------------------------------------------------------------
 
@@ -101,6 +109,7 @@ class Columns:
             self.gpus_per_node[index] = pool.spec.gpus_per_node
             self.memory[index] = pool.spec.gpu_memory_bytes or pool.gpu.memory_bytes
             self.price[index] = pool.spec.usd_micros_per_gpu_hour or pool.gpu.usd_micros_per_hour
+            self.slots[index] = pool.spec.slots
             self.node_disk[index] = pool.spec.node.disk_cache_bytes
         for column in self.columns:
             for model_id in {**column.replicas, **column.disk, **column.host}:
@@ -126,7 +135,7 @@ class Columns:
         self.node_rooms = np.zeros((sum(len(column.pool.nodes) for column in self.columns) + 1, ROOM_WIDTH), dtype=np.int64)
         self.disk_rate, self.h2d_rate, self.origin_rate = (np.zeros(count, dtype=np.int64) for _ in range(3))
         self.gpu, self.gpus_per_node, self.memory = (np.zeros(count, dtype=np.int64) for _ in range(3))
-        self.node_disk, self.price = (np.zeros(count, dtype=np.int64) for _ in range(2))
+        self.node_disk, self.price, self.slots = (np.zeros(count, dtype=np.int64) for _ in range(3))
         self.simulated, self.known = (np.zeros(count, dtype=np.bool_) for _ in range(2))
         self.reason = np.full(count, REASON_CODE[Reason.NOT_CONNECTED], dtype=np.int64)
         self.gpu_types: list[GpuType] = []

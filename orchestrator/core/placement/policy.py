@@ -6,6 +6,7 @@ Decides figures only. Every default argues its value.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Final
 
 from atoll.model import limits
@@ -49,11 +50,30 @@ def _weights() -> dict[Priority, int]:
     return {Priority.URGENT: 5_000, Priority.NORMAL: 1_000, Priority.BATCH: 200}
 
 
+class Rule(StrEnum):
+    """How a place is chosen among those that can be bound. All but the first are baselines (`rules`)."""
+
+    COST = "cost"
+    RANDOM = "random"
+    ROUND_ROBIN = "round-robin"
+    LEAST_LOADED = "least-loaded"
+    NEAREST = "nearest"
+    CHEAPEST = "cheapest"
+    WARM_FIRST = "warm-first"
+    LOAD_TIME = "load-time-only"
+    POINTS = "points"
+    TWO_CHOICES = "two-choices"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """Figures of one named policy. Durations are fleet time."""
 
     name: str = "default"
+    # Least expected cost, unless somebody wants to see what that is worth.
+    rule: Rule = Rule.COST
+    # Rules that draw derive chance from it; any number is as good as another.
+    seed: int = 0
     # Whether estimates are corrected by what settled attempts say. Off, they are judged all the same: that is how learning is measured.
     learning: bool = True
     # A person waiting at $60 an hour of attention: a minute of delay weighs as much as a dollar of GPU.
