@@ -89,8 +89,10 @@ def _want_all(ctx: Context, assignment: Assignment) -> None:
     models = {model.model_id: model for model in assignment.models}
     for model_id in assignment.evict:
         state.leaving[model_id] = None
+    adapters = {adapter.adapter_id: adapter for adapter in assignment.adapters}
     for attempt in assignment.attempts:
-        attempts.want(ctx, attempt, models.get(attempt.spec.model_id))
+        used = tuple(adapters[use.adapter_id] for use in attempt.spec.adapters if use.adapter_id in adapters)
+        attempts.want(ctx, attempt, models.get(attempt.spec.model_id), used)
     if assignment.evict:
         for slot in state.slots.values():
             ctx.touch(slot)

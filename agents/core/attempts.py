@@ -13,6 +13,7 @@ from agents.core.context import Context
 from agents.core.events import AttemptAdvanced, AttemptErrored, AttemptFinished, AttemptHalted
 from agents.core.outputs import StopAttempt
 from agents.core.state import Slot, State, Work
+from atoll.model.adapter import AdapterSpec
 from atoll.model.assignment import AssignedAttempt
 from atoll.model.attempt import ATTEMPT_TABLE, PHASES, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
 from atoll.model.ids import AttemptKey
@@ -27,13 +28,13 @@ _RENEWALS: Final = 4
 _RENEW_MAX_US: Final = 60_000_000
 
 
-def want(ctx: Context, assigned: AssignedAttempt, model: ModelSpec | None) -> None:
+def want(ctx: Context, assigned: AssignedAttempt, model: ModelSpec | None, adapters: tuple[AdapterSpec, ...]) -> None:
     """The orchestrator names an attempt: new, known, or over already."""
     state, key = ctx.state, assigned.key
     work = state.works.get(key)
     if work is not None:
         if work.assigned is None:
-            state.works[key] = replace(work, assigned=assigned, model=model)
+            state.works[key] = replace(work, assigned=assigned, model=model, adapters=adapters)
             renew_within(ctx, assigned)
         if assigned.stop:
             stop(ctx, key)
@@ -45,19 +46,26 @@ def want(ctx: Context, assigned: AssignedAttempt, model: ModelSpec | None) -> No
         outbox.append(ctx, key, AttemptState.SUCCEEDED, manifest=manifest)
     elif assigned.stop:
         outbox.append(ctx, key, AttemptState.STOPPED)
-    elif (message := _objection(state, assigned, model)) is not None:
+    elif (message := _objection(state, assigned, model, adapters)) is not None:
         outbox.append(ctx, key, AttemptState.REFUSED, failure=Failure(kind=FailureKind.REFUSED, message=message))
     else:
         gang_size = assigned.spec.gang_size
-        work = Work(key=key, slot=assigned.slot, assigned=assigned, model=model, gang_size=gang_size, accepted_us=ctx.now_us)
-        state.works[key] = work
+        work = state.works[key] = Work(
+            key=key,
+            slot=assigned.slot,
+            assigned=assigned,
+            model=model,
+            adapters=adapters,
+            gang_size=gang_size,
+            accepted_us=ctx.now_us,
+        )
         state.leaving.pop(assigned.spec.model_id, None)
         for slot in gangs.members(state, work):
             slot.queue.append(key)
             ctx.touch(slot)
 
 
-def _objection(state: State, assigned: AssignedAttempt, model: ModelSpec | None) -> str | None:
+def _objection(state: State, assigned: AssignedAttempt, model: ModelSpec | None, adapters: tuple[AdapterSpec, ...]) -> str | None:
     """Why the attempt cannot run here, if it cannot."""
     spec = assigned.spec
     twin = state.runtime is SiteRuntime.TWIN
@@ -69,12 +77,26 @@ def _objection(state: State, assigned: AssignedAttempt, model: ModelSpec | None)
         return f"model {spec.model_id} was not described"
     if not twin and not model.servable:
         return f"model {spec.model_id} has no weights that a real site could load"
+    if (message := _adapters_objection(assigned, adapters, twin=twin)) is not None:
+        return message
+    needed = model.resident_bytes + sum(adapter.weights_bytes for adapter in adapters)
     for ref in gangs.block(assigned.slot, spec.gang_size):
         slot = state.slots[ref]
-        if slot.memory_bytes and model.resident_bytes > slot.memory_bytes:
-            return f"{model.model_id} needs {model.resident_bytes} bytes, its slot has {slot.memory_bytes}"
+        if slot.memory_bytes and needed > slot.memory_bytes:
+            return f"{model.model_id}{' with its adapters' if adapters else ''} needs {needed} bytes, its slot has {slot.memory_bytes}"
         if len(slot.queue) >= WAITING_MAX:
             return f"{len(slot.queue)} attempts wait for slot {slot.ref.index} of {slot.ref.node_id} already"
+    return None
+
+
+def _adapters_objection(assigned: AssignedAttempt, adapters: tuple[AdapterSpec, ...], *, twin: bool) -> str | None:
+    described = {adapter.adapter_id: adapter for adapter in adapters}
+    for use in assigned.spec.adapters:
+        adapter = described.get(use.adapter_id)
+        if adapter is None:
+            return f"adapter {use.adapter_id} was not described"
+        if not twin and not adapter.servable:
+            return f"adapter {use.adapter_id} has no weights that a real site could load"
     return None
 
 
@@ -133,6 +155,7 @@ def _times(ctx: Context, work: Work, told: PhaseTimes) -> PhaseTimes:
         waiting_us=turn_us - work.accepted_us if work.accepted_us >= 0 else -1,
         fetch_us=work.fetch_us,
         load_us=work.load_us,
+        adapt_us=work.adapt_us,
         run_us=told.run_us if told.run_us >= 0 or work.run_from_us < 0 else ctx.now_us - work.run_from_us,
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from atoll.model.assignment import Assignment
 from atoll.model.attempt import AttemptState, Failure, PhaseTimes, ResultManifest
-from atoll.model.ids import AttemptKey, ModelId, NodeId, SlotRef
+from atoll.model.ids import AdapterId, AttemptKey, ModelId, NodeId, SlotRef
 from atoll.model.replica import ReplicaFact
 from atoll.model.report import RateFacts, Welcome
 
@@ -48,11 +48,12 @@ class RecoveredSlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeStarted:
-    """The runtime is ready. Lists every slot with its memory, what survived the agent, which models the nodes' disks hold,
-    and the manifests of attempts that finished while no agent watched."""
+    """The runtime is ready. Lists every slot with its memory, what survived the agent, which models and adapters the nodes' disks
+    hold, and the manifests of attempts that finished while no agent watched."""
 
     slots: tuple[RecoveredSlot, ...]
     disk_models: tuple[tuple[NodeId, ModelId, str], ...] = ()  # node, model, weights_digest
+    disk_adapters: tuple[tuple[NodeId, AdapterId, str], ...] = ()
     finished: tuple[ResultManifest, ...] = ()
     host_tier: bool = False  # whether the memory of its nodes can hold weights for GPUs
 
@@ -112,6 +113,34 @@ class HostMemoryChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFetched:
+    """A node's disk now holds an adapter, verified."""
+
+    node_id: NodeId
+    adapter_id: AdapterId
+    weights_digest: str
+    bytes: int
+    elapsed_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFetchFailed:
+    """A fetch ended without the adapter; nothing of it is left on disk."""
+
+    node_id: NodeId
+    adapter_id: AdapterId
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterDeleted:
+    """A node's disk no longer holds an adapter."""
+
+    node_id: NodeId
+    adapter_id: AdapterId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaLoaded:
     """A model is resident in a slot. `memory_bytes` as measured; of a gang's replica, the share that this slot holds."""
 
@@ -128,6 +157,30 @@ class ReplicaLoadFailed:
 
     slot: SlotRef
     model_id: ModelId
+    failure: Failure
+    gang_size: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaAdapted:
+    """An order to adapt a replica was carried out. `adapters` are all that are loaded on it now; `memory_bytes` with them, as measured."""
+
+    slot: SlotRef
+    model_id: ModelId
+    adapters: tuple[AdapterId, ...]
+    memory_bytes: int
+    elapsed_us: int
+    gang_size: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaAdaptFailed:
+    """An order to adapt a replica failed; the replica is usable, and holds `adapters`."""
+
+    slot: SlotRef
+    model_id: ModelId
+    adapters: tuple[AdapterId, ...]
+    memory_bytes: int
     failure: Failure
     gang_size: int = 1
 
@@ -226,8 +279,13 @@ AgentEvent = (
     | FetchFailed
     | WeightsDeleted
     | HostMemoryChanged
+    | AdapterFetched
+    | AdapterFetchFailed
+    | AdapterDeleted
     | ReplicaLoaded
     | ReplicaLoadFailed
+    | ReplicaAdapted
+    | ReplicaAdaptFailed
     | ReplicaEvicted
     | AttemptAdvanced
     | AttemptFinished

@@ -11,6 +11,7 @@ from agents.core import gangs
 from agents.core.machine import AgentMachine
 from agents.core.residency import FETCHES_AHEAD_MAX
 from agents.core.state import ReplicaKey, Slot, State
+from atoll.model import limits
 from atoll.model.attempt import ATTEMPT_TABLE, AttemptState
 from atoll.model.ids import AttemptKey
 from atoll.model.replica import ReplicaState
@@ -57,7 +58,16 @@ def _check_slot(state: State, slot: Slot) -> None:
         if work is not None and work.model is not None and work.assigned is not None and work.accepted_us >= 0:
             replica = slot.replicas.get(ReplicaKey(model_id=work.model.model_id, gang_size=work.gang_size))
             _require(replica is not None and replica.state is ReplicaState.BUSY, f"{name}: what executes has its replica")
+    for replica in slot.replicas.values():
+        _require(len(replica.adapters) <= limits.ADAPTERS_PER_REPLICA_MAX, f"{name}: {replica.model_id} holds a bounded number of adapters")
+        names = {held.adapter_id for held in replica.adapters}
+        _require(len(names) == len(replica.adapters), f"{name}: {replica.model_id} holds each adapter once")
+    if slot.adapting is not None:
+        adapted = slot.replicas.get(ReplicaKey(model_id=slot.adapting.model_id, gang_size=slot.adapting.gang_size))
+        _require(adapted is not None and adapted.state is ReplicaState.WARM, f"{name}: what is adapted is resident and idle")
+        _require(slot.executing is None and states[ReplicaState.LOADING] == 0, f"{name}: nothing else goes on beside an adaptation")
     if not slot.ready:
+        _require(slot.adapting is None, f"{name}: a slot without a process adapts nothing")
         _require(not slot.replicas and slot.executing is None, f"{name}: a slot without a process holds nothing")
     waiting = set(slot.queue)
     _require(slot.queue == [key for key in state.works if key in waiting], f"{name}: its queue is in the order of arrival at the site")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import assert_never
 
 from agents.core import (
+    adapters,
     assignments,
     attempts,
     measures,
@@ -23,6 +24,9 @@ from agents.core import (
 from agents.core import snapshot as snapshots
 from agents.core.context import Context
 from agents.core.events import (
+    AdapterDeleted,
+    AdapterFetched,
+    AdapterFetchFailed,
     AgentEvent,
     AssignmentReceived,
     AttemptAdvanced,
@@ -35,6 +39,8 @@ from agents.core.events import (
     HostMemoryChanged,
     NodeMeasured,
     RatesMeasured,
+    ReplicaAdapted,
+    ReplicaAdaptFailed,
     ReplicaEvicted,
     ReplicaLoaded,
     ReplicaLoadFailed,
@@ -192,6 +198,16 @@ def _dispatch(ctx: Context, event: AgentEvent) -> None:  # noqa: C901 - one case
             replicas.load_failed(ctx, event)
         case ReplicaEvicted():
             replicas.evicted(ctx, event)
+        case AdapterFetched():
+            adapters.fetched(ctx, event)
+        case AdapterFetchFailed():
+            adapters.fetch_failed(ctx, event)
+        case AdapterDeleted():
+            adapters.deleted(ctx, event)
+        case ReplicaAdapted():
+            adapters.adapted(ctx, event)
+        case ReplicaAdaptFailed():
+            adapters.adapt_failed(ctx, event)
         case SlotLost():
             replicas.lost(ctx, event)
         case SlotReady():

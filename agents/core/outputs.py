@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, SlotRef, Term
+from atoll.model.adapter import AdapterSpec
+from atoll.model.ids import AdapterId, AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, SlotRef, Term
 from atoll.model.job import JobSpec
 from atoll.model.modelspec import ModelSpec
 from atoll.model.report import AttemptEvent, SiteReport
@@ -87,6 +88,15 @@ class DeleteWeights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FetchAdapter:
+    """Bring an adapter to a node's disk, verified by digest. Answered by AdapterFetched or AdapterFetchFailed. At most one per node
+    and adapter."""
+
+    node_id: NodeId
+    adapter: AdapterSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReplica:
     """Load a model from the node's disk into a slot. Answered by ReplicaLoaded or ReplicaLoadFailed.
 
@@ -95,6 +105,18 @@ class LoadReplica:
 
     slot: SlotRef
     model: ModelSpec
+    gang_size: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptReplica:
+    """Unload these adapters from an idle replica, then load others from the node's disk; what else is loaded stays, inactive.
+    Answered by ReplicaAdapted or ReplicaAdaptFailed."""
+
+    slot: SlotRef
+    model_id: ModelId
+    adapters: tuple[AdapterSpec, ...]
+    unload: tuple[AdapterId, ...] = ()
     gang_size: int = 1
 
 
@@ -109,8 +131,9 @@ class EvictReplica:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunAttempt:
-    """Execute on the resident replica, store outputs, commit the manifest. Answered by AttemptAdvanced and one of
-    AttemptFinished, AttemptErrored, AttemptHalted. `stop_after_ms` is enforced where it executes, even if this agent dies.
+    """Execute on the resident replica with the adapters of `spec` active and no others, store outputs, commit the manifest. Answered
+    by AttemptAdvanced and one of AttemptFinished, AttemptErrored, AttemptHalted. `stop_after_ms` is enforced where it executes, even
+    if this agent dies.
 
     With `spec.gang_size` above 1 on that many slots from `slot` on, the lead. It is over when no member works on it any more.
     """
@@ -173,7 +196,9 @@ AgentCommand = (
     | PinWeights
     | StageWeights
     | DeleteWeights
+    | FetchAdapter
     | LoadReplica
+    | AdaptReplica
     | EvictReplica
     | RunAttempt
     | StopAttempt

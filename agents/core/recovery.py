@@ -9,7 +9,7 @@ from agents.core import attempts, gangs, outbox
 from agents.core.context import Context
 from agents.core.events import RecoveredSlot, RuntimeStarted
 from agents.core.outputs import StopAttempt
-from agents.core.state import Replica, Slot, Work
+from agents.core.state import LoadedAdapter, Replica, Slot, Work
 from atoll.model.attempt import AttemptState, Failure, FailureKind
 from atoll.model.ids import AttemptKey
 from atoll.model.replica import ReplicaState
@@ -27,6 +27,9 @@ def started(ctx: Context, event: RuntimeStarted) -> None:
     for node_id, model_id, digest in event.disk_models:
         if node_id in state.nodes:
             state.nodes[node_id].disk[model_id] = digest
+    for node_id, adapter_id, digest in event.disk_adapters:
+        if node_id in state.nodes:
+            state.nodes[node_id].disk_adapters[adapter_id] = digest
     for manifest in event.finished:
         if manifest.key not in state.ended:
             state.finished[manifest.key] = manifest
@@ -45,6 +48,7 @@ def started(ctx: Context, event: RuntimeStarted) -> None:
                 state=ReplicaState.BUSY if busy else ReplicaState.WARM,
                 memory_bytes=slot.at_most_free(fact.memory_bytes),
                 gang_size=fact.gang_size,
+                adapters=tuple(LoadedAdapter(adapter_id=adapter_id) for adapter_id in fact.adapters),
             )
             slot.replicas[replica.key] = replica
         ctx.touch(slot)

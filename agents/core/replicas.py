@@ -1,4 +1,4 @@
-"""Replicas: a slot turns to the attempt at the head of its queue, evicts what it is told to, loads, and executes.
+"""Replicas: a slot turns to the attempt at the head of its queue, evicts what it is told to, loads, adapts, and executes.
 
 Decides the next thing that a slot does. Which replicas give way is the orchestrator's decision; here it is obeyed, or the attempt refused.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from agents.core import attempts, gangs, residency, weights
+from agents.core import adapters, attempts, gangs, residency, weights
 from agents.core.context import Context
 from agents.core.events import ReplicaEvicted, ReplicaLoaded, ReplicaLoadFailed, SlotLost, SlotReady
 from agents.core.outputs import EvictReplica, LoadReplica, RunAttempt
@@ -23,6 +23,7 @@ def advance(ctx: Context, slot: Slot) -> None:
     """Do what can be done next in a slot: have weights fetched for all that wait, then serve the first of them."""
     for key in list(slot.queue):
         weights.want(ctx, slot, ctx.state.works[key])
+        adapters.want(ctx, slot, ctx.state.works[key])
     while slot.ready and slot.queue and not slot.occupied:
         if not _serve(ctx, slot, ctx.state.works[slot.queue[0]]):
             break
@@ -42,12 +43,8 @@ def _serve(ctx: Context, slot: Slot, work: Work) -> bool:
         if not all(gangs.has_turn(member, work.key) for member in members):
             return False
         work = ctx.state.works[work.key] = replace(work, turn_us=ctx.now_us)
-        if work.gang_size > 1:
-            # All or nothing: no member makes room before each of them is known to have it. Then each prepares for itself.
-            for member in members:
-                if (message := _pins(ctx, member, assigned, model) or _shortage(ctx, member, assigned, model)) is not None:
-                    return _refuse(ctx, work, message)
-                ctx.touch(member)
+        if work.gang_size > 1 and (message := _gang_objection(ctx, members, assigned, model)) is not None:
+            return _refuse(ctx, work, message)
     resident = weights.resident(slot, model, work.gang_size)
     victims = _victims(slot, assigned, model)
     at_hand = resident or weights.at_hand(ctx.node(slot.ref), model)
@@ -59,8 +56,10 @@ def _serve(ctx: Context, slot: Slot, work: Work) -> bool:
         for victim in victims:
             _evict(ctx, slot, slot.replicas[victim])
         return False
+    if resident and (missing := adapters.lacking(slot, work)):
+        return adapters.adapt(ctx, slot, work, slot.replicas[wanted], missing)
     if resident:
-        if all(gangs.has_turn(member, work.key) and _is_prepared(member, assigned, model) for member in members):
+        if all(gangs.has_turn(member, work.key) and _is_prepared(member, work, assigned, model) for member in members):
             _run(ctx, members, work, assigned, model)
         return False
     if not at_hand:
@@ -68,7 +67,7 @@ def _serve(ctx: Context, slot: Slot, work: Work) -> bool:
     if slot.memory_bytes and slot.used_bytes + model.resident_bytes > slot.memory_bytes:
         if (message := _shortage(ctx, slot, assigned, model)) is not None:
             return _refuse(ctx, work, message)
-        residency.make_way(ctx, slot, model, wanted)
+        residency.make_way(ctx, slot, model.resident_bytes, wanted)
         return False
     _load(ctx, slot, work, model)
     return False
@@ -77,6 +76,15 @@ def _serve(ctx: Context, slot: Slot, work: Work) -> bool:
 def _refuse(ctx: Context, work: Work, message: str) -> bool:
     attempts.end(ctx, work, AttemptState.REFUSED, failure=Failure(kind=FailureKind.REFUSED, message=message))
     return True
+
+
+def _gang_objection(ctx: Context, members: tuple[Slot, ...], assigned: AssignedAttempt, model: ModelSpec) -> str | None:
+    """All or nothing: no member makes room before each of them is known to have it. Then each prepares for itself."""
+    for member in members:
+        if (message := _pins(ctx, member, assigned, model) or _shortage(ctx, member, assigned, model)) is not None:
+            return message
+        ctx.touch(member)
+    return None
 
 
 def _wanted(assigned: AssignedAttempt, model: ModelSpec) -> ReplicaKey:
@@ -117,9 +125,10 @@ def _shortage(ctx: Context, slot: Slot, assigned: AssignedAttempt, model: ModelS
     return f"{model.model_id} needs {model.resident_bytes} bytes; of the slot's {slot.memory_bytes} are taken: {held}"
 
 
-def _is_prepared(slot: Slot, assigned: AssignedAttempt, model: ModelSpec) -> bool:
+def _is_prepared(slot: Slot, work: Work, assigned: AssignedAttempt, model: ModelSpec) -> bool:
     """Whether nothing is left to do in an idle slot before it executes."""
-    return weights.resident(slot, model, assigned.spec.gang_size) and not _victims(slot, assigned, model)
+    here = weights.resident(slot, model, assigned.spec.gang_size) and not _victims(slot, assigned, model)
+    return here and not adapters.lacking(slot, work)
 
 
 def _load(ctx: Context, slot: Slot, work: Work, model: ModelSpec) -> None:
@@ -143,7 +152,8 @@ def _run(ctx: Context, members: tuple[Slot, ...], work: Work, assigned: Assigned
     for slot in members:
         slot.queue.pop(0)
         slot.executing = work.key
-        slot.replicas[wanted] = replace(slot.replicas[wanted], state=ReplicaState.BUSY, ahead=False)
+        used = adapters.use(slot.replicas[wanted], work)
+        slot.replicas[wanted] = replace(used, state=ReplicaState.BUSY, ahead=False)
         ctx.touch(slot)
     ctx.state.works[work.key] = replace(work, run_from_us=ctx.now_us)
     ctx.commands.append(
@@ -236,6 +246,8 @@ def evicted(ctx: Context, event: ReplicaEvicted) -> None:
         ctx.notices.append(f"{event.model_id} left {event.slot} while it was {replica.state}")
         return
     del slot.replicas[key]
+    if slot.adapting is not None and adapters.key_of(slot.adapting) == key:
+        slot.adapting = slot.loading_for = None  # nothing is left to adapt; whoever waited for it loads anew
     ctx.touch(slot)
     ctx.report_soon()
     weights.settle_leaving(ctx, event.model_id)
@@ -249,7 +261,7 @@ def lost(ctx: Context, event: SlotLost) -> None:
         ctx.notices.append(f"unknown slot {event.slot} was lost: {event.message}")
         return
     struck = dict.fromkeys(key for key in (slot.executing, slot.loading_for, _gang_begun(ctx, slot)) if key is not None)
-    slot.ready, slot.loading_for, slot.measured_free_bytes = False, None, -1
+    slot.ready, slot.loading_for, slot.adapting, slot.measured_free_bytes = False, None, None, -1
     gone = dict.fromkeys(key.model_id for key in slot.replicas)
     slot.replicas.clear()
     for key in struck:
@@ -264,9 +276,9 @@ def lost(ctx: Context, event: SlotLost) -> None:
 
 
 def _gang_begun(ctx: Context, slot: Slot) -> AttemptKey | None:
-    """The gang at the head of the queue, if its members have begun to make room or to load for it."""
+    """The gang at the head of the queue, if its members have begun to make room, to load or to adapt for it."""
     work = ctx.state.works[slot.queue[0]] if slot.queue else None
-    return work.key if work is not None and work.gang_size > 1 and work.load_from_us >= 0 else None
+    return work.key if work is not None and work.gang_size > 1 and max(work.load_from_us, work.adapt_from_us) >= 0 else None
 
 
 def ready(ctx: Context, event: SlotReady) -> None:

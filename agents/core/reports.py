@@ -12,6 +12,7 @@ from agents.core import residency
 from agents.core.context import Context
 from agents.core.outputs import SendReport
 from agents.core.state import Node, Slot, State
+from atoll.model import limits
 from atoll.model.ids import NodeId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaFact
@@ -86,6 +87,8 @@ def node_facts(state: State, node: Node) -> NodeFacts:
         disk_free_bytes=node.disk_free_bytes,
         host_models=tuple(node.host),
         disk_models=tuple(model_id for model_id in node.disk if model_id not in node.deleting),
+        # A disk that holds more than a report may list has the rest as well, and nobody is drawn to it by that.
+        disk_adapters=tuple(sorted(node.disk_adapters)[: limits.ADAPTERS_PER_NODE_MAX]),
         slots=tuple(_slot_facts(slot) for slot in node.slots),
         pinned=residency.pinned(node),
         fetching=tuple(_fetch_fact(state, node, model) for model in node.fetching.values()),
@@ -107,7 +110,11 @@ def _slot_facts(slot: Slot) -> SlotFacts:
         ready=slot.ready,
         replicas=tuple(
             ReplicaFact(
-                model_id=replica.model_id, state=replica.state, memory_bytes=replica.memory_bytes, gang_size=replica.gang_size
+                model_id=replica.model_id,
+                state=replica.state,
+                memory_bytes=replica.memory_bytes,
+                gang_size=replica.gang_size,
+                adapters=tuple(sorted(held.adapter_id for held in replica.adapters)),
             )
             for replica in slot.replicas.values()
         ),

@@ -244,9 +244,9 @@ def give_way(node: Node, slot: Slot, wanted: ReplicaKey) -> list[ReplicaKey]:
     return [key for key, replica in slot.replicas.items() if replica.ahead and key != wanted and not pinned_in(node, slot, key)]
 
 
-def make_way(ctx: Context, slot: Slot, model: ModelSpec, wanted: ReplicaKey) -> None:
+def make_way(ctx: Context, slot: Slot, more_bytes: int, wanted: ReplicaKey) -> None:
     """An attempt needs room that such copies hold, and there is enough of it: as many go as it takes."""
-    lacking = slot.used_bytes + model.resident_bytes - slot.memory_bytes
+    lacking = slot.used_bytes + more_bytes - slot.memory_bytes
     for victim in give_way(ctx.node(slot.ref), slot, wanted):
         if lacking > 0:
             lacking -= slot.replicas[victim].memory_bytes

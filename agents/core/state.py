@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
-from agents.core.outputs import PinWeights
+from agents.core.outputs import AdaptReplica, PinWeights
+from atoll.model.adapter import AdapterSpec
 from atoll.model.assignment import AssignedAttempt, CopyKey, DesiredReplica
 from atoll.model.attempt import AttemptState, ResultManifest
-from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, PoolId, SiteId, SlotRef, Term
+from atoll.model.ids import AdapterId, AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, PoolId, SiteId, SlotRef, Term
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaState, Tier
 from atoll.model.report import AttemptEvent, RateFacts
@@ -35,11 +36,21 @@ class ReplicaKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedAdapter:
+    """An adapter on a replica, active or not. Digest and size are "" and 0 where they are unknown (found after a restart)."""
+
+    adapter_id: AdapterId
+    weights_digest: str = ""
+    weights_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
     """A model in a slot's memory, or this slot's share of one. `weights_digest` is "" where it is unknown (found after a restart, or
     a twin's).
 
-    `ahead`: loaded before anybody asked, and not used since: it gives way to an attempt.
+    `ahead`: loaded before anybody asked, and not used since: it gives way to an attempt. `adapters` are loaded on it, the least
+    recently used first.
     """
 
     model_id: ModelId
@@ -48,6 +59,7 @@ class Replica:
     weights_digest: str = ""
     ahead: bool = False
     gang_size: int = 1
+    adapters: tuple[LoadedAdapter, ...] = ()
 
     @property
     def key(self) -> ReplicaKey:
@@ -72,6 +84,7 @@ class Work:
     assigned: AssignedAttempt | None
     model: ModelSpec | None
     gang_size: int = 1
+    adapters: tuple[AdapterSpec, ...] = ()
     state: AttemptState = AttemptState.LEASED
     steps_done: int = 0
     accepted_us: int = -1
@@ -80,12 +93,14 @@ class Work:
     fetch_us: int = -1
     load_from_us: int = -1
     load_us: int = -1
+    adapt_from_us: int = -1
+    adapt_us: int = -1
     run_from_us: int = -1
 
 
 @dataclass(slots=True, kw_only=True)
 class Slot:
-    """One GPU. It loads, evicts or executes, one thing at a time; `queue` are the attempts that wait for it, in order of arrival."""
+    """One GPU. It loads, adapts, evicts or executes, one thing at a time; `queue` are the attempts that wait for it, as they came."""
 
     ref: SlotRef
     memory_bytes: int  # 0: unknown, then nothing is refused for want of memory
@@ -93,13 +108,14 @@ class Slot:
     replicas: dict[ReplicaKey, Replica] = field(default_factory=dict)
     queue: list[AttemptKey] = field(default_factory=list)
     executing: AttemptKey | None = None
-    loading_for: AttemptKey | None = None  # the attempt that the load in flight is for; None if that one ended meanwhile
+    loading_for: AttemptKey | None = None  # the attempt that the load or adaptation in flight is for; None if that one ended meanwhile
+    adapting: AdaptReplica | None = None  # the adaptation in flight
     measured_free_bytes: int = -1
 
     @property
     def occupied(self) -> bool:
         """Whether something is going on in it."""
-        return self.executing is not None or any(
+        return self.executing is not None or self.adapting is not None or any(
             replica.state in (ReplicaState.LOADING, ReplicaState.EVICTING) for replica in self.replicas.values()
         )
 
@@ -119,7 +135,7 @@ class Slot:
 
 @dataclass(slots=True, kw_only=True)
 class Node:
-    """One host: the models on its disk and in its memory by digest, fetches and deletions under way, and what the probes measured last.
+    """One host: what is on its disk and in its memory by digest, fetches and deletions under way, and what the probes measured last.
 
     `desired` are copies wanted ahead of demand; `paused` says until when one that failed is not tried; `pins` is what the runtime was told.
     """
@@ -138,6 +154,8 @@ class Node:
     desired: dict[CopyKey, DesiredReplica] = field(default_factory=dict)
     paused: dict[tuple[Tier, ModelId], int] = field(default_factory=dict)
     pins: PinWeights | None = None
+    disk_adapters: dict[AdapterId, str] = field(default_factory=dict)
+    fetching_adapters: dict[AdapterId, AdapterSpec] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from agents.core.events import (
+    AdapterFetched,
+    AdapterFetchFailed,
     AgentEvent,
     AttemptErrored,
     AttemptFinished,
@@ -11,6 +13,8 @@ from agents.core.events import (
     FetchYielded,
     HostMemoryChanged,
     RecoveredSlot,
+    ReplicaAdapted,
+    ReplicaAdaptFailed,
     ReplicaEvicted,
     ReplicaLoaded,
     ReplicaLoadFailed,
@@ -21,9 +25,11 @@ from agents.core.events import (
 )
 from agents.core.gangs import block
 from agents.core.outputs import (
+    AdaptReplica,
     AgentCommand,
     DeleteWeights,
     EvictReplica,
+    FetchAdapter,
     FetchWeights,
     LoadReplica,
     PinWeights,
@@ -38,16 +44,16 @@ from agents.core.outputs import (
     YieldFetch,
 )
 from atoll.model.attempt import Failure, FailureKind, PhaseTimes, ResultManifest
-from atoll.model.ids import AttemptKey, ModelId, SlotRef
+from atoll.model.ids import AdapterId, AttemptKey, ModelId, SlotRef
 from atoll.model.replica import ReplicaFact, ReplicaState
 from atoll.model.site import PoolSpec
-from tests.unit.agent_core_site import GB, POOL, manifest, model, slot
+from tests.unit.agent_core_site import GB, POOL, adapter, manifest, model, slot
 
 MODELS = {name: model(name, gigabytes) for name, gigabytes in (("m", 10), ("n", 12), ("o", 20))}
 FAILED = Failure(kind=FailureKind.INTERNAL, message="told by the test")
-
-
-Pending = LoadReplica | EvictReplica | FetchWeights | YieldFetch | StageWeights | DeleteWeights
+# s3 and s2 do not fit beside the largest model at once.
+ADAPTERS = {AdapterId(name): adapter(name, megabytes) for name, megabytes in (("s1", 100), ("s2", 3_000), ("s3", 3_000))}
+Pending = LoadReplica | AdaptReplica | FetchAdapter | EvictReplica | FetchWeights | YieldFetch | StageWeights | DeleteWeights
 
 
 class Reality:
@@ -58,6 +64,8 @@ class Reality:
         self.replicas: dict[SlotRef, dict[tuple[ModelId, int], int]] = {ref: {} for ref in self.slots}
         self.running: dict[SlotRef, RunAttempt] = {}  # of a gang, at each of its members
         self.alive = dict.fromkeys(self.slots, True)
+        self.adapters: dict[SlotRef, dict[tuple[ModelId, int], set[AdapterId]]] = {ref: {} for ref in self.slots}
+        self.adapter_disk: dict[str, set[AdapterId]] = {pool.node_id(node): set() for node in range(pool.nodes)}
         self.pending: list[Pending] = []
         self.kept: dict[str, frozenset[ModelId]] = {}
         self.host: dict[str, dict[ModelId, str]] = {pool.node_id(node): {} for node in range(pool.nodes)}
@@ -66,16 +74,26 @@ class Reality:
         self.stopping: set[AttemptKey] = set()
         self.finished: dict[AttemptKey, ResultManifest] = {}
 
-    def perform(self, command: AgentCommand) -> None:
+    def perform(self, command: AgentCommand) -> None:  # noqa: C901 - one case per command
         match command:
             case FetchWeights():
                 under_way = [p for p in self.pending if isinstance(p, FetchWeights) and p.node_id == command.node_id]
                 assert command.model not in [p.model for p in under_way], "one fetch per node and model"
                 self.pending.append(command)
+            case FetchAdapter():
+                assert command not in self.pending, "one fetch per node and adapter"
+                self.pending.append(command)
+            case AdaptReplica(slot=where):
+                if self.alive[where]:
+                    assert where not in self.running, "nothing is adapted beside what executes"
+                    assert not [p for p in self.pending if isinstance(p, LoadReplica | AdaptReplica) and p.slot == where]
+                    assert (command.model_id, command.gang_size) in self.replicas[where]
+                    assert {one.adapter_id for one in command.adapters} <= self.adapter_disk[where.node_id]
+                    self.pending.append(command)
             case LoadReplica(slot=where):
                 if self.alive[where]:
                     assert where not in self.running
-                    assert not [p for p in self.pending if isinstance(p, LoadReplica) and p.slot == where]
+                    assert not [p for p in self.pending if isinstance(p, LoadReplica | AdaptReplica) and p.slot == where]
                     held = self.host[where.node_id]
                     assert command.model.model_id in self.disk[where.node_id] or command.model.model_id in held
                     assert sum(self.replicas[where].values()) + command.model.resident_bytes <= 24 * GB
@@ -91,6 +109,9 @@ class Reality:
                     assert member not in self.running, "one attempt executes at a time"
                     if self.alive[member]:
                         assert (command.model.model_id, len(members)) in self.replicas[member], "a gang is loaded on each of its members"
+                        used = {use.adapter_id for use in command.spec.adapters}
+                        held_on = self.adapters[member].get((command.model.model_id, len(members)), set())
+                        assert used <= held_on, "what it uses is loaded on each of its members"
                 if all(self.alive[member] for member in members):
                     assert command.key not in self.runs, "no attempt executes twice here"
                     self.runs.append(command.key)
@@ -109,6 +130,7 @@ class Reality:
         for command in self.pending:
             if isinstance(command, EvictReplica):
                 self.replicas[command.slot].pop((command.model_id, command.gang_size), None)
+                self.adapters[command.slot].pop((command.model_id, command.gang_size), None)
         self.pending = []
         self.host = {node: {} for node in self.host}
         self.kept = {}
@@ -123,16 +145,20 @@ class Reality:
                     state=ReplicaState.BUSY if (name, gang_size) == busy else ReplicaState.WARM,
                     memory_bytes=size,
                     gang_size=gang_size,
+                    adapters=tuple(sorted(self.adapters[ref].get((name, gang_size), ()))),
                 )
                 for (name, gang_size), size in self.replicas[ref].items()
             )
             key, gang_size = (run.key, run.spec.gang_size) if run is not None else (None, 1)
             slots.append(RecoveredSlot(slot=ref, replicas=facts, running=key, gang_size=gang_size))
         disk = tuple((node, name, MODELS[name].weights_digest) for node, names in self.disk.items() for name in sorted(names))
+        held = tuple((node, name, ADAPTERS[name].weights_digest) for node, names in self.adapter_disk.items() for name in sorted(names))
         finished = tuple(self.finished.values())
-        return RuntimeStarted(slots=tuple(slots), disk_models=disk, finished=finished, host_tier=True)  # type: ignore[arg-type]
+        return RuntimeStarted(
+            slots=tuple(slots), disk_models=disk, disk_adapters=held, finished=finished, host_tier=True  # type: ignore[arg-type]
+        )
 
-    def settle(self, number: int, well: bool) -> AgentEvent | None:
+    def settle(self, number: int, well: bool) -> AgentEvent | None:  # noqa: C901 - one case per command
         """One of the commands under way ends."""
         if not self.pending:
             return None
@@ -145,6 +171,30 @@ class Reality:
                 )
             case FetchWeights():
                 return FetchFailed(node_id=command.node_id, model_id=command.model.model_id, failure=FAILED)
+            case FetchAdapter(node_id=node, adapter=wanted) if well:
+                self.adapter_disk[node].add(wanted.adapter_id)
+                return AdapterFetched(
+                    node_id=node, adapter_id=wanted.adapter_id, weights_digest=wanted.weights_digest, bytes=wanted.weights_bytes,
+                    elapsed_us=1,
+                )  # fmt: skip
+            case FetchAdapter():
+                return AdapterFetchFailed(node_id=command.node_id, adapter_id=command.adapter.adapter_id, failure=FAILED)
+            case AdaptReplica(slot=where, model_id=name):
+                adapted, gang_size = (name, command.gang_size), command.gang_size
+                on_it = self.adapters[where].setdefault(adapted, set())
+                on_it -= set(command.unload)
+                if well:
+                    on_it |= {one.adapter_id for one in command.adapters}
+                size = self.replicas[where][adapted] = MODELS[name].resident_bytes + sum(ADAPTERS[one].weights_bytes for one in on_it)
+                assert sum(self.replicas[where].values()) <= 24 * GB
+                loaded = tuple(sorted(on_it))
+                if well:
+                    return ReplicaAdapted(
+                        slot=where, model_id=name, adapters=loaded, memory_bytes=size, elapsed_us=1, gang_size=gang_size
+                    )
+                return ReplicaAdaptFailed(
+                    slot=where, model_id=name, adapters=loaded, memory_bytes=size, failure=FAILED, gang_size=gang_size
+                )
             case LoadReplica(slot=where, model=found) if well:
                 size, gang_size = found.resident_bytes, command.gang_size
                 self.replicas[where][(found.model_id, gang_size)] = size
@@ -154,6 +204,7 @@ class Reality:
                 return ReplicaLoadFailed(slot=command.slot, model_id=name, failure=FAILED, gang_size=gang_size)
             case EvictReplica(slot=where):
                 self.replicas[where].pop((command.model_id, command.gang_size), None)
+                self.adapters[where].pop((command.model_id, command.gang_size), None)
                 return ReplicaEvicted(slot=where, model_id=command.model_id, gang_size=command.gang_size)
             case DeleteWeights(node_id=node):
                 self.disk[node].discard(command.model_id)
@@ -192,8 +243,8 @@ class Reality:
         """The process of a slot dies, and a gang with any of its members."""
         where = self.slots[number % len(self.slots)]
         self.alive[where] = False
-        self.replicas[where] = {}
+        self.replicas[where], self.adapters[where] = {}, {}
         if where in self.running:
             self._stops(self.running[where])
-        self.pending = [p for p in self.pending if not isinstance(p, LoadReplica | EvictReplica) or p.slot != where]
+        self.pending = [p for p in self.pending if not isinstance(p, LoadReplica | AdaptReplica | EvictReplica) or p.slot != where]
         return SlotLost(slot=where, message="died")

@@ -34,7 +34,7 @@ from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, 
 from atoll.model.replica import Tier
 from atoll.model.report import AttemptEvent, Welcome
 from atoll.model.site import PoolSpec, SiteRuntime
-from tests.property.agent_reality import MODELS, Reality
+from tests.property.agent_reality import ADAPTERS, MODELS, Reality
 from tests.unit.agent_core_site import FLEET, POOL, SECOND, attempt, key
 
 
@@ -130,7 +130,8 @@ class Play:
         names = list(MODELS)
         name = names[number // 3 % 3]
         others = tuple(ModelId(other) for other in names if other != name) if evict else ()
-        one = attempt(f"j{self.jobs}", name, where=where, evict=others)
+        uses = ((), ("s1",), ("s2", "s1"), ("s3",))[number // 2 % 4]
+        one = attempt(f"j{self.jobs}", name, where=where, evict=others, adapters=uses)
         one = replace(one, spec=replace(one.spec, gang_size=gang_size))
         self.live[one.key] = one
         self.changed.add(one.key)
@@ -164,6 +165,7 @@ class Play:
         message = Assignment(
             fleet_id=FLEET, term=Term(1), generation=Generation(self.generation), base_generation=Generation(0 if full else base),
             attempts=tuple(chosen.values()), removed=() if full else tuple(sorted(self.removed)), models=tuple(MODELS.values()),
+            adapters=tuple(ADAPTERS.values()),
             acked_event_seq=self.acked, confirm_shrink=full,
             replicas=tuple(one for key, one in self.desired.items() if full or key in self.wished),
             unwanted=() if full else tuple(self.unwanted.values()),

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from agents.core import invariants
 from agents.core.events import (
+    AdapterFetched,
     AgentEvent,
     AssignmentReceived,
     AttemptAdvanced,
@@ -15,6 +16,7 @@ from agents.core.events import (
     AttemptHalted,
     FetchFailed,
     RecoveredSlot,
+    ReplicaAdapted,
     ReplicaEvicted,
     ReplicaLoaded,
     ReplicaLoadFailed,
@@ -25,9 +27,11 @@ from agents.core.events import (
 )
 from agents.core.machine import AgentMachine
 from agents.core.outputs import AgentCommand, AgentStep, OutboxAppended, OutboxTrimmed, SendReport
+from atoll.model.adapter import AdapterSpec
 from atoll.model.assignment import AssignedAttempt, Assignment
 from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
 from atoll.model.ids import (
+    AdapterId,
     AttemptKey,
     EventSeq,
     FleetId,
@@ -44,7 +48,7 @@ from atoll.model.ids import (
     Term,
 )
 from atoll.model.job import JobSpec
-from atoll.model.modelspec import DenoiserKind, Modality, ModelPhysics, ModelSpec
+from atoll.model.modelspec import AdapterUse, DenoiserKind, Modality, ModelPhysics, ModelSpec
 from atoll.model.report import AttemptEvent, SiteReport, Welcome
 from atoll.model.shape import Shape
 from atoll.model.site import NodeSpec, PoolSpec, SiteRuntime
@@ -78,6 +82,14 @@ def model(name: str, gigabytes: int = 10, version: str = "0") -> ModelSpec:
     )  # fmt: skip
 
 
+def adapter(name: str, megabytes: int = 100, version: str = "0") -> AdapterSpec:
+    """An adapter of every model of the tests."""
+    return AdapterSpec(
+        adapter_id=AdapterId(name), family="f", rank=16, weights_bytes=megabytes * 10**6,
+        weights_digest=f"sha256:{version * 64}", origin_path=f"{name}.safetensors",
+    )  # fmt: skip
+
+
 def slot(node: int = 0, index: int = 0) -> SlotRef:
     """A slot of POOL."""
     return SlotRef(pool_id=POOL.pool_id, node_id=POOL.node_id(node), index=index)
@@ -89,10 +101,17 @@ def key(job: str, ordinal: int = 1) -> AttemptKey:
 
 
 def attempt(
-    job: str, model_id: str = "m", *, where: SlotRef | None = None, stop_after_ms: int = 3_600_000, **changes: object
+    job: str,
+    model_id: str = "m",
+    *,
+    where: SlotRef | None = None,
+    stop_after_ms: int = 3_600_000,
+    adapters: tuple[str, ...] = (),
+    **changes: object,
 ) -> AssignedAttempt:
     """An attempt as an orchestrator assigns it."""
-    spec = JobSpec(tenant=TenantId("t"), model_id=ModelId(model_id), prompt="p", shape=SHAPE)
+    uses = tuple(AdapterUse(adapter_id=AdapterId(name)) for name in adapters)
+    spec = JobSpec(tenant=TenantId("t"), model_id=ModelId(model_id), prompt="p", shape=SHAPE, adapters=uses)
     made = AssignedAttempt(key=key(job), spec=spec, slot=where or slot(), stop_after_ms=stop_after_ms, request_id=f"r-{job}")
     return replace(made, **changes)  # type: ignore[arg-type] # the caller names fields of AssignedAttempt
 
@@ -110,6 +129,7 @@ class AgentSite:
         self.pools = pools
         self.runtime = runtime
         self.models: dict[str, ModelSpec] = {name: model(name) for name in ("m", "n", "o")}
+        self.adapters: dict[str, AdapterSpec] = {}
         self.outbox: dict[EventSeq, AttemptEvent] = {}
         self.next_seq = EventSeq(1)
         self.history: list[AttemptEvent] = []
@@ -175,6 +195,7 @@ class AgentSite:
             fleet_id=FLEET, term=Term(self.term), generation=Generation(self.generation),
             base_generation=Generation(0 if full else base), attempts=attempts, removed=removed,
             models=tuple(self.models[name] for name in sorted(names) if name in self.models),
+            adapters=tuple(self.adapters.values()),
         )  # fmt: skip
         return self.happen(AssignmentReceived(assignment=replace(message, **changes)))  # type: ignore[arg-type] # as above
 
@@ -201,6 +222,20 @@ class AgentSite:
         """A model is in a slot."""
         size = self.models[name].resident_bytes
         return self.happen(ReplicaLoaded(slot=where or slot(), model_id=ModelId(name), memory_bytes=size, elapsed_us=1), after_us=after_us)
+
+    def adapter_fetched(self, name: str, node: NodeId = POOL.node_id(0), *, after_us: int = 0) -> AgentStep:
+        """An adapter is on a node's disk."""
+        found = self.adapters[name]
+        event = AdapterFetched(
+            node_id=node, adapter_id=found.adapter_id, weights_digest=found.weights_digest, bytes=found.weights_bytes, elapsed_us=1
+        )
+        return self.happen(event, after_us=after_us)
+
+    def adapted(self, *names: str, model_id: str = "m", memory_bytes: int = 11 * GB, after_us: int = 0) -> AgentStep:
+        """A replica holds exactly these adapters."""
+        held = tuple(AdapterId(name) for name in names)
+        event = ReplicaAdapted(slot=slot(), model_id=ModelId(model_id), adapters=held, memory_bytes=memory_bytes, elapsed_us=1)
+        return self.happen(event, after_us=after_us)
 
     def load_failed(self, kind: FailureKind, name: str = "m") -> AgentStep:
         """A load failed."""
