@@ -97,7 +97,11 @@ def plan_call(pipeline: Any, request: GenerationRequest) -> Call:
         "output_type": "pil",
         "return_dict": True,
     }
+    if request.image is not None:
+        arguments["strength"] = request.strength
     for name, value in (("width", shape.width), ("height", shape.height)):
+        if name not in takes and request.image is not None:
+            continue  # the image's size counts, and that is the shape's by then
         if name not in takes:
             raise FieldError(f"shape.{name}", value, "a pipeline that takes a size: this one makes one size only")
         arguments[name] = value

@@ -264,7 +264,7 @@ def _check_content(folder: Path, manifest: ModelManifest) -> None:
     for file in manifest.files:
         name = file.path.rpartition("/")[2]
         if name.endswith(".safetensors"):
-            _check_safetensors(folder / file.path, file.path)
+            check_safetensors(folder / file.path, file.path)
         elif name.endswith(".json") and file.bytes > JSON_BYTES_MAX:
             raise BadWeightsError(file.path, f"{file.bytes} bytes of JSON", f"at most {JSON_BYTES_MAX}")
         elif name.endswith("config.json") and "auto_map" in _read_object(folder / file.path, file.path):
@@ -301,7 +301,7 @@ def _diffusers_pipeline_modules() -> frozenset[str]:
     return frozenset(path.name for path in folder.iterdir() if (path / "__init__.py").is_file())
 
 
-def _check_safetensors(path: Path, name: str) -> None:
+def check_safetensors(path: Path, name: str) -> None:
     """A pickle or an archive under this suffix shows in the first bytes: they must be the length of a JSON header."""
     expected = "a safetensors file: 8 bytes of header length, then a JSON header"
     with path.open("rb") as source:

@@ -10,29 +10,28 @@ import ctypes
 import gc
 import re
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from agents.engine.adapters import AdapterSet
 from agents.engine.calling import parameters_of, plan_call, shape_rule
 from agents.engine.errors import BadWeightsError, EngineError, GenerationStoppedError
 from agents.engine.gang import GangPlace, breaks_gang, together
+from agents.engine.images import image_sibling, place_image
 from agents.engine.manifest import INDEX_NAME, READ_BYTES, ModelManifest, check_pipeline_class, verify_folder
 from agents.engine.quiet import prepare_environment, quiet_loading
-from agents.engine.request import GeneratedItem, Generation, GenerationRequest, LoadReport
+from agents.engine.request import AdapterFile, GeneratedItem, Generation, GenerationRequest, LoadReport
+from agents.engine.steps import StepWatch, now_us
 from atoll.model.attempt import FailureKind
 from atoll.model.errors import AtollError, FieldError, StateError
+from atoll.model.ids import AdapterId
 from atoll.model.shape import Precision
 
 _DTYPES: Final = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 _DEVICE = re.compile(r"(cpu|cuda(:[0-9]{1,2})?)\Z")
 _VARIANT = re.compile(r".*\.(fp16|bf16|fp32)(-[0-9]{5}-of-[0-9]{5})?\.safetensors\Z")
-
-
-def _now_us() -> int:
-    return time.perf_counter_ns() // 1000
 
 
 class Engine:
@@ -75,11 +74,11 @@ class Engine:
     def _load(self, folder: Path, manifest: ModelManifest, device: str, precision: Precision) -> LoadedPipeline:
         import diffusers
 
-        start_us = _now_us()
+        start_us = now_us()
         disk_before = _disk_bytes()
         read_bytes = _read_all(folder, manifest)
         disk_bytes = min(read_bytes, max(0, _disk_bytes() - disk_before))
-        read_us = _now_us() - start_us
+        read_us = now_us() - start_us
         with quiet_loading():
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
                 str(folder),
@@ -93,7 +92,7 @@ class Engine:
             problem = f"{manifest.pipeline_class} takes no prompt or has no scheduler"
             raise BadWeightsError(INDEX_NAME, problem, "a text-to-image or text-to-video pipeline")
         pipeline.set_progress_bar_config(disable=True)
-        init_us = _now_us() - start_us - read_us
+        init_us = now_us() - start_us - read_us
         moved_bytes, move_us = self._move(pipeline, device)
         report = LoadReport(
             read_bytes=read_bytes,
@@ -112,10 +111,10 @@ class Engine:
             return 0, 0
         size = _tensor_bytes(pipeline)
         self._torch.cuda.synchronize(device)
-        start_us = _now_us()
+        start_us = now_us()
         pipeline.to(device)
         self._torch.cuda.synchronize(device)
-        return size, _now_us() - start_us
+        return size, now_us() - start_us
 
     def _check_device(self, device: str) -> None:
         if not _DEVICE.match(device):
@@ -158,12 +157,56 @@ class LoadedPipeline:
         self._engine = engine
         self._torch = engine._torch
         self._pipeline = pipeline
+        self._from_image: Any = None  # the pipeline's form that begins with an image, once it was needed
+        self._adapters = AdapterSet(pipeline, name=manifest.model_id)
         self._busy = threading.Lock()
         self.manifest = manifest
         self.device = device
         self.precision = precision
         self.report = report
         self.shape_rule = shape_rule(pipeline)
+
+    @property
+    def adapters(self) -> tuple[AdapterId, ...]:
+        """What is loaded on it, active or not, sorted."""
+        return tuple(sorted(self._adapters.digests))
+
+    @property
+    def resident_bytes(self) -> int:
+        """Parameters and buffers on the device, those of adapters included; 0 after `unload`."""
+        return _tensor_bytes(self._pipeline) if self._pipeline is not None else 0
+
+    def adapt(self, files: Sequence[AdapterFile], unload: Sequence[AdapterId] = ()) -> None:
+        """Take adapters off, then put others on, inactive until a request names them.
+
+        BadWeightsError for a file that is not what it should be, EngineError(BAD_INPUT) for an adapter of another base, or
+        OUT_OF_MEMORY; what was loaded before stays usable. StateError while a generation runs or after `unload`.
+        """
+        with self._at_work("is generating: its adapters stay as they are"):
+            for adapter_id in unload:
+                self._adapters.unload(adapter_id)
+            if unload:
+                self._engine.release_memory()
+            for file in files:
+                try:
+                    self._adapters.load(file.adapter_id, file.path, file.digest)
+                except AtollError:
+                    raise
+                except Exception as error:
+                    self._engine.release_memory()
+                    what = f"cannot load adapter {file.adapter_id}"
+                    raise self._engine._engine_error(error, FailureKind.LOAD_FAILED, what) from error
+
+    @contextmanager
+    def _at_work(self, otherwise: str) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise StateError(f"{self.manifest.model_id} {otherwise}")
+        try:
+            if self._pipeline is None:
+                raise StateError(f"{self.manifest.model_id} was unloaded")
+            yield
+        finally:
+            self._busy.release()
 
     def generate(
         self,
@@ -184,22 +227,25 @@ class LoadedPipeline:
         only the lead's answer has items. EngineError(RUNTIME_LOST) when another member is gone.
         """
         request.check()
-        if not self._busy.acquire(blocking=False):
-            raise StateError(f"{self.manifest.model_id} is generating already: one call at a time")
-        try:
-            if self._pipeline is None:
-                raise StateError(f"{self.manifest.model_id} was unloaded")
-            call = plan_call(self._pipeline, request)
+        with self._at_work("is generating already: one call at a time"):
+            pipeline = self._pipeline
+            if request.image is not None:
+                pipeline = self._from_image = self._from_image or image_sibling(self._pipeline)
+            call = plan_call(pipeline, request)
             arguments = dict(call.arguments)
+            if request.image is not None:
+                arguments["image"] = place_image(request.image, request.shape)
             if gang is not None and gang.rank > 0:
                 arguments["output_type"] = "latent"
-            with together(gang, self._pipeline, self.shape_rule, request, call.guidance, self.device, should_stop) as stop:
-                watch = _StepWatch(self._pipeline, request.shape.steps, on_step, stop, self._synchronize)
-                return self._generate(request, arguments, call.guidance, watch)
-        finally:
-            self._busy.release()
+            with together(gang, pipeline, self.shape_rule, request, call.guidance, self.device, should_stop) as stop:
+                partial = request.image is not None
+                watch = StepWatch(pipeline, request.shape.steps, on_step, stop, self._synchronize, partial=partial)
+                with self._adapters.active(dict(request.adapters)):
+                    return self._generate(pipeline, request, arguments, call.guidance, watch)
 
-    def _generate(self, request: GenerationRequest, arguments: dict[str, Any], guidance: float | None, watch: _StepWatch) -> Generation:
+    def _generate(
+        self, pipeline: Any, request: GenerationRequest, arguments: dict[str, Any], guidance: float | None, watch: StepWatch
+    ) -> Generation:
         seeds = [request.seed + index for index in range(request.shape.batch)]
         # Noise is drawn on the CPU: the same numbers whatever the device.
         generators = [self._torch.Generator("cpu").manual_seed(seed) for seed in seeds]
@@ -209,7 +255,7 @@ class LoadedPipeline:
         try:
             watch.begin()
             with watch.attached(arguments):
-                output = self._pipeline(**arguments)
+                output = pipeline(**arguments)
         except (GenerationStoppedError, AtollError):
             raise
         except Exception as error:
@@ -221,7 +267,7 @@ class LoadedPipeline:
             failure = self._engine._engine_error(error, kind, f"{self.manifest.model_id} failed")
             self._engine.release_memory()
             raise failure from error
-        end_us = _now_us()
+        end_us = now_us()
         denoise_us, step_us = watch.times_us(end_us)
         return Generation(
             items=() if arguments["output_type"] == "latent" else self._items(output, request, seeds),
@@ -260,83 +306,11 @@ class LoadedPipeline:
         try:
             if self._pipeline is not None:
                 self._pipeline.remove_all_hooks()
-                self._pipeline = None
+                self._pipeline = self._from_image = None
+                self._adapters = AdapterSet(None, name=self.manifest.model_id)
                 self._engine.release_memory()
         finally:
             self._busy.release()
-
-
-class _StepWatch:
-    """Hears of each step of one call: times it, tells it, and raises when the call must stop."""
-
-    def __init__(
-        self,
-        pipeline: Any,
-        steps: int,
-        on_step: Callable[[int, int], None] | None,
-        should_stop: Callable[[], bool] | None,
-        synchronize: Callable[[], None],
-    ) -> None:
-        self._pipeline = pipeline
-        self._steps = steps
-        self._on_step = on_step
-        self._should_stop = should_stop
-        self._synchronize = synchronize
-        self._ends_us: list[int] = []
-        self.begin_us = 0
-        self.steps_done = 0
-
-    def begin(self) -> None:
-        """Start the clock, or raise at once if the caller wants no generation any more."""
-        self.begin_us = _now_us()
-        self._stop_if_asked()
-
-    def times_us(self, end_us: int) -> tuple[int, int]:
-        """(from the call to the last step's end, median step after the first)."""
-        if not self._ends_us:
-            return end_us - self.begin_us, 0
-        steps = sorted(later - earlier for earlier, later in zip(self._ends_us, self._ends_us[1:], strict=False))
-        return self._ends_us[-1] - self.begin_us, steps[len(steps) // 2] if steps else 0
-
-    @contextmanager
-    def attached(self, arguments: dict[str, Any]) -> Iterator[None]:
-        """Listen through the pipeline's callback, or where it has none, through its scheduler."""
-        if "callback_on_step_end" in parameters_of(self._pipeline):
-            arguments["callback_on_step_end"] = self._called_back
-            yield
-            return
-        scheduler = self._pipeline.scheduler
-        original = scheduler.step
-
-        def step(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            self._step_ended(len(self._ends_us) + 1)
-            return result
-
-        scheduler.step = step
-        try:
-            yield
-        finally:
-            del scheduler.step
-
-    def _called_back(self, _pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        self._step_ended(index + 1)
-        return tensors
-
-    def _step_ended(self, number: int) -> None:
-        # Schedulers of higher order take more timesteps than the steps that were asked for.
-        total = max(number, len(getattr(self._pipeline.scheduler, "timesteps", ())))
-        if number == total:
-            self._synchronize()
-        self._ends_us.append(_now_us())
-        self.steps_done = max(self.steps_done, number * self._steps // total)
-        if self._on_step is not None:
-            self._on_step(self.steps_done, self._steps)
-        self._stop_if_asked()
-
-    def _stop_if_asked(self) -> None:
-        if self._should_stop is not None and self._should_stop():
-            raise GenerationStoppedError(self.steps_done)
 
 
 def _read_all(folder: Path, manifest: ModelManifest) -> int:

@@ -6,12 +6,23 @@ Decides which requests make sense for any pipeline; what one pipeline can do is 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from atoll.model.errors import FieldError
+from atoll.model.ids import AdapterId
 from atoll.model.job import JobSpec
 from atoll.model.limits import GUIDANCE_MILLI_MAX, PROMPT_BYTES
 from atoll.model.shape import Shape, parse_int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFile:
+    """An adapter on a disk, and the digest that the file must have."""
+
+    adapter_id: AdapterId
+    path: Path
+    digest: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,17 +34,23 @@ class GenerationRequest:
     shape: Shape
     guidance: float | None = None
     seed: int = 0
+    adapters: tuple[tuple[AdapterId, float], ...] = ()  # with their scales; loaded before
+    image: Any = None  # a PIL image to begin with, of any size
+    strength: float = 0.0  # how much of it is made anew, up to 1; 0 without one
     fps: int = 16  # frames a second of a video (16: what Wan was trained on); pipelines that take a rate are told it
 
     @classmethod
-    def of_job(cls, spec: JobSpec) -> GenerationRequest:
-        """The generation that a job asks for."""
+    def of_job(cls, spec: JobSpec, *, image: Any = None) -> GenerationRequest:
+        """The generation that a job asks for; `image` is its input image, decoded."""
         return cls(
             prompt=spec.prompt,
             negative_prompt=spec.negative_prompt,
             shape=spec.shape,
             guidance=spec.guidance_milli / 1000 if spec.guidance_milli else None,
             seed=spec.seed,
+            adapters=tuple((use.adapter_id, use.scale_milli / 1000) for use in spec.adapters),
+            image=image,
+            strength=spec.strength_milli / 1000,
         )
 
     def check(self) -> GenerationRequest:
@@ -49,6 +66,10 @@ class GenerationRequest:
         # torch takes seeds of 64 bits; the last item of the batch must have one too.
         parse_int("seed", self.seed, 0, 2**63 - self.shape.batch)
         parse_int("fps", self.fps, 1, 120)
+        if (self.image is not None) is not (0 < self.strength <= 1):
+            raise FieldError("strength", self.strength, "a number above 0 up to 1 with an image, and 0 without one")
+        if self.image is not None and int(self.shape.steps * self.strength) < 1:
+            raise FieldError("strength", self.strength, f"at least {1 / self.shape.steps:.3f}: one of {self.shape.steps} steps")
         return self
 
 

@@ -64,6 +64,8 @@ CHUNK_BYTES: Final = 1024 * 1024
 # Largest input file of a job.
 INPUT_BYTES_MAX: Final = 512 * 1024 * 1024
 INPUTS_MAX: Final = 16
+# An image that a generation begins with: a photograph of 64 megapixels as PNG takes some 100 MB.
+IMAGE_BYTES_MAX: Final = 128 * 1024 * 1024
 RESULT_ARTIFACTS_MAX: Final = 64
 LOG_LINES_MAX: Final = 2_000
 # Figures of one resource: an exabyte. Larger is a mistake of units.

@@ -5,12 +5,31 @@ Decides nothing. `weights_digest` is empty for models known from the catalogue o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from atoll.model import limits
 from atoll.model.ids import AdapterId, ModelId, parse_name
 from atoll.model.shape import Precision, Shape, parse_int
+
+# Pipeline classes of diffusers 0.42, and the form of each that begins with an image, by the strength of the change. (Those that edit
+# with an image, Kontext and FLUX.2, know no strength; those with control images or perturbed attention want more than one picture.)
+IMAGE_TO_IMAGE: Final[Mapping[str, str]] = {
+    "FluxPipeline": "FluxImg2ImgPipeline",
+    "IFPipeline": "IFImg2ImgPipeline",
+    "Kandinsky3Pipeline": "Kandinsky3Img2ImgPipeline",
+    "KandinskyCombinedPipeline": "KandinskyImg2ImgCombinedPipeline",
+    "KandinskyV22CombinedPipeline": "KandinskyV22Img2ImgCombinedPipeline",
+    "KolorsPipeline": "KolorsImg2ImgPipeline",
+    "LatentConsistencyModelPipeline": "LatentConsistencyModelImg2ImgPipeline",
+    "QwenImagePipeline": "QwenImageImg2ImgPipeline",
+    "StableDiffusion3Pipeline": "StableDiffusion3Img2ImgPipeline",
+    "StableDiffusionPipeline": "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionXLPipeline": "StableDiffusionXLImg2ImgPipeline",
+    "ZImagePipeline": "ZImageImg2ImgPipeline",
+}
 
 
 class Modality(StrEnum):
