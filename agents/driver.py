@@ -16,11 +16,13 @@ from agents.clock import AgentClock
 from agents.core.events import AgentEvent, AssignmentReceived, SessionClosed, SessionOpened, TimerFired
 from agents.core.machine import AgentMachine
 from agents.core.outputs import (
+    AdaptReplica,
     AgentCommand,
     AgentRecord,
     AgentStep,
     DeleteWeights,
     EvictReplica,
+    FetchAdapter,
     FetchWeights,
     LoadReplica,
     OutboxAppended,
@@ -197,9 +199,9 @@ class AgentDriver:
                         "attempt_begins", attempt=str(command.key), request_id=command.request_id, model=command.model.model_id
                     )
                 self._runtime.perform(command)
-            case FetchWeights() | YieldFetch() | PinWeights() | StageWeights() | DeleteWeights():
+            case FetchWeights() | YieldFetch() | PinWeights() | StageWeights() | DeleteWeights() | FetchAdapter():
                 self._runtime.perform(command)
-            case LoadReplica() | EvictReplica() | StopAttempt() | RenewAttempts():
+            case LoadReplica() | AdaptReplica() | EvictReplica() | StopAttempt() | RenewAttempts():
                 self._runtime.perform(command)
             case _:
                 assert_never(command)

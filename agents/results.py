@@ -6,6 +6,7 @@ an attempt stays. Must not know who made the files or what becomes of them.
     blobs/<2 digits>/<64 digits>       the bytes with that sha256
     manifests/<job>/<ordinal>.json     what an attempt produced
     orphans/<64 digits>                a file that no manifest names, and since when a sweep has known that
+    sha256/<2 digits>/<64 digits>      what clients uploaded, written by the orchestrator and only read here
 """
 
 from __future__ import annotations
@@ -100,15 +101,22 @@ class ArtifactStore:
     def get(self, digest: str, *, max_bytes: int) -> bytes:
         """A whole file, verified. NotFoundError if there is none; StoreError if it is larger than `max_bytes` or
         damaged."""
-        size = self.size(digest)
+        return self._verified(_blob(digest), digest, max_bytes)
+
+    def _verified(self, path: str, digest: str, max_bytes: int) -> bytes:
+        size = self._objects.size(path)
         if size is None:
             raise NotFoundError("artifact", digest)
         if size > max_bytes:
             raise StoreError(f"artifact {digest} has {size} bytes: expected at most {max_bytes}")
-        data = b"".join(self._objects.chunks(_blob(digest), 0, CHUNK_BYTES))
+        data = b"".join(self._objects.chunks(path, 0, CHUNK_BYTES))
         if "sha256:" + hashlib.sha256(data).hexdigest() != digest:
             raise StoreError(f"artifact {digest} is damaged in {self.url}")
         return data
+
+    def get_input(self, digest: str, *, max_bytes: int) -> bytes:
+        """A whole file that a client uploaded for a job, verified. Errors as of `get`."""
+        return self._verified(_input(digest), digest, max_bytes)
 
     def chunks(self, digest: str, *, offset: int = 0, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
         """A file from `offset` (bytes) in pieces; unverified: whoever has all of it compares the digest.
@@ -212,6 +220,11 @@ class ArtifactStore:
 def _blob(digest: str) -> str:
     digits = parse_digest("digest", digest).partition(":")[2]
     return f"blobs/{digits[:2]}/{digits}"
+
+
+def _input(digest: str) -> str:
+    digits = parse_digest("digest", digest).partition(":")[2]
+    return f"sha256/{digits[:2]}/{digits}"
 
 
 def _orphan(digest: str) -> str:

@@ -32,6 +32,8 @@ RESERVE_BYTES: Final = 256 * 1024 * 1024
 # How often one who waits for another's fetch of the same model looks again; a fetch takes seconds to hours.
 _LOCK_POLL_S: Final = 0.05
 _SHORT: Final = 16
+# Where `agents.adapter_files` keeps adapters: within the same quota.
+ADAPTERS_FOLDER: Final = ".adapters"
 
 OnBytes = Callable[[int, int], None]
 
@@ -69,7 +71,7 @@ class WeightsCache:
     """Models below one folder of one node. Calls block; `agents.fetching` is for event loops. Safe for threads and
     processes.
 
-    `quota_bytes` bounds complete models and unfinished fetches together.
+    `quota_bytes` bounds complete models, unfinished fetches and the adapters beside them together.
     """
 
     def __init__(self, root: Path, *, quota_bytes: int, reserve_bytes: int = RESERVE_BYTES) -> None:
@@ -106,8 +108,9 @@ class WeightsCache:
         return tuple(sorted(models, key=lambda model: (model.used_us, model.model_id, model.digest)))
 
     def used_bytes(self) -> int:
-        """Bytes of complete models and of unfinished fetches."""
-        return sum(model.bytes for model in self.entries()) + sum(size for _, size in self._partials())
+        """Bytes of complete models, of unfinished fetches, and of adapters."""
+        unfinished = sum(size for _, size in self._partials())
+        return sum(model.bytes for model in self.entries()) + unfinished + _tree_bytes(self._root / ADAPTERS_FOLDER)
 
     def pin(self, models: frozenset[tuple[ModelId, str]]) -> None:
         """Keep exactly these (model id, digest): resident ones and those an assignment names. Replaces earlier pins."""

@@ -27,7 +27,7 @@ from agents.core.events import (
     SlotReady,
 )
 from agents.core.gangs import block
-from agents.core.outputs import EvictReplica, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
+from agents.core.outputs import AdaptReplica, EvictReplica, FetchAdapter, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
 from agents.core.state import ReplicaKey
 from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
 from atoll.model.ids import AttemptKey, NodeId, SlotRef
@@ -40,7 +40,7 @@ from sims.truth import Truth
 from sims.weights import SimWeights, Storage, WeightsCommand
 from sims.world import MILLISECOND_US, SECOND_US, Timer, World
 
-RuntimeCommand = WeightsCommand | LoadReplica | EvictReplica | RunAttempt | StopAttempt | RenewAttempts
+RuntimeCommand = WeightsCommand | FetchAdapter | LoadReplica | AdaptReplica | EvictReplica | RunAttempt | StopAttempt | RenewAttempts
 
 _EVICT_US: Final = 300 * MILLISECOND_US
 _PROCESS_START_US: Final = (SECOND_US, 4 * SECOND_US)
@@ -172,6 +172,8 @@ class SimRuntime:
                 for ref, slot in self._slots.items():
                     if slot.run is not None and slot.run.command.key in command.keys and slot.run.command.slot == ref:
                         self._renew(slot.run)
+            case FetchAdapter() | AdaptReplica():
+                self._history.fail(f"{self._site_id} was told to {command}, and no order of the simulation uses adapters")
             case _:
                 self._weights.perform(command)
 

@@ -31,7 +31,7 @@ _TEXT_BYTES_MAX: Final = 1024 * 1024
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureFacts:
     """What made a picture, enough to make it again. `index` of `batch` from 0; `guidance` None: the pipeline has
-    none."""
+    none. `adapters` with their scales; `image` is the digest of the picture that it began with, "" without one."""
 
     job: str
     attempt: int
@@ -49,9 +49,15 @@ class PictureFacts:
     batch: int
     index: int
     precision: str
+    adapters: tuple[tuple[str, float], ...] = ()
+    image: str = ""
+    strength: float = 0.0
 
     def to_text(self) -> dict[str, str]:
-        """The facts as texts, by metadata key; keys in a fixed order."""
+        """The facts as texts, by metadata key; keys in a fixed order, those of adapters and of an image only where there are any."""
+        more = {"adapters": " ".join(f"{name}:{scale!r}" for name, scale in self.adapters)} if self.adapters else {}
+        if self.image:
+            more |= {"image": self.image, "strength": repr(self.strength)}
         return {
             "seed": str(self.seed),
             "prompt": self.prompt,
@@ -68,6 +74,7 @@ class PictureFacts:
             "batch": str(self.batch),
             "index": str(self.index),
             "precision": self.precision,
+            **more,
             "atoll_version": __version__,
         }
 
@@ -93,9 +100,17 @@ class PictureFacts:
                 batch=int(text["batch"]),
                 index=int(text["index"]),
                 precision=text["precision"],
+                adapters=tuple(_adapter(part) for part in text.get("adapters", "").split()),
+                image=text.get("image", ""),
+                strength=float(text.get("strength", "0")),
             )
         except (KeyError, ValueError) as error:
             raise FieldError("metadata", dict(text), f"the metadata of a picture made by Atoll ({error!r})") from None
+
+
+def _adapter(text: str) -> tuple[str, float]:
+    name, _, scale = text.rpartition(":")
+    return name, float(scale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +133,7 @@ def encode_generation(
     model_digest: str,
     precision: str,
     video: bool,
+    image_digest: str = "",
 ) -> tuple[EncodedItem, ...]:
     """Every item of a generation as a file named by its index: `0.png`, `1.png`, or `0.mp4`."""
     encoded = []
@@ -140,6 +156,9 @@ def encode_generation(
             batch=shape.batch,
             index=index,
             precision=precision,
+            adapters=tuple((str(name), scale) for name, scale in request.adapters),
+            image=image_digest,
+            strength=request.strength,
         )
         encoded.append(_encode_item(item, facts, video=video))
     return tuple(encoded)

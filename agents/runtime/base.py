@@ -11,8 +11,10 @@ from typing import Protocol
 
 from agents.core.events import AgentEvent, RuntimeStarted
 from agents.core.outputs import (
+    AdaptReplica,
     DeleteWeights,
     EvictReplica,
+    FetchAdapter,
     FetchWeights,
     LoadReplica,
     PinWeights,
@@ -26,8 +28,8 @@ from atoll.model.ids import AttemptKey
 from atoll.model.report import Welcome
 from atoll.model.site import PoolSpec, SiteRuntime
 
-WeightsCommand = FetchWeights | YieldFetch | PinWeights | StageWeights | DeleteWeights
-RuntimeCommand = WeightsCommand | LoadReplica | EvictReplica | RunAttempt | StopAttempt | RenewAttempts
+WeightsCommand = FetchWeights | YieldFetch | PinWeights | StageWeights | DeleteWeights | FetchAdapter
+RuntimeCommand = WeightsCommand | LoadReplica | AdaptReplica | EvictReplica | RunAttempt | StopAttempt | RenewAttempts
 Sink = Callable[[AgentEvent], None]
 
 

@@ -14,20 +14,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from agents.core.events import AttemptErrored, AttemptFinished, AttemptHalted
 from agents.core.outputs import RunAttempt
 from agents.engine.encode import EncodedItem, encode_generation
-from agents.engine.errors import GenerationStoppedError, failure_of
+from agents.engine.errors import EngineError, GenerationStoppedError, failure_of
+from agents.engine.images import read_image
 from agents.engine.pipeline import LoadedPipeline
 from agents.engine.request import GenerationRequest
 from agents.objects import StoreError
 from agents.results import ArtifactStore, CommittedResult
 from agents.runtime.attempt_files import AttemptLog
 from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
-from atoll.model.errors import AtollError
-from atoll.model.limits import REASON_CHARS_MAX
+from atoll.model.errors import AtollError, NotFoundError
+from atoll.model.job import IMAGE_INPUT
+from atoll.model.limits import IMAGE_BYTES_MAX, REASON_CHARS_MAX
 from atoll.model.modelspec import Modality
 
 AttemptEnd = AttemptFinished | AttemptErrored | AttemptHalted
@@ -74,8 +76,7 @@ def refusal_of(order: RunAttempt) -> Failure | None:
     """Why this runtime cannot execute such a job at all, if it cannot: what it does not know is refused, not ignored."""
     spec = order.spec
     for field, value, without in (
-        ("adapters", len(spec.adapters), 0),
-        ("inputs", len(spec.inputs), 0),
+        ("inputs", ", ".join(one.name for one in spec.inputs if one.name != IMAGE_INPUT) or "known", "known"),
         ("gang_size", spec.gang_size, 1),
         ("simulated", spec.simulated, False),
     ):
@@ -127,6 +128,8 @@ class Execution:
         log.line(f"attempt {order.key} of request {order.request_id or '-'} in slot {slot.node_id}/{slot.index} on {loaded.device}")
         log.line(f"model {manifest.model_id} {manifest.digest} ({manifest.pipeline_class}, {loaded.precision})")
         log.line(f"shape {spec.shape}, batch {spec.shape.batch}, seed {spec.seed}, prompt of {len(spec.prompt)} characters")
+        if spec.adapters:
+            log.line("adapters " + ", ".join(f"{use.adapter_id} at {use.scale_milli / 1000:g}" for use in spec.adapters))
         self.advanced(AttemptState.RUNNING, 0)
         start_ns = time.monotonic_ns()
 
@@ -134,7 +137,7 @@ class Execution:
             log.line(f"step {done}/{steps} at {(time.monotonic_ns() - start_ns) / 1e9:.3f} s")
             self.advanced(AttemptState.RUNNING, done)
 
-        request = GenerationRequest.of_job(spec)
+        request = GenerationRequest.of_job(spec, image=self._image(log))
         generation = loaded.generate(request, on_step=stepped, should_stop=self.halt.asked)
         log.line(f"denoised in {generation.denoise_us / 1e6:.3f} s, decoded in {generation.decode_us / 1e6:.3f} s")
         encoded = encode_generation(
@@ -146,6 +149,7 @@ class Execution:
             model_digest=manifest.digest,
             precision=loaded.precision,
             video=manifest.modality is Modality.VIDEO,
+            image_digest=spec.image.digest if spec.image is not None else "",
         )
         uploading_ns = time.monotonic_ns()
         self.advanced(AttemptState.UPLOADING, generation.steps_done)
@@ -153,6 +157,29 @@ class Execution:
         times = _times(start_ns, uploading_ns)
         log.line(f"succeeded: run {times.run_us / 1e6:.3f} s, upload {times.upload_us / 1e6:.3f} s", last=True)
         return AttemptFinished(key=order.key, manifest=committed.manifest, times=times)
+
+    def _image(self, log: AttemptLog) -> Any:
+        """The image to begin with, decoded; None without one. FieldError for what is none, EngineError if it cannot be had."""
+        wanted = self.order.spec.image
+        if wanted is None:
+            return None
+        for pause_s in (*_STORE_PAUSES_S, None):
+            self._stop_if_asked()
+            try:
+                data = ArtifactStore(self.artifacts_url).get_input(wanted.digest, max_bytes=IMAGE_BYTES_MAX)
+            except NotFoundError:
+                what = f"input {wanted.name} ({wanted.digest}) is not in the artifact store (any more): upload it and submit again"
+                raise EngineError(FailureKind.BAD_INPUT, what) from None
+            except StoreError as error:
+                if pause_s is None:
+                    raise EngineError(FailureKind.FETCH_FAILED, f"input {wanted.name} cannot be read: {error}") from error
+                log.line(f"{error}; again in {pause_s} s")
+                self.halt.wait(pause_s)
+            else:
+                strength = self.order.spec.strength_milli / 1000
+                log.line(f"begins with image {wanted.digest} of {len(data)} bytes, strength {strength:g}")
+                return read_image(data)
+        raise AssertionError("the last try returns or raises")
 
     def _store(self, encoded: tuple[EncodedItem, ...], log: AttemptLog, start_ns: int, uploading_ns: int) -> CommittedResult:
         """Put every file, then commit; all of it again a few times while the store does not take it."""

@@ -110,11 +110,13 @@ class NodeWeights:
         found = await asyncio.to_thread(self._fetcher.cache.get, model.model_id, model.weights_digest)
         return found.folder if found is not None else None
 
-    async def fetch(self, command: FetchWeights, origin_url: str) -> None:
+    async def fetch(self, command: FetchWeights, origin_url: str | None) -> None:
         """Told by WeightsFetched or FetchFailed, or not at all when this runtime closes meanwhile."""
         model = command.model
         key = (command.node_id, model.model_id)
         try:
+            if origin_url is None:
+                raise FetchError(FailureKind.FETCH_FAILED, "no orchestrator has told where weights come from")
             url = origin_of(origin_url, model)
             result = await self._fetch_ahead(key, command, url) if command.ahead else await self._fetch(command, url)
         except FetchStoppedError:

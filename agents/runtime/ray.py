@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import IO, Final, assert_never
 
 import structlog
 
+from agents.adapter_files import AdapterFiles
 from agents.core.events import (
     AttemptAdvanced,
     AttemptErrored,
     AttemptFinished,
     AttemptHalted,
-    FetchFailed,
     RecoveredSlot,
+    ReplicaAdapted,
+    ReplicaAdaptFailed,
     ReplicaEvicted,
     ReplicaLoaded,
     ReplicaLoadFailed,
@@ -31,22 +33,32 @@ from agents.core.events import (
     SlotLost,
     SlotReady,
 )
-from agents.core.outputs import EvictReplica, FetchWeights, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
+from agents.core.outputs import (
+    AdaptReplica,
+    EvictReplica,
+    FetchAdapter,
+    FetchWeights,
+    LoadReplica,
+    RenewAttempts,
+    RunAttempt,
+    StopAttempt,
+)
 from agents.engine.errors import EngineError, failure_of
-from agents.results import ArtifactStore
 from agents.runtime import ray_driver
 from agents.runtime.attempt_files import lock_folder
 from agents.runtime.base import RuntimeCommand, Sink
 from agents.runtime.execution import NO_TIMES
 from agents.runtime.hardware import find_devices, survey
+from agents.runtime.node_adapters import NodeAdapters
 from agents.runtime.node_weights import NodeWeights, Rates
 from agents.runtime.open_attempts import OpenAttempts
 from agents.runtime.ray_config import RayConfig
 from agents.runtime.ray_connection import RayConnection
 from agents.runtime.ray_slots import SlotGoneError, SlotKeeper
 from agents.runtime.slot_actor import LoadMeasured, Notice, SlotOptions, SlotState
+from agents.runtime.stores import Stores, stores_of
 from agents.weights import WeightsCache
-from atoll.model.attempt import Failure, FailureKind
+from atoll.model.attempt import FailureKind
 from atoll.model.errors import AtollError, StateError
 from atoll.model.ids import AttemptKey, SlotRef
 from atoll.model.report import Welcome
@@ -58,14 +70,6 @@ _log = structlog.get_logger(__name__)
 
 # The end of an attempt is on the agent's disk within milliseconds of being told; until surely then, it can be told again.
 _SETTLE_S: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Stores:
-    """What the orchestrator told: where weights come from and results go."""
-
-    origin_url: str
-    artifacts_url: str
 
 
 class RayRuntime:
@@ -87,7 +91,7 @@ class RayRuntime:
             cache_bytes=config.cache_bytes,
             usd_micros_per_gpu_hour=config.usd_micros_per_gpu_hour,
         )
-        self._stores: _Stores | None = None
+        self._stores: Stores | None = None
         self._ray = RayConnection(config)
         self._lock: IO[bytes] | None = None
         self._keepers: dict[SlotRef, SlotKeeper] = {}
@@ -124,11 +128,13 @@ class RayRuntime:
         try:
             self._attempts = OpenAttempts(config.work_dir)
             cache = WeightsCache(config.cache_dir, quota_bytes=config.cache_bytes)
+            adapters = AdapterFiles(config.cache_dir, cache_bytes=config.cache_bytes)
         except OSError:
             lock.close()
             raise
         nodes = tuple(pool.node_id(0) for pool in self.pools)
         self._weights = NodeWeights(cache, nodes=nodes, tell=self._sink, rates=self._rates)
+        self._adapters = NodeAdapters(adapters, nodes=nodes, tell=self._sink)
         self._lock = lock
 
     async def _start(self) -> RuntimeStarted:
@@ -200,17 +206,12 @@ class RayRuntime:
             if result is not None:
                 finished.append(result.manifest)
             self._settle_later(key, None)
-        return RuntimeStarted(slots=tuple(slots), disk_models=await self._weights.on_disk(), finished=tuple(finished))
+        models, adapters = await self._weights.on_disk(), await self._adapters.on_disk()
+        return RuntimeStarted(slots=tuple(slots), disk_models=models, disk_adapters=adapters, finished=tuple(finished))
 
     def welcome(self, welcome: Welcome) -> None:
         """See the Protocol. StateError for a time scale other than 1; StoreError for a place that cannot be written to."""
-        if welcome.time_scale_milli != 1000:
-            scale = welcome.time_scale_milli / 1000
-            raise StateError(f"time_scale is {scale:g}: expected 1, since pictures take real time at a real site (rehearse with twins)")
-        if not welcome.origin_url or not welcome.artifacts_url:
-            raise StateError("the orchestrator names no origin of weights or no artifact store: a real site needs both")
-        artifacts_url = ArtifactStore(welcome.artifacts_url).url
-        self._stores = _Stores(origin_url=welcome.origin_url, artifacts_url=artifacts_url)
+        self._stores = stores_of(welcome)
 
     @property
     def artifacts_url(self) -> str | None:
@@ -226,7 +227,7 @@ class RayRuntime:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._lock is not None:
-            await self._weights.close()
+            await asyncio.gather(self._weights.close(), self._adapters.close())
         await self._ray.close(keep_work=keep_work)
         if self._lock is not None:
             self._lock.close()
@@ -253,7 +254,11 @@ class RayRuntime:
             return
         match command:
             case FetchWeights():
-                self._spawn(self._fetch(command))
+                self._spawn(self._weights.fetch(command, self._origin_url))
+            case FetchAdapter():
+                self._spawn(self._adapters.fetch(command, self._origin_url))
+            case AdaptReplica():
+                self._spawn(self._adapt(command))
             case LoadReplica():
                 self._spawn(self._load(command))
             case EvictReplica():
@@ -269,12 +274,13 @@ class RayRuntime:
             case _:
                 self._spawn(self._weights.perform(command))
 
-    async def _fetch(self, command: FetchWeights) -> None:
-        if self._stores is None:
-            failure = Failure(kind=FailureKind.FETCH_FAILED, message="no orchestrator has told where weights come from")
-            self._sink(FetchFailed(node_id=command.node_id, model_id=command.model.model_id, failure=failure))
-            return
-        await self._weights.fetch(command, self._stores.origin_url)
+    @property
+    def _origin_url(self) -> str | None:
+        return self._stores.origin_url if self._stores is not None else None
+
+    async def _adapt(self, command: AdaptReplica) -> None:
+        with suppress(SlotGoneError):  # its loss is told
+            await self._adapters.adapt(command, self._keeper(command.slot).call)
 
     async def _load(self, command: LoadReplica) -> None:
         model, slot = command.model, command.slot
@@ -337,6 +343,11 @@ class RayRuntime:
                 if keeper.running == notice.key:
                     keeper.running = None
                 self._settle_later(notice.key, keeper)
+            case ReplicaAdaptFailed():
+                self._spawn(self._adapters.adapt_failed(notice))
+                return
+            case ReplicaAdapted():
+                self._adapters.adapted(keeper.ref)
             case ReplicaLoaded() | AttemptAdvanced():
                 pass
             case _:

@@ -26,14 +26,16 @@ from agents.core.events import (
     AttemptAdvanced,
     AttemptErrored,
     AttemptHalted,
+    ReplicaAdapted,
+    ReplicaAdaptFailed,
     ReplicaEvicted,
     ReplicaLoaded,
     ReplicaLoadFailed,
 )
-from agents.core.outputs import RunAttempt
+from agents.core.outputs import AdaptReplica, RunAttempt
 from agents.engine.errors import BadWeightsError, failure_of
 from agents.engine.pipeline import Engine, LoadedPipeline
-from agents.engine.request import LoadReport
+from agents.engine.request import AdapterFile, LoadReport
 from agents.runtime.execution import NO_TIMES, AttemptEnd, Execution, Halt, refusal_of
 from atoll.model.attempt import AttemptState, Failure, FailureKind
 from atoll.model.errors import StateError
@@ -45,7 +47,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # Raised when calls or answers of the actor change: an agent of another version starts the process anew.
-ACTOR_VERSION: Final = 1
+ACTOR_VERSION: Final = 2
 # Told to stop because its time is over, an attempt may finish the step it is in. No step of a published model takes this
 # long; one that does hangs, and then only the end of the process frees the slot.
 STUCK_GRACE_S: Final = 600.0
@@ -87,7 +89,9 @@ class LoadMeasured:
     h2d_bytes_per_s: int | None
 
 
-Notice = AttemptAdvanced | AttemptEnd | ReplicaLoaded | ReplicaLoadFailed | ReplicaEvicted | LoadMeasured
+Notice = (
+    AttemptAdvanced | AttemptEnd | ReplicaLoaded | ReplicaLoadFailed | ReplicaAdapted | ReplicaAdaptFailed | ReplicaEvicted | LoadMeasured
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -142,7 +146,8 @@ class SlotActor:
             ReplicaFact(
                 model_id=model_id,
                 state=ReplicaState.BUSY if model_id == busy else ReplicaState.WARM,
-                memory_bytes=loaded.report.resident_bytes,
+                memory_bytes=loaded.resident_bytes,
+                adapters=loaded.adapters,
             )
             for model_id, loaded in sorted(self._replicas.items())
         )
@@ -171,6 +176,10 @@ class SlotActor:
             return
         self._loading.add(model_id)
         self._spawn(self._in_turn(self._load(model, Path(folder))))
+
+    async def adapt(self, order: AdaptReplica, files: tuple[AdapterFile, ...]) -> None:
+        """Take adapters off a resident replica and put others on; told by ReplicaAdapted or ReplicaAdaptFailed."""
+        self._spawn(self._in_turn(self._adapt(order, files)))
 
     async def evict(self, model_id: ModelId) -> None:
         """Free a model's memory; told by ReplicaEvicted."""
@@ -255,6 +264,34 @@ class SlotActor:
             loaded.unload()
             raise BadWeightsError(str(folder), f"digest {loaded.manifest.digest}", model.weights_digest)
         return loaded
+
+    async def _adapt(self, order: AdaptReplica, files: tuple[AdapterFile, ...]) -> None:
+        slot, model_id = self._options.slot, order.model_id
+        loaded = self._replicas.get(model_id)
+        start_s = time.monotonic()
+        failure: Failure | None = None
+        if loaded is None:
+            failure = Failure(kind=FailureKind.LOAD_FAILED, message=f"{model_id} is not resident in this slot: nothing to adapt")
+        else:
+            try:
+                await self._in_thread(loaded.adapt, files, order.unload)
+            except Exception as error:  # noqa: BLE001 - whoever asked must hear how it ended
+                failure = failure_of(error, FailureKind.LOAD_FAILED)
+        held = loaded.adapters if loaded is not None else ()
+        size = loaded.resident_bytes if loaded is not None else 0
+        if failure is not None:
+            self._note(
+                ReplicaAdaptFailed(
+                    slot=slot, model_id=model_id, adapters=held, memory_bytes=size, failure=failure, gang_size=order.gang_size
+                )
+            )
+            return
+        elapsed_us = int((time.monotonic() - start_s) * 1e6)
+        self._note(
+            ReplicaAdapted(
+                slot=slot, model_id=model_id, adapters=held, memory_bytes=size, elapsed_us=elapsed_us, gang_size=order.gang_size
+            )
+        )
 
     async def _evict(self, model_id: ModelId) -> None:
         loaded = self._replicas.get(model_id)

@@ -21,12 +21,13 @@ from agents.core.events import (
     AttemptHalted,
     RatesMeasured,
     RecoveredSlot,
+    ReplicaAdapted,
     ReplicaEvicted,
     ReplicaLoaded,
     ReplicaLoadFailed,
     RuntimeStarted,
 )
-from agents.core.outputs import EvictReplica, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
+from agents.core.outputs import AdaptReplica, EvictReplica, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
 from agents.core.state import ReplicaKey
 from agents.runtime.base import RuntimeCommand, Sink
 from agents.runtime.twin_results import simulated_result
@@ -34,7 +35,7 @@ from agents.runtime.twin_weights import Surroundings, TwinWeights
 from atoll.model.attempt import AttemptState, Failure, FailureKind, PhaseTimes
 from atoll.model.errors import FieldError
 from atoll.model.gpu import GpuType
-from atoll.model.ids import AttemptKey, GpuTypeId, ModelId, NodeId, SlotRef
+from atoll.model.ids import AdapterId, AttemptKey, GpuTypeId, ModelId, NodeId, SlotRef
 from atoll.model.modelspec import ModelSpec
 from atoll.model.report import RateFacts, Welcome
 from atoll.model.site import PoolSpec, SiteRuntime, SiteSpec
@@ -72,7 +73,9 @@ class _Slot:
     gpu: GpuType
     memory_bytes: int
     replicas: dict[ReplicaKey, ModelSpec] = field(default_factory=dict)
+    adapters: dict[ReplicaKey, dict[AdapterId, int]] = field(default_factory=dict)  # bytes of those on each replica
     loads: int = 0
+    adaptations: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -150,6 +153,8 @@ class TwinRuntime:
         match command:
             case LoadReplica():
                 self._load(self._slots[command.slot], command)
+            case AdaptReplica():
+                self._adapt(self._slots[command.slot], command)
             case EvictReplica():
                 self._after(_EVICT_US, partial(self._evicted, command))
             case RunAttempt():
@@ -238,8 +243,34 @@ class TwinRuntime:
         if not from_host:
             self._learn(replace(self._rates, disk_bytes_per_s=model.weights_bytes * 1_000_000 // max(stage_us, 1)))
 
+    def _adapt(self, slot: _Slot, command: AdaptReplica) -> None:
+        slot.adaptations += 1
+        key = f"{command.slot.node_id}.{command.slot.index}/{command.model_id}+{slot.adaptations}"
+        adapt_us = sum(self._hidden.patch_us(one, self._site_id, f"{key}/{one.adapter_id}") for one in command.adapters)
+        self._after(adapt_us, partial(self._adapted, slot, command, adapt_us))
+
+    def _adapted(self, slot: _Slot, command: AdaptReplica, adapt_us: int) -> None:
+        key = ReplicaKey(model_id=command.model_id, gang_size=command.gang_size)
+        held = slot.adapters.setdefault(key, {})
+        for gone in command.unload:
+            held.pop(gone, None)
+        for adapter in command.adapters:
+            held[adapter.adapter_id] = adapter.weights_bytes
+            self._weights.use_adapter(command.slot.node_id, adapter.adapter_id)
+        self._sink(
+            ReplicaAdapted(
+                slot=command.slot,
+                model_id=command.model_id,
+                adapters=tuple(sorted(held)),
+                memory_bytes=slot.replicas[key].resident_bytes + sum(held.values()),
+                elapsed_us=adapt_us,
+                gang_size=command.gang_size,
+            )
+        )
+
     def _evicted(self, command: EvictReplica) -> None:
         key = ReplicaKey(model_id=command.model_id, gang_size=command.gang_size)
+        self._slots[command.slot].adapters.pop(key, None)
         model = self._slots[command.slot].replicas.pop(key, None)
         self._sink(ReplicaEvicted(slot=command.slot, model_id=command.model_id, gang_size=command.gang_size))
         if model is not None:

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from agents.core.outputs import FetchWeights
+from agents.core.outputs import FetchAdapter, FetchWeights
 from agents.runtime.fair_link import FairLink
-from atoll.model.ids import ModelId, NodeId
+from atoll.model.ids import AdapterId, ModelId, NodeId
 
 # How often in real time it is told how far fetches have come.
 _TELL_S: Final = 1.0
 
-FetchKey = tuple[NodeId, ModelId]
+Fetch = FetchWeights | FetchAdapter
+FetchKey = tuple[NodeId, ModelId | AdapterId, bool]  # whether it is of an adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,7 @@ class Flight:
     """One fetch under way. `work_s` is the real time that the whole of it takes alone, `left_s` what was left of that when it began."""
 
     number: int
-    command: FetchWeights
+    command: Fetch
     began_s: float
     work_s: float
     left_s: float
@@ -44,9 +45,9 @@ class TwinFetches:
         self._link_timer: asyncio.TimerHandle | None = None
         self._tell_timer: asyncio.TimerHandle | None = None
 
-    def begin(self, command: FetchWeights, work_s: float) -> None:
+    def begin(self, command: Fetch, work_s: float) -> None:
         """Begin a fetch that would take `work_s` alone, or go on with one that yielded."""
-        key = (command.node_id, command.model.model_id)
+        key = _key(command)
         now_s = asyncio.get_running_loop().time()
         left_s = work_s * self._paused.pop(key, 1.0)
         number = self._link.add(now_s, left_s, partial(self._ended, key))
@@ -57,17 +58,17 @@ class TwinFetches:
 
     def yields(self, node_id: NodeId, model_id: ModelId) -> bool:
         """Stop a fetch, to be continued. Whether it was under way."""
-        flight = self._flights.pop((node_id, model_id), None)
+        flight = self._flights.pop((node_id, model_id, False), None)
         if flight is None:
             return False
         left_s = self._link.take_out(asyncio.get_running_loop().time(), flight.number)
-        self._paused[(node_id, model_id)] = min(left_s / flight.work_s, 1.0) if flight.work_s > 0 else 0.0
+        self._paused[(node_id, model_id, False)] = min(left_s / flight.work_s, 1.0) if flight.work_s > 0 else 0.0
         self._arm()
         return True
 
     def forget(self, node_id: NodeId, model_id: ModelId) -> None:
         """Nothing is kept of a fetch that yielded: its model was deleted."""
-        self._paused.pop((node_id, model_id), None)
+        self._paused.pop((node_id, model_id, False), None)
 
     def close(self) -> None:
         """Nothing ends any more."""
@@ -95,7 +96,15 @@ class TwinFetches:
     def _tell(self) -> None:
         now_s = asyncio.get_running_loop().time()
         for flight in self._flights.values():
+            if isinstance(flight.command, FetchAdapter):
+                continue  # too small to be told how far it has come
             left = self._link.left(now_s, flight.number) / flight.work_s if flight.work_s > 0 else 0.0
             self._came(flight.command, round(flight.command.model.weights_bytes * max(1.0 - left, 0.0)))
         again = bool(self._flights)
         self._tell_timer = asyncio.get_running_loop().call_later(_TELL_S, self._tell) if again else None
+
+
+def _key(command: Fetch) -> FetchKey:
+    if isinstance(command, FetchAdapter):
+        return (command.node_id, command.adapter.adapter_id, True)
+    return (command.node_id, command.model.model_id, False)

@@ -14,6 +14,9 @@ from functools import partial
 from typing import Any, assert_never
 
 from agents.core.events import (
+    AdapterDeleted,
+    AdapterFetched,
+    AdapterFetchFailed,
     AgentEvent,
     FetchAdvanced,
     FetchFailed,
@@ -23,12 +26,12 @@ from agents.core.events import (
     WeightsDeleted,
     WeightsFetched,
 )
-from agents.core.outputs import DeleteWeights, FetchWeights, PinWeights, StageWeights, YieldFetch
+from agents.core.outputs import DeleteWeights, FetchAdapter, FetchWeights, PinWeights, StageWeights, YieldFetch
 from agents.runtime.base import WeightsCommand
 from agents.runtime.twin_fetches import Flight, TwinFetches
 from agents.runtime.twin_host import HostMemory
 from atoll.model.attempt import Failure, FailureKind
-from atoll.model.ids import ModelId, NodeId
+from atoll.model.ids import AdapterId, ModelId, NodeId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import NodeSpec, SiteSpec
 from atoll.physics.hidden import HiddenWorld
@@ -51,13 +54,14 @@ class _Storage:
     spec: NodeSpec
     host: HostMemory
     disk: OrderedDict[ModelId, tuple[int, str]] = field(default_factory=OrderedDict)  # bytes, digest; least recently used first
-    incoming: dict[ModelId, int] = field(default_factory=dict)
+    adapters: OrderedDict[AdapterId, int] = field(default_factory=OrderedDict)  # bytes; least recently used first
+    incoming: dict[str, int] = field(default_factory=dict)
     pinned: frozenset[ModelId] = frozenset()
     stagings: int = 0
 
     @property
     def disk_free_bytes(self) -> int:
-        held = sum(size for size, _ in self.disk.values()) + sum(self.incoming.values())
+        held = sum(size for size, _ in self.disk.values()) + sum(self.adapters.values()) + sum(self.incoming.values())
         return max(self.spec.disk_cache_bytes - held, 0)
 
 
@@ -94,6 +98,8 @@ class TwinWeights:
                 self._stage(node, command)
             case DeleteWeights():
                 self._delete(node, command)
+            case FetchAdapter():
+                self._fetch_adapter(node, command)
             case _:
                 assert_never(command)
 
@@ -130,19 +136,26 @@ class TwinWeights:
             failure = Failure(kind=FailureKind.DISK_FULL, message=message)
             self._around.tell(FetchFailed(node_id=command.node_id, model_id=model.model_id, failure=failure))
             return
-        node.incoming[model.model_id] = model.weights_bytes
+        self._begin(node, command, model.model_id, model.weights_bytes)
+
+    def _begin(self, node: _Storage, command: FetchWeights | FetchAdapter, name: str, size_bytes: int) -> None:
+        node.incoming[name] = size_bytes
         self._fetches += 1
         rate = min(self._spec.origin_bytes_per_s, self._spec.wan_bytes_per_s)
-        key = f"{command.node_id}/{model.model_id}#{self._fetches}"
-        alone_us = self._hidden.fetch_us(model.weights_bytes, rate, 0, self._spec.site_id, key)
+        key = f"{command.node_id}/{name}#{self._fetches}"
+        alone_us = self._hidden.fetch_us(size_bytes, rate, 0, self._spec.site_id, key)
         self._fetching.begin(command, self._around.real_s(alone_us))
 
     def _came(self, command: FetchWeights, done_bytes: int) -> None:
         self._around.tell(FetchAdvanced(node_id=command.node_id, model_id=command.model.model_id, bytes_done=done_bytes))
 
     def _fetched(self, flight: Flight) -> None:
-        command, model = flight.command, flight.command.model
+        command = flight.command
         node = self._nodes[command.node_id]
+        if isinstance(command, FetchAdapter):
+            self._fetched_adapter(node, command, flight)
+            return
+        model = command.model
         del node.incoming[model.model_id]
         node.disk[model.model_id] = (model.weights_bytes, model.weights_digest)
         elapsed_us = self._around.fleet_us(asyncio.get_running_loop().time() - flight.began_s)
@@ -157,6 +170,39 @@ class TwinWeights:
         )
         self._measure(command.node_id)
         self._around.learn_origin(model.weights_bytes * 1_000_000 // max(self._around.fleet_us(flight.work_s), 1))
+
+    def _fetch_adapter(self, node: _Storage, command: FetchAdapter) -> None:
+        """Other adapters make room, the least recently used first; models never do."""
+        adapter = command.adapter
+        while node.disk_free_bytes < adapter.weights_bytes and node.adapters:
+            oldest, _ = node.adapters.popitem(last=False)
+            self._around.tell(AdapterDeleted(node_id=command.node_id, adapter_id=oldest))
+        if node.disk_free_bytes < adapter.weights_bytes:
+            message = f"{adapter.adapter_id} has {adapter.weights_bytes} bytes, {command.node_id} has room for {node.disk_free_bytes}"
+            failure = Failure(kind=FailureKind.DISK_FULL, message=message)
+            self._around.tell(AdapterFetchFailed(node_id=command.node_id, adapter_id=adapter.adapter_id, failure=failure))
+            return
+        self._begin(node, command, _incoming(adapter.adapter_id), adapter.weights_bytes)
+
+    def _fetched_adapter(self, node: _Storage, command: FetchAdapter, flight: Flight) -> None:
+        adapter = command.adapter
+        del node.incoming[_incoming(adapter.adapter_id)]
+        node.adapters[adapter.adapter_id] = adapter.weights_bytes
+        self._around.tell(
+            AdapterFetched(
+                node_id=command.node_id,
+                adapter_id=adapter.adapter_id,
+                weights_digest=adapter.weights_digest,
+                bytes=adapter.weights_bytes,
+                elapsed_us=self._around.fleet_us(asyncio.get_running_loop().time() - flight.began_s),
+            )
+        )
+        self._measure(command.node_id)
+
+    def use_adapter(self, node_id: NodeId, adapter_id: AdapterId) -> None:
+        """A replica takes an adapter: its file counts as used."""
+        if adapter_id in self._nodes[node_id].adapters:
+            self._nodes[node_id].adapters.move_to_end(adapter_id)
 
     def _delete(self, node: _Storage, command: DeleteWeights) -> None:
         node.disk.pop(command.model_id, None)
@@ -191,3 +237,7 @@ class TwinWeights:
 
     def _tell_host(self, node_id: NodeId, *ended: ModelId) -> None:
         self._around.tell(HostMemoryChanged(node_id=node_id, models=self._nodes[node_id].host.models, ended=ended))
+
+
+def _incoming(adapter_id: AdapterId) -> str:
+    return f"adapter {adapter_id}"  # models have names without spaces

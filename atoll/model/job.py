@@ -72,6 +72,10 @@ class Constraints:
     max_price_usd_micros: int = 0
 
 
+# The name of the one input that a job can have: a picture that the generation begins with.
+IMAGE_INPUT: Final = "image"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputRef:
     """A file uploaded before the job was submitted."""
@@ -106,6 +110,11 @@ class JobSpec:
     strength_milli: int = 0  # how much of an input image is made anew; 0: there is none
     origin_site: SiteId | None = None  # the site nearest to the asker
     simulated: bool = False
+
+    @property
+    def image(self) -> InputRef | None:
+        """The image that the generation begins with, if it does."""
+        return next((one for one in self.inputs if one.name == IMAGE_INPUT), None)
 
     def check(self) -> JobSpec:
         """Self if well formed; else FieldError for the first field that is not."""

@@ -12,6 +12,7 @@ import math
 from hashlib import blake2b
 from typing import Final
 
+from atoll.model.adapter import AdapterSpec
 from atoll.model.errors import FieldError
 from atoll.model.gpu import GpuType
 from atoll.model.ids import SiteId
@@ -82,8 +83,12 @@ class HiddenWorld:
         """Microseconds to build the pipeline at the site."""
         return self._true(coldstart.init_us(model), site_id, "init", key, _INIT_NOISE)
 
+    def patch_us(self, adapter: AdapterSpec, site_id: SiteId, key: str) -> int:
+        """Microseconds to put an adapter from a node's disk onto a resident replica at the site."""
+        return self._true(coldstart.patch_us(adapter), site_id, "adapt", key, _INIT_NOISE)
+
     def factor_milli(self, component: str, site_id: SiteId) -> int:
-        """The site's lasting factor for a component (`execution`, `fetch`, `stage` or `init`), in thousandths."""
+        """The site's lasting factor for a component (`execution`, `fetch`, `stage`, `init` or `adapt`), in thousandths."""
         return self._lasting(self._sigma, "site", component, site_id)
 
     def fit_milli(self, model: ModelSpec, gpu: GpuType) -> int:

@@ -7,10 +7,13 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 pytest.importorskip("torch", reason="needs the worker extra")
@@ -21,12 +24,18 @@ from agents.core.events import (
     AttemptErrored,
     AttemptFinished,
     AttemptHalted,
+    ReplicaAdapted,
+    ReplicaAdaptFailed,
     ReplicaEvicted,
     ReplicaLoaded,
     ReplicaLoadFailed,
 )
-from agents.core.outputs import RunAttempt
-from agents.engine.starters import build_starters
+from agents.core.outputs import AdaptReplica, RunAttempt
+from agents.engine.encode import PictureFacts, read_metadata
+from agents.engine.manifest import verify_folder
+from agents.engine.request import AdapterFile
+from agents.engine.starter_adapters import build_starter_adapters
+from agents.engine.starters import StarterModel, build_starters
 from agents.results import ArtifactStore
 from agents.runtime.attempt_files import AttemptFiles
 from agents.runtime.execution import Execution
@@ -34,6 +43,7 @@ from agents.runtime.slot_actor import Notice, SlotActor, SlotOptions
 from atoll.model.attempt import FailureKind
 from atoll.model.errors import StateError
 from atoll.model.ids import AdapterId, NodeId, PoolId, SlotRef
+from atoll.model.job import InputRef
 from atoll.model.modelspec import AdapterUse, ModelSpec
 from tests.integration.ray_site import WAIT_S, key_of, order_of, square
 
@@ -173,10 +183,87 @@ async def test_a_step_that_never_ends_costs_the_process(slot: Slot, monkeypatch:
 
 
 async def test_what_a_real_site_does_not_know_is_refused(slot: Slot) -> None:
-    await slot.run("adapted", adapters=(AdapterUse(adapter_id=AdapterId("lora")),))
+    await slot.run("masked", inputs=(InputRef(name="mask", digest="sha256:" + "0" * 64, bytes=1),))
     errored = await slot.hear(AttemptErrored)
     assert errored.failure.kind is FailureKind.BAD_INPUT
-    assert "adapters is 1: expected 0" in errored.failure.message
+    assert "inputs is mask" in errored.failure.message
+
+
+async def pixels_of(slot: Slot, job: str, *uses: tuple[str, int], **spec: Any) -> str:
+    used = tuple(AdapterUse(adapter_id=AdapterId(name), scale_milli=scale) for name, scale in uses)
+    await slot.run(job, adapters=used, **spec)
+    finished = await slot.hear(AttemptFinished, lambda end: end.key == key_of(job))
+    return finished.manifest.artifacts[0].pixel_digest
+
+
+async def test_adapters_are_put_on_the_replica_used_and_taken_off_again(slot: Slot, tmp_path: Path) -> None:
+    starter = StarterModel(spec=slot.model, folder=slot.folder, manifest=verify_folder(slot.folder), reused=True)
+    ink, wash = build_starter_adapters(tmp_path, (starter,))
+    files = tuple(AdapterFile(adapter_id=one.spec.adapter_id, path=one.path, digest=one.spec.weights_digest) for one in (ink, wash))
+    plain = await pixels_of(slot, "before")
+    order = AdaptReplica(slot=SLOT, model_id=slot.model.model_id, adapters=(ink.spec, wash.spec))
+    await slot.actor.adapt(order, files)
+    adapted = await slot.hear(ReplicaAdapted)
+    assert adapted.adapters == ("tiny-ink", "tiny-wash")
+    assert adapted.memory_bytes > slot.model.resident_bytes
+    with_ink = await pixels_of(slot, "ink", ("tiny-ink", 1_000))
+    assert await pixels_of(slot, "half", ("tiny-ink", 500)) not in (with_ink, plain)
+    assert await pixels_of(slot, "again", ("tiny-ink", 1_000)) == with_ink != plain
+    assert await pixels_of(slot, "plain") == plain
+    (fact,) = (await slot.actor.attach()).replicas
+    assert (fact.adapters, fact.memory_bytes) == (adapted.adapters, adapted.memory_bytes)
+    await slot.actor.adapt(replace(order, adapters=(), unload=adapted.adapters), ())
+    assert (await slot.hear(ReplicaAdapted, lambda event: not event.adapters)).memory_bytes == slot.model.resident_bytes
+    assert await pixels_of(slot, "after") == plain
+
+
+async def test_an_adapter_whose_file_is_damaged_or_gone_fails_and_the_replica_goes_on(slot: Slot, tmp_path: Path) -> None:
+    starter = StarterModel(spec=slot.model, folder=slot.folder, manifest=verify_folder(slot.folder), reused=True)
+    ink, wash = build_starter_adapters(tmp_path, (starter,))
+    ink.path.write_bytes(ink.path.read_bytes()[:-1] + b"x")
+    wash.path.unlink()
+    for one in (ink, wash):
+        file = AdapterFile(adapter_id=one.spec.adapter_id, path=one.path, digest=one.spec.weights_digest)
+        slot.heard.clear()
+        await slot.actor.adapt(AdaptReplica(slot=SLOT, model_id=slot.model.model_id, adapters=(one.spec,)), (file,))
+        failed = await slot.hear(ReplicaAdaptFailed)
+        assert (failed.failure.kind, failed.adapters, failed.memory_bytes) == (FailureKind.BAD_WEIGHTS, (), slot.model.resident_bytes)
+    await slot.run("on")
+    await slot.hear(AttemptFinished)
+
+
+def _input(slot: Slot, data: bytes) -> InputRef:
+    """As the orchestrator keeps what clients upload."""
+    digits = sha256(data).hexdigest()
+    path = Path(slot.artifacts_url.removeprefix("file://")) / "sha256" / digits[:2] / digits
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return InputRef(name="image", digest=f"sha256:{digits}", bytes=len(data))
+
+
+async def test_a_generation_begins_with_an_uploaded_image(slot: Slot) -> None:
+    red = BytesIO()
+    Image.new("RGB", (96, 64), "red").save(red, format="PNG")
+    first = _input(slot, red.getvalue())
+    plain = await pixels_of(slot, "plain", steps=4)
+    found = [await pixels_of(slot, f"red-{number}", steps=4, inputs=(first,), strength_milli=600) for number in (1, 2)]
+    assert found[0] == found[1] != plain
+    assert await pixels_of(slot, "less", steps=4, inputs=(first,), strength_milli=300) != found[0]
+    assert await pixels_of(slot, "plain-again", steps=4) == plain
+    finished = await slot.hear(AttemptFinished, lambda end: end.key == key_of("red-1"))
+    path = Path(finished.manifest.artifacts[0].uri.removeprefix("file://"))
+    facts = PictureFacts.from_text(read_metadata(path))
+    assert (facts.image, facts.strength) == (first.digest, 0.6)
+
+
+async def test_an_image_that_is_none_or_gone_is_the_jobs_own_failure(slot: Slot) -> None:
+    broken = _input(slot, b"\x89PNG\r\n\x1a\n and then nothing")
+    gone = replace(broken, digest="sha256:" + "0" * 64)
+    for job, one, words in (("broken", broken, "a whole PNG or JPEG"), ("gone", gone, "is not in the artifact store")):
+        await slot.run(job, inputs=(one,), strength_milli=500)
+        errored = await slot.hear(AttemptErrored, lambda end, job=job: end.key == key_of(job))  # type: ignore[misc]
+        assert errored.failure.kind is FailureKind.BAD_INPUT
+        assert words in errored.failure.message
 
 
 async def test_a_result_that_cannot_be_stored_says_where(slot: Slot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

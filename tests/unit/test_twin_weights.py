@@ -7,14 +7,27 @@ from dataclasses import replace
 
 import pytest
 
-from agents.core.events import FetchFailed, FetchYielded, HostMemoryChanged, ReplicaEvicted, ReplicaLoaded, WeightsDeleted, WeightsFetched
-from agents.core.outputs import EvictReplica, FetchWeights, LoadReplica, PinWeights, StageWeights, YieldFetch
+from agents.core.events import (
+    AdapterDeleted,
+    AdapterFetched,
+    AdapterFetchFailed,
+    FetchFailed,
+    FetchYielded,
+    HostMemoryChanged,
+    ReplicaAdapted,
+    ReplicaEvicted,
+    ReplicaLoaded,
+    WeightsDeleted,
+    WeightsFetched,
+)
+from agents.core.outputs import AdaptReplica, EvictReplica, FetchAdapter, FetchWeights, LoadReplica, PinWeights, StageWeights, YieldFetch
 from agents.runtime.fair_link import FairLink
 from agents.runtime.twin import TwinRuntime
 from agents.runtime.twin_host import HostMemory
 from atoll.model.ids import ModelId
 from atoll.model.modelspec import ModelSpec
 from atoll.physics.hidden import HiddenWorld
+from tests.unit.agent_core_site import adapter
 from tests.unit.fleet_of_machines import GB, GPUS, model, pool, site
 from tests.unit.test_agent_twin import NODE, SLOT, Heard
 
@@ -110,3 +123,37 @@ def test_what_is_larger_than_memory_is_not_held_and_pushes_nobody_out() -> None:
     assert memory.models == ((ModelId("m"), model("m").weights_digest),)
     assert memory.free_bytes == 15 * GB
     assert not memory.holds(replace(model("m"), weights_digest="sha256:" + "1" * 64))
+
+
+async def test_adapters_come_over_the_same_link_and_are_put_on_in_the_time_of_the_world(heard: Heard) -> None:
+    one, ink, wash = model("m"), adapter("ink", 200), adapter("wash", 400)
+    await heard.perform(FetchWeights(node_id=NODE, model=one), WeightsFetched)
+    await load(heard, one)
+    fetched = await heard.perform(FetchAdapter(node_id=NODE, adapter=ink), AdapterFetched)
+    assert (fetched.adapter_id, fetched.bytes, fetched.weights_digest) == ("ink", ink.weights_bytes, ink.weights_digest)
+    await heard.perform(FetchAdapter(node_id=NODE, adapter=wash), AdapterFetched)
+    both = await heard.perform(AdaptReplica(slot=SLOT, model_id=one.model_id, adapters=(ink, wash)), ReplicaAdapted)
+    assert both.adapters == ("ink", "wash")
+    assert both.memory_bytes == one.resident_bytes + ink.weights_bytes + wash.weights_bytes
+    hidden, where = HiddenWorld(1), heard.runtime._site_id
+    assert both.elapsed_us == sum(hidden.patch_us(each, where, f"{NODE}.0/m+1/{each.adapter_id}") for each in (ink, wash))
+    alone = await heard.perform(AdaptReplica(slot=SLOT, model_id=one.model_id, adapters=(), unload=(ink.adapter_id,)), ReplicaAdapted)
+    assert (alone.adapters, alone.memory_bytes) == (("wash",), one.resident_bytes + wash.weights_bytes)
+    await evict(heard, one)
+    await load(heard, one)
+    anew = await heard.perform(AdaptReplica(slot=SLOT, model_id=one.model_id, adapters=(ink,)), ReplicaAdapted)
+    assert anew.adapters == ("ink",)
+
+
+async def test_adapters_give_way_to_adapters_but_models_never_do(heard: Heard) -> None:
+    one = model("m")
+    await heard.perform(FetchWeights(node_id=NODE, model=one), WeightsFetched)
+    await load(heard, one)  # 25 GB are left
+    for name in ("a", "b"):
+        await heard.perform(FetchAdapter(node_id=NODE, adapter=adapter(name, 10_000)), AdapterFetched)
+    await heard.perform(AdaptReplica(slot=SLOT, model_id=one.model_id, adapters=(adapter("a", 10_000),)), ReplicaAdapted)
+    heard.runtime.perform(FetchAdapter(node_id=NODE, adapter=adapter("c", 10_000)))
+    assert (await heard.next(AdapterDeleted)).adapter_id == "b"
+    await heard.next(AdapterFetched)
+    failed = await heard.perform(FetchAdapter(node_id=NODE, adapter=adapter("d", 26_000)), AdapterFetchFailed)
+    assert failed.failure.kind.value == "disk_full"
