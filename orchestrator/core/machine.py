@@ -96,7 +96,7 @@ class Machine:
         _dispatch(ctx, event)
         _fire_timers(ctx)
         placing.wake_due(ctx)
-        placing.place_ready(ctx)
+        placing.place_ready(ctx, len(event.submissions) if isinstance(event, JobsSubmitted) else 0)
         moving.fill_vacated(ctx)
         residuals.note_placed(ctx)
         movements.placed(ctx)

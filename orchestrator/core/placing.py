@@ -30,16 +30,21 @@ from orchestrator.core.state import JobEntry, LiveAttempt, Slot
 
 # Scorings in one step: about 10 ms of work. What is left goes on in the next step, so that reports and results are heard in between.
 _SCORINGS_PER_STEP = 256
+# While nothing can be bound, all wait, however many.
+_ENDLESS = 2**40
 
 
-def place_ready(ctx: Context) -> None:
-    """Score ready classes in order of priority, turn and regret, and bind or rest their jobs."""
+def place_ready(ctx: Context, arrivals: int = 0) -> None:
+    """Score ready classes in order of priority, turn and regret, and bind or rest their jobs.
+
+    `arrivals`: jobs that came in this step. Only what arrives together is ordered by regret: who is woken for a freed slot has its turn.
+    """
     left = _SCORINGS_PER_STEP
     while (first := ctx.queue.first_ready()) is not None:
         if left <= 0:
             ctx.arm(ctx.now_us, TimerKind.PLACING)
             return
-        rivals = ctx.queue.rivals(first, ctx.policy.regret_classes)
+        rivals = ctx.queue.rivals(first, ctx.policy.regret_classes) if arrivals > 1 else [first]
         if len(rivals) == 1:
             left -= _place_class(ctx, first, left)
         else:
@@ -74,8 +79,8 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int) -> int:
         if _correct_overdue(ctx, board, bound) or _correct_overdue(ctx, board, patient):
             continue
         position = _who_binds(ctx.queue, board, bound, patient, waiting)
-        if position is None or bound is None:
-            _rest(ctx, waiting, board, patient)
+        if bound is None or position >= len(waiting.members):
+            _rest(ctx, waiting, board, patient, position)
             return spent
         job_id = waiting.nth(position)
         _bind(ctx, ctx.state.jobs[job_id], model, board, bound)
@@ -115,16 +120,15 @@ def _correct_overdue(ctx: Context, board: Board, row: int | None) -> bool:
     return True
 
 
-def _who_binds(queue: Queue, board: Board, bound: int | None, patient: int | None, waiting: JobClass) -> int | None:
-    """Which job of the class takes the best place that can be had now, by its position in the class; None: all wait.
+def _who_binds(queue: Queue, board: Board, bound: int | None, patient: int | None, waiting: JobClass) -> int:
+    """Which job of the class takes the best place that can be had now, by its position in the class: those before it wait.
 
     One waits only while the busy place would still serve it sooner, behind those of its class before it and behind the jobs of other
     classes that rest for the same place: were they not counted, a hundred classes of a model would queue for its one replica.
     """
     if bound is None:
-        return None
-    position = patience(queue, board, bound, patient, waiting.key, at_place=0)
-    return position if position < len(waiting.members) else None
+        return _ENDLESS
+    return patience(queue, board, bound, patient, waiting.key, at_place=0)
 
 
 def patience(queue: Queue, board: Board, bound: int, patient: int | None, key: ClassKey, *, at_place: int) -> int:
@@ -150,7 +154,7 @@ def line_at(queue: Queue, board: Board, patient: int, key: ClassKey) -> tuple[in
     return ahead, max(each_us // servers, 1)
 
 
-def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None) -> None:
+def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, patience: int) -> None:
     """Nothing to bind: say why, and when it is looked at again. Woken too early for the same place, it rests on without a word."""
     if patient is None and _only_avoided(waiting, board):
         # Where it failed a moment ago is the only place there is: the back-off has passed, so it is tried there again.
@@ -168,7 +172,7 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None) ->
         preempting.keep_slot(ctx, waiting, board.column(patient), awaited_slot(board, patient))
         told = ctx.state.jobs[waiting.head[1]].job.deferral
         if told is not None and ctx.now_us < told.until_us and board.is_at(patient, told.waits_for):
-            ctx.queue.rest(waiting.key, told.until_us, pool)
+            ctx.queue.rest(waiting.key, told.until_us, pool, patience)
             return
         hold_us = board.delay_us(patient) - board.wait_us(patient)
         preempting.make_room(
@@ -179,7 +183,7 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None) ->
     deferral = Deferral(
         since_us=ctx.now_us, until_us=ctx.now_us + rest_us, waits_for=candidate, rejections=board.rejections()
     )
-    ctx.queue.rest(waiting.key, ctx.now_us + rest_us, pool)
+    ctx.queue.rest(waiting.key, ctx.now_us + rest_us, pool, patience)
     ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
     _tell_head(ctx, waiting.head[1], deferral)
 

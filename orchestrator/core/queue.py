@@ -107,6 +107,8 @@ class Queue:
         if known is None:
             known = self.classes[key] = JobClass(key)
             self._by_model.setdefault(key.model_id, {})[key] = None
+        if known.resting and self._joins_line(known, accept_seq, job_id, tenant, accepted_us):
+            return
         self._unrest(known)
         account = self.shares.began_waiting(tenant)
         lane, first = known.add(account, accept_seq, accepted_us, job_id)
@@ -116,6 +118,18 @@ class Queue:
             self._favoured.offer(known)
         elif first or known not in self._ready[key.rank]:
             self._ready[key.rank].enter(known)
+
+    def _joins_line(self, known: JobClass, accept_seq: int, job_id: JobId, tenant: TenantId, accepted_us: int) -> bool:
+        """Whether a job stands behind others of its tenant in a class that rests, and waits as well as they do: nothing is scored then."""
+        lane = known.lanes.get(tenant)
+        if len(known.members) >= known.patience or lane is None or accept_seq < lane.first[0]:
+            return False
+        account = self.shares.began_waiting(tenant)
+        known.add(account, accept_seq, accepted_us, job_id)
+        self._jobs[job_id] = (known, lane)
+        self._positions.add(known.key.rank, account, accept_seq)
+        self._count(known, 1)
+        return True
 
     def discard(self, job_id: JobId) -> bool:
         """A job waits no longer. Whether it did."""
@@ -148,14 +162,16 @@ class Queue:
         self._positions.charged(charge_us)
         return charge_us
 
-    def rest(self, key: ClassKey, wake_us: int, pool: int) -> None:
-        """Nothing to bind for this class now: look again at `wake_us`, or when the pool of this index frees a slot."""
+    def rest(self, key: ClassKey, wake_us: int, pool: int, patience: int = 0) -> None:
+        """Nothing to bind for this class now: look again at `wake_us`, when the pool of this index frees a slot, or when more than
+        `patience` jobs wait: so many are better off waiting than anywhere they could begin now."""
         known = self.classes[key]
         self._unrest(known)
         self._unready(known)
         self._rest_seq += 1
         known.favour = Favour.NONE
         known.resting, known.wake_us, known.pool, known.rest_seq = True, wake_us, pool, self._rest_seq
+        known.patience = patience
         where = (pool, key.rank)
         if where not in self._by_pool:
             self._by_pool[where] = Turns()
@@ -336,14 +352,14 @@ class Queue:
             shares=self.shares.take(),
         )
 
-    def restore(self, told: QueueSnapshot, resting: Iterable[tuple[JobId, int, int]], ready: Iterable[JobId]) -> None:
-        """Go on as told, once every job that waits was added and every charge adopted. `resting`: (job, wake_us, pool) in order."""
+    def restore(self, told: QueueSnapshot, resting: Iterable[tuple[JobId, int, int, int]], ready: Iterable[JobId]) -> None:
+        """Go on as told, once every job that waits was added and every charge adopted. `resting`: the arguments of `rest`, by job."""
         self.shares.restore(told.virtual_us, told.shares)
         self._positions.mean_us = told.mean_charge_us
         self._turns = dict(told.turns)
-        for job_id, wake_us, pool in resting:
+        for job_id, wake_us, pool, patience in resting:
             if job_id in self._jobs:
-                self.rest(self._jobs[job_id][0].key, wake_us, pool)
+                self.rest(self._jobs[job_id][0].key, wake_us, pool, patience)
         favours = dict(told.favoured)
         for job_id in ready:
             if job_id in self._jobs:

@@ -100,7 +100,7 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
             ctx.bound.add(site, live)
             if live.charge_us:
                 ctx.queue.shares.adopt(live.spec.tenant)
-    resting = ((rest.job_id, rest.wake_us, rest.pool) for rest in snapshot.resting)
+    resting = ((rest.job_id, rest.wake_us, rest.pool, rest.patience) for rest in snapshot.resting)
     ctx.queue.restore(snapshot.queue, resting, snapshot.ready)
     ctx.outflow.restore(snapshot.outflow)
     ctx.timers = list(snapshot.timers)

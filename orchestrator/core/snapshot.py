@@ -139,6 +139,7 @@ class RestSnapshot:
     job_id: JobId
     wake_us: int
     pool: int
+    patience: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +195,8 @@ def take(ctx: Context) -> Snapshot:
         ),
         ready=tuple(ctx.queue.classes[key].head[1] for key in ctx.queue.in_order()),
         resting=tuple(
-            RestSnapshot(job_id=known.head[1], wake_us=known.wake_us, pool=known.pool) for known in ctx.queue.resting_in_order()
+            RestSnapshot(job_id=known.head[1], wake_us=known.wake_us, pool=known.pool, patience=known.patience)
+            for known in ctx.queue.resting_in_order()
         ),
         timers=tuple(sorted(ctx.timers)),
         queue=ctx.queue.take(),

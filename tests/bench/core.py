@@ -52,9 +52,9 @@ class Rounds:
     def __exit__(self, *_: object) -> None:
         placing.place_ready, placing._rest = self._place, self._rest
 
-    def _timed(self, ctx: Context) -> None:
+    def _timed(self, ctx: Context, arrivals: int = 0) -> None:
         begun = time.process_time()
-        self._place(ctx)
+        self._place(ctx, arrivals)
         self.seconds += time.process_time() - begun
 
     def _counted(self, *arguments: object) -> None:

@@ -108,6 +108,8 @@ class Book:
 
     def refresh(self, now_us: int) -> None:
         """Publish what is due."""
+        if now_us - self.refreshed_us < min(REFRESH_US, _LOOK_US):
+            return  # asked at each event: counting the cells would cost more than most events do
         if now_us - self.refreshed_us >= min(REFRESH_US * max(self.cells // _CELLS_EACH_REFRESH, 1), _LOOK_US):
             self.refreshed_us = now_us
             moved = [one.refresh(now_us) for one in self.components.values() if one.stale or now_us - one.refreshed_us >= _LOOK_US]
