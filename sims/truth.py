@@ -50,5 +50,5 @@ class Truth:
     def step_us(self, site_id: SiteId, pool_id: PoolId, model: ModelSpec, spec: JobSpec, key: AttemptKey) -> int:
         """One denoising step of an attempt."""
         gpu = self._gpus[self._pools[site_id, pool_id].gpu_type]
-        us = self._hidden.execution_us(model, spec.shape, gpu, spec.precision, site_id, str(key), gang_size=spec.gang_size)
+        us = self._hidden.execution_us(model, spec.denoised, gpu, spec.precision, site_id, str(key), gang_size=spec.gang_size)
         return max(us // spec.shape.steps, 1)

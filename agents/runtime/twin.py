@@ -282,7 +282,7 @@ class TwinRuntime:
         spec, now_s = command.spec, asyncio.get_running_loop().time()
         gang_size, key = spec.gang_size, str(command.key)
         run_us = self._hidden.execution_us(
-            command.model, spec.shape, slot.gpu, spec.precision, self._site_id, key, gang_size=gang_size
+            command.model, spec.denoised, slot.gpu, spec.precision, self._site_id, key, gang_size=gang_size
         )
         alone_us = transfer_us(output_bytes(command.model, spec.shape), self._spec.wan_bytes_per_s, 0)
         upload_us = alone_us * self._hidden.factor_milli("fetch", self._site_id) // 1_000

@@ -5,7 +5,7 @@ Decides which jobs are well formed and which changes of state are legal. Whether
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -116,6 +116,13 @@ class JobSpec:
         """The image that the generation begins with, if it does."""
         return next((one for one in self.inputs if one.name == IMAGE_INPUT), None)
 
+    @property
+    def denoised(self) -> Shape:
+        """The shape with the steps that are really taken: of those of its schedule, an image to begin with saves the first."""
+        if self.image is None:
+            return self.shape
+        return replace(self.shape, steps=max(self.shape.steps * self.strength_milli // 1_000, 1))
+
     def check(self) -> JobSpec:
         """Self if well formed; else FieldError for the first field that is not."""
         parse_name("tenant", self.tenant)
@@ -137,11 +144,21 @@ class JobSpec:
             raise FieldError("gang_size", self.gang_size, f"one of {limits.GANG_SIZES}")
         if len(self.inputs) > limits.INPUTS_MAX:
             raise FieldError("inputs", len(self.inputs), f"at most {limits.INPUTS_MAX} inputs")
-        parse_int("strength_milli", self.strength_milli, 0, limits.STRENGTH_MILLI_MAX)
+        self._check_strength()
         if self.origin_site is not None:
             parse_name("origin_site", self.origin_site)
         _check_constraints(self.constraints)
         return self
+
+    def _check_strength(self) -> None:
+        parse_int("strength_milli", self.strength_milli, 0, limits.STRENGTH_MILLI_MAX)
+        if self.image is None:
+            if self.strength_milli:
+                raise FieldError("strength_milli", self.strength_milli, f"0 without an input named {IMAGE_INPUT}")
+        elif self.shape.steps * self.strength_milli < 1_000:
+            least = -(-1_000 // self.shape.steps)
+            expected = f"{least} to 1000 with an input named {IMAGE_INPUT}: at least one of {self.shape.steps} steps"
+            raise FieldError("strength_milli", self.strength_milli, expected)
 
 
 def _check_prompt(field: str, text: str) -> None:

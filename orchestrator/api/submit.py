@@ -130,7 +130,6 @@ class Submitter:
                 "a model whose weights are in the origin store (this one is known by its figures only: "
                 "it can be rehearsed, with simulated set)",
             )
-        _refuse_what_has_no_meaning_yet(spec)
         if model.modality is Modality.IMAGE and spec.shape.frames != 1:
             raise FieldError("shape.frames", spec.shape.frames, f"1: {model_id} makes images")
         self._check_adapters(spec)
@@ -160,11 +159,6 @@ class Submitter:
             for region in spec.constraints.regions:
                 if region not in regions:
                     raise did_you_mean("constraints.regions", region, "region of a site", list(regions))
-
-
-def _refuse_what_has_no_meaning_yet(spec: JobSpec) -> None:
-    if spec.inputs:
-        raise FieldError("inputs", f"{len(spec.inputs)} inputs", "none: jobs with input files are not supported yet")
 
 
 def _outcome(outcome: Accepted | Refusal) -> pb.SubmitOutcome:

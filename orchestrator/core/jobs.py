@@ -10,7 +10,8 @@ from dataclasses import replace
 from atoll.model import limits
 from atoll.model.attempt import RETRIES, Attempt, Failure, FailureKind, ResultManifest
 from atoll.model.ids import JobId, SiteId, TenantId
-from atoll.model.job import Job, JobSpec, JobState, check_job_state
+from atoll.model.job import IMAGE_INPUT, Job, JobSpec, JobState, check_job_state
+from atoll.model.modelspec import IMAGE_TO_IMAGE, ModelSpec
 from orchestrator.core import attempts, residency
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.events import JobCancelRequested, JobsSubmitted, Submission
@@ -31,6 +32,8 @@ from orchestrator.core.state import JobEntry, KeyEntry, State
 # Keys of ended jobs that stay known, so that a late retry of a client meets its job: at 60 jobs a second that is an
 # hour and a half, ten times longer than any client retries, for about 100 MB.
 ENDED_KEYS_MAX = 300_000
+# Models that a refusal names: a line, not a catalogue.
+_NAMED_MAX = 5
 
 
 def submitted(ctx: Context, event: JobsSubmitted) -> None:
@@ -85,12 +88,8 @@ def unmeant(state: State, spec: JobSpec) -> Refusal | None:
     """Why this fleet can make nothing of such a job, however empty it is."""
     if spec.model_id not in state.models:
         return Refusal(code=RefusalCode.INVALID, field="model_id", message=f"no model {spec.model_id!r} in this fleet")
-    unusable = _unusable_adapter(state, spec)
-    if unusable is not None:
-        return Refusal(code=RefusalCode.INVALID, field=unusable[0], message=unusable[1])
-    if spec.inputs:
-        return Refusal(code=RefusalCode.INVALID, field="inputs", message="inputs is not supported by this version: leave it out")
-    return None
+    unusable = _unusable_adapter(state, spec) or _unusable_input(state, spec)
+    return Refusal(code=RefusalCode.INVALID, field=unusable[0], message=unusable[1]) if unusable is not None else None
 
 
 def met_bound(ctx: Context, tenant: TenantId, now_us: int) -> tuple[Bound, Refusal] | None:
@@ -118,6 +117,28 @@ def _unusable_adapter(state: State, spec: JobSpec) -> tuple[str, str] | None:
         if not spec.simulated and not adapter.servable:
             return field, f"adapter {use.adapter_id} is known by its figures only: jobs that use it must be simulated"
     return None
+
+
+def _unusable_input(state: State, spec: JobSpec) -> tuple[str, str] | None:
+    """(field, message) for the first input that no site can begin with, if there is one. The job's model exists."""
+    for index, one in enumerate(spec.inputs):
+        if one.name != IMAGE_INPUT:
+            return f"inputs[{index}].name", f"input {one.name!r} has no meaning: expected one input, named {IMAGE_INPUT!r}"
+        if index:
+            return "inputs", f"{len(spec.inputs)} images: expected one to begin with"
+        if not 0 < one.bytes <= limits.IMAGE_BYTES_MAX:
+            return f"inputs[{index}].bytes", f"an image of {one.bytes} bytes: expected 1 to {limits.IMAGE_BYTES_MAX}"
+    model = state.models[spec.model_id]
+    if spec.inputs and not _begins_with_image(model):
+        able = sorted(one.model_id for one in state.models.values() if one.pipeline_class and _begins_with_image(one))
+        some = ", ".join(able[:_NAMED_MAX]) + (", ..." if len(able) > _NAMED_MAX else "") if able else "none here can"
+        return "inputs", f"model {model.model_id} ({model.pipeline_class}) cannot begin with an image: models that can: {some}"
+    return None
+
+
+def _begins_with_image(model: ModelSpec) -> bool:
+    """Whether a model can, as far as is known."""
+    return not model.pipeline_class or model.pipeline_class in IMAGE_TO_IMAGE
 
 
 def watch_expiry(ctx: Context, job: Job) -> None:

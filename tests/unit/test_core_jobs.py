@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
+from atoll.model import limits
 from atoll.model.attempt import AttemptState, FailureKind
+from atoll.model.errors import FieldError
 from atoll.model.ids import JobId, SiteId, TenantId
 from atoll.model.job import InputRef, JobState
 from orchestrator.core import events
@@ -64,9 +70,43 @@ def test_same_key_and_payload_is_the_same_job_and_another_payload_is_refused_eve
     assert other != [job_id]
 
 
-def test_what_has_no_meaning_yet_is_refused_by_field() -> None:
+IMAGE = InputRef(name="image", digest="sha256:" + "0" * 64, bytes=1_000)
+
+
+def test_an_input_that_nothing_can_be_begun_with_is_refused_by_field() -> None:
+    fleet = Fleet(site("a"), models=(model("m"), replace(model("film"), pipeline_class="WanPipeline")))
+    for inputs, field in (
+        ((replace(IMAGE, name="mask"),), "inputs[0].name"),
+        ((IMAGE, IMAGE), "inputs"),
+        ((replace(IMAGE, bytes=0),), "inputs[0].bytes"),
+        ((replace(IMAGE, bytes=limits.IMAGE_BYTES_MAX + 1),), "inputs[0].bytes"),
+    ):
+        assert _refused(fleet.submit(spec(inputs=inputs, strength_milli=500))).field == field
+    refusal = _refused(fleet.submit(spec("film", inputs=(IMAGE,), strength_milli=500)))
+    assert (refusal.field, "models that can: m" in refusal.message) == ("inputs", True)
+    (job_id,) = _accepted(fleet.submit(spec(inputs=(IMAGE,), strength_milli=500)))
+    assert fleet.job(job_id).state is JobState.PLACED
+
+
+def test_a_weaker_change_of_an_image_takes_fewer_steps_and_is_predicted_to() -> None:
+    predicted = []
+    for strength_milli in (1_000, 500, 250):
+        fleet = Fleet(site("a"))
+        (job_id,) = _accepted(fleet.submit(spec(inputs=(IMAGE,), strength_milli=strength_milli)))
+        predicted.append(fleet.job(job_id).attempts[-1].predicted_us)
+    assert predicted == sorted(predicted, reverse=True)
+    assert len(set(predicted)) == 3
+
+
+def test_a_strength_without_an_image_or_too_small_for_a_step_is_no_job() -> None:
+    spec(inputs=(IMAGE,), strength_milli=50).check()
+    for wrong in (spec(strength_milli=1), spec(inputs=(IMAGE,)), spec(inputs=(IMAGE,), strength_milli=49)):
+        with pytest.raises(FieldError, match="strength_milli"):
+            wrong.check()
+
+
+def test_a_model_that_does_not_exist_is_refused_by_field() -> None:
     fleet = Fleet(site("a"))
-    assert _refused(fleet.submit(spec(inputs=(InputRef(name="a", digest="sha256:" + "0" * 64, bytes=1),)))).field == "inputs"
     assert _refused(fleet.submit(spec(model_id="nope"))).field == "model_id"
 
 

@@ -35,6 +35,7 @@ class ClassKey:
     simulated: bool
     gang_size: int
     adapters: tuple[AdapterId, ...]  # sorted; their scales make no difference
+    input_bytes: int = 0  # rounded up to a power of two, so that pictures of all sizes make few classes
     avoid: frozenset[SiteId]
     avoid_until_us: int
     # What the dataclass would compute at each look-up, kept: ten fields hashed anew would cost more than a decision. Only dicts read it.
@@ -43,7 +44,7 @@ class ClassKey:
     def __post_init__(self) -> None:
         figures = (
             self.model_id, self.shape, self.precision, self.priority, self.constraints, self.origin_site,
-            self.simulated, self.gang_size, self.adapters, self.avoid, self.avoid_until_us,
+            self.simulated, self.gang_size, self.adapters, self.input_bytes, self.avoid, self.avoid_until_us,
         )  # fmt: skip
         object.__setattr__(self, "_hash", figures.__hash__())
 
@@ -73,9 +74,10 @@ NO_AVOIDANCE = Avoidance()
 
 def class_of(spec: JobSpec, avoidance: Avoidance = NO_AVOIDANCE) -> ClassKey:
     """The class of a job."""
+    size = sum(one.bytes for one in spec.inputs)
     return ClassKey(
         model_id=spec.model_id,
-        shape=spec.shape,
+        shape=spec.denoised,
         precision=spec.precision,
         priority=spec.priority,
         constraints=spec.constraints,
@@ -83,6 +85,7 @@ def class_of(spec: JobSpec, avoidance: Avoidance = NO_AVOIDANCE) -> ClassKey:
         simulated=spec.simulated,
         gang_size=spec.gang_size,
         adapters=tuple(sorted(use.adapter_id for use in spec.adapters)),
+        input_bytes=1 << (size - 1).bit_length() if size else 0,
         avoid=avoidance.sites,
         avoid_until_us=avoidance.until_us,
     )

@@ -227,7 +227,8 @@ class Estimator:
                 if out is not None:
                     rtt, rate = out.rtt_us, max(min(out.bytes_per_s, rate), _RATE_MIN)
                     egress = out.egress_usd_micros_per_gb or egress
-            found[spec.site_id] = (rtt, rtt + size * 1_000_000 // rate, egress * size // _BYTES_PER_GB)
+            input_us = rtt + key.input_bytes * 1_000_000 // rate
+            found[spec.site_id] = (input_us, rtt + size * 1_000_000 // rate, egress * size // _BYTES_PER_GB)
         table = np.array([found[site_id] for site_id in columns.site_ids] or np.zeros((0, 3)), dtype=np.int64)
         return table[:, 0], table[:, 1], table[:, 2]
 
