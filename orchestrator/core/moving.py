@@ -16,6 +16,7 @@ from orchestrator.core import attempts, jobs
 from orchestrator.core.context import Context
 from orchestrator.core.placement.classes import class_of
 from orchestrator.core.placement.column import Column, is_free
+from orchestrator.core.placement.policy import Rule
 from orchestrator.core.placement.rows import READY, Fix
 from orchestrator.core.state import LiveAttempt, ReplicaKey, Slot
 
@@ -28,6 +29,8 @@ _LOOKED_AT_MAX: Final = 256
 def fill_vacated(ctx: Context) -> None:
     """Offer the slots that came free in this step, and that the placing round left free."""
     vacated, ctx.vacated = ctx.vacated, []
+    if ctx.policy.rule is not Rule.COST:
+        return  # what another rule placed is not moved for the sake of cost
     for column, slot in vacated:
         # The pool may have gone with its site in this very step.
         here = ctx.columns.by_pool.get((column.site.site_id, column.pool.pool_id)) is column

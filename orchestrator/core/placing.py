@@ -44,7 +44,8 @@ def place_ready(ctx: Context, arrivals: int = 0) -> None:
         if left <= 0:
             ctx.arm(ctx.now_us, TimerKind.PLACING)
             return
-        rivals = ctx.queue.rivals(first, ctx.policy.regret_classes) if arrivals > 1 else [first]
+        by_regret = arrivals > 1 and ctx.policy.rule is Rule.COST
+        rivals = ctx.queue.rivals(first, ctx.policy.regret_classes) if by_regret else [first]
         if len(rivals) == 1:
             left -= _place_class(ctx, first, left)
         else:

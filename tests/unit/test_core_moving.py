@@ -7,6 +7,7 @@ from dataclasses import replace
 from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import AttemptKey, ModelId, SiteId
 from atoll.model.job import JobState
+from orchestrator.core.placement.policies import POLICIES
 from orchestrator.core.placement.policy import Policy
 from tests.unit.fleet_of_machines import Fleet, in_regions, model, pool, site, spec
 
@@ -93,3 +94,16 @@ def test_who_has_no_second_place_gets_the_best_one_though_the_other_came_first()
     fleet.submit(first, spec("n"))
     places = {job.spec.model_id: job.attempts[0].site_id for job in fleet.jobs.values()}
     assert places == {ModelId("m"): SiteId("b"), ModelId("n"): SiteId("a")}
+
+
+def test_what_a_baseline_placed_is_neither_moved_nor_ordered_for_the_sake_of_cost() -> None:
+    for name in ("round-robin", "random", "least-loaded"):
+        fleet = _two_sites(POLICIES[name])
+        fleet.submit(*(spec("m", prompt=str(number), shape=_LONG) for number in range(4)))
+        for where, agent in fleet.agents.items():
+            if agent.attempts:
+                fleet.running(where, next(iter(agent.attempts)))
+        some = next(where for where, agent in fleet.agents.items() if agent.attempts)
+        for key in list(fleet.agents[some].attempts):
+            fleet.end_attempt(some, key)
+        assert not any(told.stop for agent in fleet.agents.values() for told in agent.attempts.values()), name
