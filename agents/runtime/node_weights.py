@@ -16,7 +16,6 @@ from agents.core.events import (
     FetchFailed,
     FetchYielded,
     HostMemoryChanged,
-    RatesMeasured,
     WeightsDeleted,
     WeightsFetched,
 )
@@ -25,12 +24,12 @@ from agents.engine.errors import failure_of
 from agents.fetching import WeightsFetcher
 from agents.origins import FetchError, FetchStoppedError
 from agents.runtime.base import Sink
+from agents.runtime.rates import Rates
 from agents.weights import FetchResult, OnBytes, WeightsCache
 from atoll.model.attempt import Failure, FailureKind
 from atoll.model.errors import AtollError, FieldError
 from atoll.model.ids import ModelId, NodeId, SlotRef
 from atoll.model.modelspec import ModelSpec
-from atoll.model.report import RateFacts
 
 _PART: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 # How often it is told how far a fetch has come.
@@ -44,26 +43,6 @@ def origin_of(origin_url: str, model: ModelSpec) -> str:
     if len(model.origin_path) > 500 or not all(_PART.match(part) for part in parts):
         raise FieldError(f"origin_path of model {model.model_id}", model.origin_path, _PATH_RULE)
     return f"{origin_url.rstrip('/')}/{model.origin_path}"
-
-
-class Rates:
-    """What this site measured last, told whenever one of the rates is measured anew. Bytes per second; 0: not yet."""
-
-    def __init__(self, tell: Sink) -> None:
-        self._tell = tell
-        self._facts = RateFacts()
-
-    def measured(self, *, disk: int | None = None, h2d: int | None = None, origin: int | None = None) -> None:
-        """None: this one was not measured now."""
-        if disk is None and h2d is None and origin is None:
-            return
-        old = self._facts
-        self._facts = RateFacts(
-            disk_bytes_per_s=disk or old.disk_bytes_per_s,
-            h2d_bytes_per_s=h2d or old.h2d_bytes_per_s,
-            origin_bytes_per_s=origin or old.origin_bytes_per_s,
-        )
-        self._tell(RatesMeasured(rates=self._facts))
 
 
 class NodeWeights:

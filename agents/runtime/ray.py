@@ -50,8 +50,9 @@ from agents.runtime.base import RuntimeCommand, Sink
 from agents.runtime.execution import NO_TIMES
 from agents.runtime.hardware import find_devices, survey
 from agents.runtime.node_adapters import NodeAdapters
-from agents.runtime.node_weights import NodeWeights, Rates
+from agents.runtime.node_weights import NodeWeights
 from agents.runtime.open_attempts import OpenAttempts
+from agents.runtime.rates import Rates
 from agents.runtime.ray_config import RayConfig
 from agents.runtime.ray_connection import RayConnection
 from agents.runtime.ray_slots import SlotGoneError, SlotKeeper

@@ -19,7 +19,6 @@ from agents.core.events import (
     AttemptErrored,
     AttemptFinished,
     AttemptHalted,
-    RatesMeasured,
     RecoveredSlot,
     ReplicaAdapted,
     ReplicaEvicted,
@@ -30,6 +29,7 @@ from agents.core.events import (
 from agents.core.outputs import AdaptReplica, EvictReplica, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
 from agents.core.state import ReplicaKey
 from agents.runtime.base import RuntimeCommand, Sink
+from agents.runtime.rates import Rates
 from agents.runtime.twin_results import simulated_result
 from agents.runtime.twin_weights import Surroundings, TwinWeights
 from atoll.model.attempt import AttemptState, Failure, FailureKind, PhaseTimes
@@ -37,7 +37,7 @@ from atoll.model.errors import FieldError
 from atoll.model.gpu import GpuType
 from atoll.model.ids import AdapterId, AttemptKey, GpuTypeId, ModelId, NodeId, SlotRef
 from atoll.model.modelspec import ModelSpec
-from atoll.model.report import RateFacts, Welcome
+from atoll.model.report import Welcome
 from atoll.model.site import PoolSpec, SiteRuntime, SiteSpec
 from atoll.physics.coldstart import transfer_us
 from atoll.physics.hidden import HiddenWorld
@@ -103,7 +103,7 @@ class TwinRuntime:
         self._slots: dict[SlotRef, _Slot] = {}
         self._runs: dict[AttemptKey, _Run] = {}
         self._expiry_timer: asyncio.TimerHandle | None = None
-        self._rates = RateFacts()
+        self._rates = Rates(self._tell)
         self._logs: OrderedDict[AttemptKey, list[str]] = OrderedDict()
         self._closed = False
         self._pools = tuple(self._build(pool, gpus) for pool in spec.pools)
@@ -203,11 +203,7 @@ class TwinRuntime:
     # --- rates ----------------------------------------------------------------------------------------------------------------
 
     def _learn_origin(self, bytes_per_s: int) -> None:
-        self._learn(replace(self._rates, origin_bytes_per_s=bytes_per_s))
-
-    def _learn(self, rates: RateFacts) -> None:
-        self._rates = rates
-        self._sink(RatesMeasured(rates=rates))
+        self._rates.measured(origin=bytes_per_s)
 
     # --- replicas -------------------------------------------------------------------------------------------------------------
 
@@ -241,7 +237,7 @@ class TwinRuntime:
             )
         )
         if not from_host:
-            self._learn(replace(self._rates, disk_bytes_per_s=model.weights_bytes * 1_000_000 // max(stage_us, 1)))
+            self._rates.measured(disk=model.weights_bytes * 1_000_000 // max(stage_us, 1))
 
     def _adapt(self, slot: _Slot, command: AdaptReplica) -> None:
         slot.adaptations += 1

@@ -1,0 +1,42 @@
+"""Rates that a site tells: the first as measured, later ones as a mean of seconds per byte that follows a change within some transfers."""
+
+from __future__ import annotations
+
+from agents.core.events import AgentEvent, RatesMeasured
+from agents.runtime.rates import Rates
+from atoll.model.report import RateFacts
+
+
+def _rates() -> tuple[Rates, list[RateFacts]]:
+    told: list[RateFacts] = []
+
+    def tell(event: AgentEvent) -> None:
+        assert isinstance(event, RatesMeasured)
+        told.append(event.rates)
+
+    return Rates(tell), told
+
+
+def test_the_first_measurement_is_told_as_it_is_and_others_stay_as_they_were() -> None:
+    rates, told = _rates()
+    rates.measured(disk=4_000)
+    rates.measured(origin=800)
+    rates.measured()
+    assert told == [RateFacts(disk_bytes_per_s=4_000), RateFacts(disk_bytes_per_s=4_000, origin_bytes_per_s=800)]
+
+
+def test_one_fast_transfer_does_not_make_a_fast_site() -> None:
+    rates, told = _rates()
+    rates.measured(origin=1_000_000)
+    rates.measured(origin=8_000_000)
+    assert told[-1].origin_bytes_per_s < 1_200_000
+
+
+def test_a_link_that_changed_is_followed() -> None:
+    rates, told = _rates()
+    rates.measured(origin=8_000_000)
+    for _ in range(24):
+        rates.measured(origin=1_000_000)
+    assert told[-1].origin_bytes_per_s < 1_100_000
+    rates.measured(origin=1)
+    assert told[-1].origin_bytes_per_s >= 1
