@@ -157,7 +157,7 @@ async def serve(
     """
     config.check()
     stop = stop or asyncio.Event()
-    parts = _build(config, (policy or Policy()).at_scale(config.time_scale_milli), catalogue or packaged_catalogue())
+    parts = _build(config, (policy or config.policy).at_scale(config.time_scale_milli), catalogue or packaged_catalogue())
     listening: MetricsServer | None = None
     running: asyncio.Task[None] | None = None
     try:
@@ -171,6 +171,7 @@ async def serve(
             "serving",
             address=str(address),
             data_dir=str(config.data_dir),
+            policy=f"{parts.policy.name} ({parts.policy.identity.digest})",
             credentials=bool(config.tokens),
             tls=config.tls_cert is not None,
             metrics=str(listening.address) if listening is not None else "off",

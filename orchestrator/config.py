@@ -18,6 +18,9 @@ from atoll.model.address import Address, parse_address
 from atoll.model.errors import AtollError, FieldError, quoted
 from orchestrator.api.auth import Token, is_loopback, operator_token, parse_tokens
 from orchestrator.clock import REAL_TIME_MILLI
+from orchestrator.core.placement.policies import DEFAULT
+from orchestrator.core.placement.policy import Policy
+from orchestrator.policy_source import load_policy
 from orchestrator.telemetry.logs import LogFormat, LogLevel
 
 # ATOLL_ORCHESTRATOR_LISTEN and so on; a prefix of its own, because clients on the same machine read ATOLL_ADDRESS and ATOLL_TOKEN.
@@ -65,6 +68,7 @@ class OrchestratorConfig:
     artifacts_url: str = ""  # "": the folder `artifacts` of the data folder
     retention_ms: int = 24 * 3600 * 1000
     ended_jobs_max: int = 1_000_000
+    policy: Policy = DEFAULT
     record: Path | None = None
     record_bytes_max: int = 10 * 1024**3
     log_format: LogFormat = LogFormat.AUTO
@@ -106,6 +110,7 @@ SETTINGS: Final = (
     "artifacts_url",
     "retention_hours",
     "ended_jobs_max",
+    "policy",
     "record",
     "record_bytes_max",
     "log_format",
@@ -150,6 +155,7 @@ def _read(flags: Mapping[str, object | None], environ: Mapping[str, str]) -> Orc
         artifacts_url=_url("artifacts_url", setting("artifacts_url", "")),
         retention_ms=round(_number("retention_hours", setting("retention_hours", 24), 0.001, 100_000) * 3_600_000),
         ended_jobs_max=round(_number("ended_jobs_max", setting("ended_jobs_max", 1_000_000), 1, 1e9)),
+        policy=load_policy(str(setting("policy", DEFAULT.name))),
         record=_path("record", setting("record")) if setting("record") else None,
         record_bytes_max=round(_number("record_bytes_max", setting("record_bytes_max", 10 * 1024**3), 1, 1e15)),
         log_format=_choice("log_format", setting("log_format", LogFormat.AUTO), LogFormat),

@@ -41,6 +41,7 @@ class RecordingBegun:
     """A core begins: what it was made of."""
 
     version: int
+    policy_digest: str = ""
     policy: Policy
     gpus: tuple[GpuType, ...]
     snapshot: Snapshot
@@ -137,7 +138,8 @@ class Recorder:
 
 def _encoded(item: Snapshot | tuple[int, Event, Step], policy: Policy, gpus: tuple[GpuType, ...]) -> bytes:
     if isinstance(item, Snapshot):
-        return codec().encode(RecordingBegun(version=FORMAT_VERSION, policy=policy, gpus=gpus, snapshot=item))
+        digest = policy.identity.digest
+        return codec().encode(RecordingBegun(version=FORMAT_VERSION, policy_digest=digest, policy=policy, gpus=gpus, snapshot=item))
     now_us, event, step = item
     return codec().encode(Recorded(now_us=now_us, event=event, step_sha256=step_digest(step)))
 

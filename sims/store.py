@@ -32,10 +32,12 @@ from orchestrator.core.outputs import (
     PutLinks,
     PutModel,
     PutPin,
+    PutPolicy,
     PutPush,
     PutSite,
     Record,
 )
+from orchestrator.core.placement.policy import Identity
 from sims.faults import Fault, Faults
 from sims.world import MILLISECOND_US, SECOND_US, World
 
@@ -76,6 +78,7 @@ class SimStore:
         self.pushes: dict[ModelId, Push] = {}
         self.links: tuple[LinkSpec, ...] = ()
         self.estimates = Estimates()
+        self.policy: Identity | None = None
         self.audit: list[AuditEvent] = []
         self.commits = 0
         self.watcher: StoreWatcher | None = None
@@ -112,6 +115,7 @@ class SimStore:
             adapters=tuple(self.adapters.values()),
             pins=tuple(self.pins.values()),
             pushes=tuple(self.pushes.values()),
+            policy=self.policy,
             ended_keys=tuple(
                 EndedKey(
                     tenant=job.spec.tenant,
@@ -158,7 +162,7 @@ class SimStore:
             self.watcher.applied(term, records)
         return CommitOutcome.COMMITTED
 
-    def _put(self, record: Record) -> None:
+    def _put(self, record: Record) -> None:  # noqa: C901 - one case per record and nothing else
         match record:
             case PutJob():
                 self.jobs[record.job.job_id] = record.job
@@ -178,6 +182,8 @@ class SimStore:
                 self.adapters.pop(record.adapter_id, None)
             case PutEstimates():
                 self.estimates = record.estimates
+            case PutPolicy():
+                self.policy = record.policy
             case PutPin():
                 self.pins[(record.pin.model_id, record.pin.site_id)] = record.pin
             case DeletePin():
@@ -192,7 +198,7 @@ class SimStore:
                 assert_never(record)
 
 
-def brief(record: Record) -> str:
+def brief(record: Record) -> str:  # noqa: C901 - one case per record and nothing else
     """A record in few words, for the history."""
     match record:
         case PutJob():
@@ -215,6 +221,8 @@ def brief(record: Record) -> str:
             return f"adapter {record.adapter_id} deleted"
         case PutEstimates():
             return f"estimates of {sum(one.observations for one in record.estimates.components)} observations"
+        case PutPolicy():
+            return f"policy {record.policy.name} {record.policy.digest}"
         case PutPin():
             return f"pin {record.pin.model_id} at {record.pin.site_id}: {record.pin.tier.name}"
         case DeletePin():

@@ -47,6 +47,10 @@ class Fields:
         """Whether the key stands there, with whatever value."""
         return key in self._entries
 
+    def keys(self) -> tuple[str, ...]:
+        """All keys that stand there, in order."""
+        return tuple(self._entries)
+
     def wrong(self, key: str, value: object, expected: str) -> None:
         """Note a mistake at a key."""
         self.problems.add(self.line_of(key), self.at(key), value, expected)

@@ -37,4 +37,6 @@ def fleet() -> None:
             say(f"fleet/{view.fleet_id} at {address}, term {view.term}, fleet time {duration(view.now_us)}{scale}")
             say(f"  {count(view.sites, 'site')}, {view.sites_connected} connected")
             say(f"  {count(view.gpus, 'GPU')}, {view.gpus_used} at work")
+            if view.policy:
+                say(f"  policy {view.policy}, {view.policy_digest}")
             say(f"  {count(view.jobs_queued, 'job')} queued, {view.jobs_live} live, {view.jobs_ended} ended")

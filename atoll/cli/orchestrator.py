@@ -21,6 +21,7 @@ def register(root: typer.Typer) -> None:
         epilog=examples(
             """
             atoll orchestrator
+            atoll orchestrator --policy own.yaml  # see 'atoll policies --help'
             atoll orchestrator --data-dir /var/lib/atoll --listen 127.0.0.1:7443
             ATOLL_ORCHESTRATOR_TOKEN=... atoll orchestrator --listen 0.0.0.0:7443 --tls-cert cert.pem --tls-key key.pem
             """
@@ -55,6 +56,9 @@ def orchestrator(
     ended_jobs_max: Annotated[
         str | None, typer.Option("--ended-jobs-max", metavar="N", help="How many of them (default: 1,000,000).")
     ] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", metavar="FILE|NAME", help="By which figures places are chosen (default: default).")
+    ] = None,
     record: Annotated[str | None, typer.Option("--record", metavar="FILE", help="Write a snapshot and every event after it.")] = None,
     record_bytes_max: Annotated[str | None, typer.Option("--record-bytes-max", metavar="N", help="End the recording there.")] = None,
     log_format: Annotated[str | None, typer.Option("--log-format", help="auto, console or json.")] = None,
@@ -76,6 +80,7 @@ def orchestrator(
         "time_scale": time_scale,
         "retention_hours": retention_hours,
         "ended_jobs_max": ended_jobs_max,
+        "policy": policy,
         "record": record,
         "record_bytes_max": record_bytes_max,
         "log_format": log_format,
@@ -87,5 +92,6 @@ def orchestrator(
     try:
         config = load_config(flags, os.environ)
     except StartError as error:
-        raise CliError(str(error), code=error.code) from None
+        first, *more = str(error).splitlines()
+        raise CliError(first, code=error.code, more=tuple(more)) from None
     raise typer.Exit(run_orchestrator(config))

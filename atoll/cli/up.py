@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from atoll.cli import places
+from atoll.cli import places, policies
 from atoll.cli.agent import JOIN_TOKEN_VARIABLE
 from atoll.cli.children import Children, Stopped
 from atoll.cli.exits import CliError, Exit
@@ -64,6 +64,9 @@ def up(
     slots: Annotated[str | None, typer.Option("--slots", metavar="N", show_default=False, help="Slots, without GPUs (default: 1).")] = None,
     no_gpus: Annotated[bool, typer.Option("--no-gpus", help="Work on the CPU, GPUs or not.")] = False,
     metrics: Annotated[str, typer.Option("--metrics", metavar="HOST:PORT", help="The orchestrator's metrics.")] = "off",
+    policy: Annotated[
+        str, typer.Option("--policy", metavar="FILE|NAME", help="By which figures places are chosen; see 'atoll policies'.")
+    ] = "default",
     log_level: Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")] = "warning",
 ) -> None:
     """Run an orchestrator and a real site on this machine in the foreground, until Ctrl-C.
@@ -73,11 +76,12 @@ def up(
     address = parse_address("--listen", listen or "127.0.0.1")
     more = [*(("--slots", slots) if slots is not None else ()), *(("--no-gpus",) if no_gpus else ())]
     data = Path(data_dir).expanduser().absolute() if data_dir else places.data_dir(os.environ)
+    policies.load(policy)
     models = _starters(data)
     _refuse_taken(address)
     with Children() as children:
         try:
-            _orchestrator(children, address, data, metrics, log_level)
+            _orchestrator(children, address, data, metrics, log_level, policy)
             with _client(address) as client:
                 join_token = _declare(client, SiteId(site), models)
                 _agent(children, SiteId(site), address, data, log_level, join_token, more)
@@ -113,7 +117,7 @@ def _refuse_taken(address: Address) -> None:
     raise CliError(f"--listen is '{address}': expected an address that nobody uses; something answers there", code=Exit.CONFLICT)
 
 
-def _orchestrator(children: Children, address: Address, data: Path, metrics: str, log_level: str) -> None:
+def _orchestrator(children: Children, address: Address, data: Path, metrics: str, log_level: str, policy: str) -> None:
     """Start it and wait until it answers."""
     arguments = [
         "orchestrator",
@@ -123,6 +127,7 @@ def _orchestrator(children: Children, address: Address, data: Path, metrics: str
         *("--artifacts-url", (data / "artifacts").as_uri()),
         *("--metrics", metrics),
         *("--log-level", log_level),
+        *("--policy", policy),
     ]
     children.start("orchestrator", arguments)
     from atoll.client import UnavailableError

@@ -77,3 +77,5 @@ class FleetView:
     jobs_queued: int
     jobs_live: int
     jobs_ended: int
+    policy: str = ""
+    policy_digest: str = ""

@@ -1179,6 +1179,8 @@ class FleetView(_message.Message):
     JOBS_QUEUED_FIELD_NUMBER: _builtins.int
     JOBS_LIVE_FIELD_NUMBER: _builtins.int
     JOBS_ENDED_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    POLICY_DIGEST_FIELD_NUMBER: _builtins.int
     fleet_id: _builtins.str
     term: _builtins.int
     now_us: _builtins.int
@@ -1190,6 +1192,9 @@ class FleetView(_message.Message):
     jobs_queued: _builtins.int
     jobs_live: _builtins.int
     jobs_ended: _builtins.int
+    policy: _builtins.str
+    policy_digest: _builtins.str
+    """two policies of one name may differ, two of one digest do not"""
     def __init__(
         self,
         *,
@@ -1204,10 +1209,12 @@ class FleetView(_message.Message):
         jobs_queued: _builtins.int = ...,
         jobs_live: _builtins.int = ...,
         jobs_ended: _builtins.int = ...,
+        policy: _builtins.str = ...,
+        policy_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleet_id", b"fleet_id", "gpus", b"gpus", "gpus_used", b"gpus_used", "jobs_ended", b"jobs_ended", "jobs_live", b"jobs_live", "jobs_queued", b"jobs_queued", "now_us", b"now_us", "sites", b"sites", "sites_connected", b"sites_connected", "term", b"term", "time_scale_milli", b"time_scale_milli"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleet_id", b"fleet_id", "gpus", b"gpus", "gpus_used", b"gpus_used", "jobs_ended", b"jobs_ended", "jobs_live", b"jobs_live", "jobs_queued", b"jobs_queued", "now_us", b"now_us", "policy", b"policy", "policy_digest", b"policy_digest", "sites", b"sites", "sites_connected", b"sites_connected", "term", b"term", "time_scale_milli", b"time_scale_milli"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

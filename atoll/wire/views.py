@@ -144,6 +144,8 @@ def fleet_view_to_proto(view: FleetView) -> operator_pb.FleetView:
         jobs_queued=view.jobs_queued,
         jobs_live=view.jobs_live,
         jobs_ended=view.jobs_ended,
+        policy=view.policy,
+        policy_digest=view.policy_digest,
     )
 
 
@@ -161,4 +163,6 @@ def fleet_view_from_proto(msg: operator_pb.FleetView) -> FleetView:
         jobs_queued=_count("jobs_queued", msg.jobs_queued),
         jobs_live=_count("jobs_live", msg.jobs_live),
         jobs_ended=_count("jobs_ended", msg.jobs_ended),
+        policy=bounds.label("policy", msg.policy),
+        policy_digest=bounds.label("policy_digest", msg.policy_digest),
     )

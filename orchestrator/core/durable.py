@@ -14,6 +14,7 @@ from atoll.model.learned import Estimates
 from atoll.model.modelspec import ModelSpec
 from atoll.model.residency import Pin, Push
 from atoll.model.site import LinkSpec, SiteRecord
+from orchestrator.core.placement.policy import Identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,3 +48,4 @@ class Stored:
     ended_keys: tuple[EndedKey, ...] = ()
     ended_count: int = 0
     estimates: Estimates = Estimates()
+    policy: Identity | None = None  # by which the fleet was run last; None: by none yet

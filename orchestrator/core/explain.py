@@ -57,6 +57,7 @@ def fleet_view(ctx: Context, now_us: int, time_scale_milli: int) -> FleetView:
     sites = ctx.state.sites.values()
     live = sum(len(site.attempts) for site in sites)
     pools = [pool for site in sites for pool in site.pools.values()]
+    policy = ctx.policy.identity
     return FleetView(
         fleet_id=ctx.state.fleet_id,
         term=ctx.state.term,
@@ -69,6 +70,8 @@ def fleet_view(ctx: Context, now_us: int, time_scale_milli: int) -> FleetView:
         jobs_queued=len(ctx.state.jobs) - _placed(ctx),
         jobs_live=live,
         jobs_ended=ctx.state.jobs_ended,
+        policy=policy.name,
+        policy_digest=policy.digest,
     )
 
 

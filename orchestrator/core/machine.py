@@ -248,6 +248,7 @@ def _dispatch(ctx: Context, event: Event) -> None:  # noqa: C901 - one case per 
         case TookOver():
             ctx.state.fleet_id, ctx.state.term = event.fleet_id, event.term
             leases.took_over(ctx)
+            operators.policy_taken(ctx)
         case TimerFired():
             pass
         case _:

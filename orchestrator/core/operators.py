@@ -1,4 +1,5 @@
-"""What operators ask of sites: declare, add, cordon, drain, remove. Each change is durable, audited with its reason, and answered.
+"""What operators ask of sites: declare, add, cordon, drain, remove; and by which policy they run the fleet. Each change is durable,
+audited with its reason, and answered.
 
 Decides which requests are allowed in which state. Must not know who the operator is or how they were authenticated.
 """
@@ -21,8 +22,19 @@ from orchestrator.core.events import (
     SitesApplied,
     SiteUncordoned,
 )
-from orchestrator.core.outputs import CloseSession, DeleteSite, Done, PublishSiteRemoved, PutLinks, Refusal, RefusalCode
+from orchestrator.core.outputs import CloseSession, DeleteSite, Done, PublishSiteRemoved, PutLinks, PutPolicy, Refusal, RefusalCode
 from orchestrator.core.state import Site
+
+
+def policy_taken(ctx: Context) -> None:
+    """This process leads now, by its policy. Where the fleet was run by another one before, that is part of its history."""
+    before, now = ctx.state.policy, ctx.policy.identity
+    if before == now:
+        return
+    ctx.state.policy = now
+    ctx.records.append(PutPolicy(policy=now))
+    if before is not None:
+        ctx.audit("policy_changed", "fleet", detail=f"from {before.name} ({before.digest}) to {now.name} ({now.digest})")
 
 
 def applied(ctx: Context, event: SitesApplied) -> None:

@@ -22,6 +22,7 @@ from atoll.model.replica import Tier
 from atoll.model.residency import Cause, Pin, Push, ResidencyEvent
 from atoll.model.site import LinkSpec, SiteRecord
 from orchestrator.core.events import RequestRef, SessionRef
+from orchestrator.core.placement.policy import Identity
 
 # --- records: must be durable first -------------------------------------------------------------------------------------------
 
@@ -119,6 +120,13 @@ class DeletePush:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PutPolicy:
+    """By which policy the fleet is run from here on."""
+
+    policy: Identity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AppendAudit:
     """One line of the audit."""
 
@@ -127,7 +135,7 @@ class AppendAudit:
 
 Record = (
     PutJob | PutSite | DeleteSite | PutLinks | PutModel | DeleteModel | PutAdapter | DeleteAdapter | PutPin | DeletePin | PutPush
-    | DeletePush | PutEstimates | AppendAudit
+    | DeletePush | PutEstimates | PutPolicy | AppendAudit
 )
 
 # --- answers ------------------------------------------------------------------------------------------------------------------

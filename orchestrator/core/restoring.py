@@ -73,6 +73,7 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
         jobs_ended=snapshot.jobs_ended,
         braked=snapshot.braked,
         last_place=snapshot.last_place,
+        policy=snapshot.policy,
     )
     ctx = _empty(state, policy, snapshot.estimates)
     ctx.now_us = snapshot.now_us
@@ -192,6 +193,7 @@ def from_stored(stored: Stored, policy: Policy, gpus: Mapping[GpuTypeId, GpuType
         ended_keys=_ended_keys(stored.ended_keys),
         audit_seq=stored.last_audit_seq,
         jobs_ended=stored.ended_count,
+        policy=stored.policy,
     )
     ctx = _empty(state, policy, stored.estimates)
     ctx.now_us = stored.fleet_time_us

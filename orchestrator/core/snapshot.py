@@ -35,6 +35,7 @@ from orchestrator.core.demand import DemandSnapshot
 from orchestrator.core.durable import EndedKey
 from orchestrator.core.events import SessionRef
 from orchestrator.core.outflow import OutflowSnapshot
+from orchestrator.core.placement.policy import Identity
 from orchestrator.core.queue import QueueSnapshot
 from orchestrator.core.residency import ResidencySnapshot
 from orchestrator.core.state import JobEntry, LiveAttempt, Node, Site, Wanted
@@ -171,6 +172,7 @@ class Snapshot:
     residency: ResidencySnapshot
     estimates: Estimates = Estimates()
     last_place: tuple[SiteId, PoolId] | None = None
+    policy: Identity | None = None
 
 
 def take(ctx: Context) -> Snapshot:
@@ -208,6 +210,7 @@ def take(ctx: Context) -> Snapshot:
         residency=ctx.residency.take(),
         estimates=ctx.book.take(),
         last_place=state.last_place,
+        policy=state.policy,
     )
 
 

@@ -36,6 +36,7 @@ from atoll.model.report import RateFacts, SiteHello
 from atoll.model.residency import Cause, Pin, Push
 from atoll.model.site import LinkSpec, PoolSpec, SiteConnection, SiteRecord
 from orchestrator.core.events import SessionRef
+from orchestrator.core.placement.policy import Identity
 
 
 @dataclass(slots=True, kw_only=True)
@@ -249,5 +250,6 @@ class State:
     accept_seq: int = 0
     audit_seq: ChangeSeq = ChangeSeq(0)
     jobs_ended: int = 0
+    policy: Identity | None = None  # by which the fleet was run last, as it is stored
     last_place: tuple[SiteId, PoolId] | None = None  # where the last attempt went: policies that take turns go on behind it
     braked: bool = False

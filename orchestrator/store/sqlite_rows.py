@@ -35,10 +35,12 @@ from orchestrator.core.outputs import (
     PutLinks,
     PutModel,
     PutPin,
+    PutPolicy,
     PutPush,
     PutSite,
     Record,
 )
+from orchestrator.core.placement.policy import Identity
 
 _INSERT_JOB: Final = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_SPEC: Final = "INSERT INTO specs VALUES (?, ?)"
@@ -67,6 +69,7 @@ class Changes:
     pushes: dict[ModelId, Push | None] = field(default_factory=dict)
     links: tuple[LinkSpec, ...] | None = None
     estimates: Estimates | None = None
+    policy: Identity | None = None
     audit: list[AuditEvent] = field(default_factory=list)
 
 
@@ -93,6 +96,8 @@ def changes_of(records: Sequence[Record]) -> Changes:  # noqa: C901 - one case p
                 changes.adapters[adapter_id] = None
             case PutEstimates(estimates=estimates):
                 changes.estimates = estimates
+            case PutPolicy(policy=policy):
+                changes.policy = policy
             case PutPin(pin=pin):
                 changes.pins[(pin.model_id, pin.site_id)] = pin
             case DeletePin(model_id=model_id, site_id=site_id):
@@ -131,6 +136,8 @@ def write(connection: sqlite3.Connection, rows: LiveRows, changes: Changes) -> l
         connection.execute("INSERT OR REPLACE INTO links VALUES (1, ?)", (stored.encode_links(changes.links),))
     if changes.estimates is not None:
         connection.execute("INSERT OR REPLACE INTO estimates VALUES (1, ?)", (stored.encode_estimates(changes.estimates),))
+    if changes.policy is not None:
+        connection.execute("INSERT OR REPLACE INTO policy VALUES (1, ?, ?)", (changes.policy.name, changes.policy.digest))
     if changes.audit:
         lines = [(event.seq, stored.encode_audit(event)) for event in changes.audit]
         connection.executemany("INSERT INTO audit VALUES (?, ?)", lines)
@@ -221,6 +228,7 @@ def load(connection: sqlite3.Connection, *, ended_keys_max: int) -> tuple[Stored
             rows.by_job[job.job_id] = n
         rows.next_n = (connection.execute("SELECT max(n) FROM jobs").fetchone()[0] or 0) + 1
         links = connection.execute("SELECT links FROM links").fetchone()
+        policy = connection.execute("SELECT name, digest FROM policy").fetchone()
         loaded = Stored(
             fleet_id=FleetId(fleet_id),
             term=Term(term),
@@ -238,6 +246,7 @@ def load(connection: sqlite3.Connection, *, ended_keys_max: int) -> tuple[Stored
             ended_keys=_youngest_keys(connection, ended_keys_max),
             ended_count=count_ended(connection),
             estimates=_estimates(connection),
+            policy=Identity(name=policy[0], digest=policy[1]) if policy else None,
         )
     finally:
         connection.execute("ROLLBACK")

@@ -30,10 +30,12 @@ from orchestrator.core.outputs import (
     PutLinks,
     PutModel,
     PutPin,
+    PutPolicy,
     PutPush,
     PutSite,
     Record,
 )
+from orchestrator.core.placement.policy import Identity
 from orchestrator.store.base import CommitOutcome, Store
 from tests.integration.store_backends import BACKENDS, Backend, adapter, audit, ended, estimates, link, model, placed, queued, site
 
@@ -103,6 +105,7 @@ async def test_everything_committed_is_there_after_a_restart(backend: Backend, s
         *(PutPush(push=push(name)) for name in ("m1", "m2")),
         DeletePush(model_id=ModelId("m1")),
         *(PutEstimates(estimates=estimates(observations)) for observations in (3, 5)),
+        *(PutPolicy(policy=Identity(name=name, digest="d")) for name in ("default", "own")),
         AppendAudit(event=audit(1)),
         AppendAudit(event=audit(2)),
     ]
@@ -116,6 +119,7 @@ async def test_everything_committed_is_there_after_a_restart(backend: Backend, s
     assert stored.pins == (pin("m2", "b", Tier.DISK),)
     assert stored.pushes == (push("m2"),)
     assert stored.estimates == estimates(5)
+    assert stored.policy == Identity(name="own", digest="d")
     assert (stored.fleet_time_us, stored.last_audit_seq, stored.ended_count) == (77, 2, 1)
     key = EndedKey(tenant=TenantId("team-a"), idempotency_key="key-done", job_id=JobId("done"), payload_digest=done.payload_digest)
     assert stored.ended_keys == (key,)

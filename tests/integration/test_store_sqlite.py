@@ -258,10 +258,10 @@ async def test_a_later_format_is_refused_with_both_numbers(path: Path, store: Sq
     await store.take_over()
     await store.close()
     connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("UPDATE fleet SET format = 5")
+    connection.execute("UPDATE fleet SET format = 6")
     connection.close()
     later = SqliteStore(path)
-    with pytest.raises(StateError, match="has format 5, this version of Atoll reads 4"):
+    with pytest.raises(StateError, match="has format 6, this version of Atoll reads 5"):
         await later.take_over()
     await later.close()
 
@@ -275,11 +275,12 @@ async def test_a_file_of_the_first_format_is_taken_over_with_all_that_it_holds(p
     connection.execute("DROP TABLE estimates")
     connection.execute("DROP TABLE pins")
     connection.execute("DROP TABLE pushes")
+    connection.execute("DROP TABLE policy")
     connection.execute("UPDATE fleet SET format = 1")
     connection.close()
     later = SqliteStore(path)
     loaded = await later.take_over()
-    assert (loaded.models, loaded.adapters, loaded.estimates) == ((model("m"),), (), Estimates())
+    assert (loaded.models, loaded.adapters, loaded.estimates, loaded.policy) == ((model("m"),), (), Estimates(), None)
     await later.commit(loaded.term, 2, [PutAdapter(adapter=adapter("l"))])
     await later.close()
     again = SqliteStore(path)

@@ -5,8 +5,9 @@ Decides figures only. Every default argues its value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from hashlib import sha256
 from typing import Final
 
 from atoll.model import limits
@@ -16,14 +17,84 @@ from atoll.model.job import Priority
 from atoll.model.shape import parse_int
 
 _REAL_TIME_MILLI: Final = 1_000
+WHOLE_MILLI: Final = 1_000
+# Enough that no two policies of a fleet's life have the same; fits a line of a table.
+_DIGEST_CHARS: Final = 12
+# A year: what lasts longer is never.
+_DURATION_MS_MAX: Final = 52 * limits.DEADLINE_MS_MAX
 # Weights from a thousandth to a thousandfold: beyond it a tenant has all or nothing, and that is an operator's typing error.
-_WEIGHT_MILLI_MAX: Final = 1_000_000
+TENANT_WEIGHT_MILLI: Final = (1, 1_000_000)
 # Ten times the tenants of the largest fleet; each costs a line of the policy.
-_TENANTS_MAX: Final = 100_000
-# Rarer than one slot in a thousand is not ageing.
-_AGED_EVERY_MAX: Final = 1_000
-# A hundredfold margin switches preemption off for all purposes; `preemptions_max: 0` says so.
-_MARGIN_MILLI_MAX: Final = 100_000
+TENANTS_MAX: Final = 100_000
+# A hundredth to a hundredfold: beyond it other priorities might as well not exist, and money over weight leaves int64.
+PRIORITY_WEIGHT_MILLI: Final = (10, 100_000)
+HALF_LIFE_MS: Final = (1_000, _DURATION_MS_MAX)
+_TIMES: Final = (1, _DURATION_MS_MAX)
+_SHARE: Final = (0, WHOLE_MILLI)
+# Rates of requests up to what 20 models of the largest fleet ever see; their products with prices stay in int64.
+_PER_HOUR_MILLI: Final = (0, 10**10)
+# Least and most of every whole number, in the field's own unit.
+BOUNDS: Final[dict[str, tuple[int, int]]] = {
+    "seed": (0, 2**63 - 1),
+    # A second for a hundredth of a cent: money rules alone.
+    "seconds_per_dollar": (0, 100_000),
+    "k_e_milli": (0, 100_000),
+    # Times a delay of a year these stay in int64.
+    "tardy_milli": (0, 10_000),
+    "spread_milli": (1_000, 10_000),
+    # A GPU that is lost each hour.
+    "hazard_per_million_hours": (0, 1_000_000),
+    "load_failure_ppm": (0, 1_000_000),
+    "residence_ms": (60_000, _DURATION_MS_MAX),
+    "move_gain_min_ms": (0, limits.DEADLINE_MS_MAX),
+    "move_gain_milli": _SHARE,
+    # Moves, preemptions and retries share the attempts of a job.
+    "moves_max": (0, limits.ATTEMPTS_PER_JOB_MAX // 4),
+    # Each is scored once more for every job that is bound.
+    "regret_classes": (1, 64),
+    "last_copy_milli": (1_000, 100_000),
+    "launch_prior_per_hour_milli": _PER_HOUR_MILLI,
+    "candidates_kept": (0, limits.CANDIDATES_KEPT - 1),
+    "slot_depth": (1, 8),
+    "report_interval_ms": (10, _DURATION_MS_MAX),
+    "silent_after_ms": _TIMES,
+    "lost_after_min_ms": _TIMES,
+    "lost_after_max_ms": _TIMES,
+    "stop_after_ms": _TIMES,
+    "hang_factor": (1, 1_000),
+    "hang_min_ms": _TIMES,
+    "brake_sites_min": (1, limits.SITES_MAX),
+    "brake_recheck_ms": _TIMES,
+    "recheck_max_ms": _TIMES,
+    "recheck_idle_ms": _TIMES,
+    "recheck_min_ms": _TIMES,
+    "resend_after_ms": _TIMES,
+    "tie_us": (0, 3_600_000_000),
+    "tie_milli": _SHARE,
+    "queued_jobs_per_tenant_max": (1, limits.QUEUED_JOBS_MAX),
+    "ageing_ms": (1, limits.DEADLINE_MS_MAX),
+    # Rarer than one slot in a thousand is not ageing.
+    "aged_every": (1, 1_000),
+    "preemptions_max": (0, limits.ATTEMPTS_PER_JOB_MAX // 2),
+    # A hundredfold margin switches preemption off for all purposes; no preemptions at most says so.
+    "preempt_margin_milli": (0, 100_000),
+    "preempt_gain_min_ms": (0, limits.DEADLINE_MS_MAX),
+    "preempt_tail_milli": _SHARE,
+    "residency_interval_ms": (1_000, limits.DEADLINE_MS_MAX),
+    "residency_floor_us_per_hour": (1, 3_600_000_000_000),
+    "residency_hysteresis_parts": (1, 1_000),
+    "residency_memory_milli": _SHARE,
+    "spread_per_hour_milli": _PER_HOUR_MILLI,
+    "protect_per_hour_milli": _PER_HOUR_MILLI,
+    "prefetch_link_milli": _SHARE,
+    "push_hold_ms": _TIMES,
+}
+# The second is never less than the first.
+_IN_ORDER: Final = (
+    ("report_interval_ms", "silent_after_ms"),
+    ("lost_after_min_ms", "lost_after_max_ms"),
+    ("recheck_min_ms", "recheck_max_ms"),
+)
 # Durations that real processes and networks need, whatever the fleet's clock says.
 _REAL_WAITS: Final = (
     "report_interval_ms",
@@ -48,6 +119,14 @@ ALL_TERMS: Final = frozenset(
 def _weights() -> dict[Priority, int]:
     # An urgent job's second is worth five of a normal one, a batch job's a fifth: enough to outbid money, not to ignore it.
     return {Priority.URGENT: 5_000, Priority.NORMAL: 1_000, Priority.BATCH: 200}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which policy it is: two of one name may differ, two of one digest do not."""
+
+    name: str
+    digest: str
 
 
 class Rule(StrEnum):
@@ -171,35 +250,44 @@ class Policy:
     prefetch_link_milli: int = 300
     # What was pushed and not asked for within a day gives way like anything else.
     push_hold_ms: int = 86_400_000
+    # Where fleet time runs faster: the digest of the policy that this one was scaled from.
+    unscaled_digest: str = ""
 
     def check(self) -> Policy:
-        """Self if what is bounded keeps its bounds; else FieldError for the first field that does not."""
-        if len(self.tenant_weight_milli) > _TENANTS_MAX:
-            raise FieldError("tenant_weight_milli", len(self.tenant_weight_milli), f"at most {_TENANTS_MAX} tenants")
+        """Self if every field keeps its bounds; else FieldError for the first that does not."""
+        parse_name("name", self.name)
+        for name, (low, high) in BOUNDS.items():
+            parse_int(name, getattr(self, name), low, high)
+        for lesser, greater in _IN_ORDER:
+            if getattr(self, greater) < getattr(self, lesser):
+                raise FieldError(greater, getattr(self, greater), f"at least {lesser}")
+        if not self.terms <= ALL_TERMS:
+            raise FieldError("terms", sorted(self.terms - ALL_TERMS), f"some of {', '.join(sorted(ALL_TERMS))}")
+        for priority in Priority:
+            parse_int(f"priority_weight_milli.{priority}", self.priority_weight_milli.get(priority), *PRIORITY_WEIGHT_MILLI)
+        if len(self.tenant_weight_milli) > TENANTS_MAX:
+            raise FieldError("tenant_weight_milli", len(self.tenant_weight_milli), f"at most {TENANTS_MAX} tenants")
         for tenant, weight_milli in self.tenant_weight_milli.items():
             parse_name("tenant_weight_milli", tenant)
-            parse_int(f"tenant_weight_milli.{tenant}", weight_milli, 1, _WEIGHT_MILLI_MAX)
-        parse_int("queued_jobs_per_tenant_max", self.queued_jobs_per_tenant_max, 1, limits.QUEUED_JOBS_MAX)
-        parse_int("ageing_ms", self.ageing_ms, 1, limits.DEADLINE_MS_MAX)
-        parse_int("aged_every", self.aged_every, 1, _AGED_EVERY_MAX)
-        parse_int("preemptions_max", self.preemptions_max, 0, limits.ATTEMPTS_PER_JOB_MAX // 2)
-        parse_int("preempt_margin_milli", self.preempt_margin_milli, 0, _MARGIN_MILLI_MAX)
-        parse_int("preempt_gain_min_ms", self.preempt_gain_min_ms, 0, limits.DEADLINE_MS_MAX)
-        parse_int("preempt_tail_milli", self.preempt_tail_milli, 0, 1_000)
+            parse_int(f"tenant_weight_milli.{tenant}", weight_milli, *TENANT_WEIGHT_MILLI)
         for half_life_ms in self.demand_half_lives_ms:
-            parse_int("demand_half_lives_ms", half_life_ms, 1_000, 52 * limits.DEADLINE_MS_MAX)
+            parse_int("demand_half_lives_ms", half_life_ms, *HALF_LIFE_MS)
         for weight in self.demand_weights_milli:
-            parse_int("demand_weights_milli", weight, 0, 1_000)
-        parse_int("demand_weights_milli", sum(self.demand_weights_milli), 1_000, 1_000)
-        parse_int("residency_interval_ms", self.residency_interval_ms, 1_000, limits.DEADLINE_MS_MAX)
-        parse_int("residency_floor_us_per_hour", self.residency_floor_us_per_hour, 1, limits.BYTES_MAX)
-        parse_int("residency_hysteresis_parts", self.residency_hysteresis_parts, 1, 1_000)
-        for share in ("residency_memory_milli", "prefetch_link_milli"):
-            parse_int(share, getattr(self, share), 0, 1_000)
-        for rate in ("spread_per_hour_milli", "protect_per_hour_milli"):
-            parse_int(rate, getattr(self, rate), 0, limits.BYTES_MAX)
-        parse_int("push_hold_ms", self.push_hold_ms, 1, 52 * limits.DEADLINE_MS_MAX)
+            parse_int("demand_weights_milli", weight, 0, WHOLE_MILLI)
+        parse_int("demand_weights_milli", sum(self.demand_weights_milli), WHOLE_MILLI, WHOLE_MILLI)
         return self
+
+    @property
+    def identity(self) -> Identity:
+        """Its name, and a digest of all its figures as they were before any scale of time."""
+        return Identity(name=self.name, digest=self.unscaled_digest or self._digest())
+
+    def _digest(self) -> str:
+        told = []
+        for each in fields(self):
+            value = getattr(self, each.name)
+            told.append((each.name, sorted(value.items()) if isinstance(value, dict) else sorted(value) if each.name == "terms" else value))
+        return sha256(repr(told).encode()).hexdigest()[:_DIGEST_CHARS]
 
     def at_scale(self, time_scale_milli: int) -> Policy:
         """This policy where fleet time runs faster than real time: what waits for processes and networks waits as long in real time.
@@ -208,8 +296,8 @@ class Policy:
         """
         if time_scale_milli <= _REAL_TIME_MILLI:
             return self
-        grown = {name: getattr(self, name) * time_scale_milli // _REAL_TIME_MILLI for name in _REAL_WAITS}
-        return replace(self, **grown)
+        grown = {name: min(getattr(self, name) * time_scale_milli // _REAL_TIME_MILLI, BOUNDS[name][1]) for name in _REAL_WAITS}
+        return replace(self, unscaled_digest=self.identity.digest, **grown)
 
     def weight_milli(self, priority: Priority) -> int:
         """What a second of this priority's delay is worth, in thousandths of a normal job's."""

@@ -1,0 +1,136 @@
+"""`atoll policies`: by which figures places are chosen, and whether a file of them is right. Needs no orchestrator.
+
+Decides how policies look; what may be in one is the orchestrator's matter, whose code is loaded when a verb runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from atoll.cli.exits import CliError, Exit
+from atoll.cli.output import Column, Form, Listing, plain, say, show_list, show_plain
+from atoll.cli.session import session, verb
+
+if TYPE_CHECKING:
+    from orchestrator.core.placement.policy import Policy
+
+app = typer.Typer(name="policies", help="By which figures places are chosen.", no_args_is_help=True)
+
+
+def register(root: typer.Typer) -> None:
+    """Add the noun to the command."""
+    verb(
+        app,
+        "list",
+        epilog="""
+        atoll policies list
+        """,
+    )(list_)
+    verb(
+        app,
+        "show",
+        epilog="""
+        atoll policies show
+        atoll policies show default -o yaml > own.yaml  # a file to edit; every figure with its unit, bounds and reason
+        atoll policies show own.yaml  # what differs from the default
+        """,
+    )(show)
+    verb(
+        app,
+        "check",
+        epilog="""
+        atoll policies check own.yaml
+        """,
+    )(check)
+    root.add_typer(app)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """A policy as it is listed."""
+
+    name: str
+    digest: str
+    chooses: str
+
+
+_LISTING: Final[Listing[_Known]] = Listing(
+    kind="policy",
+    ref=lambda known: known.name,
+    columns=(
+        Column(title="NAME", cell=lambda known: known.name),
+        Column(title="CHOOSES", cell=lambda known: known.chooses),
+        Column(title="DIGEST", cell=lambda known: known.digest),
+    ),
+)
+
+
+def list_() -> None:
+    """Policies that Atoll knows: the default, and the baselines that it is measured against."""
+    from orchestrator.core.placement.policies import POLICIES, summary
+
+    known = [_Known(name=name, digest=policy.identity.digest, chooses=summary(policy)) for name, policy in POLICIES.items()]
+    show_list(session().form, _LISTING, known)
+
+
+def show(
+    policy: Annotated[str, typer.Argument(metavar="[NAME|FILE]", help="A name of 'atoll policies list', or a file.")] = "default",
+) -> None:
+    """What a policy is made of; with -o yaml as a file that can be edited and fed back."""
+    found = load(policy)
+    form = session().form
+    if form in {Form.JSON, Form.YAML}:
+        from orchestrator.core.placement.policy_file import write_policy
+
+        _written(form, write_policy(found))
+    else:
+        _describe(found, form)
+
+
+def check(file: Annotated[str, typer.Argument(metavar="FILE", help="A policy file.")]) -> None:
+    """Read a policy file as an orchestrator would, and say every mistake with its line."""
+    found = load(file)
+    form = session().form
+    if form in {Form.JSON, Form.YAML}:
+        show_plain(form, plain(found.identity))
+    else:
+        _describe(found, form)
+
+
+def _written(form: Form, text: str) -> None:
+    """A policy file as it is, or its keys and values."""
+    if form is Form.YAML:
+        say(text.rstrip("\n"))
+    else:
+        import yaml
+
+        show_plain(form, yaml.safe_load(text))
+
+
+def _describe(policy: Policy, form: Form) -> None:
+    from orchestrator.core.placement.policies import summary
+    from orchestrator.core.placement.policy_file import differences
+
+    if form is Form.NAME:
+        say(f"policy/{policy.name}")
+        return
+    say(f"policy/{policy.name}, {policy.identity.digest}: {summary(policy)}")
+    changed = differences(policy)
+    say("  Every figure is the default." if not changed else "  What differs from the default:")
+    for key, value, default in changed:
+        say(f"    {key}: {value} (default {default})")
+
+
+def load(where: str) -> Policy:
+    """The policy of this name or file. Raises CliError with every mistake found, each with its line."""
+    from atoll.catalog.problems import SourceErrors
+    from orchestrator.policy_source import load_policy
+
+    try:
+        return load_policy(where)
+    except SourceErrors as error:
+        first, *more = [str(one) for one in error.errors]
+        raise CliError(first, code=Exit.USAGE, more=tuple(more)) from None
