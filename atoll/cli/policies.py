@@ -63,7 +63,7 @@ _LISTING: Final[Listing[_Known]] = Listing(
     columns=(
         Column(title="NAME", cell=lambda known: known.name),
         Column(title="CHOOSES", cell=lambda known: known.chooses),
-        Column(title="DIGEST", cell=lambda known: known.digest),
+        Column(title="DIGEST", cell=lambda known: known.digest, wide=True),
     ),
 )
 

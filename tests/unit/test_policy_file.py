@@ -217,7 +217,7 @@ def test_a_shown_policy_can_be_edited_and_fed_back(tmp_path: Path, capsys: Shown
 def test_all_policies_are_listed(capsys: Shown) -> None:
     assert main(["policies", "list", "-o", "name"]) == Exit.OK
     assert capsys.readouterr().out.split() == [f"policy/{name}" for name in POLICIES]
-    assert main(["policies", "list"]) == Exit.OK
+    assert main(["policies", "list", "-o", "wide"]) == Exit.OK
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("default ") and DEFAULT.identity.digest in lines[1]
 
