@@ -80,7 +80,7 @@ def test_what_is_written_reads_back(policy: Policy) -> None:
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_registered_policies_read_back_and_differ_from_the_default_as_they_say(policy: Policy) -> None:
     assert parse_policy(write_policy(policy), "f") == policy
-    assert {key for key, _, _ in differences(policy)} == (set() if policy == DEFAULT else {"rule", "regret_classes", "moves_max"})
+    assert {key for key, _, _ in differences(policy)} == (set() if policy == DEFAULT else {"rule"})
     assert parse_policy(f"{HEAD}base: {policy.name}\n", "f") == replace(policy, name="own")
 
 
@@ -109,7 +109,7 @@ def test_what_is_left_out_is_as_in_the_base() -> None:
     assert parse_policy(HEAD, "f") == replace(DEFAULT, name="own")
     lines = ("base: random", "seed: 7", "terms: {money: false}", "demand: {hours: {half_life_s: 60}}", "priority_weights: {batch: 0.5}")
     own = parse_policy(HEAD + "\n".join(lines), "f")
-    assert (own.rule, own.seed, own.terms, own.regret_classes) == (Rule.RANDOM, 7, ALL_TERMS - {"money"}, 1)
+    assert (own.rule, own.seed, own.terms) == (Rule.RANDOM, 7, ALL_TERMS - {"money"})
     assert own.demand_half_lives_ms == (600_000, 60_000, 604_800_000)
     assert own.priority_weight_milli == {**DEFAULT.priority_weight_milli, Priority.BATCH: 500}
 

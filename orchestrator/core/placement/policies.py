@@ -1,8 +1,8 @@
 """Policies by name: the default, and the baselines that it is measured against.
 
 Decides which there are. A baseline is the same machine in everything but how a place is chosen (`rules`): the same filters, feasibility,
-queue, reservations, preemption, residency and explanations. What weighs costs after the choice is off: the order of regret, and moves to
-slots that came free.
+queue, reservations, preemption, residency and explanations. What weighs costs beside the choice (the order of regret, moves to slots that
+came free) is off with any rule but that of least cost.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from orchestrator.core.placement.policy import Policy, Rule
 from orchestrator.core.placement.rules import RULES
 
 DEFAULT: Final = Policy()
-POLICIES: Final[dict[str, Policy]] = {
-    DEFAULT.name: DEFAULT,
-    **{rule.value: Policy(name=rule.value, rule=rule, regret_classes=1, moves_max=0) for rule in RULES},
-}
+POLICIES: Final[dict[str, Policy]] = {DEFAULT.name: DEFAULT, **{rule.value: Policy(name=rule.value, rule=rule) for rule in RULES}}
 
 
 def summary(policy: Policy) -> str:
