@@ -12,7 +12,24 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from atoll.cli import agent, copies, costs, events, fleet, jobs, models, orchestrator, policies, quote, sites, store, submit, up, version
+from atoll.cli import (
+    adapters,
+    agent,
+    copies,
+    costs,
+    events,
+    fleet,
+    jobs,
+    models,
+    orchestrator,
+    policies,
+    quote,
+    sites,
+    store,
+    submit,
+    up,
+    version,
+)
 from atoll.cli.exits import HELP, CliError, Exit, code_of, hint_of
 from atoll.cli.output import note, printable
 from atoll.cli.session import AddressOption, CaOption, ConfigOption, OutputOption, TokenOption, begin, examples
@@ -49,7 +66,7 @@ def root(
     begin({"address": address, "token": token, "ca": ca, "config": config, "output": output})
 
 
-for module in (up, submit, quote, jobs, sites, models, costs, policies, fleet, events, orchestrator, agent, store, version):
+for module in (up, submit, quote, jobs, sites, models, adapters, costs, policies, fleet, events, orchestrator, agent, store, version):
     module.register(app)
 copies.add_to(models.app)
 

@@ -96,7 +96,9 @@ def _extras(job: Job) -> str:
     if where.max_price_usd_micros:
         found.append(f"at most ${where.max_price_usd_micros / 1_000_000:g}")
     if job.spec.adapters:
-        found.append(f"with {', '.join(use.adapter_id for use in job.spec.adapters)}")
+        found.append(f"with {', '.join(f'{use.adapter_id} at {use.scale_milli / 1_000:g}' for use in job.spec.adapters)}")
+    if job.spec.image is not None:
+        found.append(f"begins with a picture, {job.spec.strength_milli / 1_000:g} of it made anew")
     if job.spec.gang_size > 1:
         found.append(f"{job.spec.gang_size} GPUs at once")
     if job.spec.deadline_ms:

@@ -77,6 +77,14 @@ def _files(job: Job) -> str:
     return ", ".join(f"{artifact.name} {size(artifact.bytes)}" for artifact in job.result.artifacts)
 
 
+def _with(job: Job) -> str:
+    """Adapters with their scales, and the image that it begins with."""
+    found = [f"{use.adapter_id}:{use.scale_milli / 1_000:g}" for use in job.spec.adapters]
+    if job.spec.image is not None:
+        found.append(f"image at {job.spec.strength_milli / 1_000:g}")
+    return ", ".join(found) or NONE
+
+
 def _why(job: Job) -> str:
     return f"{job.failure.kind}: {job.failure.message}" if job.failure else job.cancel_reason or NONE
 
@@ -97,6 +105,7 @@ JOBS: Listing[Job] = Listing(
         Column(title="TRIES", cell=lambda job: str(len(job.attempts)), right=True),
         Column(title="PRIORITY", cell=lambda job: job.spec.priority.value, wide=True),
         Column(title="SHAPE", cell=lambda job: str(job.spec.shape), wide=True),
+        Column(title="WITH", cell=_with, wide=True),
         Column(title="SEED", cell=lambda job: str(job.spec.seed), wide=True, right=True),
         Column(title="TENANT", cell=lambda job: job.spec.tenant, wide=True),
         Column(title="FILES", cell=_files, wide=True),

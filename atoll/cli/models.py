@@ -185,16 +185,20 @@ def build_starters(
     ] = "",
     only: Annotated[list[str] | None, typer.Option("--only", metavar="MODEL", help="Only these; may be repeated.")] = None,
 ) -> None:
-    """Build the starter models: real, tiny, untrained pipelines, in seconds and without a download. Needs atoll[worker]."""
+    """Build the starter models and adapters: real, tiny, untrained, in seconds and without a download. Needs atoll[worker]."""
     from agents.engine.errors import EngineError
+    from agents.engine.starter_adapters import build_starter_adapters
     from agents.engine.starters import build_starters as build
 
     root = Path(to).expanduser() if to else places.origin_dir(places.data_dir(os.environ))
     try:
         built = build(root, only=arguments.names(only), on_progress=note)
+        adapters = build_starter_adapters(root, built, on_progress=note)
     except EngineError as error:
         raise CliError(str(error)) from None
     except OSError as error:
         raise CliError(f"cannot write below {root}: {error.strerror or error}", code=Exit.FAILED) from None
     for model in built:
         say(str(model.folder))
+    for adapter in adapters:
+        say(str(adapter.path))

@@ -8,6 +8,7 @@ from atoll.cli import outlook
 from atoll.cli.output import Form, plain, say, show_plain
 from atoll.cli.session import session, verb
 from atoll.cli.submit import (
+    AdapterOption,
     BatchOption,
     CfgOption,
     DeadlineOption,
@@ -15,6 +16,7 @@ from atoll.cli.submit import (
     GpuOption,
     GpusOption,
     GuidanceOption,
+    ImageOption,
     MaxPriceOption,
     ModelArgument,
     NegativeOption,
@@ -27,6 +29,7 @@ from atoll.cli.submit import (
     SizeOption,
     StartTimeoutOption,
     StepsOption,
+    StrengthOption,
     TenantOption,
     request_of,
 )
@@ -56,6 +59,9 @@ def quote(
     cfg: CfgOption = None,
     guidance: GuidanceOption = None,
     batch: BatchOption = None,
+    adapter: AdapterOption = None,
+    image: ImageOption = None,
+    strength: StrengthOption = None,
     precision: PrecisionOption = None,
     priority: PriorityOption = "normal",
     deadline: DeadlineOption = None,
@@ -73,7 +79,7 @@ def quote(
     request = request_of(
         model=model, prompt=prompt, negative=negative, size=size, frames=frames, steps=steps, cfg=cfg, guidance=guidance, batch=batch,
         precision=precision, priority=priority, deadline=deadline, start_timeout=start_timeout, tenant=tenant, site=site, region=region,
-        gpu=gpu, gpus=gpus, max_price=max_price, simulated=simulated,
+        gpu=gpu, gpus=gpus, max_price=max_price, simulated=simulated, adapter=adapter, image=image, strength=strength,
     )  # fmt: skip
     with session().client() as client:
         found = client.quote_request(request)

@@ -15,7 +15,8 @@ from atoll.cli.output import Form, note, say, show_list, show_one
 from atoll.cli.session import session, verb
 from atoll.model import limits
 from atoll.model.errors import FieldError
-from atoll.model.job import Job, JobState, Priority
+from atoll.model.job import IMAGE_INPUT, Job, JobState, Priority
+from atoll.model.modelspec import AdapterUse
 from atoll.model.shape import Precision
 
 if TYPE_CHECKING:
@@ -60,6 +61,16 @@ StartTimeoutOption = Annotated[
 SiteOption = Annotated[list[str] | None, typer.Option("--site", rich_help_panel=_WHERE, help="Only at these sites; may be repeated.")]
 RegionOption = Annotated[list[str] | None, typer.Option("--region", rich_help_panel=_WHERE, help="Only in these regions.")]
 GpuOption = Annotated[list[str] | None, typer.Option("--gpu", metavar="TYPE", rich_help_panel=_WHERE, help="Only on these GPU types.")]
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="NAME[:SCALE]", rich_help_panel=_WHAT, help="With this LoRA, at a scale (1); may be repeated."),
+]
+ImageOption = Annotated[
+    str | None, typer.Option("--image", metavar="FILE", rich_help_panel=_WHAT, help="Begin with this picture, a PNG or JPEG.")
+]
+StrengthOption = Annotated[
+    str | None, typer.Option("--strength", metavar="X", rich_help_panel=_WHAT, help="How much of --image is made anew, up to 1 (0.6).")
+]
 GpusOption = Annotated[
     str | None, typer.Option("--gpus", metavar="N", rich_help_panel=_WHERE, help="On 2, 4 or 8 GPUs of one node at once, all or nothing.")
 ]
@@ -86,6 +97,7 @@ def register(root: typer.Typer) -> None:
         epilog="""
         atoll submit tiny-image --prompt "a lighthouse" --seed 7 --wait --out lighthouse.png
         atoll submit tiny-video --prompt "waves" --size 96x96 --frames 9 --wait --out waves.mp4
+        atoll submit tiny-image --prompt "a lighthouse" --adapter tiny-ink:0.8 --image lighthouse.png --strength 0.6 --out ink.png
         atoll submit flux.1-dev --prompt "a reef" --simulated --count 200 --priority batch
         atoll submit hunyuanvideo-t2v-720p --prompt "a storm" --simulated --gpus 8
         atoll submit tiny-image --prompt "a gull" --deadline 2m --region "N. Virginia" --key gull-1
@@ -105,6 +117,9 @@ def submit(
     cfg: CfgOption = None,
     guidance: GuidanceOption = None,
     batch: BatchOption = None,
+    adapter: AdapterOption = None,
+    image: ImageOption = None,
+    strength: StrengthOption = None,
     precision: PrecisionOption = None,
     count: CountOption = "1",
     priority: PriorityOption = "normal",
@@ -133,11 +148,14 @@ def submit(
     template = request_of(
         model=model, prompt=prompt, negative=negative, size=size, frames=frames, steps=steps, cfg=cfg, guidance=guidance, batch=batch,
         precision=precision, priority=priority, deadline=deadline, start_timeout=start_timeout, tenant=tenant, site=site, region=region,
-        gpu=gpu, gpus=gpus, max_price=max_price, simulated=simulated,
+        gpu=gpu, gpus=gpus, max_price=max_price, simulated=simulated, adapter=adapter, image=image, strength=strength,
     )  # fmt: skip
-    requests = _numbered(template, jobs, None if seed is None else arguments.whole("--seed", seed, 0, 2**63 - 1), key)
+    first_seed = None if seed is None else arguments.whole("--seed", seed, 0, 2**63 - 1)
+    described = template.described()
     with session().client() as client:
-        job_ids = _submit(client, requests)
+        if template.file is not None:
+            client.upload(template.file, name=IMAGE_INPUT)
+        job_ids = _submit(client, _numbered(described, jobs, first_seed, key))
         if wait or out is not None:
             _finish(client, job_ids, form, timeout_s, None if out is None else Path(out))
         else:
@@ -166,6 +184,9 @@ def request_of(
     gpus: str | None,
     max_price: str | None,
     simulated: bool,
+    adapter: list[str] | None,
+    image: str | None,
+    strength: str | None,
 ) -> JobRequest:
     """The job that these options ask for, here and in `atoll quote`; FieldError for the first that cannot be read."""
     from atoll.client import JobRequest
@@ -193,7 +214,18 @@ def request_of(
         gang_size=arguments.gang_size("--gpus", gpus),
         max_price_usd=arguments.price_usd("--max-price", max_price),
         simulated=simulated,
+        adapters=_adapters(adapter),
+        image=None if image is None else Path(image).expanduser(),
+        strength=arguments.decimal("--strength", strength, 0, 1),
     )
+
+
+def _adapters(texts: list[str] | None) -> tuple[AdapterUse, ...]:
+    from atoll.client.requests import adapter_use
+
+    if len(texts or ()) > limits.ADAPTERS_MAX:
+        raise FieldError("--adapter", f"{len(texts or ())} adapters", f"at most {limits.ADAPTERS_MAX}")
+    return tuple(adapter_use("--adapter", text) for text in texts or ())
 
 
 def _member(option: str, text: str, kind: type[E]) -> E:

@@ -20,6 +20,7 @@ from atoll.cli.children import Children, Stopped
 from atoll.cli.exits import CliError, Exit
 from atoll.cli.output import note
 from atoll.cli.session import examples
+from atoll.model.adapter import AdapterSpec
 from atoll.model.address import Address, parse_address
 from atoll.model.ids import SiteId
 from atoll.model.site import SiteConnection, SiteSpec
@@ -77,13 +78,13 @@ def up(
     more = [*(("--slots", slots) if slots is not None else ()), *(("--no-gpus",) if no_gpus else ())]
     data = Path(data_dir).expanduser().absolute() if data_dir else places.data_dir(os.environ)
     policies.load(policy)
-    models = _starters(data)
+    models, adapters = _starters(data)
     _refuse_taken(address)
     with Children() as children:
         try:
             _orchestrator(children, address, data, metrics, log_level, policy)
             with _client(address) as client:
-                join_token = _declare(client, SiteId(site), models)
+                join_token = _declare(client, SiteId(site), models, adapters)
                 _agent(children, SiteId(site), address, data, log_level, join_token, more)
                 _await_site(children, client, site)
             _greet(address)
@@ -94,13 +95,17 @@ def up(
         raise CliError(f"the {name} ended by itself, with status {status}: what it said stands above", code=Exit.FAILED)
 
 
-def _starters(data: Path) -> tuple[ModelSpec, ...]:
-    """The starter models, built where they are missing."""
+def _starters(data: Path) -> tuple[tuple[ModelSpec, ...], tuple[AdapterSpec, ...]]:
+    """The starter models and adapters, built where they are missing."""
     from agents.engine.errors import EngineError
+    from agents.engine.starter_adapters import build_starter_adapters
     from agents.engine.starters import build_starters
 
     try:
-        return tuple(model.spec for model in build_starters(places.origin_dir(data), on_progress=note))
+        root = places.origin_dir(data)
+        models = build_starters(root, on_progress=note)
+        adapters = build_starter_adapters(root, models, on_progress=note)
+        return tuple(model.spec for model in models), tuple(adapter.spec for adapter in adapters)
     except EngineError as error:
         raise CliError(str(error)) from None
     except OSError as error:
@@ -153,11 +158,12 @@ def _client(address: Address) -> Client:
     return Client(settings=Settings(addresses=(address,), token=secret), connect_timeout_s=1.0)
 
 
-def _declare(client: Client, site: SiteId, models: tuple[ModelSpec, ...]) -> str:
-    """The site and the starter models, as at each start; the token with which a new site joins, if one is needed."""
+def _declare(client: Client, site: SiteId, models: tuple[ModelSpec, ...], adapters: tuple[AdapterSpec, ...]) -> str:
+    """The site, the starter models and adapters, as at each start; the token with which a new site joins, if one is needed."""
     from atoll.client import NotFoundError
 
     client.models_add(models)
+    client.adapters_add(adapters)
     try:
         client.sites_get(site)
         return ""

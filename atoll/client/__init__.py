@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from atoll.client.aio import AsyncClient
 from atoll.client.answers import (
+    AdapterView,
     BackedUp,
     DrainStarted,
     JobChange,
@@ -51,6 +52,7 @@ __all__ = [
     "AsyncClient",
     "JobRequest",
     "Settings",
+    "AdapterView",
     "BackedUp",
     "DrainStarted",
     "JobChange",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atoll.client.errors import ClientError
+from atoll.model.adapter import AdapterSpec
 from atoll.model.ids import JobId, SiteId
 from atoll.model.job import Job
 from atoll.model.learned import Residual
@@ -106,6 +107,16 @@ class ModelView:
     warm_sites: tuple[SiteId, ...]
     warm_replicas: int
     jobs_queued: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterView:
+    """An adapter, the sites with a replica that holds it, how many such replicas, and the sites that have it on a disk."""
+
+    spec: AdapterSpec
+    loaded_sites: tuple[SiteId, ...]
+    loaded_replicas: int
+    disk_sites: tuple[SiteId, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,7 +87,7 @@ def cancel(job_id: str, reason: str) -> Call[Job]:
 
 def quote(request: JobRequest) -> Call[Quote]:
     """What a job would be offered."""
-    message = pb.QuoteRequest(spec=request.to_proto().spec)
+    message = pb.QuoteRequest(spec=request.described().to_proto().spec)
 
     def read(response: pb.QuoteResponse) -> Quote:
         return quote_from_proto(response.quote)

@@ -9,14 +9,15 @@ import hashlib
 import math
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypedDict
 
 from atoll.client.errors import InputError
+from atoll.client.transfers import Source, image_ref
 from atoll.model import limits
 from atoll.model.errors import FieldError
-from atoll.model.ids import parse_gpu_type, parse_key, parse_name
-from atoll.model.job import InputRef, Priority
+from atoll.model.ids import AdapterId, parse_gpu_type, parse_key, parse_name
+from atoll.model.job import IMAGE_INPUT, InputRef, Priority
 from atoll.model.modelspec import AdapterUse
 from atoll.model.shape import Precision, parse_int
 from atoll.v1 import job_service_pb2 as job_pb
@@ -28,6 +29,8 @@ from atoll.wire.jobs import adapter_use_to_proto, input_ref_to_proto
 _BATCH_BYTES_MAX: Final = 3 * 1024 * 1024
 # Seeds that every generator takes, also those that read 32 bits.
 _SEED_BITS: Final = 31
+# Enough to be another picture, and still that one.
+STRENGTH: Final = 0.6
 
 
 class JobFields(TypedDict, total=False):
@@ -51,8 +54,9 @@ class JobFields(TypedDict, total=False):
     regions: Sequence[str]
     gpu_types: Sequence[str]
     max_price_usd: float
-    adapters: Sequence[AdapterUse]
-    inputs: Sequence[InputRef]
+    adapters: Sequence[AdapterUse | str]
+    image: InputRef | Source | None
+    strength: float | None
     gang_size: int
     origin_site: str
     simulated: bool
@@ -65,6 +69,9 @@ class JobRequest:
 
     `seed` None is drawn from the idempotency key, so that a repeated call asks for the same picture. `deadline_ms` and
     `start_timeout_ms` count from acceptance, in fleet time; 0: none. `simulated`: a rehearsal, run by twins only.
+
+    `adapters` are LoRAs with their scales: "NAME", "NAME:SCALE" or AdapterUse. `image` is a picture to begin with: a path or bytes of a
+    PNG or JPEG, which a client uploads first, or what `upload` answered. `strength`: how much of it is made anew, up to 1 (None: 0.6).
     """
 
     model: str
@@ -87,12 +94,22 @@ class JobRequest:
     regions: Sequence[str] = ()
     gpu_types: Sequence[str] = ()
     max_price_usd: float = 0.0
-    adapters: Sequence[AdapterUse] = ()
-    inputs: Sequence[InputRef] = ()
+    adapters: Sequence[AdapterUse | str] = ()
+    image: InputRef | Source | None = None
+    strength: float | None = None
     gang_size: int = 1
     origin_site: str = ""
     simulated: bool = False
     idempotency_key: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def file(self) -> Source | None:
+        """The image, if it is yet to be uploaded."""
+        return None if isinstance(self.image, InputRef) else self.image
+
+    def described(self) -> JobRequest:
+        """The same with its image known by digest and size, as if it were uploaded. InputError for a file that is none."""
+        return self if self.file is None else replace(self, image=image_ref(self.file))
 
     def to_proto(self) -> job_pb.SubmitRequest:
         """The message. InputError for what cannot be right anywhere."""
@@ -132,14 +149,32 @@ class JobRequest:
                 priority=PRIORITY_TO[self.priority],
                 deadline_ms=parse_int("deadline_ms", self.deadline_ms, 0, limits.DEADLINE_MS_MAX),
                 start_timeout_ms=parse_int("start_timeout_ms", self.start_timeout_ms, 0, limits.DEADLINE_MS_MAX),
-                adapters=[adapter_use_to_proto(use) for use in self.adapters],
+                adapters=[adapter_use_to_proto(adapter_use(f"adapters[{index}]", use)) for index, use in enumerate(self.adapters)],
                 gang_size=parse_int("gang_size", self.gang_size, 1, max(limits.GANG_SIZES)),
                 constraints=constraints,
-                inputs=[input_ref_to_proto(ref) for ref in self.inputs],
+                inputs=self._inputs(),
+                strength_milli=self._strength_milli(),
                 origin_site=parse_name("origin_site", self.origin_site) if self.origin_site else "",
                 simulated=self.simulated,
             ),
         )
+
+    def _inputs(self) -> list[pb.InputRef]:
+        if self.image is None:
+            return []
+        if not isinstance(self.image, InputRef):
+            raise FieldError("image", type(self.image).__name__, "what `upload` answered, or a file given to a client's `submit`")
+        return [input_ref_to_proto(replace(self.image, name=IMAGE_INPUT))]
+
+    def _strength_milli(self) -> int:
+        if self.image is None:
+            if self.strength is not None:
+                raise FieldError("strength", self.strength, "an image to change by it")
+            return 0
+        found = _scaled("strength", STRENGTH if self.strength is None else self.strength, 1_000, limits.STRENGTH_MILLI_MAX)
+        if not found:
+            raise FieldError("strength", self.strength, "a number above 0, up to 1")
+        return found
 
     def _check_texts(self) -> None:
         for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
@@ -151,6 +186,23 @@ class JobRequest:
                 raise FieldError(name, text, "text that is valid UTF-8 (a lone surrogate is not)") from None
             if size > limits.PROMPT_BYTES:
                 raise FieldError(name, f"{text[:20]}... ({size} bytes)", f"at most {limits.PROMPT_BYTES} bytes of UTF-8")
+
+
+def adapter_use(field_: str, use: AdapterUse | str) -> AdapterUse:
+    """A LoRA with its scale, of "NAME" or "NAME:SCALE"."""
+    if isinstance(use, AdapterUse):
+        return use.check(field_)
+    most = limits.ADAPTER_SCALE_MILLI_MAX
+    expected = f"NAME or NAME:SCALE, the scale a number from {-most / 1_000:g} to {most / 1_000:g}"
+    name, colon, text = use.partition(":") if isinstance(use, str) else ("", "", "")
+    try:
+        scale = float(text) if colon else 1.0
+        parse_name(field_, name)
+    except (ValueError, FieldError):
+        raise FieldError(field_, use, expected) from None
+    if not math.isfinite(scale) or abs(round(scale * 1_000)) > most:
+        raise FieldError(field_, use, expected)
+    return AdapterUse(adapter_id=AdapterId(name), scale_milli=round(scale * 1_000))
 
 
 def batches(requests: Iterable[JobRequest]) -> list[job_pb.SubmitBatchRequest]:

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar, Unpack
 import grpc
 
 from atoll.client import copy_calls, job_calls, operator_calls, transfers
+from atoll.client.adapter_calls import AdapterVerbs
 from atoll.client.answers import (
     BackedUp,
     DrainStarted,
@@ -34,7 +35,7 @@ from atoll.client.settings import Settings, resolve
 from atoll.model.attempt import Artifact
 from atoll.model.audit import AuditEvent
 from atoll.model.ids import JobId, ModelId, SiteId
-from atoll.model.job import TERMINAL, InputRef, Job, JobState
+from atoll.model.job import IMAGE_INPUT, TERMINAL, InputRef, Job, JobState
 from atoll.model.learned import Calibration
 from atoll.model.modelspec import ModelSpec
 from atoll.model.quote import Quote
@@ -50,7 +51,7 @@ T = TypeVar("T")
 _HEALTH: Final = "/grpc.health.v1.Health/Check"
 
 
-class Client:
+class Client(AdapterVerbs):
     """Submit jobs and operate the fleet.
 
     Where and who come from the arguments, else from ATOLL_ADDRESS, ATOLL_TOKEN and ATOLL_CA, else from ~/.config/atoll/config.yaml, else
@@ -102,9 +103,16 @@ class Client:
 
     def submit_request(self, request: JobRequest) -> JobId:
         """Submit one job; the same request again is the same job."""
-        submitted = self.run(job_calls.submit(request))
+        submitted = self.run(job_calls.submit(self._uploaded(request)))
         assert submitted.job_id is not None
         return submitted.job_id
+
+    def _uploaded(self, request: JobRequest) -> JobRequest:
+        """Its image is at the orchestrator."""
+        described = request.described()
+        if request.file is not None:
+            self.upload(request.file, name=IMAGE_INPUT)
+        return described
 
     def quote(self, model: str, prompt: str = "", **fields: Unpack[JobFields]) -> Quote:
         """Where such a job would go if it were submitted now, when it would be done, at what price; or why it cannot run."""
@@ -117,7 +125,7 @@ class Client:
     def submit_many(self, requests: Iterable[JobRequest]) -> tuple[Submitted, ...]:
         """Submit any number of jobs, in batches. Each is accepted or refused on its own; the outcomes are in the order of the requests."""
         outcomes: list[Submitted] = []
-        for batch in batches(requests):
+        for batch in batches([self._uploaded(request) for request in requests]):
             answered = self.run(job_calls.submit_batch(batch))
             outcomes.extend(answered)
         return tuple(outcomes)

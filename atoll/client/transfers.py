@@ -11,20 +11,23 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from atoll.client.calls import argument
 from atoll.client.errors import ClientError, CorruptError, InputError, NotFoundError, StateError
 from atoll.model import limits
 from atoll.model.attempt import Artifact
 from atoll.model.errors import quoted
-from atoll.model.job import InputRef, Job
+from atoll.model.job import IMAGE_INPUT, InputRef, Job
 from atoll.v1 import job_service_pb2 as pb
 from atoll.wire import bounds
 from atoll.wire.jobs import input_ref_from_proto
 
 Target = str | os.PathLike[str] | BinaryIO
 Source = str | os.PathLike[str] | bytes
+# How a PNG and a JPEG begin.
+_MAGIC: Final = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+_MAGIC_BYTES: Final = 8
 
 
 def choose(job: Job, name: str | None) -> Artifact:
@@ -143,6 +146,25 @@ def digest_of(source: Source) -> str:
             return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
     except OSError as error:
         raise InputError(f"cannot read {source}: {error.strerror or error}", field="source") from None
+
+
+def image_ref(source: Source) -> InputRef:
+    """An image to begin with as it will be once it is uploaded. InputError for a file that cannot be one."""
+    digest = digest_of(source)
+    try:
+        if isinstance(source, bytes):
+            head, size = source[:_MAGIC_BYTES], len(source)
+        else:
+            with Path(source).open("rb") as opened:
+                head, size = opened.read(_MAGIC_BYTES), os.fstat(opened.fileno()).st_size
+    except OSError as error:
+        raise InputError(f"cannot read {source!r}: {error.strerror or error}", field="image") from None
+    what = "the image" if isinstance(source, bytes) else os.fspath(source)
+    if size > limits.IMAGE_BYTES_MAX:
+        raise InputError(f"{what} has {size} bytes: expected at most {limits.IMAGE_BYTES_MAX}", field="image")
+    if not head.startswith(_MAGIC):
+        raise InputError(f"{what} is no picture that a generation can begin with: expected a PNG or a JPEG", field="image")
+    return InputRef(name=IMAGE_INPUT, digest=digest, bytes=size)
 
 
 def _check_size(size: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agents.engine.manifest import MANIFEST_NAME, write_manifest
+from agents.engine.starter_adapters import build_starter_adapters
 from agents.engine.starters import build_starters
 from atoll.cli.app import main
 from atoll.cli.exits import Exit
@@ -86,7 +87,73 @@ def test_what_is_wrong_in_a_folder_is_named(spoil: Any, said: str, own: Path, ca
 def test_starters_are_built_where_they_are_wanted(starters: Path, tmp_path: Path, capsys: Shown) -> None:
     assert main(["models", "build-starters", "--to", str(starters), "--only", "tiny-image"]) == Exit.OK
     shown = capsys.readouterr()
-    assert shown.out == f"{starters / 'tiny-image'}\n"
-    assert shown.err == "tiny-image: already built\n"
+    adapters = [starters / "adapters" / f"{name}.safetensors" for name in ("tiny-ink", "tiny-wash")]
+    assert shown.out.splitlines() == [str(starters / "tiny-image"), *map(str, adapters)]
+    assert shown.err.startswith("tiny-image: already built\n")
+    assert main(["models", "build-starters", "--to", str(starters), "--only", "tiny-image"]) == Exit.OK
+    assert capsys.readouterr().err == "tiny-image: already built\n"
     assert main(["models", "build-starters", "--to", str(tmp_path), "--only", "huge"]) == Exit.USAGE
     assert capsys.readouterr().err.startswith("error: model is 'huge': expected one of tiny-image, tiny-video")
+
+
+async def test_adapters_are_added_from_their_files_listed_and_removed(
+    tmp_path: Path, starters: Path, own: Path, capsys: Shown
+) -> None:
+    (built, *_) = build_starter_adapters(starters, build_starters(starters))
+    async with orchestrator(tmp_path / "data") as running:
+
+        async def run(*arguments: str) -> tuple[int, str, str]:
+            capsys.readouterr()
+            code = await asyncio.to_thread(main, [*arguments, "--address", str(running.address)])
+            shown = capsys.readouterr()
+            return code, shown.out, shown.err
+
+        await run("models", "add", str(starters / "tiny-image"), str(own))
+        code, out, _ = await run("adapters", "add", str(built.path))
+        assert (code, out.split(",")[:2]) == (Exit.OK, ["adapter/tiny-ink added", " rank 4"])
+        assert "unchanged" in (await run("adapters", "add", str(built.path)))[1]
+        sketch = tmp_path / "sketch.safetensors"
+        shutil.copyfile(built.path, sketch)
+        code, _, err = await run("adapters", "add", str(sketch))
+        assert (code, "--model or --family" in err) == (Exit.USAGE, True)
+        origin = tmp_path / "origin"
+        code, _, err = await run("adapters", "add", str(sketch), "--model", "mine", "--origin", str(origin), "--title", "Sketch")
+        assert (code, err) == (Exit.OK, f"sketch: its file is at {origin / 'adapters' / 'sketch.safetensors'}\n")
+        assert (origin / "adapters" / "sketch.safetensors").read_bytes() == built.path.read_bytes()
+        spec = json.loads((await run("adapters", "get", "adapter/sketch", "-o", "json"))[1])["spec"]
+        assert (spec["title"], spec["model_ids"], spec["rank"]) == ("Sketch", ["mine"], 4)
+        assert (spec["weights_digest"], spec["origin_path"]) == (built.spec.weights_digest, "adapters/sketch.safetensors")
+        code, out, _ = await run("adapters", "add", "--figures", "noir", "--model", "mine", "--rank", "32", "--weights", "75MB")
+        assert (code, "75.0 MB" in out) == (Exit.OK, True)
+        assert (await run("adapters", "list", "-o", "name"))[1].split() == ["adapter/noir", "adapter/sketch", "adapter/tiny-ink"]
+        assert (await run("adapters", "list", "--model", "mine", "-o", "name"))[1].split() == ["adapter/noir", "adapter/sketch"]
+        code, _, err = await run("submit", "mine", "--adapter", "noir")
+        assert (code, "must be simulated" in err) == (Exit.USAGE, True)
+        assert (await run("submit", "mine", "--adapter", "noir:0.5", "--simulated"))[0] == Exit.OK
+        assert (await run("quote", "mine", "--adapter", "noir:0.5", "--simulated"))[0] == Exit.OK
+        assert (await run("adapters", "remove", "noir"))[0] == Exit.USAGE
+        assert (await run("adapters", "remove", "noir", "--reason", "superseded"))[1] == "adapter/noir removed\n"
+        assert (await run("adapters", "get", "noir"))[0] == Exit.NOT_FOUND
+        assert (await run("adapters", "add", str(sketch), "--model", "mien"))[0] == Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.bin", b"\x80\x04", "expected a .safetensors file"),
+        ("b.safetensors", b"\x80\x04\x95 a pickle", "b.safetensors"),
+        ("c.safetensors", b"\x02\x00\x00\x00\x00\x00\x00\x00{}", "holds no LoRA layers"),
+        ("no name.safetensors", None, "adapter_id"),
+        ("nowhere.safetensors", None, "cannot read"),
+    ],
+)
+def test_what_is_wrong_with_the_file_of_an_adapter_is_named(
+    name: str, content: bytes | None, said: str, tmp_path: Path, starters: Path, capsys: Shown
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    elif name == "no name.safetensors":
+        shutil.copyfile(build_starter_adapters(starters, build_starters(starters))[0].path, path)
+    assert main(["adapters", "add", str(path), "--model", "m", "--address", "127.0.0.1:1"]) == Exit.USAGE
+    assert said in capsys.readouterr().err

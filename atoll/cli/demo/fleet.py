@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from atoll.cli.demo.places import Places
 from atoll.cli.demo.processes import PartFailedError, Processes, Program, Running
+from atoll.model.adapter import AdapterSpec
 from atoll.model.address import Address
 from atoll.model.errors import AtollError
 from atoll.model.ids import SiteId
@@ -69,11 +70,13 @@ def build_starters(start: Start) -> Running:
     return start.processes.start(Program(name="starter models", arguments=arguments, wave=0, grace_s=_GRACE_S, once=True))
 
 
-def starter_specs(places: Places) -> tuple[ModelSpec, ...]:
-    """The starter models as built, with their digests."""
+def starter_specs(places: Places) -> tuple[tuple[ModelSpec, ...], tuple[AdapterSpec, ...]]:
+    """The starter models and adapters as built, with their digests."""
+    from agents.engine.starter_adapters import build_starter_adapters
     from agents.engine.starters import build_starters as verify
 
-    return tuple(model.spec for model in verify(places.models))
+    models = verify(places.models)
+    return tuple(model.spec for model in models), tuple(adapter.spec for adapter in build_starter_adapters(places.models, models))
 
 
 def start_orchestrator(start: Start) -> Address:

@@ -134,8 +134,9 @@ class _Demo:
             fleet.start_twins(self._start, address, file)
             self._until(lambda: self._all_up(client, builder), "fleet", fleet.CONNECT_S)
             self._display.say(f"all {self._twins + len(REAL_NAMES)} sites are connected")
-            starters = fleet.starter_specs(self._places)
+            starters, adapters = fleet.starter_specs(self._places)
             client.models_add(starters)
+            client.adapters_add(adapters)
             self._display.say(f"starter models: {', '.join(f'{one.model_id} ({size(one.weights_bytes)})' for one in starters)}")
             self._jobs(client)
 
