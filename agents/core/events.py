@@ -37,7 +37,7 @@ class AssignmentReceived:
 class RecoveredSlot:
     """What a runtime found in one slot when it started: replicas in memory, and the attempt still executing there, if any.
 
-    `gang_size` is of that attempt. A runtime finds a gang whole, in each slot of its block, or tells nothing of it here.
+    `gang_size` is of that attempt. A gang that is not told of by each slot of its block is lost, and the runtime has stopped the others.
     """
 
     slot: SlotRef

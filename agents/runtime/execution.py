@@ -20,6 +20,7 @@ from agents.core.events import AttemptErrored, AttemptFinished, AttemptHalted
 from agents.core.outputs import RunAttempt
 from agents.engine.encode import EncodedItem, encode_generation
 from agents.engine.errors import EngineError, GenerationStoppedError, failure_of
+from agents.engine.gang import GangPlace
 from agents.engine.images import read_image
 from agents.engine.pipeline import LoadedPipeline
 from agents.engine.request import GenerationRequest
@@ -28,6 +29,7 @@ from agents.results import ArtifactStore, CommittedResult
 from agents.runtime.attempt_files import AttemptLog
 from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
 from atoll.model.errors import AtollError, NotFoundError
+from atoll.model.ids import AttemptKey
 from atoll.model.job import IMAGE_INPUT
 from atoll.model.limits import IMAGE_BYTES_MAX, REASON_CHARS_MAX
 from atoll.model.modelspec import Modality
@@ -36,6 +38,16 @@ AttemptEnd = AttemptFinished | AttemptErrored | AttemptHalted
 NO_TIMES: Final = PhaseTimes()
 # A picture took seconds to hours to make: worth a few more tries when its store does not answer at once.
 _STORE_PAUSES_S: Final = (0.2, 1.0, 5.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareEnded:
+    """A member of a gang that is not its lead has done its share of an attempt, and well; the lead goes on with the result."""
+
+    key: AttemptKey
+
+
+MemberEnd = AttemptEnd | ShareEnded
 
 
 class Halt:
@@ -77,7 +89,6 @@ def refusal_of(order: RunAttempt) -> Failure | None:
     spec = order.spec
     for field, value, without in (
         ("inputs", ", ".join(one.name for one in spec.inputs if one.name != IMAGE_INPUT) or "known", "known"),
-        ("gang_size", spec.gang_size, 1),
         ("simulated", spec.simulated, False),
     ):
         if value != without:
@@ -94,18 +105,21 @@ class Execution:
     logs_dir: Path
     halt: Halt
     advanced: Callable[[AttemptState, int], None]
+    place: GangPlace | None = None
 
-    def run(self, loaded: LoadedPipeline) -> AttemptEnd:
+    def run(self, loaded: LoadedPipeline) -> MemberEnd:
         """Execute to an end; never raises."""
         log = AttemptLog(self.logs_dir, self.order.key)
         start_ns = time.monotonic_ns()
-        end: AttemptEnd
+        end: MemberEnd
         try:
             with _python_log_in(log):
                 end = self._run(loaded, log)
         except (GenerationStoppedError, _HaltedError) as stopped:
             asked = self.halt.end
-            assert asked is not None, "who stops it says how it ends"
+            if asked is None:
+                assert self.place is not None, "who stops it says how it ends"
+                asked = AttemptHalted(key=self.order.key)  # another member was told to stop, and knows why
             end = replace(asked, times=_times(start_ns)) if isinstance(asked, AttemptErrored) else asked
             why = f": {asked.failure.message}" if isinstance(asked, AttemptErrored) else ""
             log.line(f"{stopped}{why}", last=True)
@@ -121,7 +135,9 @@ class Execution:
             log.close()
         return end
 
-    def _run(self, loaded: LoadedPipeline, log: AttemptLog) -> AttemptFinished:
+    def _run(self, loaded: LoadedPipeline, log: AttemptLog) -> AttemptFinished | ShareEnded:
+        if self.place is not None and self.place.rank > 0:
+            return self._share(loaded, log, self.place)
         order, spec = self.order, self.order.spec
         manifest = loaded.manifest
         slot = order.slot
@@ -138,7 +154,7 @@ class Execution:
             self.advanced(AttemptState.RUNNING, done)
 
         request = GenerationRequest.of_job(spec, image=self._image(log))
-        generation = loaded.generate(request, on_step=stepped, should_stop=self.halt.asked)
+        generation = loaded.generate(request, on_step=stepped, should_stop=self.halt.asked, gang=self.place)
         log.line(f"denoised in {generation.denoise_us / 1e6:.3f} s, decoded in {generation.decode_us / 1e6:.3f} s")
         encoded = encode_generation(
             generation,
@@ -157,6 +173,13 @@ class Execution:
         times = _times(start_ns, uploading_ns)
         log.line(f"succeeded: run {times.run_us / 1e6:.3f} s, upload {times.upload_us / 1e6:.3f} s", last=True)
         return AttemptFinished(key=order.key, manifest=committed.manifest, times=times)
+
+    def _share(self, loaded: LoadedPipeline, log: AttemptLog, place: GangPlace) -> ShareEnded:
+        """What a member does that is not the lead: its part of each step, and nothing else. The lead tells and logs the steps."""
+        log.line(f"member {place.rank} of a gang of {place.size} on {loaded.device}, beside slot {self.order.slot.index}")
+        request = GenerationRequest.of_job(self.order.spec, image=self._image(log))
+        loaded.generate(request, should_stop=self.halt.asked, gang=place)
+        return ShareEnded(key=self.order.key)
 
     def _image(self, log: AttemptLog) -> Any:
         """The image to begin with, decoded; None without one. FieldError for what is none, EngineError if it cannot be had."""

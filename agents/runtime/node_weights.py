@@ -55,7 +55,7 @@ class NodeWeights:
         self._rates = rates
         # Fetched and not loaded since: somebody waits for it, or it was fetched ahead. The only pins that may give way.
         self._awaited: dict[ModelId, str] = {}
-        self._resident: dict[SlotRef, dict[ModelId, str]] = {}
+        self._resident: dict[SlotRef, dict[tuple[ModelId, int], str]] = {}
         # What the assignment pins, by node.
         self._kept: dict[NodeId, tuple[tuple[ModelId, str], ...]] = {}
         # Fetches that nobody waits for, while they go on.
@@ -183,9 +183,9 @@ class NodeWeights:
             self._pin()
         self._gone(model_id)
 
-    def loaded(self, slot: SlotRef, model_id: ModelId, digest: str) -> None:
-        """A model is resident in a slot."""
-        self._resident.setdefault(slot, {})[model_id] = digest
+    def loaded(self, slot: SlotRef, model_id: ModelId, digest: str, gang_size: int = 1) -> None:
+        """A model is resident in a slot, by itself or for gangs of a size."""
+        self._resident.setdefault(slot, {})[model_id, gang_size] = digest
         self._awaited.pop(model_id, None)
         self._pin()
 
@@ -194,12 +194,12 @@ class NodeWeights:
         self._awaited.pop(model_id, None)
         self._pin()
 
-    def unloaded(self, slot: SlotRef, model_id: ModelId | None = None) -> None:
-        """A model (all without `model_id`) left a slot."""
+    def unloaded(self, slot: SlotRef, model_id: ModelId | None = None, gang_size: int = 1) -> None:
+        """A replica (all without `model_id`) left a slot."""
         if model_id is None:
             self._resident.pop(slot, None)
         else:
-            self._resident.get(slot, {}).pop(model_id, None)
+            self._resident.get(slot, {}).pop((model_id, gang_size), None)
         self._pin()
 
     async def close(self) -> None:
@@ -207,7 +207,7 @@ class NodeWeights:
         await self._fetcher.close()
 
     def _pin(self, *, without: ModelId | None = None) -> None:
-        pins = {*self._awaited.items(), *(pin for models in self._resident.values() for pin in models.items())}
+        pins = {*self._awaited.items(), *((key[0], digest) for held in self._resident.values() for key, digest in held.items())}
         pins |= {pin for kept in self._kept.values() for pin in kept}
         self._fetcher.cache.pin(frozenset(pin for pin in pins if pin[0] != without))
 

@@ -6,6 +6,12 @@ died: the committed manifest counts, not Ray's word. Ray is imported when it is 
 When the site's cluster dies (its raylet, say), this process cannot join another: Ray ends drivers whose cluster is gone. The
 runtime then reports one fatal error and falls silent; the agent leaves, and the next one starts a new cluster. So a dead
 raylet silences exactly its own site, and what executed there is lost with it.
+
+The slots of a node sit in one placement group, packed strictly onto this host, a bundle each: so any block of them is packed by
+construction, whichever gang takes it, and the processes stay warm between gangs of different sizes. Groups made for each gang would
+have to be waited for while singles hold the GPUs, and would hold parts of a node for a gang that waits for the rest; which slots are
+free is decided before, by the orchestrator. A gang is the processes of a block, joined by a process group of torch for one attempt
+(`ray_runs`, `agents.engine.gang`).
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import IO, Final, assert_never
+from typing import IO, assert_never
 
 import structlog
 
@@ -33,6 +39,7 @@ from agents.core.events import (
     SlotLost,
     SlotReady,
 )
+from agents.core.gangs import block
 from agents.core.outputs import (
     AdaptReplica,
     EvictReplica,
@@ -47,7 +54,7 @@ from agents.engine.errors import EngineError, failure_of
 from agents.runtime import ray_driver
 from agents.runtime.attempt_files import lock_folder
 from agents.runtime.base import RuntimeCommand, Sink
-from agents.runtime.execution import NO_TIMES
+from agents.runtime.execution import ShareEnded
 from agents.runtime.hardware import find_devices, survey
 from agents.runtime.node_adapters import NodeAdapters
 from agents.runtime.node_weights import NodeWeights
@@ -55,8 +62,9 @@ from agents.runtime.open_attempts import OpenAttempts
 from agents.runtime.rates import Rates
 from agents.runtime.ray_config import RayConfig
 from agents.runtime.ray_connection import RayConnection
+from agents.runtime.ray_runs import Runs
 from agents.runtime.ray_slots import SlotGoneError, SlotKeeper
-from agents.runtime.slot_actor import LoadMeasured, Notice, SlotOptions, SlotState
+from agents.runtime.slot_state import LoadMeasured, Notice, SlotOptions, SlotState
 from agents.runtime.stores import Stores, stores_of
 from agents.weights import WeightsCache
 from atoll.model.attempt import FailureKind
@@ -69,8 +77,6 @@ __all__ = ["RayConfig", "RayRuntime"]
 
 _log = structlog.get_logger(__name__)
 
-# The end of an attempt is on the agent's disk within milliseconds of being told; until surely then, it can be told again.
-_SETTLE_S: Final = 5.0
 
 
 class RayRuntime:
@@ -97,7 +103,6 @@ class RayRuntime:
         self._lock: IO[bytes] | None = None
         self._keepers: dict[SlotRef, SlotKeeper] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._timers: set[asyncio.TimerHandle] = set()
         self._failed = False
 
     @property
@@ -136,6 +141,7 @@ class RayRuntime:
         nodes = tuple(pool.node_id(0) for pool in self.pools)
         self._weights = NodeWeights(cache, nodes=nodes, tell=self._sink, rates=self._rates)
         self._adapters = NodeAdapters(adapters, nodes=nodes, tell=self._sink)
+        self._runs = Runs(attempts=self._attempts, meetings=config.work_dir / "gangs", tell=self._sink, spawn=self._spawn)
         self._lock = lock
 
     async def _start(self) -> RuntimeStarted:
@@ -144,6 +150,9 @@ class RayRuntime:
         names = frozenset(keeper.name for keeper in self._keepers.values())
         for name in await asyncio.to_thread(ray_driver.kill_named, self._ray.prefix, keep=names):
             _log.warning("slot_reaped", slot=name)
+        for pool in self.pools:
+            group, timeout_s = self._ray.group_of(pool.node_id(0)), self._config.start_timeout_s
+            await asyncio.to_thread(ray_driver.reserve_seats, group, pool.gpus_per_node, timeout_s)
         begun = await asyncio.gather(*(keeper.begin() for keeper in self._keepers.values()), return_exceptions=True)
         states = {}
         for keeper, state in zip(self._keepers.values(), begun, strict=True):
@@ -171,6 +180,7 @@ class RayRuntime:
                 plan=plan,
                 name=f"{self._ray.prefix}{plan.ref.pool_id}-{plan.ref.node_id}-{plan.ref.index}",
                 options=options,
+                seat=ray_driver.Seat(group=self._ray.group_of(plan.ref.node_id), bundle=plan.ref.index),
                 start_timeout_s=config.start_timeout_s,
                 hear=self._hear,
                 lost=self._slot_lost,
@@ -180,35 +190,17 @@ class RayRuntime:
         return keepers
 
     async def _recover(self, states: dict[SlotKeeper, SlotState]) -> RuntimeStarted:
-        """What an earlier agent left: attempts that execute or ended since, by their slots; and those of slots that are gone."""
-        loop = asyncio.get_running_loop()
-        slots, finished, told = [], [], set()
+        """What an earlier agent left. Nothing is awaited between the last thing that it told and the end of the start."""
+        found = await self._runs.recover(states)
+        slots = []
         for keeper, state in states.items():
-            running, end = state.running, state.ended
-            match end:
-                case AttemptFinished():
-                    finished.append(end.manifest)
-                    self._settle_later(end.key, keeper)
-                case AttemptErrored() | AttemptHalted():
-                    # The form of RuntimeStarted has no place for a bad end: it executes, and a moment later it ended so.
-                    running = keeper.running = end.key
-                    loop.call_soon(self._hear, keeper, end)
-                case None:
-                    pass
-                case _:
-                    assert_never(end)
-            for model_id, digest in state.digests:
-                self._weights.loaded(keeper.ref, model_id, digest)
-            slots.append(RecoveredSlot(slot=keeper.ref, replicas=state.replicas, running=running))
-            told |= {key for key in (running, end.key if end is not None else None) if key is not None}
-        for key in self._attempts.open_keys() - told:
-            # Its slot is gone: committed, or lost with it.
-            result = await self._attempts.committed(key)
-            if result is not None:
-                finished.append(result.manifest)
-            self._settle_later(key, None)
+            for model_id, gang_size, digest in state.digests:
+                self._weights.loaded(keeper.ref, model_id, digest, gang_size)
+            key, gang_size = found.running.get(keeper.ref, (None, 1))
+            slots.append(RecoveredSlot(slot=keeper.ref, replicas=state.replicas, running=key, gang_size=gang_size))
         models, adapters = await self._weights.on_disk(), await self._adapters.on_disk()
-        return RuntimeStarted(slots=tuple(slots), disk_models=models, disk_adapters=adapters, finished=tuple(finished))
+        self._runs.resume(found)
+        return RuntimeStarted(slots=tuple(slots), disk_models=models, disk_adapters=adapters, finished=tuple(found.finished))
 
     def welcome(self, welcome: Welcome) -> None:
         """See the Protocol. StateError for a time scale other than 1; StoreError for a place that cannot be written to."""
@@ -221,8 +213,8 @@ class RayRuntime:
 
     async def close(self, *, keep_work: bool) -> None:
         """See the Protocol. Idempotent; also after a failed start and after a fatal error."""
-        for timer in self._timers:
-            timer.cancel()
+        if self._lock is not None:
+            self._runs.close()
         tasks, self._tasks = self._tasks, set()
         for task in tasks:
             task.cancel()
@@ -263,11 +255,11 @@ class RayRuntime:
             case LoadReplica():
                 self._spawn(self._load(command))
             case EvictReplica():
-                self._spawn(self._call(command.slot, "evict", command.model_id))
+                self._spawn(self._call(command.slot, "evict", command.model_id, command.gang_size))
             case RunAttempt():
-                self._spawn(self._run(command))
+                self._run(command)
             case StopAttempt():
-                self._spawn(self._call(command.slot, "stop", command.key))
+                self._runs.stop(command.key, self._keeper(command.slot))
             case RenewAttempts():
                 for keeper in self._keepers.values():
                     if keeper.running in command.keys:
@@ -289,27 +281,20 @@ class RayRuntime:
             folder = await self._weights.folder_of(model)
             if folder is None:
                 raise EngineError(FailureKind.LOAD_FAILED, f"{model.model_id} {model.weights_digest} is not on this disk (any more)")
-            await self._keeper(slot).call("load", model, str(folder))
+            await self._keeper(slot).call("load", model, str(folder), command.gang_size)
         except SlotGoneError:
             return  # its loss is told
         except (AtollError, OSError) as error:
-            self._load_failed(ReplicaLoadFailed(slot=slot, model_id=model.model_id, failure=failure_of(error, FailureKind.LOAD_FAILED)))
+            failure = failure_of(error, FailureKind.LOAD_FAILED)
+            self._load_failed(
+                ReplicaLoadFailed(slot=slot, model_id=model.model_id, failure=failure, gang_size=command.gang_size)
+            )
             if isinstance(error, EngineError):
                 await self._weights.drop(model.model_id)
 
-    async def _run(self, command: RunAttempt) -> None:
-        keeper, key = self._keeper(command.slot), command.key
-        try:
-            if self._stores is None:
-                raise StateError("no orchestrator has told where results go")
-            self._attempts.open(key, self._stores.artifacts_url)
-            keeper.running = key
-            await keeper.call("run", command, self._stores.artifacts_url)
-        except SlotGoneError:
-            self._settle_later(key, None)  # its loss is told
-        except (AtollError, OSError) as error:
-            failure = failure_of(error, FailureKind.INTERNAL)
-            self._hear(keeper, AttemptErrored(key=key, failure=failure, times=NO_TIMES))
+    def _run(self, command: RunAttempt) -> None:
+        members = tuple(self._keeper(ref) for ref in block(command.slot, command.spec.gang_size))
+        self._runs.begin(command, members, self.artifacts_url)
 
     async def _call(self, slot: SlotRef, method: str, *arguments: object) -> None:
         try:
@@ -332,18 +317,17 @@ class RayRuntime:
     def _hear(self, keeper: SlotKeeper, notice: Notice) -> None:
         match notice:
             case LoadMeasured():
-                self._weights.loaded(keeper.ref, notice.model_id, notice.weights_digest)
+                self._weights.loaded(keeper.ref, notice.model_id, notice.weights_digest, notice.gang_size)
                 self._rates.measured(disk=notice.disk_bytes_per_s, h2d=notice.h2d_bytes_per_s)
                 return
             case ReplicaLoadFailed():
                 self._load_failed(notice)
                 return
             case ReplicaEvicted():
-                self._weights.unloaded(keeper.ref, notice.model_id)
-            case AttemptFinished() | AttemptErrored() | AttemptHalted():
-                if keeper.running == notice.key:
-                    keeper.running = None
-                self._settle_later(notice.key, keeper)
+                self._weights.unloaded(keeper.ref, notice.model_id, notice.gang_size)
+            case AttemptFinished() | AttemptErrored() | AttemptHalted() | ShareEnded():
+                self._runs.ended(keeper, notice)
+                return
             case ReplicaAdaptFailed():
                 self._spawn(self._adapters.adapt_failed(notice))
                 return
@@ -365,27 +349,10 @@ class RayRuntime:
     async def _slot_lost(self, keeper: SlotKeeper, reason: str) -> None:
         if not self._ray.lives():
             await asyncio.Event().wait()  # the watch says it for all slots at once, and ends this task
-        key, keeper.running = keeper.running, None
-        _log.warning("slot_lost", slot=keeper.name, attempt=str(key) if key else None, reason=reason)
-        result = await self._attempts.committed(key) if key is not None else None
-        if key is not None:
-            if result is not None:
-                self._sink(AttemptFinished(key=key, manifest=result.manifest, times=result.times))
-            self._settle_later(key, None)
+        _log.warning("slot_lost", slot=keeper.name, attempt=str(keeper.running) if keeper.running else None, reason=reason)
+        await self._runs.lost(keeper)
         self._weights.unloaded(keeper.ref)
         self._sink(SlotLost(slot=keeper.ref, message=reason))
-
-    def _settle_later(self, key: AttemptKey, keeper: SlotKeeper | None) -> None:
-        """The end of an attempt was told; once the agent has surely kept it, nobody needs to remember it for him."""
-
-        def settle() -> None:
-            self._timers.discard(timer)
-            self._attempts.settle(key)
-            if keeper is not None:
-                self._spawn(self._call(keeper.ref, "forget", key))
-
-        timer = asyncio.get_running_loop().call_later(_SETTLE_S, settle)
-        self._timers.add(timer)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.runtime.cluster import PORT_BLOCK, ClusterSpec
-from agents.runtime.slot_actor import STUCK_GRACE_S
+from agents.runtime.slot_state import STUCK_GRACE_S
 from atoll.model.errors import FieldError
 from atoll.model.ids import SiteId, parse_name
 from atoll.model.shape import parse_int

@@ -15,6 +15,7 @@ import structlog
 from agents.runtime import ray_driver
 from agents.runtime.cluster import ClusterError, LocalCluster, start_or_find
 from agents.runtime.ray_config import RayConfig
+from atoll.model.ids import NodeId
 
 _log = structlog.get_logger(__name__)
 
@@ -34,11 +35,17 @@ class RayConnection:
         self._config = config
         self._cluster: LocalCluster | None = None
         self._connected = False
+        self._groups: set[str] = set()
 
     @property
     def prefix(self) -> str:
         """How the names of the site's actors begin."""
         return f"atoll-slot-{self._config.site_id}-"
+
+    def group_of(self, node_id: NodeId) -> str:
+        """The name of the placement group of a node's slots."""
+        self._groups.add(group := f"{self.prefix}{node_id}")
+        return group
 
     @property
     def found(self) -> bool:
@@ -86,6 +93,7 @@ class RayConnection:
             self._connected = False
             if not keep_work and self.lives():
                 await asyncio.to_thread(ray_driver.kill_named, self.prefix, keep=frozenset())
+                await asyncio.to_thread(ray_driver.release_seats, self._groups)
             try:
                 async with asyncio.timeout(_DISCONNECT_TIMEOUT_S):
                     await asyncio.to_thread(ray_driver.disconnect)

@@ -10,12 +10,18 @@ import atexit
 import importlib
 import logging
 import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from agents.runtime.cluster import ClusterError, auth_environment
-from agents.runtime.slot_actor import SlotActor, SlotOptions
+from agents.runtime.slot_actor import SlotActor
+from agents.runtime.slot_state import SlotOptions
 
 _THREAD_TIMEOUT_S: Final = 5.0
+# Ray counts resources in ten-thousandths, and gives each node one of its own name: room for 1,000 slots.
+_SEAT_SHARE: Final = 0.001
 
 
 def connect(*, address: str, node_ip: str | None, namespace: str, token: str | None) -> None:
@@ -98,12 +104,60 @@ def find_actor(name: str) -> Any | None:
         return None
 
 
-def make_actor(name: str, options: SlotOptions) -> Any:
-    """A new detached slot process on this host. ValueError while an earlier one of this name is being buried."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """A slot's place in the placement group of its node."""
 
-    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
+    group: str
+    bundle: int
+
+
+def reserve_seats(group: str, count: int, timeout_s: float) -> None:
+    """The placement group of a node's slots: one bundle each, packed strictly onto this host; found again if it is there.
+
+    What a bundle holds is a share of the resource that Ray gives each of its nodes by name, so no other node can be meant, a
+    cluster of somebody else's needs no special resource, and nothing that its owner counts is taken. Ray would wait for ever for a
+    group that no node has room for: ClusterError instead.
+    """
+    import ray
+    from ray.util.placement_group import get_placement_group, placement_group, remove_placement_group
+
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = [found for found in ray.nodes() if found["NodeID"] == here]
+    resource = f"node:{node['NodeManagerAddress']}"
+    offered = float(node["Resources"].get(resource, 0.0))
+    if offered < count * _SEAT_SHARE:
+        raise ClusterError(f"this host's Ray node offers {offered:g} of {resource}: {count} slots need {count * _SEAT_SHARE:g}")
+    with suppress(ValueError):
+        found = get_placement_group(group)
+        if found.bundle_count == count and found.wait(timeout_s):
+            return
+        remove_placement_group(found)  # of an earlier number of slots
+    bundles = [{resource: _SEAT_SHARE}] * count
+    made = placement_group(bundles, strategy="STRICT_PACK", name=group, lifetime="detached")
+    if not made.wait(timeout_s):
+        remove_placement_group(made)
+        raise ClusterError(f"Ray found no room for the {count} slots of {group} within {timeout_s:g} s")
+
+
+def release_seats(groups: Iterable[str]) -> None:
+    """Give placement groups up; those that are not there are none."""
+    from ray.util.placement_group import get_placement_group, remove_placement_group
+
+    for group in groups:
+        with suppress(ValueError):
+            remove_placement_group(get_placement_group(group))
+
+
+def make_actor(name: str, options: SlotOptions, seat: Seat) -> Any:
+    """A new detached slot process in its seat. ValueError while an earlier one of this name is being buried, or without the seat."""
+    import ray
+    from ray.util.placement_group import get_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    here = PlacementGroupSchedulingStrategy(
+        placement_group=get_placement_group(seat.group), placement_group_bundle_index=seat.bundle
+    )
     return (
         ray.remote(SlotActor)
         .options(

@@ -15,7 +15,7 @@ import structlog
 from agents.runtime import ray_driver
 from agents.runtime.cluster import ClusterError
 from agents.runtime.hardware import SlotPlan
-from agents.runtime.slot_actor import ACTOR_VERSION, Notice, SlotOptions, SlotState
+from agents.runtime.slot_state import ACTOR_VERSION, Notice, SlotOptions, SlotState
 from atoll.model.errors import AtollError
 from atoll.model.ids import AttemptKey, SlotRef
 
@@ -50,6 +50,7 @@ class SlotKeeper:
         plan: SlotPlan,
         name: str,
         options: SlotOptions,
+        seat: ray_driver.Seat,
         start_timeout_s: float,
         hear: Callable[[SlotKeeper, Notice], None],
         lost: Callable[[SlotKeeper, str], Awaitable[None]],
@@ -60,6 +61,7 @@ class SlotKeeper:
         self.running: AttemptKey | None = None
         self.pid = 0  # of the process, for people who read logs
         self._options = options
+        self._seat = seat
         self._start_timeout_s = start_timeout_s
         self._hear = hear
         self._lost = lost
@@ -94,6 +96,25 @@ class SlotKeeper:
             await self._revive()
             self._ready(self)
 
+    async def kill(self) -> None:
+        """End the process; `keep` says that it died."""
+        if self._actor is not None:
+            await asyncio.to_thread(ray_driver.kill_actor, self._actor)
+
+    async def give_up(self, key: AttemptKey, wait_s: float) -> None:
+        """Have nothing of an attempt execute here any more, by an end of the process if need be. Before `keep`."""
+        from ray.exceptions import RayError
+
+        assert self._actor is not None, "a process was attached"
+        try:
+            async with asyncio.timeout(wait_s + _UNAVAILABLE_S):
+                over = await self._actor.give_up.remote(key, wait_s)
+        except (TimeoutError, RayError) as error:
+            _log.warning("slot_gives_nothing_up", slot=self.name, error=_one_line(error))
+            over = False
+        if not over:
+            await self.kill()
+
     async def call(self, method: str, *arguments: object) -> None:
         """Call a method of the process. SlotGoneError if there is none any more; else what the method raises."""
         actor = self._actor
@@ -109,7 +130,7 @@ class SlotKeeper:
     async def _make(self) -> SlotState:
         for _ in range(_NAME_TRIES):
             try:
-                actor = await asyncio.to_thread(ray_driver.make_actor, self.name, self._options)
+                actor = await asyncio.to_thread(ray_driver.make_actor, self.name, self._options, self._seat)
             except ValueError:
                 await asyncio.sleep(_NAME_PAUSE_S)
                 continue

@@ -33,10 +33,13 @@ from agents.core.events import (
     ReplicaLoadFailed,
 )
 from agents.core.outputs import AdaptReplica, RunAttempt
+from agents.core.state import ReplicaKey
 from agents.engine.errors import BadWeightsError, failure_of
+from agents.engine.gang import GangPlace
 from agents.engine.pipeline import Engine, LoadedPipeline
 from agents.engine.request import AdapterFile, LoadReport
-from agents.runtime.execution import NO_TIMES, AttemptEnd, Execution, Halt, refusal_of
+from agents.runtime.execution import NO_TIMES, Execution, Halt, MemberEnd, refusal_of
+from agents.runtime.slot_state import ACTOR_VERSION, LoadMeasured, Notice, SlotOptions, SlotState
 from atoll.model.attempt import AttemptState, Failure, FailureKind
 from atoll.model.errors import StateError
 from atoll.model.ids import AttemptKey, ModelId, SlotRef
@@ -46,52 +49,8 @@ from atoll.model.replica import ReplicaFact, ReplicaState
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Raised when calls or answers of the actor change: an agent of another version starts the process anew.
-ACTOR_VERSION: Final = 2
-# Told to stop because its time is over, an attempt may finish the step it is in. No step of a published model takes this
-# long; one that does hangs, and then only the end of the process frees the slot.
-STUCK_GRACE_S: Final = 600.0
 _EXIT_STUCK: Final = 70
 _STOPPED_EARLY_MAX: Final = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlotOptions:
-    """What a slot's process is. `visible_device`: the NVIDIA device as CUDA knows it, "" for a CPU."""
-
-    slot: SlotRef
-    work_dir: Path
-    visible_device: str = ""
-    threads: int = 1
-    stuck_grace_s: float = STUCK_GRACE_S
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlotState:
-    """What an agent finds when it comes: `ended` is the last attempt's end, if nobody has taken it over."""
-
-    version: int
-    pid: int
-    seq: int
-    replicas: tuple[ReplicaFact, ...]
-    digests: tuple[tuple[ModelId, str], ...]  # of the replicas' weights
-    running: AttemptKey | None
-    ended: AttemptEnd | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadMeasured:
-    """Beside ReplicaLoaded: which weights, and the rates that the load measured, bytes per second; None: it measured none."""
-
-    model_id: ModelId
-    weights_digest: str
-    disk_bytes_per_s: int | None
-    h2d_bytes_per_s: int | None
-
-
-Notice = (
-    AttemptAdvanced | AttemptEnd | ReplicaLoaded | ReplicaLoadFailed | ReplicaAdapted | ReplicaAdaptFailed | ReplicaEvicted | LoadMeasured
-)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,6 +65,10 @@ class _Running:
     @property
     def key(self) -> AttemptKey:
         return self.order.key
+
+    @property
+    def replica(self) -> ReplicaKey:
+        return ReplicaKey(model_id=self.order.model.model_id, gang_size=self.order.spec.gang_size)
 
     def renew(self) -> None:
         self.deadline_s = time.monotonic() + self.order.stop_after_ms / 1000
@@ -126,10 +89,11 @@ class SlotActor:
 
         self._warm = (diffusers.DiffusionPipeline, transformers.PreTrainedModel)  # both packages import lazily: touch them
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="slot")
-        self._replicas: dict[ModelId, LoadedPipeline] = {}
-        self._loading: set[ModelId] = set()
+        self._replicas: dict[ReplicaKey, LoadedPipeline] = {}
+        self._loading: set[ReplicaKey] = set()
         self._running: _Running | None = None
-        self._ended: AttemptEnd | None = None
+        self._ended: MemberEnd | None = None
+        self._gang_size = 1  # of the attempt that runs, or ended
         self._seq = 0
         self._notices: list[tuple[int, Notice]] = []
         self._changed = asyncio.Event()
@@ -141,24 +105,26 @@ class SlotActor:
     async def attach(self) -> SlotState:
         """An agent comes: what is here. Earlier notices are in it."""
         self._notices.clear()
-        busy = self._running.order.model.model_id if self._running is not None else None
+        busy = self._running.replica if self._running is not None else None
         replicas = tuple(
             ReplicaFact(
-                model_id=model_id,
-                state=ReplicaState.BUSY if model_id == busy else ReplicaState.WARM,
+                model_id=key.model_id,
+                state=ReplicaState.BUSY if key == busy else ReplicaState.WARM,
                 memory_bytes=loaded.resident_bytes,
                 adapters=loaded.adapters,
+                gang_size=key.gang_size,
             )
-            for model_id, loaded in sorted(self._replicas.items())
+            for key, loaded in sorted(self._replicas.items())
         )
         return SlotState(
             version=ACTOR_VERSION,
             pid=os.getpid(),
             seq=self._seq,
             replicas=replicas,
-            digests=tuple((model_id, loaded.manifest.digest) for model_id, loaded in sorted(self._replicas.items())),
+            digests=tuple((key.model_id, key.gang_size, loaded.manifest.digest) for key, loaded in sorted(self._replicas.items())),
             running=self._running.key if self._running is not None else None,
             ended=self._ended,
+            gang_size=self._gang_size,
         )
 
     async def poll(self, after: int, wait_s: float) -> tuple[int, tuple[Notice, ...]]:
@@ -169,24 +135,28 @@ class SlotActor:
             await _is_set_within(self._changed, wait_s)  # nothing to say is an answer too: the process lives
         return self._seq, tuple(notice for _, notice in self._notices)
 
-    async def load(self, model: ModelSpec, folder: str) -> None:
-        """Make a model resident; told by ReplicaLoaded or ReplicaLoadFailed."""
-        model_id = model.model_id
-        if model_id in self._loading:
+    async def load(self, model: ModelSpec, folder: str, gang_size: int = 1) -> None:
+        """Make a model resident, for gangs of that size; told by ReplicaLoaded or ReplicaLoadFailed."""
+        key = ReplicaKey(model_id=model.model_id, gang_size=gang_size)
+        if key in self._loading:
             return
-        self._loading.add(model_id)
-        self._spawn(self._in_turn(self._load(model, Path(folder))))
+        self._loading.add(key)
+        self._spawn(self._in_turn(self._load(key, model, Path(folder))))
 
     async def adapt(self, order: AdaptReplica, files: tuple[AdapterFile, ...]) -> None:
         """Take adapters off a resident replica and put others on; told by ReplicaAdapted or ReplicaAdaptFailed."""
         self._spawn(self._in_turn(self._adapt(order, files)))
 
-    async def evict(self, model_id: ModelId) -> None:
-        """Free a model's memory; told by ReplicaEvicted."""
-        self._spawn(self._in_turn(self._evict(model_id)))
+    async def evict(self, model_id: ModelId, gang_size: int = 1) -> None:
+        """Free a replica's memory; told by ReplicaEvicted."""
+        self._spawn(self._in_turn(self._evict(ReplicaKey(model_id=model_id, gang_size=gang_size))))
 
-    async def run(self, order: RunAttempt, artifacts_url: str) -> None:
-        """Execute an attempt; told by AttemptAdvanced and its end. The same order twice is one. StateError while another runs."""
+    async def run(self, order: RunAttempt, artifacts_url: str, meeting: str = "") -> None:
+        """Execute an attempt; told by AttemptAdvanced and its end. The same order twice is one. StateError while another runs.
+
+        Of a gang, each member is given the same order and the same file to meet by; the lead is the slot of the order. The others
+        tell only how their share ended.
+        """
         running = self._running
         if running is not None and running.key == order.key:
             return
@@ -199,8 +169,9 @@ class SlotActor:
             raise StateError(f"slot {order.slot.index} of {order.slot.node_id} executes {running.key}: {order.key} must wait")
         self._ended = None
         self._running = _Running(order=order, deadline_s=0)
+        self._gang_size = order.spec.gang_size
         self._running.renew()
-        self._spawn(self._in_turn(self._execute(self._running, artifacts_url)))
+        self._spawn(self._in_turn(self._execute(self._running, artifacts_url, self._place(order, meeting))))
         self._spawn(self._guard(self._running))
 
     async def stop(self, key: AttemptKey) -> None:
@@ -210,6 +181,14 @@ class SlotActor:
         elif self._ended is None or self._ended.key != key:
             self._stopped_early.append(key)
             self._note(AttemptHalted(key=key))
+
+    async def give_up(self, key: AttemptKey, wait_s: float) -> bool:
+        """Stop an attempt; whether nothing of it executes here any more, at the latest after `wait_s`."""
+        running = self._running
+        if running is None or running.key != key:
+            return True
+        running.halt.now(AttemptHalted(key=key))
+        return await _is_set_within(running.over, wait_s)
 
     async def renew(self, keys: tuple[AttemptKey, ...]) -> None:
         """These attempts may go on for another stop_after, from now."""
@@ -227,25 +206,26 @@ class SlotActor:
 
     # --- the work -----------------------------------------------------------------------------------------------------------
 
-    async def _load(self, model: ModelSpec, folder: Path) -> None:
-        slot, model_id = self._options.slot, model.model_id
-        held = self._replicas.get(model_id)
+    async def _load(self, key: ReplicaKey, model: ModelSpec, folder: Path) -> None:
+        slot, model_id, gang_size = self._options.slot, key.model_id, key.gang_size
+        held = self._replicas.get(key)
         try:
             if held is not None and held.manifest.digest != model.weights_digest:
                 await self._in_thread(held.unload)
-                del self._replicas[model_id]
+                del self._replicas[key]
                 held = None
             if held is not None:
-                self._note(_loaded(slot, model_id, held.report, 0))
+                self._note(_loaded(slot, key, held.report, 0))
                 return
             start_s = time.monotonic()
             loaded = await self._in_thread(self._load_now, model, folder)
         except Exception as error:  # noqa: BLE001 - whoever asked for the load must hear how it ended
-            self._note(ReplicaLoadFailed(slot=slot, model_id=model_id, failure=failure_of(error, FailureKind.LOAD_FAILED)))
+            failure = failure_of(error, FailureKind.LOAD_FAILED)
+            self._note(ReplicaLoadFailed(slot=slot, model_id=model_id, failure=failure, gang_size=gang_size))
             return
         finally:
-            self._loading.discard(model_id)
-        self._replicas[model_id] = loaded
+            self._loading.discard(key)
+        self._replicas[key] = loaded
         report = loaded.report
         self._note(
             LoadMeasured(
@@ -253,9 +233,10 @@ class SlotActor:
                 weights_digest=model.weights_digest,
                 disk_bytes_per_s=report.disk_bytes_per_s,
                 h2d_bytes_per_s=report.h2d_bytes_per_s,
+                gang_size=gang_size,
             )
         )
-        self._note(_loaded(slot, model_id, report, int((time.monotonic() - start_s) * 1e6)))
+        self._note(_loaded(slot, key, report, int((time.monotonic() - start_s) * 1e6)))
 
     def _load_now(self, model: ModelSpec, folder: Path) -> LoadedPipeline:
         """In the slot's thread."""
@@ -267,7 +248,7 @@ class SlotActor:
 
     async def _adapt(self, order: AdaptReplica, files: tuple[AdapterFile, ...]) -> None:
         slot, model_id = self._options.slot, order.model_id
-        loaded = self._replicas.get(model_id)
+        loaded = self._replicas.get(ReplicaKey(model_id=model_id, gang_size=order.gang_size))
         start_s = time.monotonic()
         failure: Failure | None = None
         if loaded is None:
@@ -293,23 +274,28 @@ class SlotActor:
             )
         )
 
-    async def _evict(self, model_id: ModelId) -> None:
-        loaded = self._replicas.get(model_id)
+    async def _evict(self, key: ReplicaKey) -> None:
+        loaded = self._replicas.get(key)
         if loaded is not None:
             await self._in_thread(loaded.unload)
-            self._replicas.pop(model_id, None)
-        self._note(ReplicaEvicted(slot=self._options.slot, model_id=model_id))
+            self._replicas.pop(key, None)
+        self._note(ReplicaEvicted(slot=self._options.slot, model_id=key.model_id, gang_size=key.gang_size))
 
-    async def _execute(self, running: _Running, artifacts_url: str) -> None:
+    def _place(self, order: RunAttempt, meeting: str) -> GangPlace | None:
+        """This slot's place in a gang; None for a job of its own."""
+        size = order.spec.gang_size
+        return GangPlace(meeting=Path(meeting), rank=self._options.slot.index - order.slot.index, size=size) if size > 1 else None
+
+    async def _execute(self, running: _Running, artifacts_url: str, place: GangPlace | None) -> None:
         order = running.order
         loop = asyncio.get_running_loop()
 
         def advanced(state: AttemptState, steps_done: int) -> None:
             loop.call_soon_threadsafe(self._note, AttemptAdvanced(key=order.key, state=state, steps_done=steps_done))
 
-        loaded = self._replicas.get(order.model.model_id)
+        loaded = self._replicas.get(running.replica)
         stale = loaded is not None and loaded.manifest.digest != order.model.weights_digest
-        end: AttemptEnd
+        end: MemberEnd
         failure = refusal_of(order)
         if loaded is None or stale:
             held = "other weights of it are" if stale else "it is not"
@@ -324,6 +310,7 @@ class SlotActor:
                 logs_dir=self._options.work_dir / "logs",
                 halt=running.halt,
                 advanced=advanced,
+                place=place,
             )
             end = await self._in_thread(execution.run, loaded)
         running.over.set()
@@ -331,7 +318,7 @@ class SlotActor:
         self._ended = end
         self._note(end)
         if stale:
-            await self._evict(order.model.model_id)
+            await self._evict(running.replica)
 
     async def _guard(self, running: _Running) -> None:
         """Ends an attempt whose right to run was not renewed in time; and the process, if that does not help."""
@@ -364,8 +351,10 @@ class SlotActor:
         self._changed.set()
 
 
-def _loaded(slot: SlotRef, model_id: ModelId, report: LoadReport, elapsed_us: int) -> ReplicaLoaded:
-    return ReplicaLoaded(slot=slot, model_id=model_id, memory_bytes=report.resident_bytes, elapsed_us=elapsed_us)
+def _loaded(slot: SlotRef, key: ReplicaKey, report: LoadReport, elapsed_us: int) -> ReplicaLoaded:
+    return ReplicaLoaded(
+        slot=slot, model_id=key.model_id, memory_bytes=report.resident_bytes, elapsed_us=elapsed_us, gang_size=key.gang_size
+    )
 
 
 async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:

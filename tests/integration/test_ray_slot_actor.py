@@ -39,7 +39,8 @@ from agents.engine.starters import StarterModel, build_starters
 from agents.results import ArtifactStore
 from agents.runtime.attempt_files import AttemptFiles
 from agents.runtime.execution import Execution
-from agents.runtime.slot_actor import Notice, SlotActor, SlotOptions
+from agents.runtime.slot_actor import SlotActor
+from agents.runtime.slot_state import Notice, SlotOptions
 from atoll.model.attempt import FailureKind
 from atoll.model.errors import StateError
 from atoll.model.ids import AdapterId, NodeId, PoolId, SlotRef
