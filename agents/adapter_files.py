@@ -4,9 +4,9 @@ Decides where adapters lie beside the models, how much of the cache they may tak
 adapter is wanted. Adapters are small and come in the hundreds: the least recently used goes first, and none is pinned, since a
 replica that has loaded one needs its file no longer.
 
-    <cache>/.adapters/<adapter id>@<first 16 digits of the digest>.safetensors     complete; appears by one rename
-    <cache>/.adapters/.partial/<the same name>                                      a fetch in progress, or one to continue
-    <cache>/.adapters/.locks/<the same name>                                        held while it is fetched
+    <cache>/.adapters/<adapter id>@<digest>.safetensors    complete; appears by one rename
+    <cache>/.adapters/.partial/<the same name>             a fetch in progress, or one to continue
+    <cache>/.adapters/.locks/<the same name>               held while it is fetched
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from agents.engine.errors import BadWeightsError
-from agents.engine.manifest import ManifestFile, check_path, check_safetensors, hash_file, parse_digest
+from agents.engine.manifest import ManifestFile, check_path, check_safetensors, parse_digest
 from agents.origins import FetchError, FetchStoppedError, Origin, disk_full, is_full, sync_folder
 from agents.weights import ADAPTERS_FOLDER, RESERVE_BYTES
 from atoll.model.adapter import SUFFIX, AdapterSpec
@@ -33,9 +33,8 @@ from atoll.model.ids import AdapterId, parse_name
 # Adapters take this part of a node's cache at most: a thousand of 100 MB in a cache of 1 TB.
 _SHARE: Final = 8
 _LOCK_POLL_S: Final = 0.05
-_SHORT: Final = 16
-# What verifies is never hashed again here: its name carries the digest, and it is hashed once more when it is loaded.
-_NAME: Final = re.compile(r"(?P<adapter>[A-Za-z0-9][A-Za-z0-9._-]*)@(?P<digest>[0-9a-f]{16})\.safetensors\Z")
+# What verifies is not hashed again here: its name carries the digest, and it is hashed once more when it is loaded.
+_NAME: Final = re.compile(r"(?P<adapter>[A-Za-z0-9][A-Za-z0-9._-]*)@(?P<digest>[0-9a-f]{64})\.safetensors\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +61,9 @@ class AdapterFiles:
         return self._root / _name(adapter)
 
     def held(self) -> tuple[tuple[AdapterId, str], ...]:
-        """(id, digest) of every complete adapter. The digest is of the file as it is now."""
-        found = []
-        for path in self._files():
-            match = _NAME.match(path.name)
-            digest = hash_file(path)[0]
-            if match is not None and digest.startswith(match["digest"]):
-                found.append((AdapterId(match["adapter"]), f"sha256:{digest}"))
-        return tuple(found)
+        """(id, digest) of every complete adapter."""
+        matches = [_NAME.match(path.name) for path in self._files()]
+        return tuple((AdapterId(match["adapter"]), f"sha256:{match['digest']}") for match in matches if match is not None)
 
     def drop(self, adapter: AdapterSpec) -> None:
         """Remove an adapter that proved to be damaged."""
@@ -161,4 +155,4 @@ class AdapterFiles:
 
 def _name(adapter: AdapterSpec) -> str:
     digits = parse_digest("weights_digest", adapter.weights_digest).partition(":")[2]
-    return f"{parse_name('adapter_id', adapter.adapter_id)}@{digits[:_SHORT]}{SUFFIX}"
+    return f"{parse_name('adapter_id', adapter.adapter_id)}@{digits}{SUFFIX}"

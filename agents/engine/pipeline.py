@@ -164,17 +164,10 @@ class LoadedPipeline:
         self.device = device
         self.precision = precision
         self.report = report
+        # What is loaded on it, active or not, sorted; and parameters and buffers, those of adapters included. Read by other threads.
+        self.adapters: tuple[AdapterId, ...] = ()
+        self.resident_bytes = report.resident_bytes
         self.shape_rule = shape_rule(pipeline)
-
-    @property
-    def adapters(self) -> tuple[AdapterId, ...]:
-        """What is loaded on it, active or not, sorted."""
-        return tuple(sorted(self._adapters.digests))
-
-    @property
-    def resident_bytes(self) -> int:
-        """Parameters and buffers on the device, those of adapters included; 0 after `unload`."""
-        return _tensor_bytes(self._pipeline) if self._pipeline is not None else 0
 
     def adapt(self, files: Sequence[AdapterFile], unload: Sequence[AdapterId] = ()) -> None:
         """Take adapters off, then put others on, inactive until a request names them.
@@ -183,19 +176,26 @@ class LoadedPipeline:
         OUT_OF_MEMORY; what was loaded before stays usable. StateError while a generation runs or after `unload`.
         """
         with self._at_work("is generating: its adapters stay as they are"):
-            for adapter_id in unload:
-                self._adapters.unload(adapter_id)
-            if unload:
+            try:
+                self._adapt(files, unload)
+            finally:
+                self.adapters = tuple(sorted(self._adapters.digests))
+                self.resident_bytes = _tensor_bytes(self._pipeline)
+
+    def _adapt(self, files: Sequence[AdapterFile], unload: Sequence[AdapterId]) -> None:
+        for adapter_id in unload:
+            self._adapters.unload(adapter_id)
+        if unload:
+            self._engine.release_memory()
+        for file in files:
+            try:
+                self._adapters.load(file.adapter_id, file.path, file.digest)
+            except AtollError:
+                raise
+            except Exception as error:
                 self._engine.release_memory()
-            for file in files:
-                try:
-                    self._adapters.load(file.adapter_id, file.path, file.digest)
-                except AtollError:
-                    raise
-                except Exception as error:
-                    self._engine.release_memory()
-                    what = f"cannot load adapter {file.adapter_id}"
-                    raise self._engine._engine_error(error, FailureKind.LOAD_FAILED, what) from error
+                what = f"cannot load adapter {file.adapter_id}"
+                raise self._engine._engine_error(error, FailureKind.LOAD_FAILED, what) from error
 
     @contextmanager
     def _at_work(self, otherwise: str) -> Iterator[None]:
@@ -308,6 +308,7 @@ class LoadedPipeline:
                 self._pipeline.remove_all_hooks()
                 self._pipeline = self._from_image = None
                 self._adapters = AdapterSet(None, name=self.manifest.model_id)
+                self.adapters, self.resident_bytes = (), 0
                 self._engine.release_memory()
         finally:
             self._busy.release()
