@@ -96,7 +96,7 @@ def get(*, adapter: AdapterArgument) -> None:
     epilog="""
     atoll adapters add ~/.local/share/atoll/origin/adapters/tiny-ink.safetensors
     atoll adapters add ./sketch.safetensors --model my-pipeline --origin s3://weights/atoll
-    atoll adapters add --figures noir --family flux.1 --rank 32 --weights 75MB
+    atoll adapters add --figures noir --family FLUX.1 --rank 32 --weights 75MB
     """,
 )
 def add(
