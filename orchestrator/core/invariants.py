@@ -15,6 +15,8 @@ from atoll.model.job import TERMINAL, JobState
 from atoll.model.replica import Tier
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.machine import Machine
+from orchestrator.core.placement.gangs import is_last_block
+from orchestrator.core.placement.rows import Dyn
 from orchestrator.core.state import JobEntry, LiveAttempt, Pool, Site, Slot
 
 
@@ -98,6 +100,8 @@ def _check_columns(ctx: Context) -> None:
     for column in ctx.columns.columns:
         free = [slot for slot in _slots(column.pool) if slot.ready and not slot.attempts]
         _must(column.free_slots == len(free), "free capacity is counted", (column.site.site_id, column.pool.pool_id))
+        whole = bool(ctx.columns.dyn[column.index, Dyn.WHOLE])
+        _must(whole == is_last_block(column), "the last whole block is known", (column.site.site_id, column.pool.pool_id))
         _must(int(ctx.columns.free[column.index]) == len(free), "free capacity is shown", column.pool.pool_id)
         _must(sum(column.node_free) == len(free), "free capacity is counted by node", column.pool.pool_id)
         for heap in (column.free.cheap, column.free.roomy):

@@ -20,6 +20,7 @@ from tests.unit.fleet_of_machines import GPUS, Fleet, adapter, model, pool, site
 _WHOSE = st.tuples(st.sampled_from(["m", "x", "huge"]), st.sampled_from(list(Priority)), st.sampled_from("tuv"))
 _ACTION = st.one_of(
     st.tuples(st.just("submit"), st.integers(1, 4), _WHOSE),
+    st.tuples(st.just("gang"), st.sampled_from(["m", "x"]), st.sampled_from([2, 4])),
     st.tuples(st.just("end"), st.sampled_from(["a", "b", "c"]), st.sampled_from([*FailureKind, None])),
     st.tuples(st.just("take"), st.sampled_from(["a", "b", "c"]), st.sampled_from([100, 900, 2_500, 30_000])),
     st.tuples(st.just("run"), st.sampled_from(["a", "b", "c"])),
@@ -47,6 +48,8 @@ def _act(fleet: Fleet, action: tuple) -> None:  # type: ignore[type-arg]  # noqa
         case ("submit", count, (model_id, priority, tenant)):
             owner = TenantId(tenant)
             fleet.submit(*(spec(model_id, prompt=str(number), priority=priority, tenant=owner) for number in range(count)))
+        case ("gang", model_id, gang_size):
+            fleet.submit(spec(model_id, gang_size=gang_size))
         case ("end", name, kind):
             _end(fleet, name, kind)
         case ("take", name, milli):

@@ -53,6 +53,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
     rates = np.zeros(RATES, dtype=np.int64)
     rates[Rate.NOW], rates[Rate.NEED] = rng.integers(0, 10**9), rng.integers(0, 200)
     rates[Rate.EVICT_MILLI], rates[Rate.CHURN] = rng.choice([0, 1_000, 5_000]), rng.integers(0, 2)
+    rates[Rate.FRAGMENT_MILLI] = rng.choice([0, 1_000])
     rates[Rate.SLACK] = draw(st.sampled_from([NO_DEADLINE, -5, 10**6, 10**8, 10**12]))
     rates[Rate.SPREAD_MILLI], rates[Rate.TARDY_MILLI] = 1_500, 3_000
     rates[Rate.TIE_US], rates[Rate.TIE_MILLI] = draw(st.sampled_from([0, 50_000, 10**8])), 20
@@ -106,5 +107,5 @@ def test_the_chosen_row_is_among_the_least_and_parts_add_up(fleet: Fleet) -> Non
         assert open_rows[row]
         assert out[row, Out.TOTAL] <= least + max(rates[Rate.TIE_US], least * rates[Rate.TIE_MILLI] // 1_000)
     possible = out[:, Out.STATE] != State.IMPOSSIBLE
-    prices = fix[:, Fix.PRICE] + out[:, Out.EVICT] + out[:, Out.CHURN] + out[:, Out.RISK] + out[:, Out.TARDY]
+    prices = fix[:, Fix.PRICE] + out[:, Out.EVICT] + out[:, Out.CHURN] + out[:, Out.FRAGMENT] + out[:, Out.RISK] + out[:, Out.TARDY]
     assert np.array_equal(out[possible, Out.TOTAL], (out[:, Out.DELAY] + prices)[possible])

@@ -12,6 +12,7 @@ from atoll.model.limits import GANG_SIZES
 from atoll.model.placement import Reason
 from atoll.model.quote import Quote
 from orchestrator.core.machine import restore
+from orchestrator.core.placement.registry import TERM_NAMES
 from tests.unit.fleet_of_machines import GPUS, Fleet, model, pool, site, spec
 
 
@@ -233,3 +234,44 @@ def test_in_the_end_every_gang_that_fits_a_node_had_its_turn(actions: list[tuple
         fleet.wait(15, reporting=("a", "b"))
     waiting = [job.spec.gang_size for job in fleet.jobs.values() if job.state is JobState.QUEUED]
     assert not waiting
+
+
+def test_a_single_job_takes_the_slot_that_breaks_the_smallest_block_where_gangs_run() -> None:
+    fleet = Fleet(site("a", pool("p", gpus=8)), models=(model("m"), model("x"), model("y")))
+    fleet.warm_gang("a", "p-0", 4, 4, "m")
+    fleet.warm("a", "p-0", 2, "x")
+    fleet.report("a")
+    _submit(fleet, model_id="x")
+    assert _held(fleet) == [0, 0, 1, 0, 0, 0, 0, 0]
+    _submit(fleet, model_id="y")
+    held = _held(fleet)
+    assert sum(held[:4]) == 2 and held[4:] == [0, 0, 0, 0], "the block of four stays whole"
+    gang = _submit(fleet, gang_size=4)
+    assert _block(fleet, gang) == ("p-0", 4, 4)
+
+
+def test_the_last_whole_block_has_its_price_and_only_where_gangs_run() -> None:
+    index = TERM_NAMES.index("fragmentation")
+
+    def price_us(*, gangs: bool, gpus: int) -> int:
+        fleet = Fleet(site("a", pool("p", gpus=gpus)), models=(model("m"), model("x")))
+        if gangs:
+            fleet.warm_gang("a", "p-0", 0, 2, "m")
+            fleet.report("a")
+        offered = fleet.machine.quote_job(spec("x"), fleet.now_us)
+        assert isinstance(offered, Quote) and offered.chosen is not None
+        assert sum(offered.chosen.terms_us) == offered.chosen.total_us
+        return offered.chosen.terms_us[index]
+
+    assert price_us(gangs=True, gpus=2) > 0
+    assert price_us(gangs=False, gpus=2) == 0
+    assert price_us(gangs=True, gpus=4) == 0, "another block is left"
+
+
+def test_another_pool_that_is_as_good_is_taken_before_the_last_whole_block() -> None:
+    for gang_site in ("a", "b"):
+        fleet = Fleet(site("a", pool("p", gpus=2)), site("b", pool("p", gpus=2)), models=(model("m"), model("x")))
+        fleet.warm_gang(gang_site, "p-0", 0, 2, "m")
+        fleet.report(gang_site)
+        single = fleet.job(_submit(fleet, model_id="x"))
+        assert single.attempts[-1].site_id != gang_site

@@ -19,7 +19,7 @@ from orchestrator.core.placement.column import Column, free_bytes
 from orchestrator.core.placement.columns import REASON_CODE, REASONS, Columns
 from orchestrator.core.placement.estimate import Estimate
 from orchestrator.core.placement.eviction import Victim, leaving
-from orchestrator.core.placement.gangs import cold_block, ready_block
+from orchestrator.core.placement.gangs import cold_block, ready_block, spare_slot
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.presence import bare_slot, cold_source, ready_slot, warm_slot
 from orchestrator.core.placement.registry import terms_of
@@ -186,6 +186,7 @@ class Scorer:
         rates[Rate.NOW], rates[Rate.NEED] = now_us, estimate.memory_bytes
         rates[Rate.EVICT_MILLI] = self._evict_milli(key)
         rates[Rate.CHURN] = "churn" in self._policy.terms and self._beyond_target(key.model_id)
+        rates[Rate.FRAGMENT_MILLI] = self._fragment_milli(key)
         rates[Rate.SLACK] = slack_us if "deadline" in self._policy.terms else NO_DEADLINE
         chosen = self._everything if mask is None else mask
         bound, patient = kernel.decide(
@@ -222,6 +223,9 @@ class Scorer:
         taken = choose(chooser, table, mask & (states == State.WAITS), board.patient)
         board.bound, board.patient, board.keys = taken.bound, taken.patient, taken.keys
 
+    def _fragment_milli(self, key: ClassKey) -> int:
+        return self._policy.fragmentation_milli if key.gang_size == 1 and "fragmentation" in self._policy.terms else 0
+
     def _evict_milli(self, key: ClassKey) -> int:
         if "evict" not in self._policy.terms:
             return 0
@@ -255,8 +259,10 @@ def _cold_slot(board: Board, column: Column) -> Slot | None:
     node_index, _, _ = cold_source(column, board.estimate.variant.model_id)
     free = column.free if node_index is None else column.free_on[node_index]
     roomy = column.top(free.roomy)
-    fits = roomy is not None and free_bytes(roomy) >= board.estimate.memory_bytes
-    return roomy if fits else column.top(free.cheap)
+    need_bytes = board.estimate.memory_bytes
+    if roomy is None or free_bytes(roomy) < need_bytes:
+        return column.top(free.cheap)
+    return spare_slot(column, need_bytes, node_index) or roomy if column.gangs else roomy
 
 
 def victims_in(board: Board, row: int, slot: Slot) -> tuple[Victim, ...]:

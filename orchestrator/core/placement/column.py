@@ -57,6 +57,7 @@ class Column:
     fetching: dict[ModelId, set[int]] = field(default_factory=dict)
     replicas: dict[ModelId, Counter[ReplicaKey]] = field(default_factory=dict)  # of each model, by the slots that hold them
     resident: dict[tuple[int, int], set[ReplicaKey]] = field(default_factory=dict)  # of each ready slot, as indexed
+    gangs: Counter[int] = field(default_factory=Counter)  # shares of gangs' replicas, by the size of the gang
     free_slots: int = 0
     node_free: list[int] = field(default_factory=list)  # free slots per node
 
@@ -104,6 +105,10 @@ class Column:
                 del self.warm[key]
         held = self.replicas.setdefault(key.model_id, Counter())
         held[key] += step
+        if key.gang_size > 1:
+            self.gangs[key.gang_size] += step
+            if not self.gangs[key.gang_size]:
+                del self.gangs[key.gang_size]
         if not held[key]:
             del held[key]
         if not held:

@@ -19,6 +19,7 @@ from atoll.model.placement import Reason
 from atoll.model.site import SiteAdmin, SiteConnection, SiteRuntime
 from orchestrator.core.placement.column import Column, Free, free_bytes, is_free
 from orchestrator.core.placement.eviction import Prices, Wishes, as_figures
+from orchestrator.core.placement.gangs import is_last_block
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.rows import ROOM_WIDTH, Bools, Dyn, Ints, Room
 from orchestrator.core.placement.whereabouts import Whereabouts
@@ -303,6 +304,7 @@ class Columns:
         busy = column.top(column.busy)
         line = self.dyn[column.index]
         line[Dyn.FREE] = column.free_slots
+        line[Dyn.WHOLE] = is_last_block(column)
         line[Dyn.SOONEST] = busy.busy_until_us if busy is not None else _NEVER
         self._refresh_room(column, column.free, self.rooms[column.index])
 

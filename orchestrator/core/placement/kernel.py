@@ -5,7 +5,7 @@ Integers only, so that numba's machine code and `vectors` (numpy, where numba is
 Must not know jobs, sites or models: only tables (see `rows`).
 
     delay = max(wait, fetch, input) + serial - what host memory saves
-    total = delay + price + evict + churn + risk + tardy
+    total = delay + price + evict + churn + fragmentation + risk + tardy
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ _P_COLD, _P_COLD_UNTIL, _P_NODE = int(Pres.COLD), int(Pres.COLD_UNTIL), int(Pres
 _P_COLD_PRICE, _P_COLD_BYTES, _P_NEAR = int(Pres.COLD_PRICE), int(Pres.COLD_BYTES), int(Pres.BARE_NEAR)
 _O_STATE, _O_WAIT, _O_FETCH, _O_SAVING, _O_EVICT = int(Out.STATE), int(Out.WAIT), int(Out.FETCH), int(Out.SAVING), int(Out.EVICT)
 _O_BYTES, _O_CHURN, _O_RISK, _O_TARDY = int(Out.EVICTED_BYTES), int(Out.CHURN), int(Out.RISK), int(Out.TARDY)
-_O_DELAY, _O_TOTAL = int(Out.DELAY), int(Out.TOTAL)
+_O_DELAY, _O_TOTAL, _O_FRAGMENT = int(Out.DELAY), int(Out.TOTAL), int(Out.FRAGMENT)
+_D_WHOLE, _R_FRAGMENT = int(Dyn.WHOLE), int(Rate.FRAGMENT_MILLI)
 _R_NOW, _R_NEED, _R_EVICT, _R_CHURN = int(Rate.NOW), int(Rate.NEED), int(Rate.EVICT_MILLI), int(Rate.CHURN)
 _R_SLACK, _R_SPREAD, _R_TARDY = int(Rate.SLACK), int(Rate.SPREAD_MILLI), int(Rate.TARDY_MILLI)
 _R_TIE_US, _R_TIE_MILLI = int(Rate.TIE_US), int(Rate.TIE_MILLI)
@@ -114,7 +115,7 @@ def _slot_row(out: Ints, row: int, slots: int, until: int, now: int) -> None:
 @_jit
 def _cost_row(fix: Ints, rates: Ints, out: Ints, row: int) -> None:
     delay = max(out[row, _O_WAIT], out[row, _O_FETCH], fix[row, _F_INPUT]) + fix[row, _F_SERIAL] - out[row, _O_SAVING]
-    total = delay + fix[row, _F_PRICE] + out[row, _O_EVICT] + out[row, _O_CHURN]
+    total = delay + fix[row, _F_PRICE] + out[row, _O_EVICT] + out[row, _O_CHURN] + out[row, _O_FRAGMENT]
     # In milliseconds: parts per million of a year in microseconds would overflow.
     risk = fix[row, _F_RISK] * ((fix[row, _F_HALF] + delay) // 1_000) // 1_000 + fix[row, _F_FAIL] * (delay // 1_000) // 1_000
     tardy, slack = 0, rates[_R_SLACK]
@@ -231,6 +232,8 @@ def decide_rows(
         if out[row, _O_STATE] != _IMPOSSIBLE:
             if rates[_R_CHURN] and row // pools == _COLD:
                 out[row, _O_CHURN] = (fix[row, _F_RELOAD] + out[row, _O_FETCH] - out[row, _O_SAVING]) // 2
+            if rates[_R_FRAGMENT] and row // pools == _COLD and dyn[row - pools, _D_WHOLE] and out[row, _O_WAIT] == 0:
+                out[row, _O_FRAGMENT] = fix[row, _F_HALF] * rates[_R_FRAGMENT] // 1_000
             _cost_row(fix, rates, out, row)
     bound = _best(fix, dyn, rates, mask, out, pools, _BINDABLE)
     return bound, _best(fix, dyn, rates, mask, out, pools, _WAITS)

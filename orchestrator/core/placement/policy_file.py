@@ -38,7 +38,9 @@ VERSION: Final = 1
 # A policy of every key with its comments is 8 KB; one of 100,000 tenants 4 MB.
 FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 _MILLI: Final = 1_000
-_TERMS_IN_ORDER: Final = ("input", "stage", "init", "adapt", "execution", "output", "money", "net", "evict", "churn", "risk", "deadline")
+_TERMS_IN_ORDER: Final = (
+    "input", "stage", "init", "adapt", "execution", "output", "money", "net", "evict", "churn", "fragmentation", "risk", "deadline",
+)  # fmt: skip
 
 
 def parse_policy(text: str, file_name: str) -> Policy:

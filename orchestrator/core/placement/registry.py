@@ -14,7 +14,22 @@ import numpy as np
 
 from orchestrator.core.placement.inputs import Inputs
 from orchestrator.core.placement.rows import BARE, Ints, Out
-from orchestrator.core.placement.terms import adapt, churn, deadline, evict, execution, fetch, init, money, net, output, queue, risk, stage
+from orchestrator.core.placement.terms import (
+    adapt,
+    churn,
+    deadline,
+    evict,
+    execution,
+    fetch,
+    fragmentation,
+    init,
+    money,
+    net,
+    output,
+    queue,
+    risk,
+    stage,
+)
 from orchestrator.core.placement.terms import input as input_term
 
 
@@ -42,6 +57,7 @@ TERMS: Final = (
     Term(name=net.NAME, still=net.cost_us, price=True),
     Term(name=evict.NAME, moving=evict.COLUMN, price=True),
     Term(name=churn.NAME, moving=churn.COLUMN, price=True),
+    Term(name=fragmentation.NAME, moving=fragmentation.COLUMN, price=True),
     Term(name=risk.NAME, moving=risk.COLUMN, price=True),
     Term(name=deadline.NAME, moving=deadline.COLUMN, price=True),
 )

@@ -55,6 +55,7 @@ class Dyn(IntEnum):
     FREE = 1
     SOONEST = 2  # fleet time at which the first busy slot is predicted to be free
     FLOWS = 3  # fetches from the origin in flight at the site
+    WHOLE = 4  # 1: its free slots are one whole block of a gang that has a replica there
 
 
 class Room(IntEnum):
@@ -97,6 +98,7 @@ class Out(IntEnum):
     TARDY = 8
     DELAY = 9
     TOTAL = 10
+    FRAGMENT = 11
 
 
 ROOM_WIDTH: Final = Room.VICTIM + 2 * VICTIMS
@@ -142,6 +144,7 @@ class Rate(IntEnum):
     TIE_US = 7
     TIE_MILLI = 8
     BYTES = 9  # of the model's weights: a fetch that is off the books of FETCH
+    FRAGMENT_MILLI = 10  # price of breaking the last whole block of a pool, by half of what the job occupies; 0 for gangs
 
 
 RATES: Final = len(Rate)

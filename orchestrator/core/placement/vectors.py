@@ -52,6 +52,11 @@ def decide(
         cold = slice(COLD * pools, (COLD + 1) * pools)
         churn = (fix[cold, Fix.RELOAD] + out[cold, Out.FETCH] - out[cold, Out.SAVING]) // 2
         out[cold, Out.CHURN] = np.where(possible[cold], churn, 0)
+    if rates[Rate.FRAGMENT_MILLI]:
+        cold = slice(COLD * pools, (COLD + 1) * pools)
+        breaks = possible[cold] & (dyn[:, Dyn.WHOLE] != 0) & (out[cold, Out.WAIT] == 0)
+        price = fix[cold, Fix.HALF_OCCUPANCY] * rates[Rate.FRAGMENT_MILLI] // 1_000
+        out[cold, Out.FRAGMENT] = np.where(breaks, price, 0)
     _costs(fix, rates, out, possible)
     bound = _best(fix, dyn, rates, mask, out, State.BINDABLE)
     return bound, _best(fix, dyn, rates, mask, out, State.WAITS)
@@ -136,7 +141,7 @@ def _costs(fix: Ints, rates: Ints, out: Ints, possible: Bools) -> None:
     if slack != NO_DEADLINE:
         late = rates[Rate.TARDY_MILLI] * np.maximum(delay - slack, 0) // 1_000
         tardy = np.where(delay * rates[Rate.SPREAD_MILLI] <= slack * 1_000, -delay, late)
-    total = delay + fix[:, Fix.PRICE] + out[:, Out.EVICT] + out[:, Out.CHURN] + risk + tardy
+    total = delay + fix[:, Fix.PRICE] + out[:, Out.EVICT] + out[:, Out.CHURN] + out[:, Out.FRAGMENT] + risk + tardy
     for column, values in ((Out.DELAY, delay), (Out.RISK, risk), (Out.TARDY, tardy), (Out.TOTAL, total)):
         out[:, column] = np.where(possible, values, 0)
 
