@@ -22,9 +22,11 @@ from atoll.v1 import operator_service_pb2 as pb
 from atoll.v1 import types_pb2
 from orchestrator.app import serve
 from orchestrator.config import ExitCode, StartError, load_config
+from orchestrator.core.placement.policies import POLICIES
 from orchestrator.recorder import replay
 from tests.integration.running_orchestrator import (
     PATIENCE_S,
+    QUICK,
     Running,
     ScriptedAgent,
     config,
@@ -132,6 +134,28 @@ async def test_a_recording_of_a_live_run_replays_to_equal_steps(tmp_path: Path) 
     changed.write_bytes(b"".join(lines[:10] + lines[11:]))
     difference = replay(changed).difference
     assert difference is not None
+
+
+async def test_a_policy_is_shown_recorded_and_audited_when_it_changed_over_a_restart(tmp_path: Path) -> None:
+    recording, baseline = tmp_path / "run.jsonl", replace(POLICIES["random"], silent_after_ms=5_000, report_interval_ms=100)
+    async with orchestrator(tmp_path / "data") as running:
+        view = await running.operators.GetFleet(pb.GetFleetRequest())
+        assert (view.policy, view.policy_digest) == (QUICK.name, QUICK.identity.digest)
+    async with orchestrator(tmp_path / "data", policy=baseline, record=recording) as running:
+        await running.add_models(model("m"))
+        await running.apply(site("a"), site("b"))
+        async with ScriptedAgent(running, "a"), ScriptedAgent(running, "b"):
+            job_ids = [await running.submit(seed=seed) for seed in range(8)]
+            ended = await running.ended(*job_ids)
+        view = await running.operators.GetFleet(pb.GetFleetRequest())
+        assert (view.policy, view.policy_digest) == ("random", baseline.identity.digest)
+        assert {job.attempts[0].explanation.rule for job in ended.values()} == {"random"}
+        audit = [event async for event in running.operators.Events(pb.EventsRequest())]
+    (changed,) = [event for event in audit if event.verb == "policy_changed"]
+    assert changed.detail == f"from default ({QUICK.identity.digest}) to random ({baseline.identity.digest})"
+    found = replay(recording)
+    assert (found.difference, found.ended, found.torn) == (None, "", False)
+    assert f'"policy_digest":"{baseline.identity.digest}"'.encode() in recording.read_bytes()[:200]
 
 
 async def test_a_recording_ends_at_its_size_and_the_orchestrator_goes_on(tmp_path: Path) -> None:

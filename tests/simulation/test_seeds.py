@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 import sims
-from sims.run import Outcome, run_seed
+from orchestrator.core.placement.policies import POLICIES
+from sims.run import Options, Outcome, run_seed
 
 SEEDS = range(50)
 CHUNK = 10
+_OF_BASELINES = 100
 REGRESSIONS = Path(sims.__file__).parent / "regressions.txt"
 
 
@@ -37,6 +39,13 @@ def _check(seeds: list[int]) -> None:
 @pytest.mark.parametrize("first", range(SEEDS.start, SEEDS.stop, CHUNK))
 def test_every_promise_is_kept(first: int) -> None:
     _check(list(SEEDS)[first : first + CHUNK])
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES.keys() - {"default"}))
+def test_every_promise_is_kept_by_every_baseline(name: str) -> None:
+    outcome = run_seed(_OF_BASELINES + sorted(POLICIES).index(name), Options(jobs=60, policy=POLICIES[name]))
+    assert outcome.violation is None, _explained(outcome)
+    assert outcome.vacuous is None
 
 
 def test_what_failed_once_stays_fixed() -> None:
