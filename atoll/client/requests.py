@@ -69,6 +69,7 @@ class JobRequest:
 
     `seed` None is drawn from the idempotency key, so that a repeated call asks for the same picture. `deadline_ms` and
     `start_timeout_ms` count from acceptance, in fleet time; 0: none. `simulated`: a rehearsal, run by twins only.
+    `gang_size` 2, 4 or 8: on so many GPUs of one node at once, all or nothing.
 
     `adapters` are LoRAs with their scales: "NAME", "NAME:SCALE" or AdapterUse. `image` is a picture to begin with: a path or bytes of a
     PNG or JPEG, which a client uploads first, or what `upload` answered. `strength`: how much of it is made anew, up to 1 (None: 0.6).

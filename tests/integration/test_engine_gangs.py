@@ -19,6 +19,7 @@ pytest.importorskip("diffusers", reason="needs the worker extra")
 
 import numpy as np
 import torch
+from PIL import Image
 
 from agents.engine import encode
 from agents.engine.errors import EngineError, GenerationStoppedError
@@ -26,7 +27,8 @@ from agents.engine.gang import GangPlace
 from agents.engine.manifest import write_manifest
 from agents.engine.pipeline import Engine, LoadedPipeline
 from agents.engine.quiet import quiet_loading
-from agents.engine.request import GenerationRequest
+from agents.engine.request import AdapterFile, GenerationRequest
+from agents.engine.starter_adapters import build_starter_adapters
 from agents.engine.starters import build_starters
 from atoll.model.errors import FieldError
 from atoll.model.ids import ModelId
@@ -54,11 +56,14 @@ class Made:
 _loaded: dict[Path, LoadedPipeline] = {}
 
 
-def work(folder: Path, request: GenerationRequest, place: GangPlace | None, trouble: str = "") -> Made:
+def work(
+    folder: Path, request: GenerationRequest, place: GangPlace | None, trouble: str = "", adapters: tuple[AdapterFile, ...] = ()
+) -> Made:
     """A member's process: make it, or get into trouble after the second step."""
     if folder not in _loaded:
         _loaded[folder] = Engine().load(folder)
     pipeline = _loaded[folder]
+    pipeline.adapt([one for one in adapters if one.adapter_id not in pipeline.adapters])
     steps: list[int] = []
 
     def stepped(done: int, _of: int) -> None:
@@ -99,18 +104,24 @@ class Gang:
     folder: Path
     runs: int = 0
 
-    def alone(self, model: Path, request: GenerationRequest) -> Made:
-        return self.pool.submit(work, model, request, None).result(WAIT_S)
+    def alone(self, model: Path, request: GenerationRequest, adapters: tuple[AdapterFile, ...] = ()) -> Made:
+        return self.pool.submit(work, model, request, None, adapters=adapters).result(WAIT_S)
 
     def make(
-        self, model: Path, request: GenerationRequest, *, troubles: dict[int, str] | None = None, timeout_s: float = 60.0
+        self,
+        model: Path,
+        request: GenerationRequest,
+        *,
+        troubles: dict[int, str] | None = None,
+        timeout_s: float = 60.0,
+        adapters: tuple[AdapterFile, ...] = (),
     ) -> list[Made]:
         self.runs += 1
         meeting = self.folder / f"meeting-{self.runs}"
         members: list[Future[Made]] = []
         for rank in range(2):
             place = GangPlace(meeting=meeting, rank=rank, size=2, timeout_s=timeout_s)
-            members.append(self.pool.submit(work, model, request, place, (troubles or {}).get(rank, "")))
+            members.append(self.pool.submit(work, model, request, place, (troubles or {}).get(rank, ""), adapters))
         return [member.result(WAIT_S) for member in members]
 
 
@@ -153,6 +164,21 @@ def test_a_gang_halves_the_work_and_makes_the_same_picture_each_time(
         assert first[axis] * 2 == whole[axis], "each member computes half"
     assert gang.make(models[name], request_)[0].digests == lead.digests
     assert gang.alone(models[name], request_).digests == alone.digests, "nothing of the gang is left in the pipeline"
+
+
+def test_a_gang_with_an_adapter_and_an_image_to_begin_with(gang: Gang, models: dict[str, Path], tmp_path: Path) -> None:
+    starters = tuple(starter for starter in build_starters(tmp_path) if starter.spec.model_id == "tiny-image")
+    adapter = next(one for one in build_starter_adapters(tmp_path, starters) if one.spec.adapter_id == "tiny-ink")
+    files = (AdapterFile(adapter_id=adapter.spec.adapter_id, path=adapter.path, digest=adapter.spec.weights_digest),)
+    plain = gang.alone(models["tiny-image"], IMAGE)
+    for wanted in (
+        replace(IMAGE, adapters=((adapter.spec.adapter_id, 1.0),)),
+        replace(IMAGE, image=Image.linear_gradient("L").convert("RGB"), strength=0.5),
+    ):
+        lead, member = gang.make(models["tiny-image"], wanted, adapters=files)
+        assert (lead.ended, member.ended) == ("", "")
+        alone = gang.alone(models["tiny-image"], wanted, files)
+        assert same_picture(lead, alone) and not same_picture(lead, plain)
 
 
 @pytest.mark.parametrize("asked", [0, 1])
