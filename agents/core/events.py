@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from atoll.model.assignment import Assignment
 from atoll.model.attempt import AttemptState, Failure, PhaseTimes, ResultManifest
-from atoll.model.ids import AdapterId, AttemptKey, ModelId, NodeId, SlotRef
+from atoll.model.ids import AdapterId, AttemptKey, FormId, ModelId, NodeId, SlotRef
 from atoll.model.replica import ReplicaFact
 from atoll.model.report import RateFacts, Welcome
 
@@ -54,6 +54,7 @@ class RuntimeStarted:
     slots: tuple[RecoveredSlot, ...]
     disk_models: tuple[tuple[NodeId, ModelId, str], ...] = ()  # node, model, weights_digest
     disk_adapters: tuple[tuple[NodeId, AdapterId, str], ...] = ()
+    compiled: tuple[tuple[NodeId, FormId], ...] = ()  # forms for which there is code
     finished: tuple[ResultManifest, ...] = ()
     host_tier: bool = False  # whether the memory of its nodes can hold weights for GPUs
 
@@ -110,6 +111,14 @@ class HostMemoryChanged:
     node_id: NodeId
     models: tuple[tuple[ModelId, str], ...]
     ended: tuple[ModelId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeChanged:
+    """All forms for which a node holds compiled code now, the ones used last first."""
+
+    node_id: NodeId
+    forms: tuple[FormId, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +288,7 @@ AgentEvent = (
     | FetchFailed
     | WeightsDeleted
     | HostMemoryChanged
+    | CodeChanged
     | AdapterFetched
     | AdapterFetchFailed
     | AdapterDeleted

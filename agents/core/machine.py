@@ -33,6 +33,7 @@ from agents.core.events import (
     AttemptErrored,
     AttemptFinished,
     AttemptHalted,
+    CodeChanged,
     FetchAdvanced,
     FetchFailed,
     FetchYielded,
@@ -198,6 +199,8 @@ def _dispatch(ctx: Context, event: AgentEvent) -> None:  # noqa: C901 - one case
             replicas.load_failed(ctx, event)
         case ReplicaEvicted():
             replicas.evicted(ctx, event)
+        case CodeChanged():
+            measures.code_changed(ctx, event)
         case AdapterFetched():
             adapters.fetched(ctx, event)
         case AdapterFetchFailed():

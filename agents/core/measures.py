@@ -1,4 +1,4 @@
-"""What probes and runtimes measure: free memory and disk, rates.
+"""What probes and runtimes find: free memory and disk, rates, compiled code.
 
 Decides when a measurement is news. Must not know how it was made.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Final
 
 from agents.core.context import Context
-from agents.core.events import NodeMeasured, RatesMeasured
+from agents.core.events import CodeChanged, NodeMeasured, RatesMeasured
+from atoll.model import limits
 
 # Free memory of a host moves all the time; less than this decides no placement.
 _NEWS_BYTES: Final = 64 * 1024 * 1024
@@ -30,6 +31,17 @@ def measured(ctx: Context, event: NodeMeasured) -> None:
     if node.node_id in ctx.state.pending:
         ctx.touch_node(node.node_id)  # a copy that waits for room may have it now
     if any(abs(by) >= _NEWS_BYTES for by in moved):
+        ctx.state.dirty[node.node_id] = None
+
+
+def code_changed(ctx: Context, event: CodeChanged) -> None:
+    """The runtime compiled something, took code over or dropped some."""
+    node = ctx.state.nodes.get(event.node_id)
+    if node is None:
+        ctx.notices.append(f"unknown node {event.node_id} holds code")
+        return
+    if node.compiled != event.forms[: limits.FORMS_PER_NODE_MAX]:
+        node.compiled = event.forms[: limits.FORMS_PER_NODE_MAX]
         ctx.state.dirty[node.node_id] = None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atoll.model.adapter import AdapterSpec
-from atoll.model.ids import AdapterId, AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, SlotRef, Term
+from atoll.model.ids import AdapterId, AttemptKey, EventSeq, FleetId, FormId, Generation, ModelId, NodeId, SlotRef, Term
 from atoll.model.job import JobSpec
 from atoll.model.modelspec import ModelSpec
 from atoll.model.report import AttemptEvent, SiteReport
@@ -135,6 +135,7 @@ class RunAttempt:
     by AttemptAdvanced and one of AttemptFinished, AttemptErrored, AttemptHalted. `stop_after_ms` is enforced where it executes, even
     if this agent dies.
 
+    With a `form` by code that is compiled for it, by whatever the replica is otherwise.
     With `spec.gang_size` above 1 on that many slots from `slot` on, the lead. It is over when no member works on it any more.
     """
 
@@ -144,6 +145,7 @@ class RunAttempt:
     model: ModelSpec
     stop_after_ms: int
     request_id: str
+    form: FormId | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from agents.core.context import Context
 from agents.core.events import RecoveredSlot, RuntimeStarted
 from agents.core.outputs import StopAttempt
 from agents.core.state import LoadedAdapter, Replica, Slot, Work
+from atoll.model import limits
 from atoll.model.attempt import AttemptState, Failure, FailureKind
 from atoll.model.ids import AttemptKey
 from atoll.model.replica import ReplicaState
@@ -30,6 +31,9 @@ def started(ctx: Context, event: RuntimeStarted) -> None:
     for node_id, adapter_id, digest in event.disk_adapters:
         if node_id in state.nodes:
             state.nodes[node_id].disk_adapters[adapter_id] = digest
+    for node_id, form in event.compiled[: limits.FORMS_PER_NODE_MAX * len(state.nodes)]:
+        if node_id in state.nodes and len(state.nodes[node_id].compiled) < limits.FORMS_PER_NODE_MAX:
+            state.nodes[node_id].compiled += (form,)
     for manifest in event.finished:
         if manifest.key not in state.ended:
             state.finished[manifest.key] = manifest

@@ -14,6 +14,7 @@ from agents.core.outputs import EvictReplica, LoadReplica, RunAttempt
 from agents.core.state import Replica, ReplicaKey, Slot, Work
 from atoll.model.assignment import AssignedAttempt
 from atoll.model.attempt import AttemptState, Failure, FailureKind
+from atoll.model.compiled import needed_form
 from atoll.model.ids import AttemptKey
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaState, Tier
@@ -164,6 +165,7 @@ def _run(ctx: Context, members: tuple[Slot, ...], work: Work, assigned: Assigned
             model=model,
             stop_after_ms=assigned.stop_after_ms,
             request_id=assigned.request_id,
+            form=needed_form(model, assigned.spec.shape, work.gang_size, (adapter.rank for adapter in work.adapters)),
         )
     )
     attempts.renew_within(ctx, assigned)

@@ -93,6 +93,7 @@ def node_facts(state: State, node: Node) -> NodeFacts:
         pinned=residency.pinned(node),
         fetching=tuple(_fetch_fact(state, node, model) for model in node.fetching.values()),
         host_tier=state.host_tier,
+        compiled=tuple(sorted(node.compiled)),
     )
 
 

@@ -12,7 +12,7 @@ from agents.core.outputs import AdaptReplica, PinWeights
 from atoll.model.adapter import AdapterSpec
 from atoll.model.assignment import AssignedAttempt, CopyKey, DesiredReplica
 from atoll.model.attempt import AttemptState, ResultManifest
-from atoll.model.ids import AdapterId, AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, PoolId, SiteId, SlotRef, Term
+from atoll.model.ids import AdapterId, AttemptKey, EventSeq, FleetId, FormId, Generation, ModelId, NodeId, PoolId, SiteId, SlotRef, Term
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaState, Tier
 from atoll.model.report import AttemptEvent, RateFacts
@@ -156,6 +156,7 @@ class Node:
     pins: PinWeights | None = None
     disk_adapters: dict[AdapterId, str] = field(default_factory=dict)
     fetching_adapters: dict[AdapterId, AdapterSpec] = field(default_factory=dict)
+    compiled: tuple[FormId, ...] = ()  # forms for which its disk holds code
 
 
 @dataclass(slots=True, kw_only=True)

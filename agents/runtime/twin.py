@@ -19,6 +19,7 @@ from agents.core.events import (
     AttemptErrored,
     AttemptFinished,
     AttemptHalted,
+    CodeChanged,
     RecoveredSlot,
     ReplicaAdapted,
     ReplicaEvicted,
@@ -32,10 +33,11 @@ from agents.runtime.base import RuntimeCommand, Sink
 from agents.runtime.rates import Rates
 from agents.runtime.twin_results import simulated_result
 from agents.runtime.twin_weights import Surroundings, TwinWeights
+from atoll.model import limits
 from atoll.model.attempt import AttemptState, Failure, FailureKind, PhaseTimes
 from atoll.model.errors import FieldError
 from atoll.model.gpu import GpuType
-from atoll.model.ids import AdapterId, AttemptKey, GpuTypeId, ModelId, NodeId, SlotRef
+from atoll.model.ids import AdapterId, AttemptKey, FormId, GpuTypeId, ModelId, NodeId, SlotRef
 from atoll.model.modelspec import ModelSpec
 from atoll.model.report import Welcome
 from atoll.model.site import PoolSpec, SiteRuntime, SiteSpec
@@ -57,6 +59,7 @@ _EXPIRY_CHECK_S: Final = 5.0
 @dataclass(slots=True, kw_only=True)
 class _Run:
     command: RunAttempt
+    compile_us: int  # until the code for its form runs; 0 where it does
     run_us: int
     upload_us: int
     began_s: float
@@ -74,6 +77,7 @@ class _Slot:
     memory_bytes: int
     replicas: dict[ReplicaKey, ModelSpec] = field(default_factory=dict)
     adapters: dict[ReplicaKey, dict[AdapterId, int]] = field(default_factory=dict)  # bytes of those on each replica
+    code: dict[ReplicaKey, set[FormId]] = field(default_factory=dict)  # forms whose code runs in each replica
     loads: int = 0
     adaptations: int = 0
 
@@ -82,6 +86,7 @@ class _Slot:
 class _Node:
     pool: PoolSpec
     slots: list[_Slot] = field(default_factory=list)
+    forms: dict[FormId, None] = field(default_factory=dict)  # whose code lies on its disk, the one used last at the end
 
     def uses(self, model_id: ModelId) -> bool:
         return any(key.model_id == model_id for slot in self.slots for key in slot.replicas)
@@ -267,6 +272,7 @@ class TwinRuntime:
     def _evicted(self, command: EvictReplica) -> None:
         key = ReplicaKey(model_id=command.model_id, gang_size=command.gang_size)
         self._slots[command.slot].adapters.pop(key, None)
+        self._slots[command.slot].code.pop(key, None)
         model = self._slots[command.slot].replicas.pop(key, None)
         self._sink(ReplicaEvicted(slot=command.slot, model_id=command.model_id, gang_size=command.gang_size))
         if model is not None:
@@ -282,21 +288,48 @@ class TwinRuntime:
         )
         alone_us = transfer_us(output_bytes(command.model, spec.shape), self._spec.wan_bytes_per_s, 0)
         upload_us = alone_us * self._hidden.factor_milli("fetch", self._site_id) // 1_000
-        run = _Run(command=command, run_us=run_us, upload_us=upload_us, began_s=now_s, renewed_s=now_s)
+        compile_us = self._compile_us(slot, command)
+        run = _Run(command=command, compile_us=compile_us, run_us=run_us, upload_us=upload_us, began_s=now_s, renewed_s=now_s)
         self._runs[command.key] = run
         count = "one" if gang_size == 1 else str(gang_size)
         told = f"simulated on {count} {slot.gpu.gpu_type}, {run_us / 1e6:.3f} s; nothing is generated"
         self._note(command.key, f"request {command.request_id}: {told}")
-        self._say(run, AttemptState.RUNNING, 0)
+        if compile_us:
+            self._say(run, AttemptState.COMPILING, 0)
+            run.timers.append(self._after(compile_us, partial(self._compiled, slot, run)))
+        else:
+            self._say(run, AttemptState.RUNNING, 0)
         steps = spec.shape.steps
         marks = min(steps - 1, _MARKS_MAX, int(self._real_s(run_us) / _MARK_MIN_S))
         for mark in range(1, marks + 1):
             done = steps * mark // (marks + 1)
-            run.timers.append(self._after(run_us * done // steps, partial(self._say, run, AttemptState.RUNNING, done)))
-        run.timers.append(self._after(run_us, partial(self._say, run, AttemptState.UPLOADING, steps)))
-        run.timers.append(self._after(run_us + upload_us, partial(self._finished, run)))
+            run.timers.append(self._after(compile_us + run_us * done // steps, partial(self._say, run, AttemptState.RUNNING, done)))
+        run.timers.append(self._after(compile_us + run_us, partial(self._say, run, AttemptState.UPLOADING, steps)))
+        run.timers.append(self._after(compile_us + run_us + upload_us, partial(self._finished, run)))
         if self._expiry_timer is None:
             self._expiry_timer = asyncio.get_running_loop().call_later(_EXPIRY_CHECK_S, self._expire)
+
+    def _compile_us(self, slot: _Slot, command: RunAttempt) -> int:
+        """Until the code that an attempt needs runs: not long where its replica ran it before, longer where only its node has it."""
+        form, model = command.form, command.model
+        if form is None or form in slot.code.get(ReplicaKey(model_id=model.model_id), ()):
+            return 0
+        held = form in self._nodes[command.slot.node_id].forms
+        takes_us = self._hidden.artifact_load_us if held else self._hidden.compile_us
+        return takes_us(model, slot.gpu, self._site_id, str(command.key))
+
+    def _compiled(self, slot: _Slot, run: _Run) -> None:
+        """The code runs in the replica, and lies on the disk of the node."""
+        command, form = run.command, run.command.form
+        assert form is not None, "only a form is compiled"
+        slot.code.setdefault(ReplicaKey(model_id=command.model.model_id), set()).add(form)
+        forms = self._nodes[command.slot.node_id].forms
+        forms.pop(form, None)
+        forms[form] = None
+        while len(forms) > limits.FORMS_PER_NODE_MAX:
+            del forms[next(iter(forms))]
+        self._sink(CodeChanged(node_id=command.slot.node_id, forms=tuple(reversed(forms))))
+        self._say(run, AttemptState.RUNNING, 0)
 
     def _say(self, run: _Run, state: AttemptState, steps: int) -> None:
         self._sink(AttemptAdvanced(key=run.command.key, state=state, steps_done=steps))
@@ -305,7 +338,7 @@ class TwinRuntime:
         if self._forget(run):
             self._note(run.command.key, "done")
             manifest = simulated_result(run.command, run.run_us)
-            times = PhaseTimes(run_us=run.run_us, upload_us=run.upload_us)
+            times = PhaseTimes(compile_us=run.compile_us or -1, run_us=run.run_us, upload_us=run.upload_us)
             self._sink(AttemptFinished(key=run.command.key, manifest=manifest, times=times))
 
     def _stop(self, key: AttemptKey) -> None:
@@ -315,8 +348,12 @@ class TwinRuntime:
             return
         run.cancel()
         step_us = max(run.run_us // run.command.spec.shape.steps, 1)
-        ran_us = min(self._fleet_us(asyncio.get_running_loop().time() - run.began_s), run.run_us)
-        run.timers = [self._after(step_us - ran_us % step_us, partial(self._halted, run))]
+        since_us = self._fleet_us(asyncio.get_running_loop().time() - run.began_s) - run.compile_us
+        run.timers = []
+        if since_us < 0:  # while code is being made there are no steps: it is made to the end
+            run.timers.append(self._after(-since_us, partial(self._compiled, self._slots[run.command.slot], run)))
+        left_us = -since_us if since_us < 0 else step_us - min(since_us, run.run_us) % step_us
+        run.timers.append(self._after(left_us, partial(self._halted, run)))
 
     def _halted(self, run: _Run) -> None:
         if self._forget(run):

@@ -30,6 +30,8 @@ ADAPTERS_PER_NODE_MAX: Final = 2_000
 # at 75 MB each (FLUX.1, rank 32) that is 1.2 GB of a GPU beside a base of 34 GB, and a layer's list of inactive adapters stays short.
 ADAPTERS_PER_REPLICA_MAX: Final = 16
 ADAPTER_MODELS_MAX: Final = 64
+# Forms of compiled code that a node holds: a hundred models in five sizes each, 16 KB of a report.
+FORMS_PER_NODE_MAX: Final = 512
 # Eight times the largest rank in common use.
 ADAPTER_RANK_MAX: Final = 1_024
 # A strength of 1 keeps nothing of an input image but its size.

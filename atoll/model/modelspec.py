@@ -91,6 +91,7 @@ class ModelSpec:
     origin_path: str = ""  # folder below the origin store
     physics: ModelPhysics
     source: str = ""
+    compiled: bool = False  # its denoiser runs as compiled code
 
     @property
     def servable(self) -> bool:

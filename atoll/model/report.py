@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from atoll.model.attempt import AttemptState, Failure, PhaseTimes, ResultManifest
-from atoll.model.ids import AdapterId, AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, PoolId, SiteId, Term
+from atoll.model.ids import AdapterId, AttemptKey, EventSeq, FleetId, FormId, Generation, ModelId, NodeId, PoolId, SiteId, Term
 from atoll.model.replica import ReplicaFact
 from atoll.model.site import PoolSpec, SiteRuntime
 
@@ -42,6 +42,7 @@ class NodeFacts:
     """One host: free memory and disk, models held in host memory and on disk, adapters on disk, and its slots.
 
     `pinned`: models whose copies here nothing but an explicit evict takes. `host_tier`: its memory can hold weights for GPUs.
+    `compiled`: forms for which it holds code that its own environment compiled or took over.
     """
 
     pool_id: PoolId
@@ -55,6 +56,7 @@ class NodeFacts:
     pinned: tuple[ModelId, ...] = ()
     fetching: tuple[FetchFact, ...] = ()
     host_tier: bool = False
+    compiled: tuple[FormId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Final
 
 from atoll.model.adapter import AdapterSpec
-from atoll.model.modelspec import ModelSpec
+from atoll.model.gpu import CPU, GpuType
+from atoll.model.modelspec import DenoiserKind, ModelSpec
 
 _US: Final = 1_000_000
 
@@ -21,6 +22,15 @@ _INIT_US_PER_GB: Final = 185_000
 _PATCH_BASE_US: Final = 70_000
 # Read, cast and copied tensor by tensor, which is far from what a disk can do.
 _PATCH_BYTES_PER_S: Final = 400_000_000
+# Compiling the blocks that repeat, once each: FLUX.1-dev 9.6 s on an H100's host (67.4 s for its whole transformer; PyTorch's devlog of
+# 2026-05-11), Qwen-Image 7 s on an A100's (diffusers' docs). 19 or 60 blocks alike, so neither depth nor width of the model counts.
+_COMPILE_US: Final = 9_000_000
+# A UNet's transformer blocks come in the widths of its levels, three in the published ones, each compiled by itself.
+_COMPILE_UNET_US: Final = 3 * _COMPILE_US
+# C++ through g++, on two cores: 33 s for a tiny pipeline, 4 s once the compiler's cache is there. The ratio is all that was measured of
+# a cache alone; published boots with and without one (120 s and 60 s, 400 s and 150 s; Replicate, 2025-09) count weights and runtime too.
+_COMPILE_CPU_US: Final = 33_000_000
+_CACHED_PARTS: Final = 8
 
 
 def transfer_us(size_bytes: int, bytes_per_s: int, rtt_us: int) -> int:
@@ -44,3 +54,15 @@ def init_us(model: ModelSpec) -> int:
 def patch_us(adapter: AdapterSpec) -> int:
     """Microseconds to put an adapter that lies on the node's disk onto a resident replica."""
     return _PATCH_BASE_US + adapter.weights_bytes * _US // _PATCH_BYTES_PER_S
+
+
+def compile_us(model: ModelSpec, gpu: GpuType) -> int:
+    """Microseconds to compile a model's denoiser for one shape. The host compiles: of the GPU it matters only whether there is one."""
+    if gpu.gpu_type == CPU:
+        return _COMPILE_CPU_US
+    return _COMPILE_UNET_US if model.physics.kind is DenoiserKind.UNET else _COMPILE_US
+
+
+def artifact_load_us(model: ModelSpec, gpu: GpuType) -> int:
+    """Microseconds until a fresh replica runs code for this shape that its node holds: the model is traced again, the code is not made."""
+    return compile_us(model, gpu) // _CACHED_PARTS

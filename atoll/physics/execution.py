@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from atoll.model.compiled import runs_compiled
 from atoll.model.gpu import CPU, GpuType
 from atoll.model.modelspec import DenoiserKind, ModelSpec
 from atoll.model.shape import Precision, Shape
@@ -29,16 +30,23 @@ _CLASS_OF: Final = {
 }
 
 
+def stack_of(model: ModelSpec, gang_size: int = 1) -> Stack:
+    """What Atoll's workers run a model on."""
+    return Stack.COMPILE if runs_compiled(model, gang_size) else ENGINE_STACK
+
+
 def execution_us(
-    model: ModelSpec, shape: Shape, gpu: GpuType, precision: Precision, *, gang_size: int = 1, stack: Stack = ENGINE_STACK
+    model: ModelSpec, shape: Shape, gpu: GpuType, precision: Precision, *, gang_size: int = 1, stack: Stack | None = None
 ) -> int:
-    """Microseconds that `gang_size` GPUs of this type take for the job: prompt, steps, decoding; no loading, no transfer. At least 1."""
+    """Microseconds that `gang_size` GPUs of this type take for the job: prompt, steps, decoding; no loading, no transfer. At least 1.
+    Without a `stack`: on the one that Atoll's workers run it on."""
+    stack = stack_of(model, gang_size) if stack is None else stack
     run = Run(model=model, shape=shape, gpu=gpu, precision=precision, stack=stack, gang_size=gang_size)
     return predict_us(FITTED, run)
 
 
 def gang_speedup_milli(
-    model: ModelSpec, shape: Shape, gpu: GpuType, precision: Precision, gang_size: int, *, stack: Stack = ENGINE_STACK
+    model: ModelSpec, shape: Shape, gpu: GpuType, precision: Precision, gang_size: int, *, stack: Stack | None = None
 ) -> int:
     """How many times faster a gang is than one GPU, in thousandths. Under 1,000 where the exchange costs more than the split saves:
     small images on many GPUs. Text, decoding and launches are not split, so it stays below `gang_size`."""

@@ -87,8 +87,16 @@ class HiddenWorld:
         """Microseconds to put an adapter from a node's disk onto a resident replica at the site."""
         return self._true(coldstart.patch_us(adapter), site_id, "adapt", key, _INIT_NOISE)
 
+    def compile_us(self, model: ModelSpec, gpu: GpuType, site_id: SiteId, key: str) -> int:
+        """Microseconds to compile a model for a shape at the site."""
+        return self._true(coldstart.compile_us(model, gpu), site_id, "compile", key, _INIT_NOISE)
+
+    def artifact_load_us(self, model: ModelSpec, gpu: GpuType, site_id: SiteId, key: str) -> int:
+        """Microseconds until a fresh replica runs code that its node holds."""
+        return self._true(coldstart.artifact_load_us(model, gpu), site_id, "compile", key, _INIT_NOISE)
+
     def factor_milli(self, component: str, site_id: SiteId) -> int:
-        """The site's lasting factor for a component (`execution`, `fetch`, `stage`, `init` or `adapt`), in thousandths."""
+        """The site's lasting factor for a component (`execution`, `fetch`, `stage`, `init`, `adapt` or `compile`), in thousandths."""
         return self._lasting(self._sigma, "site", component, site_id)
 
     def fit_milli(self, model: ModelSpec, gpu: GpuType) -> int:

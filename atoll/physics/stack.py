@@ -30,7 +30,7 @@ class Stack(StrEnum):
     TENSORRT = "tensorrt"
 
 
-# What Atoll's own workers run.
+# What Atoll's own workers run a model on that is not to be compiled.
 ENGINE_STACK: Final = Stack.EAGER
 
 

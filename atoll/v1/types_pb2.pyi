@@ -1279,6 +1279,7 @@ class ModelSpec(_message.Message):
     ORIGIN_PATH_FIELD_NUMBER: _builtins.int
     PHYSICS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    COMPILED_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     title: _builtins.str
     family: _builtins.str
@@ -1291,6 +1292,8 @@ class ModelSpec(_message.Message):
     weights_digest: _builtins.str
     origin_path: _builtins.str
     source: _builtins.str
+    compiled: _builtins.bool
+    """its denoiser runs as compiled code"""
     @_builtins.property
     def default_shape(self) -> Global___Shape: ...
     @_builtins.property
@@ -1312,10 +1315,11 @@ class ModelSpec(_message.Message):
         origin_path: _builtins.str = ...,
         physics: Global___ModelPhysics | None = ...,
         source: _builtins.str = ...,
+        compiled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_shape", b"default_shape", "physics", b"physics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_bytes", b"activation_bytes", "default_shape", b"default_shape", "family", b"family", "modality", b"modality", "model_id", b"model_id", "origin_path", b"origin_path", "physics", b"physics", "pipeline_class", b"pipeline_class", "precision", b"precision", "resident_bytes", b"resident_bytes", "source", b"source", "title", b"title", "weights_bytes", b"weights_bytes", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_bytes", b"activation_bytes", "compiled", b"compiled", "default_shape", b"default_shape", "family", b"family", "modality", b"modality", "model_id", b"model_id", "origin_path", b"origin_path", "physics", b"physics", "pipeline_class", b"pipeline_class", "precision", b"precision", "resident_bytes", b"resident_bytes", "source", b"source", "title", b"title", "weights_bytes", b"weights_bytes", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -94,6 +94,7 @@ def model_spec_to_proto(model: ModelSpec) -> pb.ModelSpec:
         origin_path=model.origin_path,
         physics=model_physics_to_proto(model.physics),
         source=model.source,
+        compiled=model.compiled,
     )
 
 
@@ -114,4 +115,5 @@ def model_spec_from_proto(msg: pb.ModelSpec) -> ModelSpec:
         origin_path=bounds.relative_path("origin_path", msg.origin_path),
         physics=bounds.part("physics", msg.physics, model_physics_from_proto),
         source=bounds.label("source", msg.source, bounds.MESSAGE_CHARS),
+        compiled=msg.compiled,
     )

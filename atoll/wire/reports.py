@@ -8,8 +8,9 @@ from typing import Final
 
 from atoll.model import limits
 from atoll.model.attempt import ENDED, AttemptState, PhaseTimes
+from atoll.model.compiled import parse_form
 from atoll.model.errors import FieldError
-from atoll.model.ids import AdapterId, EventSeq, FleetId, Generation, ModelId, NodeId, PoolId, SiteId, Term, parse_name
+from atoll.model.ids import AdapterId, EventSeq, FleetId, FormId, Generation, ModelId, NodeId, PoolId, SiteId, Term, parse_name
 from atoll.model.replica import ReplicaFact
 from atoll.model.report import (
     AttemptEvent,
@@ -142,6 +143,12 @@ def _adapters(field: str, names: Sequence[str], most: int) -> tuple[AdapterId, .
     return tuple(sorted({AdapterId(name) for name in bounds.names(field, names, most)}))
 
 
+def _forms(field: str, told: Sequence[str]) -> tuple[FormId, ...]:
+    """Forms in order, each once."""
+    bounds.bounded(field, told, limits.FORMS_PER_NODE_MAX)
+    return tuple(sorted({parse_form(field, form) for form in told}))
+
+
 def slot_facts_to_proto(facts: SlotFacts) -> pb.SlotFacts:
     """One GPU as observed."""
     return pb.SlotFacts(
@@ -191,6 +198,7 @@ def node_facts_to_proto(facts: NodeFacts) -> pb.NodeFacts:
         pinned=facts.pinned,
         fetching=[fetch_fact_to_proto(fact) for fact in facts.fetching],
         host_tier=facts.host_tier,
+        compiled=facts.compiled,
     )
 
 
@@ -214,6 +222,7 @@ def node_facts_from_proto(msg: pb.NodeFacts) -> NodeFacts:
         pinned=tuple([ModelId(name) for name in pinned]),
         fetching=bounds.each("fetching", msg.fetching, limits.MODELS_PER_NODE_MAX, fetch_fact_from_proto),
         host_tier=msg.host_tier,
+        compiled=_forms("compiled", msg.compiled),
     )
 
 

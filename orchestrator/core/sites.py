@@ -211,6 +211,9 @@ def _node_reported(ctx: Context, column: Column, node_index: int, facts: NodeFac
     if node.disk_adapters != set(facts.disk_adapters):
         node.disk_adapters = set(facts.disk_adapters)
         ctx.columns.adapters_changed(column)
+    if node.compiled != set(facts.compiled):
+        held, node.compiled = node.compiled, set(facts.compiled)
+        ctx.columns.code.changed(column, held, node.compiled)
     for model_id in [model_id for model_id in node.fetching if model_id in node.disk_models]:
         attempts.forget_fetch(ctx, column, node_index, model_id)
     for slot_facts in facts.slots:

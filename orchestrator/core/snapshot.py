@@ -16,6 +16,7 @@ from atoll.model.ids import (
     ChangeSeq,
     EventSeq,
     FleetId,
+    FormId,
     Generation,
     JobId,
     ModelId,
@@ -91,6 +92,7 @@ class NodeSnapshot:
     bytes_left: tuple[tuple[ModelId, int], ...]
     pinned: tuple[ModelId, ...]
     host_tier: bool
+    compiled: tuple[FormId, ...]
     slots: tuple[SlotSnapshot, ...]
 
 
@@ -295,6 +297,7 @@ def _take_node(node: Node) -> NodeSnapshot:
         bytes_left=tuple(sorted(node.bytes_left.items())),
         pinned=node.pinned,
         host_tier=node.host_tier,
+        compiled=tuple(sorted(node.compiled)),
         slots=tuple(
             SlotSnapshot(
                 ready=slot.ready,

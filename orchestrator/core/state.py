@@ -18,6 +18,7 @@ from atoll.model.ids import (
     ChangeSeq,
     EventSeq,
     FleetId,
+    FormId,
     Generation,
     GpuTypeId,
     JobId,
@@ -115,6 +116,7 @@ class Node:
     bytes_left: dict[ModelId, int] = field(default_factory=dict)  # of fetches, as last reported
     pinned: tuple[ModelId, ...] = ()  # as the site understood it
     host_tier: bool = False
+    compiled: set[FormId] = field(default_factory=set)  # forms for which its disk holds code
 
 
 @dataclass(slots=True, kw_only=True)

@@ -49,6 +49,7 @@ _PHASES: Final[tuple[tuple[str, tuple[str, ...], Callable[[PhaseTimes], int]], .
     ("queue", ("queue",), lambda times: times.waiting_us),
     ("fetch", ("fetch",), lambda times: times.fetch_us),
     ("load", ("stage", "init"), lambda times: times.load_us),
+    ("compile", ("compile",), lambda times: times.compile_us),
     ("execution", ("execution",), lambda times: times.run_us),
     ("output", ("output",), lambda times: times.upload_us),
 )

@@ -66,6 +66,7 @@ def tuples(item: Strategy, most: int = 3, unique_by: Callable[[Any], Any] | None
 # By NewType, then by class and field, then by field; the rest follows from the hint.
 BY_NEWTYPE: dict[Any, Strategy] = {
     ids.GpuTypeId: gpu_types,
+    ids.FormId: st.text("0123456789abcdef", min_size=32, max_size=32),
     ids.FleetId: names,
     ids.Term: st.integers(1, bounds.COUNT_MAX),
     ids.Generation: st.integers(1, bounds.COUNT_MAX),
@@ -101,6 +102,7 @@ BY_FIELD: dict[tuple[type, str], Strategy] = {
     (adapter.AdapterSpec, "model_ids"): tuples(names, unique_by=str),
     (replica.ReplicaFact, "adapters"): tuples(names, unique_by=str).map(sorted).map(tuple),
     (report.NodeFacts, "disk_adapters"): tuples(names, unique_by=str).map(sorted).map(tuple),
+    (report.NodeFacts, "compiled"): tuples(st.text("0123456789abcdef", min_size=32, max_size=32), unique_by=str).map(sorted).map(tuple),
     (modelspec.ModelSpec, "weights_digest"): st.one_of(st.just(""), digests),
     (modelspec.ModelPhysics, "temporal_factor"): st.integers(1, 8),
     (attempt.Attempt, "factors_milli"): tuples(st.integers(0, 1_000_000)),

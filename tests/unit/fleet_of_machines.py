@@ -15,6 +15,7 @@ from atoll.model.ids import (
     ChangeSeq,
     EventSeq,
     FleetId,
+    FormId,
     Generation,
     GpuTypeId,
     JobId,
@@ -116,6 +117,7 @@ class Agent:
     wanted: dict[CopyKey, DesiredReplica] = field(default_factory=dict)
     loaded: dict[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)  # adapters on whatever is warm there
     disk_adapters: set[str] = field(default_factory=set)
+    compiled: dict[str, set[FormId]] = field(default_factory=dict)  # by node: forms for which it holds code
 
 
 class Fleet:
@@ -201,6 +203,7 @@ class Fleet:
         if old is not None:
             agent.event_seq, agent.warm, agent.disk, agent.host = old.event_seq, old.warm, old.disk, old.host
             agent.loaded, agent.disk_adapters, agent.gangs = old.loaded, old.disk_adapters, old.gangs
+            agent.compiled = old.compiled
         self.agents[one.site_id] = agent
         hello = SiteHello(
             site_id=one.site_id, fleet_id=FleetId(""), term=Term(0), protocol_version=PROTOCOL_VERSION, agent_version="t",
@@ -249,6 +252,7 @@ class Fleet:
             pool_id=one.pool_id, node_id=NodeId(node_id), host_free_bytes=GB, disk_free_bytes=agent.disk_free_gb * GB,
             disk_models=disk, slots=slots, host_models=tuple(ModelId(name) for name in sorted(agent.host.get(node_id, ()))), host_tier=True,
             disk_adapters=tuple(AdapterId(name) for name in sorted(agent.disk_adapters)),
+            compiled=tuple(sorted(agent.compiled.get(node_id, ()))),
         )  # fmt: skip
 
     def bring(self, name: str) -> None:

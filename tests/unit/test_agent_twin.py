@@ -16,6 +16,7 @@ from agents.core.events import (
     AttemptErrored,
     AttemptFinished,
     AttemptHalted,
+    CodeChanged,
     FetchFailed,
     NodeMeasured,
     ReplicaEvicted,
@@ -30,6 +31,7 @@ from agents.runtime.base import RuntimeCommand
 from agents.runtime.fair_link import FairLink
 from agents.runtime.twin import TwinRuntime
 from atoll.model.attempt import AttemptState, FailureKind
+from atoll.model.compiled import needed_form
 from atoll.model.errors import FieldError
 from atoll.model.ids import FleetId, ModelId, PoolId, SlotRef, Term
 from atoll.model.report import Welcome
@@ -131,6 +133,52 @@ async def test_a_gang_is_loaded_in_each_slot_and_takes_the_time_of_a_gang(heard:
     assert any("on 2 " in line for line in await heard.runtime.logs(key("g"), 10))
     evicted = await heard.perform(EvictReplica(slot=members[1], model_id=model("m").model_id, gang_size=2), ReplicaEvicted)
     assert (evicted.slot, evicted.gang_size) == (members[1], 2)
+
+
+def compiled_run(job: str, width: int = 1024, index: int = 0) -> RunAttempt:
+    """An attempt on model `m`, compiled."""
+    plain, one = run(job), replace(model("m"), compiled=True)
+    shape = replace(plain.spec.shape, width=width)
+    slot = replace(SLOT, index=index)
+    return replace(plain, slot=slot, model=one, spec=replace(plain.spec, shape=shape), form=needed_form(one, shape, 1))
+
+
+async def test_code_is_made_once_per_node_and_form_and_taken_over_by_each_replica(heard: Heard) -> None:
+    world, gpu, where = HiddenWorld(1), GPUS[POOL.gpu_type], site("s").site_id
+    one = compiled_run("a").model
+    first, again, beside, other = (compiled_run("a"), compiled_run("b"), compiled_run("c", index=1), compiled_run("d", width=512))
+    wanted = (
+        (first, world.compile_us(one, gpu, where, "a/1")),
+        (again, -1),
+        (beside, world.artifact_load_us(one, gpu, where, "c/1")),
+        (other, world.compile_us(one, gpu, where, "d/1")),
+    )
+    told: CodeChanged | None = None
+    for command, compile_us in wanted:
+        heard.runtime.perform(command)
+        state = (await heard.next(AttemptAdvanced)).state
+        assert state is (AttemptState.RUNNING if compile_us < 0 else AttemptState.COMPILING)
+        if compile_us >= 0:
+            told = await heard.next(CodeChanged)
+            assert told.node_id == NODE and told.forms[0] == command.form
+        done = await heard.next(AttemptFinished)
+        assert done.times.compile_us == compile_us
+        assert done.times.run_us == world.execution_us(one, command.spec.shape, gpu, command.spec.precision, where, str(command.key))
+    assert told is not None and set(told.forms) == {first.form, other.form}
+    await heard.perform(LoadReplica(slot=SLOT, model=one), ReplicaLoaded)
+    await heard.perform(EvictReplica(slot=SLOT, model_id=one.model_id), ReplicaEvicted)
+    heard.runtime.perform(compiled_run("e"))
+    assert (await heard.next(AttemptFinished)).times.compile_us == world.artifact_load_us(one, gpu, where, "e/1"), "a new replica"
+
+
+async def test_a_twin_that_is_stopped_while_it_compiles_has_the_code_and_no_result(heard: Heard) -> None:
+    heard.rescale(100)
+    heard.runtime.perform(compiled_run("a"))
+    assert (await heard.next(AttemptAdvanced)).state is AttemptState.COMPILING
+    heard.runtime.perform(StopAttempt(slot=SLOT, key=key("a")))
+    await heard.next(CodeChanged)
+    assert (await heard.next(AttemptHalted)).key == key("a")
+    assert not [event for event in heard.events if isinstance(event, AttemptFinished)]
 
 
 async def test_a_twin_stops_at_a_step_and_says_so(heard: Heard) -> None:

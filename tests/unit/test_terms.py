@@ -52,6 +52,7 @@ def inputs(draw: st.DrawFn) -> Inputs:
         stage_us=column(day_us),
         init_us=column(day_us),
         adapt_us=column(day_us),
+        compile_us=column(day_us),
         execution_us=column(day_us),
         output_us=column(day_us),
         usd_micros_per_hour=column(100_000_000),
@@ -119,7 +120,7 @@ def test_a_term_that_is_left_out_is_0_and_touches_no_other(given_: Inputs) -> No
             expected = np.zeros_like(whole.terms[index]) if other == name else whole.terms[index]
             assert np.array_equal(without.terms[index], expected)
     by_name = dict(zip(TERM_NAMES, whole.terms, strict=True))
-    assert np.array_equal(whole.serial_us, sum(by_name[name] for name in ("stage", "init", "adapt", "execution", "output")))
+    assert np.array_equal(whole.serial_us, sum(by_name[name] for name in ("stage", "init", "adapt", "compile", "execution", "output")))
     assert np.array_equal(whole.price_us, by_name["money"] + by_name["net"])
 
 
@@ -127,13 +128,13 @@ def test_a_term_that_is_left_out_is_0_and_touches_no_other(given_: Inputs) -> No
 
 
 def _fleet(terms_: frozenset[str] = ALL_TERMS) -> Fleet:
-    """Warm replicas that work, weights on a disk, room to be made, links that cost, sites that lose GPUs, adapters."""
+    """Warm replicas that work, weights on a disk, room to be made, links that cost, sites that lose GPUs, adapters, a compiled model."""
     sites = tuple(
         replace(one, egress_usd_micros_per_gb=90_000, preemptions_per_million_gpu_hours=50_000, wan_bytes_per_s=10**6)
         for one in (site("a", pool("p", gpus=1)), site("b", pool("q", "small", gpus=2)), site("home", pool("h", "small", gpus=1)))
     )
     policy = Policy(terms=terms_, silent_after_ms=10**9, preemptions_max=0)
-    fleet = Fleet(*sites, models=(model("m"), model("x", 18)), policy=policy)
+    fleet = Fleet(*sites, models=(model("m"), model("x", 18), replace(model("c"), compiled=True)), policy=policy)
     links = tuple(LinkSpec(src=SiteId(name), dst=SiteId("home"), rtt_us=50_000, bytes_per_s=10**6) for name in "ab")
     fleet.happen(events.SitesApplied(request=fleet.request(), actor="t", reason="", sites=sites, links=links))
     fleet.ask(events.AdaptersAdded, actor="t", adapters=(adapter("style", "m"),))
@@ -155,6 +156,7 @@ def _places(fleet: Fleet) -> list[Candidate]:
         spec(origin_site=home),
         spec(adapters=(AdapterUse(adapter_id=AdapterId("style")),), origin_site=home, deadline_ms=3_600_000),
         spec(origin_site=home, deadline_ms=1),
+        spec("c"),
     )
     told: list[Explanation | Quote] = [
         attempt.explanation for job in fleet.jobs.values() for attempt in job.attempts if attempt.explanation is not None

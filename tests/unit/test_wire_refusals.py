@@ -239,6 +239,8 @@ def node(*slots: site_pb.SlotFacts, **changed: Any) -> site_pb.SiteReport:
         ("nodes[0].host_free_bytes", node(host_free_bytes=-1)),
         ("nodes[0].disk_models", node(disk_models=["a/b"])),
         ("nodes[0].host_models", node(host_models=["a"] * (limits.MODELS_PER_NODE_MAX + 1))),
+        ("nodes[0].compiled", node(compiled=["../code"])),
+        ("nodes[0].compiled", node(compiled=["0" * 32] * (limits.FORMS_PER_NODE_MAX + 1))),
         ("nodes[0].slots", node(*[site_pb.SlotFacts()] * 73)),
         ("nodes[0].slots", node(*[site_pb.SlotFacts(index=1)] * 2)),
         ("nodes[0].slots[0].index", node(site_pb.SlotFacts(index=-1))),

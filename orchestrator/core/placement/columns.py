@@ -17,6 +17,7 @@ from atoll.model.ids import GpuTypeId, ModelId, PoolId, SiteId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason
 from atoll.model.site import SiteAdmin, SiteConnection, SiteRuntime
+from orchestrator.core.placement.code import CodeIndex
 from orchestrator.core.placement.column import Column, Free, free_bytes, is_free
 from orchestrator.core.placement.eviction import Prices, Wishes, as_figures
 from orchestrator.core.placement.gangs import is_last_block
@@ -56,6 +57,7 @@ class Columns:
         self.columns: list[Column] = []
         self.by_pool: dict[tuple[SiteId, PoolId], Column] = {}
         self.where = Whereabouts()
+        self.code = CodeIndex()
         self.prices = Prices(policy, models, wishes)
         self.rebuild([])
 
@@ -119,6 +121,7 @@ class Columns:
                 self.where.site_seen(model_id, column)
         for column in fresh:
             self._index_column(column)
+        self.code.rebuild(self.columns)
         for model_id in repriced:
             self.reprice(model_id)
         for column in self.columns:

@@ -13,11 +13,12 @@ from typing import Final
 import numpy as np
 
 from atoll.model.adapter import AdapterSpec
-from atoll.model.ids import AdapterId, ModelId, SiteId
+from atoll.model.compiled import needed_form
+from atoll.model.ids import AdapterId, FormId, ModelId, SiteId
 from atoll.model.learned import Component
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec
-from atoll.physics.coldstart import init_us, patch_us
+from atoll.physics.coldstart import artifact_load_us, compile_us, init_us, patch_us
 from atoll.physics.execution import execution_us
 from atoll.physics.memory import peak_bytes
 from atoll.physics.output import output_bytes
@@ -39,7 +40,7 @@ _RATE_MIN: Final = 1
 # A fetch of a year is as good as none, and its sum with others stays far from overflowing.
 _FETCH_MAX_US: Final = 2**45
 _BYTES_PER_GB: Final = 10**9
-_DELAYS: Final = frozenset({"input", "stage", "init", "adapt", "execution", "output"})
+_DELAYS: Final = frozenset({"input", "stage", "init", "adapt", "compile", "execution", "output"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,8 @@ class Estimate:
 
     version: int
     learned: int  # version of the corrections
+    form: FormId | None  # of the code that the class needs, None where it runs eager; and the version of who holds it
+    code: int
     model: ModelSpec
     variant: Variant
     codes: Ints
@@ -90,7 +93,9 @@ class Estimator:
         """The estimate of this class for the fleet as it is."""
         known = self._estimates.get(key)
         learned = self._factors.version_of(model.model_id)
-        if known is not None and known.version == self._columns.version and known.learned == learned and known.model is model:
+        if known is not None and known.version == self._columns.version and known.learned == learned and known.model is model and (
+            known.form is None or known.code == self._columns.code.version(known.form)
+        ):
             return known
         estimate = self._compute(key, model)
         kept = max(_KEPT_BYTES // max(3 * estimate.fix.nbytes, 1), _KEPT_MIN)
@@ -105,7 +110,8 @@ class Estimator:
         stage = np.maximum(h2d, _transfer(model.weights_bytes, columns.disk_rate))
         near_us, far_us = self._adapting(key)
         factors = self._factors.of(model.model_id, columns.columns)
-        inputs = _corrected(self._inputs(key, model, stage, far_us), factors)
+        form = self._form(key, model)
+        inputs = _corrected(self._inputs(key, model, stage, far_us, self._compiling(form, model)), factors)
         host_saving = factors.times(Component.LOAD, stage) - factors.times(Component.LOAD, h2d)
         near_saving = factors.times(Component.ADAPT, far_us) - factors.times(Component.ADAPT, np.full_like(far_us, near_us))
         memory = model.resident_bytes + peak_bytes(model, key.shape)
@@ -117,6 +123,8 @@ class Estimator:
         return Estimate(
             version=columns.version,
             learned=self._factors.version_of(model.model_id),
+            form=form,
+            code=0 if form is None else columns.code.version(form),
             model=model,
             variant=key.variant(memory),
             codes=codes,
@@ -137,7 +145,26 @@ class Estimator:
         size = sum(adapter.weights_bytes for adapter in known)
         return near_us, near_us + np.minimum(_transfer(size, self._columns.origin_rate), _FETCH_MAX_US)
 
-    def _inputs(self, key: ClassKey, model: ModelSpec, stage: Ints, adapt: Ints) -> Inputs:
+    def _form(self, key: ClassKey, model: ModelSpec) -> FormId | None:
+        """What code the class runs; None where it runs eager."""
+        known = (self._adapters.get(adapter_id) for adapter_id in key.adapters)
+        return needed_form(model, key.shape, key.gang_size, (adapter.rank for adapter in known if adapter is not None))
+
+    def _compiling(self, form: FormId | None, model: ModelSpec) -> tuple[Ints, Ints]:
+        """Microseconds per pool until code of the form runs: on a resident replica, and on one that has to be loaded."""
+        columns = self._columns
+        if form is None:
+            none = np.zeros(len(columns.columns), dtype=np.int64)
+            return none, none
+        hit_milli = columns.code.share_milli(form, columns.columns)
+        whole, cached = (
+            np.array([of(model, gpu) for gpu in columns.gpu_types] or [0], dtype=np.int64)[columns.gpu]
+            for of in (compile_us, artifact_load_us)
+        )
+        ready = (1_000 - hit_milli) * whole // 1_000
+        return ready, ready + hit_milli * cached // 1_000
+
+    def _inputs(self, key: ClassKey, model: ModelSpec, stage: Ints, adapt: Ints, compiling: tuple[Ints, Ints]) -> Inputs:
         """All kinds of rows of every pool."""
         columns = self._columns
         count = len(columns.columns)
@@ -154,6 +181,7 @@ class Estimator:
             stage_us=np.tile(stage, kinds),
             init_us=np.full(kinds * count, init_us(model), dtype=np.int64),
             adapt_us=np.where(kind == READY, 0, np.tile(adapt, kinds)),
+            compile_us=np.where(kind == COLD, np.tile(compiling[1], kinds), np.tile(compiling[0], kinds)),
             execution_us=np.tile(execution, kinds),
             output_us=np.tile(output_time, kinds),
             usd_micros_per_hour=np.tile(columns.price, kinds),
@@ -240,6 +268,7 @@ def _corrected(inputs: Inputs, factors: Factors) -> Inputs:
         stage_us=factors.times(Component.LOAD, inputs.stage_us),
         init_us=factors.times(Component.LOAD, inputs.init_us),
         adapt_us=factors.times(Component.ADAPT, inputs.adapt_us),
+        compile_us=factors.times(Component.COMPILE, inputs.compile_us),
         execution_us=factors.times(Component.EXECUTION, inputs.execution_us),
         output_us=factors.times(Component.UPLOAD, inputs.output_us),
     )

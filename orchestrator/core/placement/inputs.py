@@ -19,6 +19,7 @@ class Inputs:
     stage_us: Ints  # from disk to GPU
     init_us: Ints
     adapt_us: Ints  # fetching and patching the adapters that the row's replica lacks
+    compile_us: Ints  # making or taking over the denoiser's code for the shape
     execution_us: Ints
     output_us: Ints
     usd_micros_per_hour: Ints
@@ -33,7 +34,7 @@ class Inputs:
     @property
     def occupancy_us(self) -> Ints:
         """For how long the slot is taken, without waiting for the fetch."""
-        return self.loading_us + self.adapt_us + self.execution_us
+        return self.loading_us + self.adapt_us + self.compile_us + self.execution_us
 
     @property
     def loading_us(self) -> Ints:

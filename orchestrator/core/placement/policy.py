@@ -112,9 +112,8 @@ _REAL_WAITS: Final = (
 
 
 # Every term that a policy may leave out. `registry` has them in the order of printing; a test holds the two together.
-ALL_TERMS: Final = frozenset(
-    {"input", "stage", "init", "adapt", "execution", "output", "money", "net", "evict", "churn", "fragmentation", "risk", "deadline"}
-)
+_PRICES: Final = frozenset({"money", "net", "evict", "churn", "fragmentation", "risk", "deadline"})
+ALL_TERMS: Final = _PRICES | {"input", "stage", "init", "adapt", "compile", "execution", "output"}
 
 
 def _weights() -> dict[Priority, int]:

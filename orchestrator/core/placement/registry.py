@@ -30,6 +30,7 @@ from orchestrator.core.placement.terms import (
     risk,
     stage,
 )
+from orchestrator.core.placement.terms import compile as compile_term
 from orchestrator.core.placement.terms import input as input_term
 
 
@@ -51,6 +52,7 @@ TERMS: Final = (
     Term(name=stage.NAME, still=stage.cost_us),
     Term(name=init.NAME, still=init.cost_us),
     Term(name=adapt.NAME, still=adapt.cost_us),
+    Term(name=compile_term.NAME, still=compile_term.cost_us),
     Term(name=execution.NAME, still=execution.cost_us),
     Term(name=output.NAME, still=output.cost_us),
     Term(name=money.NAME, still=money.cost_us, price=True),
