@@ -28,6 +28,7 @@ _TERMS: Final = {
     "stage": "weights from disk or host memory into the GPU",
     "init": "start of the pipeline",
     "adapt": "adapters put on it",
+    "compile": "making the denoiser's code, or reading it",
     "execution": "the diffusion itself",
     "output": "the result's way back",
     "money": "price of the GPU, at the policy's seconds per dollar",
@@ -45,7 +46,7 @@ _PHASES: Final[tuple[tuple[str, tuple[str, ...], str, Component | None], ...]] =
     ("fetch", ("fetch",), "fetch_us", Component.FETCH),
     ("load (stage, init)", ("stage", "init"), "load_us", Component.LOAD),
     ("adapt", ("adapt",), "adapt_us", Component.ADAPT),
-    ("compile", (), "compile_us", Component.COMPILE),
+    ("compile", ("compile",), "compile_us", Component.COMPILE),
     ("run (execution)", ("execution",), "run_us", Component.EXECUTION),
     ("upload (output)", ("output",), "upload_us", Component.UPLOAD),
 )
