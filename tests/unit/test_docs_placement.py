@@ -11,6 +11,7 @@ from orchestrator.core.placement.policies import DEFAULT, POLICIES, summary
 from orchestrator.core.placement.policy import ALL_TERMS, BOUNDS
 from orchestrator.core.placement.policy_file import parse_policy, write_policy
 from orchestrator.core.placement.policy_settings import SECTIONS
+from orchestrator.core.placement.registry import TERMS
 from tests.architecture.sources import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "placement.md").read_text(encoding="utf-8")
@@ -32,6 +33,12 @@ def test_every_other_key_is_named() -> None:
     assert keys == set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE))
     (terms,) = re.findall(r"^\| `terms` \| (.*) \|$", PAGE, re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", terms)) == {*ALL_TERMS, "false"}
+
+
+def test_every_term_is_explained() -> None:
+    assert re.findall(r"^\| (\w+) \| [^|]* \| [^|]* \|$", PAGE, re.MULTILINE)[1:] == [term.name for term in TERMS]
+    (prices,) = re.findall(r"^J = C \+ (.*)$", PAGE, re.MULTILINE)
+    assert prices.split(" + ") == [term.name for term in TERMS if term.price]
 
 
 def test_its_example_is_a_policy() -> None:

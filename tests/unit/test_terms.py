@@ -131,7 +131,12 @@ def _fleet(terms_: frozenset[str] = ALL_TERMS) -> Fleet:
     """Warm replicas that work, weights on a disk, room to be made, links that cost, sites that lose GPUs, adapters, a compiled model."""
     sites = tuple(
         replace(one, egress_usd_micros_per_gb=90_000, preemptions_per_million_gpu_hours=50_000, wan_bytes_per_s=10**6)
-        for one in (site("a", pool("p", gpus=1)), site("b", pool("q", "small", gpus=2)), site("home", pool("h", "small", gpus=1)))
+        for one in (
+            site("a", pool("p", gpus=1)),
+            site("b", pool("q", "small", gpus=2)),
+            site("home", pool("h", "small", gpus=1)),
+            site("gangs", pool("g", gpus=2)),
+        )
     )
     policy = Policy(terms=terms_, silent_after_ms=10**9, preemptions_max=0)
     fleet = Fleet(*sites, models=(model("m"), model("x", 18), replace(model("c"), compiled=True)), policy=policy)
@@ -142,6 +147,7 @@ def _fleet(terms_: frozenset[str] = ALL_TERMS) -> Fleet:
     for index in range(2):
         fleet.warm("b", "q-0", index, "x", 18)
     fleet.warm("home", "h-0", 0, "x", 18)
+    fleet.warm_gang("gangs", "g-0", 0, 2, "x")
     fleet.agents[SiteId("b")].disk = {"x"}
     for one in sites:
         fleet.report(one.site_id)
