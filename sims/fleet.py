@@ -9,10 +9,11 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
+from atoll.model.adapter import AdapterSpec
 from atoll.model.gpu import GpuType
-from atoll.model.ids import GpuTypeId, ModelId, PoolId, SiteId, TenantId
+from atoll.model.ids import AdapterId, GpuTypeId, ModelId, PoolId, SiteId, TenantId
 from atoll.model.job import Constraints, JobSpec, Priority
-from atoll.model.modelspec import DenoiserKind, Modality, ModelPhysics, ModelSpec
+from atoll.model.modelspec import AdapterUse, DenoiserKind, Modality, ModelPhysics, ModelSpec
 from atoll.model.shape import Precision, Shape
 from atoll.model.site import LinkSpec, NodeSpec, PoolSpec, SiteSpec
 from sims.clients import Order
@@ -47,6 +48,10 @@ BAD_PROMPT: Final = "bad prompt"
 _MODELS: Final = (("tiny", 2, 1), ("small", 5, 2), ("medium", 11, 5), ("large", 18, 8), ("huge", 34, 16), ("giant", 200, 90))
 
 
+# name, megabytes: so large that a small GPU does not hold all of them beside a model
+_ADAPTERS: Final = (("ink", 100), ("wash", 300), ("noir", 2_000), ("neon", 3_500), ("clay", 4_500))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
     """What operators declare at the start of a run."""
@@ -54,6 +59,7 @@ class Fleet:
     sites: tuple[SiteSpec, ...]
     links: tuple[LinkSpec, ...]
     models: tuple[ModelSpec, ...]
+    adapters: tuple[AdapterSpec, ...]
 
 
 def _model(name: str, weights_gb: int, billions: int) -> ModelSpec:
@@ -91,6 +97,17 @@ def _model(name: str, weights_gb: int, billions: int) -> ModelSpec:
     )
 
 
+def _adapter(name: str, megabytes: int) -> AdapterSpec:
+    return AdapterSpec(
+        adapter_id=AdapterId(name),
+        family="simulated",
+        rank=16,
+        weights_bytes=megabytes * 10**6,
+        weights_digest=f"sha256:{megabytes:064x}",
+        origin_path=f"{name}.safetensors",
+    )
+
+
 def draw_fleet(chance: random.Random) -> Fleet:
     """Three to six uneven sites."""
     sites = tuple(_site(chance, index) for index in range(chance.randint(3, 6)))
@@ -107,7 +124,7 @@ def draw_fleet(chance: random.Random) -> Fleet:
         if src is not dst
     )
     models = tuple(_model(*row) for row in _MODELS)
-    return Fleet(sites=sites, links=links, models=models)
+    return Fleet(sites=sites, links=links, models=models, adapters=tuple(_adapter(*row) for row in _ADAPTERS))
 
 
 def _site(chance: random.Random, index: int) -> SiteSpec:
@@ -157,6 +174,7 @@ def draw_order(chance: random.Random, number: int, fleet: Fleet) -> Order:
     elif model.model_id != GIANT and chance.random() < 0.05:
         constraints = Constraints(sites=(SiteId("site-0"),))
     gang_size = 1 if model.model_id == GIANT else chance.choices((1, 2, 4), weights=(88, 8, 4))[0]
+    adapters = chance.sample(fleet.adapters, chance.choices((0, 1, 2), weights=(80, 14, 6))[0]) if model.model_id != GIANT else []
     spec = JobSpec(
         tenant=TenantId(chance.choice(("ada", "bob", "cyd"))),
         model_id=model.model_id,
@@ -167,6 +185,7 @@ def draw_order(chance: random.Random, number: int, fleet: Fleet) -> Order:
         priority=chance.choices(tuple(Priority), weights=(1, 6, 3))[0],
         deadline_ms=deadline_ms,
         start_timeout_ms=start_timeout_ms,
+        adapters=tuple(AdapterUse(adapter_id=one.adapter_id) for one in adapters),
         gang_size=gang_size,
         constraints=constraints,
         origin_site=chance.choice(fleet.sites).site_id if chance.random() < 0.3 else None,

@@ -118,6 +118,7 @@ class Liveness:
     def _idle_place(self, job: Job, busy: set[tuple[str, SlotRef]]) -> str | None:
         spec = job.spec
         model = self._store.models[spec.model_id]
+        adapters_bytes = sum(self._store.adapters[use.adapter_id].weights_bytes for use in spec.adapters)
         avoided = {item.site_id for item in job.attempts if item.state in ENDED - {AttemptState.STOPPED}}
         for site in self._sites:
             if site.gone or site.spec.site_id in avoided:
@@ -127,7 +128,7 @@ class Liveness:
             for pool in site.spec.pools:
                 if spec.constraints.gpu_types and pool.gpu_type not in spec.constraints.gpu_types:
                     continue
-                if model.resident_bytes + 2 * model.activation_bytes > pool.gpu_memory_bytes:
+                if model.resident_bytes + 2 * model.activation_bytes + adapters_bytes > pool.gpu_memory_bytes:
                     continue
                 if model.weights_bytes > pool.node.disk_cache_bytes // 2:
                     continue

@@ -12,6 +12,7 @@ from typing import Final
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.replica import Tier
 from orchestrator.core.events import (
+    AdaptersAdded,
     Event,
     ModelPinned,
     ModelPushed,
@@ -45,7 +46,7 @@ class Operators:
         self._world = world
         self._faults = faults
         self._orchestrators = orchestrators
-        self._fleet = Fleet(sites=(), links=(), models=())
+        self._fleet = Fleet(sites=(), links=(), models=(), adapters=())
         self._random = world.stream("operators")
 
     def declare(self, fleet: Fleet) -> None:
@@ -55,9 +56,13 @@ class Operators:
         def models(reference: RequestRef) -> Event:
             return ModelsAdded(request=reference, actor=_ACTOR, models=fleet.models)
 
-        self.asking = 2
+        def adapters(reference: RequestRef) -> Event:
+            return AdaptersAdded(request=reference, actor=_ACTOR, adapters=fleet.adapters)
+
+        self.asking = 3
         self._ask(self._apply, self._declared)
         self._ask(models, self._declared)
+        self._ask(adapters, self._declared)
 
     def _apply(self, reference: RequestRef) -> Event:
         fleet = self._fleet

@@ -33,6 +33,7 @@ from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, Ph
 from atoll.model.ids import AttemptKey, NodeId, SlotRef
 from atoll.model.replica import ReplicaFact, ReplicaState
 from atoll.model.site import SiteSpec
+from sims.adapters import Held, SimAdapters
 from sims.checks import History
 from sims.faults import Fault, Faults
 from sims.fleet import BAD_PROMPT
@@ -71,8 +72,9 @@ class _Run:
 class _Slot:
     memory_bytes: int
     alive: bool = True
-    replicas: dict[ReplicaKey, int] = field(default_factory=dict)
-    loading: Timer | None = None
+    replicas: dict[ReplicaKey, int] = field(default_factory=dict)  # bytes, adapters included
+    adapters: dict[ReplicaKey, Held] = field(default_factory=dict)
+    loading: Timer | None = None  # the end of a load or an adaptation
     run: _Run | None = None
 
 
@@ -98,6 +100,7 @@ class SimRuntime:
                     slot = SlotRef(pool_id=pool.pool_id, node_id=node_id, index=gpu)
                     self._slots[slot] = _Slot(memory_bytes=pool.gpu_memory_bytes)
         self._weights = SimWeights(world, faults, history, truth, spec.site_id, self._nodes, self._random, self._say)
+        self._adapters = SimAdapters(world, faults, history, truth, spec.site_id, self._random, self._say)
 
     # --- what an agent sees when it starts -------------------------------------------------------------------------------------
 
@@ -118,6 +121,7 @@ class SimRuntime:
                             state=ReplicaState.BUSY if slot.run is not None and slot.run.replica == key else ReplicaState.WARM,
                             memory_bytes=size,
                             gang_size=key.gang_size,
+                            adapters=tuple(sorted(slot.adapters.get(key, ()))),
                         )
                         for key, size in slot.replicas.items()
                     ),
@@ -129,6 +133,7 @@ class SimRuntime:
             disk_models=tuple(
                 (node_id, model_id, digest) for node_id, node in self._nodes.items() for model_id, (_, digest) in node.disk.items()
             ),
+            disk_adapters=self._adapters.on_disk(),
             finished=tuple(self._finished.values()),
             host_tier=True,
         )
@@ -172,8 +177,10 @@ class SimRuntime:
                 for ref, slot in self._slots.items():
                     if slot.run is not None and slot.run.command.key in command.keys and slot.run.command.slot == ref:
                         self._renew(slot.run)
-            case FetchAdapter() | AdaptReplica():
-                self._history.fail(f"{self._site_id} was told to {command}, and no order of the simulation uses adapters")
+            case FetchAdapter():
+                self._adapters.fetch(command)
+            case AdaptReplica():
+                self._adapt(self._slots[command.slot], command)
             case _:
                 self._weights.perform(command)
 
@@ -213,6 +220,22 @@ class SimRuntime:
 
         slot.loading = self._world.after(elapsed_us, loaded)
 
+    def _adapt(self, slot: _Slot, command: AdaptReplica) -> None:
+        key = ReplicaKey(model_id=command.model_id, gang_size=command.gang_size)
+        if not slot.alive:
+            return  # SlotLost is on its way, or was said
+        if slot.loading is not None or slot.run is not None or key not in slot.replicas:
+            self._history.fail(f"{self._site_id} was told to adapt {key} in {command.slot}, which is at work or without it")
+        held = slot.adapters.setdefault(key, {})
+        base_bytes = slot.replicas[key] - sum(held.values())
+        room_bytes = slot.memory_bytes - sum(size for other, size in slot.replicas.items() if other != key)
+
+        def done(size: int) -> None:
+            slot.loading = None
+            slot.replicas[key] = size
+
+        slot.loading = self._adapters.adapt(command, held, base_bytes, room_bytes, done)
+
     def _evicted(self, command: EvictReplica) -> None:
         ref, slot = command.slot, self._slots[command.slot]
         key = ReplicaKey(model_id=command.model_id, gang_size=command.gang_size)
@@ -220,6 +243,7 @@ class SimRuntime:
             self._history.fail(f"{self._site_id} evicts {key} from {ref}, where {slot.run.command.key} runs on it")
         if slot.alive:
             slot.replicas.pop(key, None)
+            slot.adapters.pop(key, None)
             self._say(ReplicaEvicted(slot=ref, model_id=command.model_id, gang_size=command.gang_size))
             self._weights.left_gpu(ref.node_id, command.model_id)
 
@@ -238,6 +262,9 @@ class SimRuntime:
         for ref, slot in members.items():
             if run.replica not in slot.replicas:
                 self._history.fail(f"{self._site_id} runs {command.key} in {ref} without {run.replica}")
+            lacking = {use.adapter_id for use in command.spec.adapters} - slot.adapters.get(run.replica, {}).keys()
+            if lacking:
+                self._history.fail(f"{self._site_id} runs {command.key} in {ref} without its adapters {sorted(lacking)}")
             slot.run = run
         self._renew(run)
         if command.spec.prompt == BAD_PROMPT:
@@ -333,6 +360,7 @@ class SimRuntime:
             slot.loading.cancel()
             slot.loading = None
         slot.replicas.clear()
+        slot.adapters.clear()
 
     # --- what befalls the site -----------------------------------------------------------------------------------------------------
 
@@ -340,6 +368,7 @@ class SimRuntime:
         """The agent's process ended: its fetches end with it, what executes goes on."""
         self.sink = None
         self._weights.agent_died()
+        self._adapters.agent_died()
 
     def power_lost(self, *, disk_lost: bool) -> None:
         """The hosts restart: nothing is in memory any more; committed results are in the artifact store all the same."""
@@ -349,6 +378,7 @@ class SimRuntime:
             slot.alive = True
         self._weights.power_lost(disk_lost=disk_lost)
         if disk_lost:
+            self._adapters.disks_lost()
             self._finished.clear()
 
     def heal(self) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Final
 
+from atoll.model.adapter import AdapterSpec
 from atoll.model.gpu import GpuType
 from atoll.model.ids import AttemptKey, GpuTypeId, PoolId, SiteId
 from atoll.model.job import JobSpec
@@ -15,6 +17,9 @@ from atoll.model.modelspec import ModelSpec
 from atoll.model.site import PoolSpec
 from atoll.physics.hidden import HiddenWorld
 from sims.fleet import Fleet
+
+# Dropping references, as when a replica is evicted.
+_TAKE_OFF_US: Final = 50_000
 
 
 class Truth:
@@ -38,6 +43,15 @@ class Truth:
         """From the origin to a node's disk."""
         rate = self._sites[site_id].origin_bytes_per_s
         return self._hidden.fetch_us(model.weights_bytes, rate, 0, site_id, self._next(site_id, "fetch"))
+
+    def adapter_fetch_us(self, site_id: SiteId, adapter: AdapterSpec) -> int:
+        """From the origin to a node's disk."""
+        rate = self._sites[site_id].origin_bytes_per_s
+        return self._hidden.fetch_us(adapter.weights_bytes, rate, 0, site_id, self._next(site_id, "adapter"))
+
+    def adapt_us(self, site_id: SiteId, adapters: tuple[AdapterSpec, ...]) -> int:
+        """From a node's disk onto a replica; what is only taken off takes a moment."""
+        return sum(self._hidden.patch_us(one, site_id, self._next(site_id, "adapt")) for one in adapters) or _TAKE_OFF_US
 
     def load_us(self, site_id: SiteId, pool_id: PoolId, model: ModelSpec, *, from_host: bool = False) -> int:
         """From a node's disk, or its memory, into a slot."""
