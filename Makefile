@@ -10,7 +10,7 @@ BIN := .venv/bin
 # More options for pytest, for example: make test PYTEST_ARGS='-k leases -x'
 PYTEST_ARGS ?=
 
-.PHONY: help setup test check format protos demo demo-verify bench soak mutants clean
+.PHONY: help setup test check format protos demo demo-verify bench profile soak mutants clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ demo-verify: setup  ## make the demo's pictures again without Atoll and compare 
 
 bench: setup  ## print the figures of this machine
 	@$(BIN)/python -m tests.bench
+
+profile: setup  ## print where the time of a placing decision goes
+	@$(BIN)/python -m tests.bench.profile
 
 soak: setup  ## simulate seed after seed until interrupted
 	@$(BIN)/python -m sims.soak
