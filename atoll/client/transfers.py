@@ -141,6 +141,11 @@ def digest_of(source: Source) -> str:
         _check_size(len(source))
         return f"sha256:{hashlib.sha256(source).hexdigest()}"
     try:
+        if not Path(source).is_file():
+            # A device or a pipe has no size, and may have no end.
+            what = "a folder" if Path(source).is_dir() else "no plain file"
+            if Path(source).exists():
+                raise InputError(f"{source} is {what}: expected a file", field="source")
         with Path(source).open("rb") as opened:
             _check_size(os.fstat(opened.fileno()).st_size)
             return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from atoll.client import InputError, JobRequest
+from atoll.client import InputError, JobRequest, transfers
 from atoll.client.requests import adapter_use
 from atoll.model import limits
 from atoll.model.errors import FieldError
@@ -60,3 +60,9 @@ def test_files_that_are_no_picture_are_refused_here(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(limits, "IMAGE_BYTES_MAX", 10)
     with pytest.raises(InputError, match="at most 10"):
         JobRequest(model="m", image=_png()).described()
+
+
+@pytest.mark.parametrize(("path", "words"), [("/dev/zero", "no plain file"), ("/tmp", "a folder"), ("/nope/picture.png", "cannot read")])
+def test_what_has_no_end_is_not_read(path: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        transfers.digest_of(Path(path))
