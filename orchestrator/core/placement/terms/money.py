@@ -1,7 +1,7 @@
 """E_money: the GPU's price over the time it is occupied, as seconds of this job's delay.
 
-Unit: microseconds. Formula: price per hour x GPUs x (stage + init + adapt + compile + execution) x seconds_per_dollar / the priority's weight.
-Source: prices of `clusters.yaml`; the exchange rate of the policy. Fails where a reserved GPU costs the same idle: its price is
+Unit: microseconds. Formula: price per hour x GPUs x (stage + init + adapt + compile + execution) x seconds_per_dollar / the priority's
+weight. Source: prices of `clusters.yaml`; the exchange rate of the policy. Fails where a reserved GPU costs the same idle: its price is
 then sunk, and this term merely ranks it.
 """
 
