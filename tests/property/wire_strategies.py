@@ -177,7 +177,16 @@ def nouns(cls: Any) -> Strategy:
     if cls is report.AttemptEvent:
         return attempt_events()
     hints = get_type_hints(cls)
-    return st.builds(cls, **{each.name: _field(cls, each.name, hints[each.name]) for each in fields(cls)})
+    made = st.builds(cls, **{each.name: _field(cls, each.name, hints[each.name]) for each in fields(cls)})
+    return made.map(_of_its_inputs) if cls is job.JobSpec else made
+
+
+def _of_its_inputs(spec: job.JobSpec) -> job.JobSpec:
+    """A strength belongs to an input image, and leaves at least one step."""
+    if spec.image is None:
+        return replace(spec, strength_milli=0)
+    enough = spec.shape.steps * spec.strength_milli >= 1_000
+    return spec if enough else replace(spec, strength_milli=1_000)
 
 
 @st.composite
