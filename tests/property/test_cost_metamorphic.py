@@ -18,7 +18,7 @@ from atoll.model.job import JobSpec, Priority
 from atoll.model.site import LinkSpec, PoolSpec, SiteSpec
 from orchestrator.core import events
 from orchestrator.core.placement.classes import class_of
-from orchestrator.core.placement.policy import ALL_TERMS, Policy
+from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.registry import TERM_NAMES
 from orchestrator.core.placement.rows import COLD, NO_DEADLINE, READY, Out, State
 from tests.unit.fleet_of_machines import GPUS, SECOND, Fleet, model, pool, site, spec
@@ -194,8 +194,6 @@ def test_faster_disks_and_ways_to_the_origin_never_cost_more(world: World, job: 
 @QUICK
 @given(worlds(), _JOBS, _SLACKS)
 def test_an_emptier_place_never_costs_more(world: World, job: JobSpec, slack_us: int) -> None:
-    """Without the price of eviction: what will have to leave a slot that is still busy is not priced before it is free."""
-    world = replace(world, policy=replace(POLICY, terms=ALL_TERMS - {"evict"}))
     most = 2 * world.sites[0].pools[0].gpus_per_node
     fleets = (replace(world, busy={**world.busy, "a": busy}).fleet() for busy in range(most + 1))
     found = [best(costs(fleet, job, slack_us), "a") for fleet in fleets]

@@ -309,7 +309,12 @@ class Columns:
         line[Dyn.FREE] = column.free_slots
         line[Dyn.WHOLE] = is_last_block(column)
         line[Dyn.SOONEST] = busy.busy_until_us if busy is not None else _NEVER
-        self._refresh_room(column, column.free, self.rooms[column.index])
+        if column.free_slots or busy is None:
+            self._refresh_room(column, column.free, self.rooms[column.index])
+        else:
+            # What will have to leave the slot that is free first is priced while it is waited for.
+            room = free_bytes(busy)
+            self.rooms[column.index][:] = [room, room, *as_figures(self.prices.victims(busy, column.pool))]
 
     def _refresh_node(self, column: Column, node_index: int) -> None:
         self._refresh_room(column, column.free_on[node_index], self.node_rooms[column.first_node + node_index])

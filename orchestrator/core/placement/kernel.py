@@ -176,12 +176,14 @@ def _cold_row(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints, pool: i
     wait = 0 if dyn[pool, _D_FREE] > 0 else max(dyn[pool, _D_SOONEST] - rates[_R_NOW], OVERDUE_US)
     out[row, _O_WAIT] = wait
     out[row, _O_FETCH] = fix[row, _F_FETCH] * (dyn[pool, _D_FLOWS] + 1)
+    price, gone = _room(rooms, pool, rates[_R_NEED])
     if wait == 0:
-        price, gone = _room(rooms, pool, rates[_R_NEED])
         out[row, _O_EVICT], out[row, _O_BYTES] = price * rates[_R_EVICT] // 1_000, gone
         out[row, _O_STATE] = _BINDABLE if price < FORBIDDEN_US else _IMPOSSIBLE
     elif wait < WAIT_MAX_US:
         out[row, _O_STATE] = _WAITS
+        if price < FORBIDDEN_US:  # else another slot may be free first: the one that is looked at holds what must stay
+            out[row, _O_EVICT], out[row, _O_BYTES] = price * rates[_R_EVICT] // 1_000, gone
 
 
 @_jit

@@ -90,8 +90,9 @@ def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, open_pools: Bools
     cold[:, Out.STATE] = np.where(open_pools, state, State.IMPOSSIBLE)
     cold[:, Out.WAIT] = np.where(open_pools, wait, 0)
     cold[:, Out.FETCH] = np.where(open_pools, fix[pools : 2 * pools, Fix.FETCH] * (dyn[:, Dyn.FLOWS] + 1), 0)
-    cold[:, Out.EVICT] = np.where(open_pools & free, price * rates[Rate.EVICT_MILLI] // 1_000, 0)
-    cold[:, Out.EVICTED_BYTES] = np.where(open_pools & free, gone, 0)
+    priced = open_pools & (free | ((wait < WAIT_MAX_US) & (price < FORBIDDEN_US)))
+    cold[:, Out.EVICT] = np.where(priced, price * rates[Rate.EVICT_MILLI] // 1_000, 0)
+    cold[:, Out.EVICTED_BYTES] = np.where(priced, gone, 0)
 
 
 def _slot_rows(out: Ints, rows: Ints, slots: Ints, until: Ints, now: int) -> None:
