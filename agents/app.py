@@ -268,6 +268,7 @@ def _ray_runtime(config: AgentConfig, settings: RaySettings, fatal: asyncio.Futu
             slot_memory_bytes=settings.slot_memory_bytes,
             threads=settings.threads,
             usd_micros_per_gpu_hour=settings.usd_micros_per_gpu_hour,
+            share_compiled=settings.share_compiled,
         ),
         on_fatal=end,
     )

@@ -53,6 +53,7 @@ class RaySettings:
     slot_memory_bytes: int = 0  # 0: half of the host's memory among the slots
     threads: int = 1
     usd_micros_per_gpu_hour: int = 0
+    share_compiled: bool = False  # execute compiled code that other sites of the fleet made
     results_hours: int = _RESULTS_HOURS  # how long results stay in the artifact store
     results_bytes: int = _RESULTS_BYTES  # and how much of it they may take, the newest first
 
@@ -124,6 +125,7 @@ AGENT_SETTINGS: Final = (
     "slot_memory_bytes",
     "threads",
     "usd_micros_per_gpu_hour",
+    "share_compiled",
     "results_hours",
     "results_bytes",
     "fleet",
@@ -198,6 +200,7 @@ def _ray(settings: _Settings, environ: Mapping[str, str]) -> RaySettings:
         slot_memory_bytes=settings.whole("slot_memory_bytes", 0, 0, BYTES_MAX),
         threads=settings.whole("threads", 1, 1, 1_024),
         usd_micros_per_gpu_hour=settings.whole("usd_micros_per_gpu_hour", 0, 0, PRICE_USD_MICROS_MAX),
+        share_compiled=settings.truth("share_compiled", default=False),
         results_hours=settings.whole("results_hours", _RESULTS_HOURS, 1, 10 * 365 * 24),
         results_bytes=settings.whole("results_bytes", _RESULTS_BYTES, 1, BYTES_MAX),
     )

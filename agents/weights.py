@@ -34,6 +34,8 @@ _LOCK_POLL_S: Final = 0.05
 _SHORT: Final = 16
 # Where `agents.adapter_files` keeps adapters: within the same quota.
 ADAPTERS_FOLDER: Final = ".adapters"
+# And `agents.compiled_files` compiled code.
+CODE_FOLDER: Final = ".compiled"
 
 OnBytes = Callable[[int, int], None]
 
@@ -71,7 +73,7 @@ class WeightsCache:
     """Models below one folder of one node. Calls block; `agents.fetching` is for event loops. Safe for threads and
     processes.
 
-    `quota_bytes` bounds complete models, unfinished fetches and the adapters beside them together.
+    `quota_bytes` bounds complete models, unfinished fetches, and the adapters and the code beside them together.
     """
 
     def __init__(self, root: Path, *, quota_bytes: int, reserve_bytes: int = RESERVE_BYTES) -> None:
@@ -108,9 +110,10 @@ class WeightsCache:
         return tuple(sorted(models, key=lambda model: (model.used_us, model.model_id, model.digest)))
 
     def used_bytes(self) -> int:
-        """Bytes of complete models, of unfinished fetches, and of adapters."""
+        """Bytes of complete models, of unfinished fetches, of adapters, and of compiled code."""
         unfinished = sum(size for _, size in self._partials())
-        return sum(model.bytes for model in self.entries()) + unfinished + _tree_bytes(self._root / ADAPTERS_FOLDER)
+        beside = sum(_tree_bytes(self._root / name) for name in (ADAPTERS_FOLDER, CODE_FOLDER))
+        return sum(model.bytes for model in self.entries()) + unfinished + beside
 
     def pin(self, models: frozenset[tuple[ModelId, str]]) -> None:
         """Keep exactly these (model id, digest): resident ones and those an assignment names. Replaces earlier pins."""

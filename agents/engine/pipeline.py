@@ -12,11 +12,13 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from agents.engine.adapters import AdapterSet
 from agents.engine.calling import parameters_of, plan_call, shape_rule
+from agents.engine.compiled import CompiledCode, CompileWatch
 from agents.engine.errors import BadWeightsError, EngineError, GenerationStoppedError
 from agents.engine.gang import GangPlace, breaks_gang, together
 from agents.engine.images import image_sibling, place_image
@@ -43,6 +45,7 @@ class Engine:
 
         torch.set_num_threads(threads)
         self._torch = torch
+        self.code = CompiledCode()
 
     def load(
         self,
@@ -169,6 +172,10 @@ class LoadedPipeline:
         self.resident_bytes = report.resident_bytes
         self.shape_rule = shape_rule(pipeline)
 
+    def has_code(self, folder: Path) -> bool:
+        """Whether the code that is kept in this folder runs in this process already."""
+        return self._engine.code.runs(self._pipeline, folder)
+
     def adapt(self, files: Sequence[AdapterFile], unload: Sequence[AdapterId] = ()) -> None:
         """Take adapters off, then put others on, inactive until a request names them.
 
@@ -215,6 +222,7 @@ class LoadedPipeline:
         on_step: Callable[[int, int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
         gang: GangPlace | None = None,
+        code: Path | None = None,
     ) -> Generation:
         """Make what `request` asks. Equal requests on equal hardware and software give equal pixels.
 
@@ -225,6 +233,9 @@ class LoadedPipeline:
 
         With `gang` the members of that gang make it together: each is called with an equal request and its own place,
         only the lead's answer has items. EngineError(RUNTIME_LOST) when another member is gone.
+
+        With `code` the denoiser runs compiled, by code that is kept in that folder and made at the first call for it. The pixels are
+        those without up to `compiled.PIXEL_TOLERANCE`.
         """
         request.check()
         with self._at_work("is generating already: one call at a time"):
@@ -240,8 +251,11 @@ class LoadedPipeline:
             with together(gang, pipeline, self.shape_rule, request, call.guidance, self.device, should_stop) as stop:
                 partial = request.image is not None
                 watch = StepWatch(pipeline, request.shape.steps, on_step, stop, self._synchronize, partial=partial)
-                with self._adapters.active(dict(request.adapters)):
-                    return self._generate(pipeline, request, arguments, call.guidance, watch)
+                compiling = CompileWatch()
+                with self._adapters.active(dict(request.adapters)), self._engine.code.running(pipeline, code, compiling):
+                    made = self._generate(pipeline, request, arguments, call.guidance, watch)
+                compile_us = min(compiling.compile_us, made.denoise_us)
+                return replace(made, compile_us=compile_us, denoise_us=made.denoise_us - compile_us)
 
     def _generate(
         self, pipeline: Any, request: GenerationRequest, arguments: dict[str, Any], guidance: float | None, watch: StepWatch
@@ -306,6 +320,7 @@ class LoadedPipeline:
         try:
             if self._pipeline is not None:
                 self._pipeline.remove_all_hooks()
+                self._engine.code.forget(self._pipeline)
                 self._pipeline = self._from_image = None
                 self._adapters = AdapterSet(None, name=self.manifest.model_id)
                 self.adapters, self.resident_bytes = (), 0

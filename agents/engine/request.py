@@ -87,7 +87,7 @@ class Generation:
     """What a request gave. `guidance` is the value that applied (None: the pipeline has none). Times are the
     process's own clock.
 
-    `denoise_us` from the call to the end of the last step (prompt encoding included), `decode_us` from there to pixels.
+    `denoise_us` from the call to the end of the last step (prompt encoding included, `compile_us` not), `decode_us` from there to pixels.
     """
 
     items: tuple[GeneratedItem, ...]
@@ -96,6 +96,7 @@ class Generation:
     denoise_us: int
     decode_us: int
     step_us: int  # median of the steps after the first, which carries warm-up; 0 with one step
+    compile_us: int = 0  # making the denoiser's code, or reading it from its folder; 0: it was at hand, or the denoiser runs eager
     peak_device_bytes: int = 0  # CUDA's peak during the call; 0 on a CPU
 
 

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from agents.engine.request import GenerationRequest
 from agents.objects import StoreError
 from agents.results import ArtifactStore, CommittedResult
 from agents.runtime.attempt_files import AttemptLog
+from agents.runtime.slot_code import SlotCode
 from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
 from atoll.model.errors import AtollError, NotFoundError
 from atoll.model.ids import AttemptKey
@@ -106,6 +108,7 @@ class Execution:
     halt: Halt
     advanced: Callable[[AttemptState, int], None]
     place: GangPlace | None = None
+    code: SlotCode | None = None
 
     def run(self, loaded: LoadedPipeline) -> MemberEnd:
         """Execute to an end; never raises."""
@@ -146,15 +149,17 @@ class Execution:
         log.line(f"shape {spec.shape}, batch {spec.shape.batch}, seed {spec.seed}, prompt of {len(spec.prompt)} characters")
         if spec.adapters:
             log.line("adapters " + ", ".join(f"{use.adapter_id} at {use.scale_milli / 1000:g}" for use in spec.adapters))
-        self.advanced(AttemptState.RUNNING, 0)
         start_ns = time.monotonic_ns()
+        folder = self._code_folder(loaded, log)
+        prepared_ns = time.monotonic_ns()
 
         def stepped(done: int, steps: int) -> None:
             log.line(f"step {done}/{steps} at {(time.monotonic_ns() - start_ns) / 1e9:.3f} s")
             self.advanced(AttemptState.RUNNING, done)
 
         request = GenerationRequest.of_job(spec, image=self._image(log))
-        generation = loaded.generate(request, on_step=stepped, should_stop=self.halt.asked, gang=self.place)
+        generation = loaded.generate(request, on_step=stepped, should_stop=self.halt.asked, gang=self.place, code=folder)
+        compile_us = self._compiled(generation.compile_us, (prepared_ns - start_ns) // 1000, log)
         log.line(f"denoised in {generation.denoise_us / 1e6:.3f} s, decoded in {generation.decode_us / 1e6:.3f} s")
         encoded = encode_generation(
             generation,
@@ -169,8 +174,8 @@ class Execution:
         )
         uploading_ns = time.monotonic_ns()
         self.advanced(AttemptState.UPLOADING, generation.steps_done)
-        committed = self._store(encoded, log, start_ns, uploading_ns)
-        times = _times(start_ns, uploading_ns)
+        committed = self._store(encoded, log, partial(_times, start_ns, uploading_ns, compile_us))
+        times = _times(start_ns, uploading_ns, compile_us)
         log.line(f"succeeded: run {times.run_us / 1e6:.3f} s, upload {times.upload_us / 1e6:.3f} s", last=True)
         return AttemptFinished(key=order.key, manifest=committed.manifest, times=times)
 
@@ -180,6 +185,22 @@ class Execution:
         request = GenerationRequest.of_job(self.order.spec, image=self._image(log))
         loaded.generate(request, should_stop=self.halt.asked, gang=place)
         return ShareEnded(key=self.order.key)
+
+    def _code_folder(self, loaded: LoadedPipeline, log: AttemptLog) -> Path | None:
+        """Where the denoiser's code is kept; None where it runs eager. Tells the phase."""
+        form = self.order.form
+        folder = self.code.prepare(form, self.artifacts_url, log.line) if form is not None and self.code is not None else None
+        compiles = folder is not None and not loaded.has_code(folder)
+        self.advanced(AttemptState.COMPILING if compiles else AttemptState.RUNNING, 0)
+        return folder
+
+    def _compiled(self, compile_us: int, prepare_us: int, log: AttemptLog) -> int:
+        """The generation ran: its code is complete. How long it took to come to it, fetching included; -1 if it was at hand."""
+        if self.order.form is None or self.code is None or not compile_us:
+            return -1
+        self.code.made(self.order.form)
+        log.line(f"compiled in {(compile_us + prepare_us) / 1e6:.3f} s")
+        return compile_us + prepare_us
 
     def _image(self, log: AttemptLog) -> Any:
         """The image to begin with, decoded; None without one. FieldError for what is none, EngineError if it cannot be had."""
@@ -204,7 +225,7 @@ class Execution:
                 return read_image(data)
         raise AssertionError("the last try returns or raises")
 
-    def _store(self, encoded: tuple[EncodedItem, ...], log: AttemptLog, start_ns: int, uploading_ns: int) -> CommittedResult:
+    def _store(self, encoded: tuple[EncodedItem, ...], log: AttemptLog, times: Callable[[], PhaseTimes]) -> CommittedResult:
         """Put every file, then commit; all of it again a few times while the store does not take it."""
         for pause_s in (*_STORE_PAUSES_S, None):
             self._stop_if_asked()
@@ -215,7 +236,7 @@ class Execution:
                 manifest = ResultManifest(key=self.order.key, artifacts=artifacts, seed=self.order.spec.seed, simulated=False)
                 # The site's wall clock: retention counts days, and compares it with nothing else.
                 now_us = time.time_ns() // 1000
-                return store.commit(CommittedResult(manifest=manifest, committed_us=now_us, times=_times(start_ns, uploading_ns)))
+                return store.commit(CommittedResult(manifest=manifest, committed_us=now_us, times=times()))
             except StoreError as error:
                 if pause_s is None:
                     raise
@@ -234,11 +255,12 @@ class Execution:
             raise _HaltedError("stopped before the result was committed")
 
 
-def _times(start_ns: int, uploading_ns: int | None = None) -> PhaseTimes:
+def _times(start_ns: int, uploading_ns: int | None = None, compile_us: int = -1) -> PhaseTimes:
     now_ns = time.monotonic_ns()
     if uploading_ns is None:
         return PhaseTimes(run_us=(now_ns - start_ns) // 1000)
-    return PhaseTimes(run_us=(uploading_ns - start_ns) // 1000, upload_us=(now_ns - uploading_ns) // 1000)
+    run_us = (uploading_ns - start_ns) // 1000 - max(compile_us, 0)
+    return PhaseTimes(compile_us=compile_us, run_us=run_us, upload_us=(now_ns - uploading_ns) // 1000)
 
 
 class _LogHandler(logging.Handler):

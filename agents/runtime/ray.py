@@ -29,6 +29,7 @@ from agents.core.events import (
     AttemptErrored,
     AttemptFinished,
     AttemptHalted,
+    CodeChanged,
     RecoveredSlot,
     ReplicaAdapted,
     ReplicaAdaptFailed,
@@ -64,7 +65,7 @@ from agents.runtime.ray_config import RayConfig
 from agents.runtime.ray_connection import RayConnection
 from agents.runtime.ray_runs import Runs
 from agents.runtime.ray_slots import SlotGoneError, SlotKeeper
-from agents.runtime.slot_state import LoadMeasured, Notice, SlotOptions, SlotState
+from agents.runtime.slot_state import CodeHeld, LoadMeasured, Notice, SlotOptions, SlotState
 from agents.runtime.stores import Stores, stores_of
 from agents.weights import WeightsCache
 from atoll.model.attempt import FailureKind
@@ -172,6 +173,9 @@ class RayRuntime:
             options = SlotOptions(
                 slot=plan.ref,
                 work_dir=config.work_dir,
+                cache_dir=config.cache_dir,
+                cache_bytes=config.cache_bytes,
+                share_compiled=config.share_compiled,
                 visible_device=plan.visible_device,
                 threads=config.threads,
                 stuck_grace_s=config.stuck_grace_s,
@@ -199,8 +203,11 @@ class RayRuntime:
             key, gang_size = found.running.get(keeper.ref, (None, 1))
             slots.append(RecoveredSlot(slot=keeper.ref, replicas=state.replicas, running=key, gang_size=gang_size))
         models, adapters = await self._weights.on_disk(), await self._adapters.on_disk()
+        compiled = dict.fromkeys((keeper.ref.node_id, form) for keeper, state in states.items() for form in state.forms)
         self._runs.resume(found)
-        return RuntimeStarted(slots=tuple(slots), disk_models=models, disk_adapters=adapters, finished=tuple(found.finished))
+        return RuntimeStarted(
+            slots=tuple(slots), disk_models=models, disk_adapters=adapters, compiled=tuple(compiled), finished=tuple(found.finished)
+        )
 
     def welcome(self, welcome: Welcome) -> None:
         """See the Protocol. StateError for a time scale other than 1; StoreError for a place that cannot be written to."""
@@ -319,6 +326,9 @@ class RayRuntime:
             case LoadMeasured():
                 self._weights.loaded(keeper.ref, notice.model_id, notice.weights_digest, notice.gang_size)
                 self._rates.measured(disk=notice.disk_bytes_per_s, h2d=notice.h2d_bytes_per_s)
+                return
+            case CodeHeld():
+                self._sink(CodeChanged(node_id=keeper.ref.node_id, forms=notice.forms))
                 return
             case ReplicaLoadFailed():
                 self._load_failed(notice)

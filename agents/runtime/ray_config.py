@@ -42,6 +42,7 @@ class RayConfig:
     start_timeout_s: float = 120.0
     stop_grace_s: float = 15.0
     stuck_grace_s: float = STUCK_GRACE_S
+    share_compiled: bool = False  # compiled code of other sites of the fleet is executed here, and this site's is offered to them
 
     def check(self) -> RayConfig:
         """Self, if a site could be run so; else FieldError."""

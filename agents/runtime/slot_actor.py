@@ -22,6 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
+import structlog
+
+from agents.compiled_files import CodeFiles
 from agents.core.events import (
     AttemptAdvanced,
     AttemptErrored,
@@ -34,12 +37,14 @@ from agents.core.events import (
 )
 from agents.core.outputs import AdaptReplica, RunAttempt
 from agents.core.state import ReplicaKey
+from agents.engine.compiled import check_compiler, environment_of
 from agents.engine.errors import BadWeightsError, failure_of
 from agents.engine.gang import GangPlace
 from agents.engine.pipeline import Engine, LoadedPipeline
 from agents.engine.request import AdapterFile, LoadReport
 from agents.runtime.execution import NO_TIMES, Execution, Halt, MemberEnd, refusal_of
-from agents.runtime.slot_state import ACTOR_VERSION, LoadMeasured, Notice, SlotOptions, SlotState
+from agents.runtime.slot_code import SlotCode
+from agents.runtime.slot_state import ACTOR_VERSION, CodeHeld, LoadMeasured, Notice, SlotOptions, SlotState
 from atoll.model.attempt import AttemptState, Failure, FailureKind
 from atoll.model.errors import StateError
 from atoll.model.ids import AttemptKey, ModelId, SlotRef
@@ -49,6 +54,7 @@ from atoll.model.replica import ReplicaFact, ReplicaState
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_log = structlog.get_logger(__name__)
 _EXIT_STUCK: Final = 70
 _STOPPED_EARLY_MAX: Final = 64
 
@@ -89,6 +95,8 @@ class SlotActor:
 
         self._warm = (diffusers.DiffusionPipeline, transformers.PreTrainedModel)  # both packages import lazily: touch them
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="slot")
+        files = CodeFiles(options.cache_dir, cache_bytes=options.cache_bytes)
+        self._code = SlotCode(files, environment_of(self._device), shared=options.share_compiled)
         self._replicas: dict[ReplicaKey, LoadedPipeline] = {}
         self._loading: set[ReplicaKey] = set()
         self._running: _Running | None = None
@@ -125,6 +133,7 @@ class SlotActor:
             running=self._running.key if self._running is not None else None,
             ended=self._ended,
             gang_size=self._gang_size,
+            forms=self._code.forms,
         )
 
     async def poll(self, after: int, wait_s: float) -> tuple[int, tuple[Notice, ...]]:
@@ -240,6 +249,8 @@ class SlotActor:
 
     def _load_now(self, model: ModelSpec, folder: Path) -> LoadedPipeline:
         """In the slot's thread."""
+        if model.compiled:
+            check_compiler(self._device)
         loaded = self._engine.load(folder, device=self._device, precision=model.precision)
         if loaded.manifest.digest != model.weights_digest:
             loaded.unload()
@@ -311,6 +322,7 @@ class SlotActor:
                 halt=running.halt,
                 advanced=advanced,
                 place=place,
+                code=self._code,
             )
             end = await self._in_thread(execution.run, loaded)
         running.over.set()
@@ -319,6 +331,16 @@ class SlotActor:
         self._note(end)
         if stale:
             await self._evict(running.replica)
+        await self._settle_code(artifacts_url)
+
+    async def _settle_code(self, artifacts_url: str) -> None:
+        """Once the end is told: what an attempt compiled is told of and, if this site shares, put on the fleet's shelf."""
+        settled = await self._in_thread(self._code.settle, artifacts_url)
+        if settled is not None:
+            forms, trouble = settled
+            if trouble:
+                _log.warning("code_not_shared", slot=self._options.slot.index, trouble=trouble)
+            self._note(CodeHeld(forms=forms))
 
     async def _guard(self, running: _Running) -> None:
         """Ends an attempt whose right to run was not renewed in time; and the process, if that does not help."""

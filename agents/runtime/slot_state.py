@@ -18,11 +18,11 @@ from agents.core.events import (
     ReplicaLoadFailed,
 )
 from agents.runtime.execution import MemberEnd
-from atoll.model.ids import AttemptKey, ModelId, SlotRef
+from atoll.model.ids import AttemptKey, FormId, ModelId, SlotRef
 from atoll.model.replica import ReplicaFact
 
 # Raised when calls or answers of the actor change: an agent of another version starts the process anew.
-ACTOR_VERSION: Final = 3
+ACTOR_VERSION: Final = 4
 # Told to stop because its time is over, an attempt may finish the step it is in. No step of a published model takes this
 # long; one that does hangs, and then only the end of the process frees the slot.
 STUCK_GRACE_S: Final = 600.0
@@ -30,10 +30,14 @@ STUCK_GRACE_S: Final = 600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotOptions:
-    """What a slot's process is. `visible_device`: the NVIDIA device as CUDA knows it, "" for a CPU."""
+    """What a slot's process is. `visible_device`: the NVIDIA device as CUDA knows it, "" for a CPU. `share_compiled`: as the operator
+    said of this site."""
 
     slot: SlotRef
     work_dir: Path
+    cache_dir: Path
+    cache_bytes: int
+    share_compiled: bool = False
     visible_device: str = ""
     threads: int = 1
     stuck_grace_s: float = STUCK_GRACE_S
@@ -51,6 +55,7 @@ class SlotState:
     running: AttemptKey | None
     ended: MemberEnd | None
     gang_size: int = 1  # of the attempt that runs, else of the one that ended
+    forms: tuple[FormId, ...] = ()  # whose code is on the node's disk
 
     @property
     def key(self) -> AttemptKey | None:
@@ -69,6 +74,21 @@ class LoadMeasured:
     gang_size: int = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeHeld:
+    """All forms whose code is on the node's disk now."""
+
+    forms: tuple[FormId, ...]
+
+
 Notice = (
-    AttemptAdvanced | MemberEnd | ReplicaLoaded | ReplicaLoadFailed | ReplicaAdapted | ReplicaAdaptFailed | ReplicaEvicted | LoadMeasured
+    AttemptAdvanced
+    | MemberEnd
+    | ReplicaLoaded
+    | ReplicaLoadFailed
+    | ReplicaAdapted
+    | ReplicaAdaptFailed
+    | ReplicaEvicted
+    | LoadMeasured
+    | CodeHeld
 )

@@ -101,6 +101,9 @@ def agent(
     slot_memory: Annotated[str | None, _ray("--slot-memory", "SIZE", "Memory of such a slot (default: half the host's, shared).")] = None,
     threads: Annotated[str | None, _ray("--threads", "N", "Threads of such a slot (default: 1).")] = None,
     price: Annotated[str | None, _ray("--price", "USD", "What a GPU costs an hour (default: 0).")] = None,
+    share_compiled: Annotated[
+        bool, typer.Option("--share-compiled", rich_help_panel=_RAY, help="Execute compiled code that the fleet's other sites made.")
+    ] = False,
     fleet: Fleet = None,
     seed: Seed = None,
     sigma: Sigma = None,
@@ -131,6 +134,7 @@ def agent(
         "slot_memory_bytes": None if slot_memory is None else arguments.size_bytes("--slot-memory", slot_memory),
         "threads": threads,
         "usd_micros_per_gpu_hour": None if price is None else round(arguments.price_usd("--price", price) * 1_000_000),
+        "share_compiled": "true" if share_compiled else None,
         "fleet": fleet,
         "seed": seed,
         "sigma": sigma,

@@ -42,6 +42,7 @@ class Wishes:
     height: int = 0
     frames: int = 0
     steps: int = 0
+    compiled: bool = False
 
 
 def read_spec(folder: Path, wishes: Wishes, known: Callable[[str], ModelSpec | None]) -> ModelSpec:
@@ -77,6 +78,7 @@ def read_spec(folder: Path, wishes: Wishes, known: Callable[[str], ModelSpec | N
         ),
         weights_digest=manifest.digest,
         origin_path=str(manifest.model_id),
+        compiled=wishes.compiled,
     )
 
 

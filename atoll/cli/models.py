@@ -49,6 +49,7 @@ MODELS: Listing[ModelView] = Listing(
         Column(title="QUEUED", cell=lambda view: str(view.jobs_queued), right=True),
         Column(title="FAMILY", cell=lambda view: view.spec.family, wide=True),
         Column(title="PRECISION", cell=lambda view: view.spec.precision.value, wide=True),
+        Column(title="STACK", cell=lambda view: "compile" if view.spec.compiled else "eager", wide=True),
         Column(title="CLASS", cell=lambda view: view.spec.pipeline_class, wide=True),
         Column(title="TITLE", cell=lambda view: view.spec.title, wide=True),
         Column(title="SOURCE", cell=lambda view: view.spec.source, wide=True),
@@ -110,6 +111,9 @@ def add(
     size_: Annotated[str | None, typer.Option("--size", metavar="WxH", help="What it makes when a job names no size.")] = None,
     frames: Annotated[str | None, typer.Option("--frames", metavar="N", help="As --size, frames.")] = None,
     steps: Annotated[str | None, typer.Option("--steps", metavar="N", help="As --size, steps.")] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Sites compile its denoiser: a slow first job per size, faster ones after.")
+    ] = False,
 ) -> None:
     """Declare models from folders that diffusers wrote. Every file is checked against the manifest: safetensors only, no code."""
     from atoll.cli.modelfolder import Wishes, put_in_origin, read_spec
@@ -121,6 +125,7 @@ def add(
         height=height,
         frames=arguments.whole("--frames", frames, 1, limits.FRAMES_MAX),
         steps=arguments.whole("--steps", steps, 1, limits.STEPS_MAX),
+        compiled=compiled,
     )
     form = session().form
     with session().client() as client:

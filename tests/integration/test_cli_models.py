@@ -63,6 +63,10 @@ async def test_models_are_added_from_their_folders(tmp_path: Path, starters: Pat
         # The same weights, counted by a FLOP counter when the starter was made.
         assert spec["physics"]["denoiser_params"] == 1_687_652
         assert (await run("submit", "mine", "--prompt", "a lighthouse"))[0] == Exit.OK
+        assert spec["compiled"] is False
+        assert "added" in (await run("models", "add", str(own), "--compile"))[1], "a change"
+        assert json.loads((await run("models", "get", "mine", "-o", "json"))[1])["spec"]["compiled"] is True
+        assert "compile" in (await run("models", "get", "mine", "-o", "wide"))[1]
 
 
 @pytest.mark.parametrize(

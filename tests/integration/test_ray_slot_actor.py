@@ -19,6 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 pytest.importorskip("torch", reason="needs the worker extra")
 pytest.importorskip("diffusers", reason="needs the worker extra")
 
+import torch
+
 from agents.core.events import (
     AttemptAdvanced,
     AttemptErrored,
@@ -40,12 +42,14 @@ from agents.results import ArtifactStore
 from agents.runtime.attempt_files import AttemptFiles
 from agents.runtime.execution import Execution
 from agents.runtime.slot_actor import SlotActor
-from agents.runtime.slot_state import Notice, SlotOptions
-from atoll.model.attempt import FailureKind
+from agents.runtime.slot_state import CodeHeld, Notice, SlotOptions
+from atoll.model.attempt import AttemptState, FailureKind
+from atoll.model.compiled import form_of
 from atoll.model.errors import StateError
 from atoll.model.ids import AdapterId, NodeId, PoolId, SlotRef
 from atoll.model.job import InputRef
 from atoll.model.modelspec import AdapterUse, ModelSpec
+from atoll.model.shape import Shape
 from tests.integration.ray_site import WAIT_S, key_of, order_of, square
 
 N = TypeVar("N", bound=Notice)
@@ -87,9 +91,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec, Path]:
     return starter.spec, starter.folder
 
 
+def _options(folder: Path, **changes: Any) -> SlotOptions:
+    options = SlotOptions(slot=SLOT, work_dir=folder / "work", cache_dir=folder / "cache", cache_bytes=10**9, stuck_grace_s=0.2)
+    return replace(options, **changes)
+
+
 @pytest.fixture
 async def slot(model: tuple[ModelSpec, Path], tmp_path: Path) -> AsyncIterator[Slot]:
-    actor = SlotActor(SlotOptions(slot=SLOT, work_dir=tmp_path / "work", stuck_grace_s=0.2))
+    actor = SlotActor(_options(tmp_path))
     slot = Slot(actor=actor, model=model[0], folder=model[1], artifacts_url=(tmp_path / "artifacts").as_uri())
     await actor.load(slot.model, str(slot.folder))
     await slot.hear(ReplicaLoaded)
@@ -298,3 +307,46 @@ async def test_a_folder_with_a_pickle_is_never_loaded(slot: Slot, tmp_path: Path
     failed = await slot.hear(ReplicaLoadFailed)
     assert failed.failure.kind is FailureKind.BAD_WEIGHTS
     assert "pytorch_model.bin" in failed.failure.message
+
+
+async def test_code_is_compiled_once_in_a_fleet_that_shares_it(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """Two sites' slots, each with a cache of its own; the first makes the code and the second finds it in the artifact store."""
+    (starter,) = build_starters(tmp_path_factory.mktemp("film"), only=("tiny-video",))
+    model = replace(starter.spec, compiled=True)
+    shape = Shape(width=32, height=32, frames=5, steps=2, cfg_passes=2)
+    artifacts_url = (tmp_path / "artifacts").as_uri()
+    form, times, misses = form_of(model, shape), [], []
+    torch.compiler.reset()
+    for name in ("first", "second"):
+        slot = Slot(
+            actor=SlotActor(_options(tmp_path / name, share_compiled=True)), model=model, folder=starter.folder, artifacts_url=artifacts_url
+        )
+        assert (await slot.actor.attach()).forms == ()
+        await slot.actor.load(model, str(starter.folder))
+        await slot.hear(ReplicaLoaded)
+        order = replace(order_of(SLOT, key_of(name), model, shape=shape, stop_after_ms=600_000), form=form)
+        await slot.actor.run(order, artifacts_url)
+        assert (await slot.hear(AttemptAdvanced)).state is AttemptState.COMPILING
+        assert (await slot.hear(CodeHeld)).forms == (form,) == (await slot.actor.attach()).forms
+        times.append((await slot.hear(AttemptFinished)).times)
+        slot.heard.clear()
+        await slot.actor.run(replace(order, key=key_of(f"{name}-again")), artifacts_url)
+        again = await slot.hear(AttemptFinished)
+        assert again.times.compile_us == -1, "it is at hand"
+        slot.actor._thread.shutdown()
+        misses.append(torch._dynamo.utils.counters["inductor"]["fxgraph_cache_miss"])
+        torch.compiler.reset()  # what this process remembers: the next slot is another's
+        log = AttemptFiles(tmp_path / name / "work").tail(order.key, 1000)
+        assert any("comes from the artifact store" in line for line in log) is (name == "second")
+    assert all(one.compile_us > 0 and one.run_us > 0 for one in times)
+    assert misses[0] > 0 and misses[1] in (0, misses[0]), "the second made no graph of its own"
+    made, taken = (sorted(path.name for path in (tmp_path / name / "cache").rglob("*.so")) for name in ("first", "second"))
+    assert made and taken == made
+
+
+async def test_a_compiled_model_is_refused_by_a_host_without_a_compiler(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    await slot.actor.evict(slot.model.model_id)
+    await slot.actor.load(replace(slot.model, compiled=True), str(slot.folder))
+    failed = await slot.hear(ReplicaLoadFailed)
+    assert failed.failure.kind is FailureKind.LOAD_FAILED and "needs a C++ compiler" in failed.failure.message
