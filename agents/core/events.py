@@ -55,6 +55,7 @@ class RuntimeStarted:
     disk_models: tuple[tuple[NodeId, ModelId, str], ...] = ()  # node, model, weights_digest
     disk_adapters: tuple[tuple[NodeId, AdapterId, str], ...] = ()
     compiled: tuple[tuple[NodeId, FormId], ...] = ()  # forms for which there is code
+    shares_compiled: bool = False  # whether code of other sites is executed, and theirs may execute this
     finished: tuple[ResultManifest, ...] = ()
     host_tier: bool = False  # whether the memory of its nodes can hold weights for GPUs
 

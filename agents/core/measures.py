@@ -43,6 +43,7 @@ def code_changed(ctx: Context, event: CodeChanged) -> None:
     if node.compiled != event.forms[: limits.FORMS_PER_NODE_MAX]:
         node.compiled = event.forms[: limits.FORMS_PER_NODE_MAX]
         ctx.state.dirty[node.node_id] = None
+        ctx.report_soon()  # the next job of the form may be placed this second
 
 
 def rates_measured(ctx: Context, event: RatesMeasured) -> None:

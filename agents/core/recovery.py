@@ -24,7 +24,7 @@ def started(ctx: Context, event: RuntimeStarted) -> None:
         return
     state.started = True
     state.contact_us = ctx.now_us
-    state.host_tier = event.host_tier
+    state.host_tier, state.shares_compiled = event.host_tier, event.shares_compiled
     for node_id, model_id, digest in event.disk_models:
         if node_id in state.nodes:
             state.nodes[node_id].disk[model_id] = digest

@@ -94,6 +94,7 @@ def node_facts(state: State, node: Node) -> NodeFacts:
         fetching=tuple(_fetch_fact(state, node, model) for model in node.fetching.values()),
         host_tier=state.host_tier,
         compiled=tuple(sorted(node.compiled)),
+        shares_compiled=state.shares_compiled,
     )
 
 

@@ -187,6 +187,7 @@ class State:
     leaving: dict[ModelId, None] = field(default_factory=dict)
     # --- copies ahead of demand
     host_tier: bool = False
+    shares_compiled: bool = False
     specs: dict[ModelId, ModelSpec] = field(default_factory=dict)  # of what is desired
     pending: dict[NodeId, None] = field(default_factory=dict)  # nodes that may lack a desired copy
     ahead: dict[tuple[NodeId, ModelId], Ahead] = field(default_factory=dict)  # fetches that began without anybody waiting for them

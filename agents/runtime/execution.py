@@ -31,7 +31,7 @@ from agents.runtime.attempt_files import AttemptLog
 from agents.runtime.slot_code import SlotCode
 from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
 from atoll.model.errors import AtollError, NotFoundError
-from atoll.model.ids import AttemptKey
+from atoll.model.ids import AttemptKey, FormId
 from atoll.model.job import IMAGE_INPUT
 from atoll.model.limits import IMAGE_BYTES_MAX, REASON_CHARS_MAX
 from atoll.model.modelspec import Modality
@@ -100,7 +100,8 @@ def refusal_of(order: RunAttempt) -> Failure | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """One attempt and its surroundings. `advanced(state, steps_done)` is called in the slot's thread."""
+    """One attempt and its surroundings. `advanced(state, steps_done)` is called in the slot's thread, as `code_held(forms)` is when the
+    node has other code than before."""
 
     order: RunAttempt
     artifacts_url: str
@@ -109,6 +110,7 @@ class Execution:
     advanced: Callable[[AttemptState, int], None]
     place: GangPlace | None = None
     code: SlotCode | None = None
+    code_held: Callable[[tuple[FormId, ...]], object] | None = None
 
     def run(self, loaded: LoadedPipeline) -> MemberEnd:
         """Execute to an end; never raises."""
@@ -199,6 +201,8 @@ class Execution:
         if self.order.form is None or self.code is None or not compile_us:
             return -1
         self.code.made(self.order.form)
+        if self.code_held is not None:
+            self.code_held(self.code.forms)
         log.line(f"compiled in {(compile_us + prepare_us) / 1e6:.3f} s")
         return compile_us + prepare_us
 

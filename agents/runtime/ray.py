@@ -206,8 +206,9 @@ class RayRuntime:
         compiled = dict.fromkeys((keeper.ref.node_id, form) for keeper, state in states.items() for form in state.forms)
         self._runs.resume(found)
         return RuntimeStarted(
-            slots=tuple(slots), disk_models=models, disk_adapters=adapters, compiled=tuple(compiled), finished=tuple(found.finished)
-        )
+            slots=tuple(slots), disk_models=models, disk_adapters=adapters, finished=tuple(found.finished),
+            compiled=tuple(compiled), shares_compiled=self._config.share_compiled,
+        )  # fmt: skip
 
     def welcome(self, welcome: Welcome) -> None:
         """See the Protocol. StateError for a time scale other than 1; StoreError for a place that cannot be written to."""

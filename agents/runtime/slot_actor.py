@@ -323,6 +323,7 @@ class SlotActor:
                 advanced=advanced,
                 place=place,
                 code=self._code,
+                code_held=lambda forms: loop.call_soon_threadsafe(self._note, CodeHeld(forms=forms)),
             )
             end = await self._in_thread(execution.run, loaded)
         running.over.set()
@@ -331,16 +332,8 @@ class SlotActor:
         self._note(end)
         if stale:
             await self._evict(running.replica)
-        await self._settle_code(artifacts_url)
-
-    async def _settle_code(self, artifacts_url: str) -> None:
-        """Once the end is told: what an attempt compiled is told of and, if this site shares, put on the fleet's shelf."""
-        settled = await self._in_thread(self._code.settle, artifacts_url)
-        if settled is not None:
-            forms, trouble = settled
-            if trouble:
-                _log.warning("code_not_shared", slot=self._options.slot.index, trouble=trouble)
-            self._note(CodeHeld(forms=forms))
+        if trouble := await self._in_thread(self._code.share, artifacts_url):
+            _log.warning("code_not_shared", slot=self._options.slot.index, trouble=trouble)
 
     async def _guard(self, running: _Running) -> None:
         """Ends an attempt whose right to run was not renewed in time; and the process, if that does not help."""

@@ -34,7 +34,6 @@ class SlotCode:
         self._environment = environment
         self._shared = shared
         self._fresh: FormId | None = None
-        self._changed = False
 
     @property
     def forms(self) -> tuple[FormId, ...]:
@@ -52,7 +51,6 @@ class SlotCode:
                     packed = Path(folder) / "code.tar"
                     if CodeShelf(artifacts_url).get(key, packed):
                         self._files.unpack(key, form, packed)
-                        self._changed = True
                         say(f"code {key} comes from the artifact store")
             except _TROUBLE as error:
                 say(f"code {key} cannot be taken over and is made here: {error}")
@@ -62,25 +60,24 @@ class SlotCode:
         """A generation ran by the code of this form: it is complete."""
         key = artifact_key(form, self._environment)
         if not self._files.use(key):
-            self._files.complete(key, form)
-            self._fresh, self._changed = form, True
-
-    def settle(self, artifacts_url: str) -> tuple[tuple[FormId, ...], str] | None:
-        """After an attempt: keep the node's bounds and share what is new. All forms that the node holds now, and what went wrong; None
-        if nothing changed."""
-        if not self._changed:
-            return None
-        fresh, self._fresh, self._changed = self._fresh, None, False
-        trouble = ""
-        if fresh is not None:
-            key = artifact_key(fresh, self._environment)
             try:
+                self._files.complete(key, form)
                 self._files.make_room(key)
-                if self._shared:
-                    with tempfile.TemporaryDirectory(prefix="atoll-code-") as folder:
-                        packed = Path(folder) / "code.tar"
-                        self._files.pack(key, packed)
-                        CodeShelf(artifacts_url).put(key, packed, time.time_ns() // 1_000)
-            except _TROUBLE as error:
-                trouble = f"code {key} stays on this node: {error}"
-        return self.forms, trouble
+            except OSError:
+                return  # a full disk: the next attempt makes it again
+            self._fresh = form
+
+    def share(self, artifacts_url: str) -> str:
+        """After an attempt: offer to the fleet what it made. What went wrong, "" if nothing did."""
+        fresh, self._fresh = self._fresh, None
+        if fresh is None or not self._shared:
+            return ""
+        key = artifact_key(fresh, self._environment)
+        try:
+            with tempfile.TemporaryDirectory(prefix="atoll-code-") as folder:
+                packed = Path(folder) / "code.tar"
+                self._files.pack(key, packed)
+                CodeShelf(artifacts_url).put(key, packed, time.time_ns() // 1_000)
+        except _TROUBLE as error:
+            return f"code {key} stays on this node: {error}"
+        return ""

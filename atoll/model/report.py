@@ -42,7 +42,8 @@ class NodeFacts:
     """One host: free memory and disk, models held in host memory and on disk, adapters on disk, and its slots.
 
     `pinned`: models whose copies here nothing but an explicit evict takes. `host_tier`: its memory can hold weights for GPUs.
-    `compiled`: forms for which it holds code that its own environment compiled or took over.
+    `compiled`: forms for which it holds code that its own environment compiled or took over. `shares_compiled`: it takes over what other
+    such nodes made, and they what it made.
     """
 
     pool_id: PoolId
@@ -57,6 +58,7 @@ class NodeFacts:
     fetching: tuple[FetchFact, ...] = ()
     host_tier: bool = False
     compiled: tuple[FormId, ...] = ()
+    shares_compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -282,11 +282,14 @@ class NodeFacts(_message.Message):
     FETCHING_FIELD_NUMBER: _builtins.int
     HOST_TIER_FIELD_NUMBER: _builtins.int
     COMPILED_FIELD_NUMBER: _builtins.int
+    SHARES_COMPILED_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     node_id: _builtins.str
     host_free_bytes: _builtins.int
     disk_free_bytes: _builtins.int
     host_tier: _builtins.bool
+    shares_compiled: _builtins.bool
+    """it takes code that other nodes made, and they take its"""
     @_builtins.property
     def host_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -318,10 +321,11 @@ class NodeFacts(_message.Message):
         fetching: _abc.Iterable[Global___FetchFact] | None = ...,
         host_tier: _builtins.bool = ...,
         compiled: _abc.Iterable[_builtins.str] | None = ...,
+        shares_compiled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compiled", b"compiled", "disk_adapters", b"disk_adapters", "disk_free_bytes", b"disk_free_bytes", "disk_models", b"disk_models", "fetching", b"fetching", "host_free_bytes", b"host_free_bytes", "host_models", b"host_models", "host_tier", b"host_tier", "node_id", b"node_id", "pinned", b"pinned", "pool_id", b"pool_id", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compiled", b"compiled", "disk_adapters", b"disk_adapters", "disk_free_bytes", b"disk_free_bytes", "disk_models", b"disk_models", "fetching", b"fetching", "host_free_bytes", b"host_free_bytes", "host_models", b"host_models", "host_tier", b"host_tier", "node_id", b"node_id", "pinned", b"pinned", "pool_id", b"pool_id", "shares_compiled", b"shares_compiled", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

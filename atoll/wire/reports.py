@@ -199,6 +199,7 @@ def node_facts_to_proto(facts: NodeFacts) -> pb.NodeFacts:
         fetching=[fetch_fact_to_proto(fact) for fact in facts.fetching],
         host_tier=facts.host_tier,
         compiled=facts.compiled,
+        shares_compiled=facts.shares_compiled,
     )
 
 
@@ -223,6 +224,7 @@ def node_facts_from_proto(msg: pb.NodeFacts) -> NodeFacts:
         fetching=bounds.each("fetching", msg.fetching, limits.MODELS_PER_NODE_MAX, fetch_fact_from_proto),
         host_tier=msg.host_tier,
         compiled=_forms("compiled", msg.compiled),
+        shares_compiled=msg.shares_compiled,
     )
 
 

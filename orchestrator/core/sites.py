@@ -211,6 +211,9 @@ def _node_reported(ctx: Context, column: Column, node_index: int, facts: NodeFac
     if node.disk_adapters != set(facts.disk_adapters):
         node.disk_adapters = set(facts.disk_adapters)
         ctx.columns.adapters_changed(column)
+    if node.shares_compiled != facts.shares_compiled:
+        node.shares_compiled = facts.shares_compiled
+        ctx.columns.version += 1
     if node.compiled != set(facts.compiled):
         held, node.compiled = node.compiled, set(facts.compiled)
         ctx.columns.code.changed(column, held, node.compiled)

@@ -93,6 +93,7 @@ class NodeSnapshot:
     pinned: tuple[ModelId, ...]
     host_tier: bool
     compiled: tuple[FormId, ...]
+    shares_compiled: bool
     slots: tuple[SlotSnapshot, ...]
 
 
@@ -298,6 +299,7 @@ def _take_node(node: Node) -> NodeSnapshot:
         pinned=node.pinned,
         host_tier=node.host_tier,
         compiled=tuple(sorted(node.compiled)),
+        shares_compiled=node.shares_compiled,
         slots=tuple(
             SlotSnapshot(
                 ready=slot.ready,

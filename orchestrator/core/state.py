@@ -117,6 +117,7 @@ class Node:
     pinned: tuple[ModelId, ...] = ()  # as the site understood it
     host_tier: bool = False
     compiled: set[FormId] = field(default_factory=set)  # forms for which its disk holds code
+    shares_compiled: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

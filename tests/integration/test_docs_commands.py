@@ -222,6 +222,13 @@ def test_a_real_site_its_pictures_and_the_sdk(fleet: Fleet) -> None:
     for name, first in (("lighthouse.png", b"\x89PNG"), ("gull.png", b"\x89PNG")):
         assert (fleet.folder / name).read_bytes().startswith(first)
     assert (fleet.folder / "waves.mp4").read_bytes() == (fleet.folder / "again.mp4").read_bytes()
+    # The first job of a compiled model pays for its code, and the next is told that the node has it.
+    with Client(connect_timeout_s=5.0) as client:
+        last = [job.attempts[-1] for job in client.list() if job.spec.prompt in ("rain", "waves") and job.spec.model_id == "tiny-video"]
+    (rain, compiled, eager) = last
+    assert compiled.times.compile_us > 0 and rain.times.compile_us == eager.times.compile_us == -1
+    told = [one.explanation.chosen.terms_us[one.explanation.term_names.index("compile")] for one in last if one.explanation is not None]
+    assert told[0] == told[2] == 0 < told[1]
 
 
 def test_pages_without_a_fleet_show_what_their_commands_print(fleet: Fleet) -> None:

@@ -118,6 +118,7 @@ class Agent:
     loaded: dict[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)  # adapters on whatever is warm there
     disk_adapters: set[str] = field(default_factory=set)
     compiled: dict[str, set[FormId]] = field(default_factory=dict)  # by node: forms for which it holds code
+    shares_compiled: bool = False
 
 
 class Fleet:
@@ -203,7 +204,7 @@ class Fleet:
         if old is not None:
             agent.event_seq, agent.warm, agent.disk, agent.host = old.event_seq, old.warm, old.disk, old.host
             agent.loaded, agent.disk_adapters, agent.gangs = old.loaded, old.disk_adapters, old.gangs
-            agent.compiled = old.compiled
+            agent.compiled, agent.shares_compiled = old.compiled, old.shares_compiled
         self.agents[one.site_id] = agent
         hello = SiteHello(
             site_id=one.site_id, fleet_id=FleetId(""), term=Term(0), protocol_version=PROTOCOL_VERSION, agent_version="t",
@@ -252,7 +253,7 @@ class Fleet:
             pool_id=one.pool_id, node_id=NodeId(node_id), host_free_bytes=GB, disk_free_bytes=agent.disk_free_gb * GB,
             disk_models=disk, slots=slots, host_models=tuple(ModelId(name) for name in sorted(agent.host.get(node_id, ()))), host_tier=True,
             disk_adapters=tuple(AdapterId(name) for name in sorted(agent.disk_adapters)),
-            compiled=tuple(sorted(agent.compiled.get(node_id, ()))),
+            compiled=tuple(sorted(agent.compiled.get(node_id, ()))), shares_compiled=agent.shares_compiled,
         )  # fmt: skip
 
     def bring(self, name: str) -> None:

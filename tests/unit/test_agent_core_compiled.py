@@ -82,8 +82,9 @@ def test_what_a_runtime_finds_is_told_from_the_beginning() -> None:
     made = AgentSite()
     slots = tuple(RecoveredSlot(slot=ref) for ref in made.machine.state.slots)
     found = ((NODE, FORMS[0]), (OTHER, FORMS[1]), (POOL.node_id(7), FORMS[2]))
-    made.happen(RuntimeStarted(slots=slots, compiled=found))
+    made.happen(RuntimeStarted(slots=slots, compiled=found, shares_compiled=True))
     made.connect()
     report = made.report()
     assert report is not None
     assert [facts.compiled for facts in report.nodes] == [(FORMS[0],), (FORMS[1],)]
+    assert all(facts.shares_compiled for facts in report.nodes)

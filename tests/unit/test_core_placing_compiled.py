@@ -74,6 +74,25 @@ def test_where_some_nodes_hold_it_the_mean_is_expected() -> None:
     assert _at(decided, "b", cold=True).terms_us[COMPILE] == WHOLE_US * 750 // 1_000 + CACHED_US * 250 // 1_000
 
 
+def test_sites_that_share_code_expect_to_read_what_another_of_their_gpu_type_holds() -> None:
+    fleet = Fleet(site("a", pool("p")), site("b", pool("p")), site("c", pool("q", "small")), models=(MODEL,), policy=PLAIN)
+    for name in "ab":
+        fleet.warm(name, "p-0", 0, "m")
+    fleet.warm("c", "q-0", 0, "m")
+    for name in "ac":
+        fleet.agents[SiteId(name)].shares_compiled = True
+        fleet.report(name)
+    _hold(fleet, "b", 0)
+    assert _at(_decided(fleet), "a", cold=False).terms_us[COMPILE] == WHOLE_US, "b keeps to itself"
+    fleet.agents[SiteId("b")].shares_compiled = True
+    fleet.report("b")
+    decided = _decided(fleet)
+    assert _at(decided, "a", cold=False).terms_us[COMPILE] == CACHED_US == _at(decided, "a", cold=True).terms_us[COMPILE]
+    assert _at(decided, "b", cold=False).terms_us[COMPILE] == 0
+    assert _at(decided, "c", cold=False).terms_us[COMPILE] == WHOLE_US, "another GPU type runs other code"
+    assert restore(fleet.machine.snapshot(), PLAIN, GPUS).snapshot() == fleet.machine.snapshot()
+
+
 def test_code_for_another_shape_or_beside_other_adapters_does_not_help() -> None:
     fleet = _fleet()
     _hold(fleet, "b", 0, shape=replace(spec().shape, width=512))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from atoll.model.ids import FormId
+from atoll.model.ids import FormId, GpuTypeId
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.rows import Ints
 
@@ -50,9 +50,23 @@ class CodeIndex:
         """Another number after each change; 0 while nobody holds code of the form."""
         return self._versions.get(form, 0)
 
+    def reach_milli(self, form: FormId, columns: list[Column]) -> Ints:
+        """The same, and all of a pool whose nodes share code with another of their GPU type that holds it."""
+        shares = self.share_milli(form, columns)
+        holders = {_sharing(columns[index]) for index in self._nodes.get(form, ())} - {None}
+        for index, column in enumerate(columns) if holders else ():
+            if _sharing(column) in holders:
+                shares[index] = _MILLI
+        return shares
+
     def share_milli(self, form: FormId, columns: list[Column]) -> Ints:
         """The share of each pool's nodes that hold code of the form, in thousandths."""
         shares = np.zeros(len(columns), dtype=np.int64)
         for index, nodes in self._nodes.get(form, {}).items():
             shares[index] = _MILLI * nodes // len(columns[index].pool.nodes)
         return shares
+
+
+def _sharing(column: Column) -> GpuTypeId | None:
+    """Whose code a pool's nodes take: that of this GPU type; None: nobody's. All nodes of a site are told alike."""
+    return column.pool.gpu.gpu_type if column.pool.nodes[0].shares_compiled else None

@@ -156,13 +156,14 @@ class Estimator:
         if form is None:
             none = np.zeros(len(columns.columns), dtype=np.int64)
             return none, none
-        hit_milli = columns.code.share_milli(form, columns.columns)
+        held_milli = columns.code.share_milli(form, columns.columns)
+        hit_milli = columns.code.reach_milli(form, columns.columns)
         whole, cached = (
             np.array([of(model, gpu) for gpu in columns.gpu_types] or [0], dtype=np.int64)[columns.gpu]
             for of in (compile_us, artifact_load_us)
         )
-        ready = (1_000 - hit_milli) * whole // 1_000
-        return ready, ready + hit_milli * cached // 1_000
+        ready = (1_000 - hit_milli) * whole // 1_000 + (hit_milli - held_milli) * cached // 1_000
+        return ready, ready + held_milli * cached // 1_000
 
     def _inputs(self, key: ClassKey, model: ModelSpec, stage: Ints, adapt: Ints, compiling: tuple[Ints, Ints]) -> Inputs:
         """All kinds of rows of every pool."""
