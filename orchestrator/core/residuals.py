@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from atoll.model.attempt import AttemptState, FailureKind, PhaseTimes
 from atoll.model.audit import Severity
+from atoll.model.compiled import needed_form
 from atoll.model.learned import Component, Shift
 from orchestrator.core.context import Context
 from orchestrator.core.events import EstimatesResetRequested
@@ -17,6 +18,7 @@ from orchestrator.core.outputs import Done, EstimateShifted, JobPlaced, PutEstim
 from orchestrator.core.state import LiveAttempt, Pool, Site
 
 _FETCH = COMPONENTS.index(Component.FETCH)
+_COMPILE = COMPONENTS.index(Component.COMPILE)
 
 
 def note_placed(ctx: Context) -> None:
@@ -34,7 +36,21 @@ def note_placed(ctx: Context) -> None:
         if chosen.cold and _joins_fetch(site, pool, live):
             # What is left of another's fetch is not what a fetch takes.
             factors = (*factors[:_FETCH], 0, *factors[_FETCH + 1 :])
+        if _expects_a_mean(ctx, site, pool, live):
+            # The job compiles or it does not: neither is what a mean of the two predicted, and only the first would be heard of.
+            factors = (*factors[:_COMPILE], 0, *factors[_COMPILE + 1 :])
         live.factors_milli = factors
+
+
+def _expects_a_mean(ctx: Context, site: Site, pool: Pool, live: LiveAttempt) -> bool:
+    """Whether some of the pool's nodes hold the code that it needs, and others do not."""
+    model = ctx.state.models.get(live.model_id)
+    if model is None or not model.compiled:
+        return False
+    used = (ctx.state.adapters.get(use.adapter_id) for use in live.spec.adapters)
+    form = needed_form(model, live.spec.shape, live.spec.gang_size, (adapter.rank for adapter in used if adapter is not None))
+    held = sum(form in node.compiled for node in pool.nodes)
+    return 0 < held < len(pool.nodes)
 
 
 def _joins_fetch(site: Site, pool: Pool, live: LiveAttempt) -> bool:

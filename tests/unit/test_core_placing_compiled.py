@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from atoll.model.compiled import form_of
 from atoll.model.ids import SiteId
+from atoll.model.learned import Component
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Candidate, Explanation
 from atoll.model.shape import Shape
@@ -91,6 +92,17 @@ def test_sites_that_share_code_expect_to_read_what_another_of_their_gpu_type_hol
     assert _at(decided, "b", cold=False).terms_us[COMPILE] == 0
     assert _at(decided, "c", cold=False).terms_us[COMPILE] == WHOLE_US, "another GPU type runs other code"
     assert restore(fleet.machine.snapshot(), PLAIN, GPUS).snapshot() == fleet.machine.snapshot()
+
+
+def test_a_mean_of_compiling_and_not_teaches_nothing() -> None:
+    for holders, learned in (((), True), ((0,), False), ((0, 1), True)):
+        fleet = _fleet(nodes=2)
+        for name in "ab":
+            _hold(fleet, name, *holders)
+        fleet.submit(spec())
+        (live,) = (live for one in fleet.machine.context.state.sites.values() for live in one.attempts.values())
+        factor = live.factors_milli[list(Component).index(Component.COMPILE)]
+        assert factor == (1_000 if learned else 0)
 
 
 def test_code_for_another_shape_or_beside_other_adapters_does_not_help() -> None:
