@@ -341,7 +341,7 @@ class SlotActor:
             if await _is_set_within(running.over, left_s):
                 return
         message = f"nobody renewed {running.key} for {running.order.stop_after_ms / 1000:g} s"
-        failure = Failure(kind=FailureKind.TIMED_OUT, message=message)
+        failure = Failure(kind=FailureKind.LOST, message=message)
         running.halt.now(AttemptErrored(key=running.key, failure=failure, times=NO_TIMES))
         if not await _is_set_within(running.over, self._options.stuck_grace_s):
             os._exit(_EXIT_STUCK)

@@ -372,7 +372,7 @@ class TwinRuntime:
             allowed_ms = run.command.stop_after_ms
             if now_s - run.renewed_s > self._real_s(allowed_ms * 1_000):
                 self._forget(run)
-                failure = Failure(kind=FailureKind.TIMED_OUT, message=f"not renewed for {allowed_ms} ms")
+                failure = Failure(kind=FailureKind.LOST, message=f"not renewed for {allowed_ms} ms")
                 self._note(run.command.key, failure.message)
                 ran_us = self._fleet_us(now_s - run.began_s)
                 self._sink(AttemptErrored(key=run.command.key, failure=failure, times=PhaseTimes(run_us=ran_us)))

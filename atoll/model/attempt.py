@@ -67,9 +67,9 @@ class FailureKind(StrEnum):
     EXECUTION_FAILED = "execution_failed"
     RUNTIME_LOST = "runtime_lost"  # the slot's process died
     UPLOAD_FAILED = "upload_failed"
-    TIMED_OUT = "timed_out"  # ran past stop_after, or hung
+    TIMED_OUT = "timed_out"  # hung
     REFUSED = "refused"
-    LOST = "lost"  # the site was silent too long
+    LOST = "lost"  # the site was silent too long, or heard nobody who wanted the work for stop_after
     MOVED = "moved"  # drain or move: nobody's fault
     INTERNAL = "internal"
     PREEMPTED = "preempted"  # it made room for a job of a higher priority
@@ -166,7 +166,7 @@ class Attempt:
     running_us: int = 0  # when it began to execute; 0: not yet
     ended_us: int = 0
     steps_done: int = 0
-    failure: Failure | None = None
+    failure: Failure | None = None  # of one that is stopping: what for
     times: PhaseTimes = PhaseTimes()
     # Once it ended: what the priors of its prediction were multiplied by, in thousandths, in the order of `learned.Component`; 0: unknown.
     factors_milli: tuple[int, ...] = ()

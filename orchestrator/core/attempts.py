@@ -110,8 +110,8 @@ def _failure_of(live: LiveAttempt, event: AttemptEvent) -> Failure | None:
         case AttemptState.SUCCEEDED:
             return None
         case AttemptState.STOPPED:
-            # An attempt that stopped unasked ran out of stop_after: the site had not heard of us.
-            return Failure(kind=live.on_stop or FailureKind.TIMED_OUT, message=live.stop_reason or "stopped by the site")
+            # Whoever stops unasked was not renewed: the site had not heard of us for stop_after, and we were as good as lost to each other.
+            return Failure(kind=live.on_stop or FailureKind.LOST, message=live.stop_reason or "the site heard nobody who wanted it")
         case AttemptState.REFUSED:
             return Failure(kind=FailureKind.REFUSED, message=event.failure.message if event.failure else "refused")
         case _:
@@ -143,6 +143,7 @@ def release(ctx: Context, site: Site, live: LiveAttempt, *, ran: bool = False) -
 def _vacate(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran: bool) -> None:
     was_free = slot.ready and not slot.attempts
     if live.key in slot.attempts:
+        slot.busy_until_us = _busy_without(ctx, column, slot, live, ran=ran)
         slot.attempts.remove(live.key)
     slot.last_used_us = ctx.now_us
     replica = slot.replicas.get(live.replica)
@@ -155,12 +156,28 @@ def _vacate(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran:
                 movements.came_with(ctx, column, slot, replica, live.key.job_id)
         elif not slot.attempts and replica.state is ReplicaState.ABSENT:
             del slot.replicas[live.replica]
-    slot.busy_until_us = ctx.now_us + sum(column.site.attempts[key].exec_us for key in slot.attempts)
     ctx.columns.slot_changed(column, slot, was_free)
     if not slot.attempts:
         ctx.vacated.append((column, slot))
     if live.gives_way_to is not None and not slot.attempts:
         ctx.queue.favour(live.gives_way_to, Favour.HELD if live.on_stop is FailureKind.PREEMPTED else Favour.AGED)
+
+
+def _busy_without(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran: bool) -> int:
+    """Until when the slot is taken by those who stay when this attempt of its leaves: what they have done by now is done."""
+    at_head = slot.attempts[0] == live.key
+    others = [column.site.attempts[key] for key in slot.attempts if key != live.key]
+    staying = [other for other in others if other.on_stop is not FailureKind.PREEMPTED]
+    if live.on_stop is FailureKind.PREEMPTED and not (at_head and staying):
+        return slot.busy_until_us  # it was left out when it was stopped
+    behind_us = sum(other.exec_us for other in (staying if at_head else staying[1:]))
+    if not at_head:
+        return max(slot.busy_until_us - live.exec_us, ctx.now_us + behind_us)
+    replica = slot.replicas.get(live.replica)
+    resident = ran or live.attempt.running_us > 0 or (replica is not None and replica.state in (ReplicaState.WARM, ReplicaState.BUSY))
+    # What is fetched and loaded for it goes on, for the next.
+    load_us = 0 if resident or not staying else max(slot.busy_until_us - ctx.now_us - behind_us - live.exec_us, 0)
+    return ctx.now_us + load_us + behind_us
 
 
 def clear_fetch(ctx: Context, column: Column, slot: Slot, live: LiveAttempt) -> None:
@@ -187,16 +204,25 @@ def forget_fetch(ctx: Context, column: Column, node_index: int, model_id: ModelI
 
 
 def stop(ctx: Context, site: Site, live: LiveAttempt, kind: FailureKind, reason: str) -> None:
-    """Mark an attempt to be stopped; it holds its slot until the site says so."""
+    """Mark an attempt to be stopped; it holds its slot until the site says so.
+
+    Why is durable before the site is told: whoever leads when the attempt ends knows that it was stopped, and for what.
+    """
     if live.attempt.state is AttemptState.STOPPING:
         return
+    _mark_stopping(ctx, site, live, kind, reason)
+    entry = ctx.state.jobs.get(live.key.job_id)
+    if entry is not None and not live.given_up:
+        live.attempt = replace(live.attempt, failure=Failure(kind=kind, message=reason))
+        put_attempt(entry, live.attempt)
+        ctx.save_job(entry)
+
+
+def _mark_stopping(ctx: Context, site: Site, live: LiveAttempt, kind: FailureKind, reason: str) -> None:
     live.attempt = replace(live.attempt, state=AttemptState.STOPPING)
     live.on_stop, live.stop_reason = kind, reason
     site.changed[live.key] = None
     ctx.touch_assignment(site)
-    entry = ctx.state.jobs.get(live.key.job_id)
-    if entry is not None and not live.given_up:
-        put_attempt(entry, live.attempt)
 
 
 def stop_live(ctx: Context, entry: JobEntry, kind: FailureKind, reason: str) -> None:
@@ -206,9 +232,12 @@ def stop_live(ctx: Context, entry: JobEntry, kind: FailureKind, reason: str) -> 
     last = entry.job.attempts[-1]
     site = ctx.state.sites.get(last.site_id)
     live = site.attempts.get(last.key) if site is not None else None
-    if site is not None and live is not None and not live.given_up:
-        stop(ctx, site, live, kind, reason)
-        live.given_up = True
+    if site is None or live is None or live.given_up:
+        return
+    live.given_up = True
+    if live.attempt.state is not AttemptState.STOPPING:
+        _mark_stopping(ctx, site, live, kind, reason)
+        put_attempt(entry, live.attempt)
 
 
 def give_up(ctx: Context, site: Site, live: LiveAttempt, message: str) -> None:
@@ -219,10 +248,7 @@ def give_up(ctx: Context, site: Site, live: LiveAttempt, message: str) -> None:
     entry = ctx.state.jobs.get(live.key.job_id)
     failure = Failure(kind=FailureKind.LOST, message=message)
     attempt = replace(live.attempt, state=AttemptState.LOST, ended_us=ctx.now_us, failure=failure, factors_milli=live.factors_milli)
-    live.attempt = replace(live.attempt, state=AttemptState.STOPPING)
-    live.on_stop, live.stop_reason = FailureKind.LOST, message
-    site.changed[live.key] = None
-    ctx.touch_assignment(site)
+    _mark_stopping(ctx, site, live, FailureKind.LOST, message)
     if entry is not None:
         put_attempt(entry, attempt)
         ctx.decisions.append(AttemptSettled(attempt=attempt, model_id=live.model_id))

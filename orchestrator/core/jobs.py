@@ -270,7 +270,7 @@ def avoidance_of(job: Job, now_us: int) -> Avoidance:
     sites: set[SiteId] = set()
     until_us = 0
     for attempt in job.attempts:
-        if attempt.failure is None:
+        if attempt.failure is None or not attempt.ended_us:
             continue
         over_us = attempt.ended_us + RETRIES[attempt.failure.kind].avoid_ms * 1_000
         if over_us > now_us:

@@ -228,7 +228,7 @@ def _adopt(ctx: Context, entry: JobEntry) -> None:
     site = ctx.state.sites.get(attempt.site_id)
     if site is None or attempt.state in ENDED:
         return
-    explanation = attempt.explanation
+    explanation, stop = attempt.explanation, attempt.failure
     live = site.attempts[attempt.key] = LiveAttempt(
         attempt=attempt,
         spec=job.spec,
@@ -237,5 +237,7 @@ def _adopt(ctx: Context, entry: JobEntry) -> None:
         exec_us=explanation.chosen.terms_us[_EXECUTION] if explanation is not None else attempt.predicted_us,
         lost_after_us=leases.lost_after_us(ctx, attempt.predicted_us),
         adopted=True,
+        on_stop=stop.kind if stop is not None else None,
+        stop_reason=stop.message if stop is not None else "",
     )
     ctx.bound.add(site, live)

@@ -147,7 +147,7 @@ class Pool:
 class LiveAttempt:
     """An attempt that holds a slot of a site. `given_up`: its job no longer waits for it, but the site has not said that it ended.
 
-    `evict` are the victims in its slot; `on_stop` is why it is being stopped, None unless its state is `stopping`.
+    `evict` are the victims in its slot; `on_stop` is why it is being stopped, None unless its state is `stopping`; stored with it.
     """
 
     attempt: Attempt

@@ -302,7 +302,7 @@ async def test_an_attempt_that_nobody_renews_ends_in_its_slot(place: Place) -> N
         await site.progressed(key_of("unrenewed"), 1)
     async with attached(place) as site:
         errored = await site.heard(AttemptErrored)
-        assert (errored.key, errored.failure.kind) == (key_of("unrenewed"), FailureKind.TIMED_OUT)
+        assert (errored.key, errored.failure.kind) == (key_of("unrenewed"), FailureKind.LOST)
         assert "nobody renewed unrenewed/1 for 0.4 s" in errored.failure.message
 
 

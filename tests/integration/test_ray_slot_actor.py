@@ -167,7 +167,7 @@ async def test_renewals_keep_an_attempt_alive_and_their_end_ends_it(slot: Slot) 
         await slot.actor.renew((key_of("renewed"), key_of("another")))
     await slot.actor.renew((key_of("another"),))
     errored = await slot.hear(AttemptErrored)
-    assert errored.failure.kind is FailureKind.TIMED_OUT
+    assert errored.failure.kind is FailureKind.LOST
     assert errored.times.run_us > 300_000
     assert ArtifactStore(slot.artifacts_url).result(key_of("renewed")) is None
 

@@ -206,7 +206,7 @@ async def test_work_that_nobody_renews_ends_by_itself(heard: Heard, monkeypatch:
     renewing = asyncio.create_task(renew())
     ended = await heard.next(AttemptErrored)
     renewing.cancel()
-    assert (ended.key, ended.failure.kind) == (key("forgotten"), FailureKind.TIMED_OUT)
+    assert (ended.key, ended.failure.kind) == (key("forgotten"), FailureKind.LOST)
 
 
 async def test_a_full_disk_gives_up_what_is_not_in_memory_and_refuses_what_does_not_fit(heard: Heard) -> None:

@@ -81,7 +81,7 @@ def test_what_failed_says_nothing_of_the_phase_that_broke() -> None:
         (AttemptState.STOPPED, FailureKind.MOVED, True),
         (AttemptState.STOPPED, FailureKind.PREEMPTED, True),
         (AttemptState.LOST, FailureKind.LOST, True),
-        (AttemptState.STOPPED, FailureKind.TIMED_OUT, False),  # it hung, or nobody renewed it
+        (AttemptState.STOPPED, FailureKind.TIMED_OUT, False),  # it hung
         (AttemptState.FAILED, FailureKind.OUT_OF_MEMORY, False),
         (AttemptState.SUCCEEDED, None, False),
     ],
