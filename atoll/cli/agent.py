@@ -12,7 +12,7 @@ import typer
 
 from atoll.cli import arguments
 from atoll.cli.exits import CliError, Exit
-from atoll.cli.session import examples
+from atoll.cli.session import examples, session
 
 # The one-time token of a new site. `sites add` prints it so, and it is no flag: those are seen by every user of a machine.
 JOIN_TOKEN_VARIABLE: Final = "ATOLL_JOIN_TOKEN"  # noqa: S105 - the name of a variable
@@ -168,8 +168,10 @@ def rehearse(
     """Run the twins of all sites of a fleet file, in this process, against an orchestrator that runs.
 
     A twin takes the time that physics gives, times hidden factors, and yields results marked simulated. It runs only jobs that were
-    submitted with --simulated. Declare the sites first: atoll sites apply FILE.
+    submitted with --simulated. Declare the sites first: atoll sites apply FILE. Whom it dials may come from ATOLL_ADDRESS and ATOLL_CA too.
     """
+    if orchestrator is None and "ATOLL_AGENT_ORCHESTRATOR" not in os.environ:
+        orchestrator, ca = _as_a_client(ca)
     flags = {
         **_reach(orchestrator, ca, give_up_after, metrics, log_format, log_level),
         "fleet": file,
@@ -185,6 +187,19 @@ def rehearse(
     except ConfigError as error:
         raise CliError(str(error), code=Exit.USAGE) from None
     raise typer.Exit(run_rehearsal(config))
+
+
+def _as_a_client(ca: str | None) -> tuple[str, str | None]:
+    """The orchestrator, and whom to trust, as the verbs that are its clients find them. CliError for what twins cannot dial."""
+    from atoll.client.settings import SYSTEM_CA, resolve
+
+    given = session()
+    settings = resolve(address=given.address, token=given.token, ca=ca or given.ca, config=given.config)
+    if len(settings.addresses) > 1:
+        raise CliError(f"the address is '{settings.shown_address}': expected one, with --orchestrator", code=Exit.USAGE)
+    if settings.ca == SYSTEM_CA:
+        raise CliError(f"the authority is '{SYSTEM_CA}': expected a PEM file, with --ca", code=Exit.USAGE)
+    return settings.shown_address, settings.ca or None
 
 
 def _reach(

@@ -23,7 +23,7 @@ _SHOWN_MILLI: Final = 5
 # What each term of the cost stands for, for the legend under the table.
 _TERMS: Final = {
     "queue": "work ahead in the slot",
-    "fetch": "weights from the origin or a peer",
+    "fetch": "weights from the origin store, or what is left of a fetch that goes on",
     "input": "the job's own files",
     "stage": "weights from disk or host memory into the GPU",
     "init": "start of the pipeline",

@@ -13,6 +13,7 @@ from atoll.cli.output import Form, say, show_plain, table
 from atoll.physics.coefficients import Coefficients
 from atoll.physics.estimate import Estimate
 from atoll.physics.evaluation import Judged, LeftOut, Quality, grouped, quality
+from atoll.physics.peaks import used_precision
 from atoll.physics.terms import Run, class_of
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def _estimate_plain(run: Run, found: Estimate) -> dict[str, Any]:
         "gpu": run.gpu.gpu_type,
         "gpus": run.gang_size,
         "precision": run.precision.value,
+        "supported": run.gpu.supports(run.precision),
         "stack": run.stack.value,
         "seconds": found.total_us / _US,
         "low_seconds": found.low_us / _US,
@@ -95,6 +97,9 @@ def _estimate_table(run: Run, found: Estimate, *, wide: bool) -> None:
     table(["PART", "SECONDS"], rows, frozenset({1}), indent="  ")
     say(f"  80 % of such runs took {seconds(found.low_us)} to {seconds(found.high_us)} s")
     say(f"  {found.flops / 1e12:.1f} TFLOP; denoising reaches {found.eta_milli / 1_000:.3f} of the dense peak; known by: {found.eta_level}")
+    if not run.gpu.supports(run.precision):
+        lacks = f"{run.gpu.gpu_type} has no units for {run.precision.value}"
+        say(f"  {lacks}: no such job is placed there, and the figure is that of {used_precision(run.gpu, run.precision).value}")
     if run.gang_size > 1:
         say(f"  {found.gang_speedup_milli / 1_000:.2f} times as fast as one GPU")
     if wide:

@@ -22,12 +22,14 @@ class Exit(IntEnum):
     REFUSED = 5  # no credential, one that does not allow this, or a quota
     CONFLICT = 6  # exists with other content, or is in a state that does not allow this
     TIMEOUT = 7
+    UNDECIDED = 8  # no answer yet: too little was measured to say yes or no
     INTERRUPTED = 130
 
 
 HELP: Final = (
     "Exit codes: 0 done; 1 what was asked for failed (a job, a transfer); 2 wrong usage or input; 3 no such thing; "
-    "4 no orchestrator answers; 5 refused (credential or quota); 6 conflict or wrong state; 7 took too long; 130 interrupted."
+    "4 no orchestrator answers; 5 refused (credential or quota); 6 conflict or wrong state; 7 took too long; 8 too little is known to say; "
+    "130 interrupted."
 )
 
 

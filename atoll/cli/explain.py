@@ -14,7 +14,7 @@ from atoll.cli.output import printable, say
 from atoll.model.attempt import ENDED, RETRIES, Attempt, AttemptState, Failure
 from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.placement import Deferral
-from atoll.model.quote import Eta, PlaceView, Quote, Verdict
+from atoll.model.quote import Eta, PlaceView, Prospects, Quote, TimeLimits, Verdict, prospects
 
 _DOES = {
     AttemptState.LEASED: "was sent to {site}",
@@ -39,12 +39,31 @@ class Moment:
     eta: Eta | None = None
     quote: Quote | None = None
 
+    @property
+    def limits(self) -> TimeLimits:
+        """When it would expire."""
+        spec = self.job.spec
+        return TimeLimits(
+            now_us=self.now_us, asked_us=self.job.accepted_us, deadline_ms=spec.deadline_ms, start_timeout_ms=spec.start_timeout_ms
+        )
+
+    @property
+    def has_prospects(self) -> bool:
+        """Whether it can be said if it keeps its limits: it has an ETA, or no place can take it."""
+        waits = self.job.state is JobState.QUEUED and self.quote is not None
+        return self.job.state not in TERMINAL and (self.eta is not None or waits)
+
+    @property
+    def prospects(self) -> Prospects:
+        """Whether it keeps its limits, where that is still to come."""
+        return prospects(self.eta, self.limits) if self.has_prospects else Prospects(meets_deadline=None, meets_start_timeout=None)
+
 
 def show(moment: Moment) -> None:
     """Print the explanation of a job."""
     job = moment.job
     _head(moment)
-    for line in _story(moment):
+    for line in (*(outlook.in_time(moment.eta, moment.limits) if moment.has_prospects else ()), *_story(moment)):
         say(f"  {printable(line)}")
     if moment.quote is not None and job.state not in TERMINAL:
         say("")
@@ -105,6 +124,8 @@ def _extras(job: Job) -> str:
         found.append(f"deadline {duration(job.spec.deadline_ms * 1_000)} after acceptance")
     if job.spec.start_timeout_ms:
         found.append(f"to begin within {duration(job.spec.start_timeout_ms * 1_000)}")
+    if job.spec.origin_site is not None:
+        found.append(f"asked from near {job.spec.origin_site}")
     if job.spec.simulated:
         found.append("a rehearsal: twins only")
     return "".join(f"; {extra}" for extra in found)

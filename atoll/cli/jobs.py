@@ -229,23 +229,23 @@ def explain_job(
     form = session().form
     with session().client() as client:
         found = client.explain(job_id(job), site_id=site)
+    moment = explain.Moment(
+        job=found.job,
+        now_us=found.now_us,
+        queue_position=found.queue_position,
+        queue_length=found.queue_length,
+        held_until_us=found.held_until_us,
+        eta=found.eta,
+        quote=found.quote,
+    )
     match form:
         case Form.JSON | Form.YAML:
             from atoll.cli.output import plain
 
-            show_plain(form, plain(found))
+            show_plain(form, {**plain(found), **plain(moment.prospects)})
         case Form.NAME:
             say(f"job/{found.job.job_id}")
         case Form.TABLE | Form.WIDE:
-            moment = explain.Moment(
-                job=found.job,
-                now_us=found.now_us,
-                queue_position=found.queue_position,
-                queue_length=found.queue_length,
-                held_until_us=found.held_until_us,
-                eta=found.eta,
-                quote=found.quote,
-            )
             if site:
                 explain.show_site(moment, site, found.places)
             else:

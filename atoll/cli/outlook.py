@@ -6,7 +6,7 @@ Decides the words. A tired person reads the first sentence and should know enoug
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, assert_never
 
 from atoll.cli import costtable
 from atoll.cli.costtable import place, term, time_us
@@ -14,7 +14,7 @@ from atoll.cli.figures import count, duration, money, size
 from atoll.cli.output import printable, say
 from atoll.cli.reasons import meaning, remedy
 from atoll.model.placement import Candidate, Rejection
-from atoll.model.quote import Eta, PlaceView, Quote, Verdict
+from atoll.model.quote import Eta, InTime, PlaceView, Quote, TimeLimits, Verdict, prospects
 
 # As the policy resolves ties: below it nobody would call one place better.
 _TIE_US: Final = 50_000
@@ -82,6 +82,37 @@ def when(eta: Eta, now_us: int) -> str:
     return f"begin in about {duration(eta.begin_p50_us - now_us)} and {done} ({late})"
 
 
+def in_time(eta: Eta | None, limits: TimeLimits) -> list[str]:
+    """Whether it keeps its limits of time, a sentence for each that it has and has not met yet. `eta` None: no place can take it."""
+    found, lines = prospects(eta, limits), []
+    if found.meets_deadline is not None:
+        quantiles = (eta.end_p50_us, eta.end_p90_us) if eta is not None else None
+        lines.append(_kept(found.meets_deadline, "deadline", "are done", limits.deadline_ms, limits, quantiles))
+    if found.meets_start_timeout is not None and (eta is None or eta.begin_p50_us):
+        quantiles = (eta.begin_p50_us, eta.begin_p90_us) if eta is not None else None
+        lines.append(_kept(found.meets_start_timeout, "start timeout", "begin", limits.start_timeout_ms, limits, quantiles))
+    return lines
+
+
+def _kept(meets: InTime, what: str, do: str, limit_ms: int, limits: TimeLimits, quantiles: tuple[int, int] | None) -> str:
+    asked_us, now_us = limits.asked_us, limits.now_us
+    left_us = asked_us + limit_ms * 1_000 - now_us
+    limit = f"its {what} of {duration(limit_ms * 1_000)}" + (f" ({duration(left_us)} from now)" if asked_us < now_us else "")
+    if quantiles is None:
+        return f"It would miss {limit} and expire, unless a place can take it before that."
+    p50, p90 = (duration(max(us - now_us, 0)) for us in quantiles)
+    match meets:
+        case InTime.YES:
+            return f"It should meet {limit}: 9 of 10 such jobs {do} within {p90}."
+        case InTime.LIKELY if quantiles[1] <= now_us:
+            return f"It may miss {limit}: it is overdue."
+        case InTime.LIKELY:
+            return f"It may miss {limit}: half of such jobs {do} within {p50}, 9 of 10 within {p90}."
+        case InTime.NO:
+            return f"It would miss {limit} and expire: half of such jobs {do} only after {p50}."
+    assert_never(meets)
+
+
 def waiting(quote: Quote) -> str:
     """What a job waits for, and why that is better than anything that could be had at once."""
     chosen = quote.chosen
@@ -105,9 +136,12 @@ def nowhere(found: Sequence[Rejection]) -> str:
     return ", ".join(named) + more if named else "the fleet has no pools"
 
 
-def show_quote(model: str, quote: Quote) -> None:
-    """Print what a job would be offered."""
-    say(f"quote for {model}, {count(quote.queue_length, 'job')} in the queue")
+def show_quote(model: str, quote: Quote, *, origin: str = "", limits: TimeLimits | None = None) -> None:
+    """Print what a job with these limits, asked from near this site, would be offered."""
+    near = f", asked from near {origin}" if origin else ""
+    say(f"quote for {model}{near}, {count(quote.queue_length, 'job')} in the queue")
+    for line in in_time(quote.eta, limits) if limits is not None else ():
+        say(f"  {line}")
     if quote.chosen is None:
         say(f"  No place can take it now: {nowhere(quote.rejections)}. It would wait until that changes.")
     elif quote.verdict is Verdict.NOW:

@@ -16,7 +16,7 @@ from atoll.cli.models import model_id
 from atoll.cli.output import Column, Form, Listing, note, plain, say, show_list, show_plain, table
 from atoll.cli.session import session, verb
 from atoll.cli.sites import site_id
-from atoll.model.learned import Calibration, Gate, Level, Residual
+from atoll.model.learned import GATE_ATTEMPTS, Calibration, Gate, Level, Residual
 
 if TYPE_CHECKING:
     from atoll.client import Residuals
@@ -52,7 +52,7 @@ def add_to(app: typer.Typer) -> None:
         app,
         "calibrate",
         epilog="""
-        atoll costs calibrate  # exit code 0: every gate holds
+        atoll costs calibrate  # exit code 0: every gate holds; 1: one fails; 8: too few attempts
         atoll costs calibrate --reset --site aws-use1 --reason "new drivers"
         """,
     )(calibrate)
@@ -123,7 +123,7 @@ def calibrate(
 ) -> None:
     """Whether predictions may be believed: |median log residual| at most 0.05, P90 true for 87 to 93 %; and what quotes make of them.
 
-    Exit code 0: every gate with enough attempts holds; 1: one fails, or none has enough yet.
+    Exit code 0: every gate with enough attempts holds; 1: one fails; 8: none has enough yet.
     """
     form = session().form
     if reset:
@@ -145,19 +145,20 @@ def calibrate(
     if reset:
         what = component or "all components"
         note(f"forgotten: {what} {f'at {site_id(site)}' if site else 'everywhere'}")
-    else:
-        check(found)
+    elif not judged(found):
+        most = max((gate.observations for gate in found.gates), default=0)
+        note(f"nothing judged yet: {most} of {GATE_ATTEMPTS} attempts")
+        raise typer.Exit(Exit.UNDECIDED)
 
 
-def check(found: Calibration) -> None:
-    """CliError unless something can be said, and no gate fails."""
+def judged(found: Calibration) -> bool:
+    """Whether anything can be said yet. CliError for a gate that fails."""
     judged = [gate for gate in found.gates if gate.enough]
-    if not judged:
-        raise CliError("no gate can be judged yet: too few attempts have ended")
     failing = [gate.name for gate in judged if not gate.passed]
     if failing:
         hint = "quoted P50 and P90 are widened by what is known; a site that changed is in 'atoll events'"
         raise CliError(f"predictions are off: {', '.join(failing)}", hint=hint)
+    return bool(judged)
 
 
 def _show(found: Calibration) -> None:
@@ -166,7 +167,7 @@ def _show(found: Calibration) -> None:
     if rows:
         table(["GATE", "ATTEMPTS", "MEDIAN", "WITHIN P90", "VERDICT"], rows, frozenset({1, 2, 3}))
     else:
-        say("nothing was judged yet: no attempt has ended")
+        say("no attempt has ended since learning began")
     quotes = []
     for quote in found.quotes:
         p50, p90 = (f"{milli / 1_000:.2f}" for milli in (quote.p50_milli, quote.p90_milli))

@@ -51,7 +51,7 @@ ConfigOption = Annotated[
     str | None,
     typer.Option(
         "--config", metavar="FILE", rich_help_panel=PANEL, show_default=False,
-        help="File with address, token, ca, output. (ATOLL_CONFIG; default ~/.config/atoll/config.yaml)",
+        help="File with address, token, ca, origin, output. (ATOLL_CONFIG; default ~/.config/atoll/config.yaml)",
     ),
 ]  # fmt: skip
 OutputOption = Annotated[

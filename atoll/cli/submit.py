@@ -15,6 +15,7 @@ from atoll.cli.output import Form, note, say, show_list, show_one
 from atoll.cli.session import session, verb
 from atoll.model import limits
 from atoll.model.errors import FieldError
+from atoll.model.ids import parse_name
 from atoll.model.job import IMAGE_INPUT, Job, JobState, Priority
 from atoll.model.modelspec import AdapterUse
 from atoll.model.shape import Precision
@@ -77,6 +78,13 @@ GpusOption = Annotated[
 MaxPriceOption = Annotated[
     str | None, typer.Option("--max-price", metavar="USD", rich_help_panel=_WHERE, help="At most so many dollars a job.")
 ]
+OriginOption = Annotated[
+    str,
+    typer.Option(
+        "--origin", metavar="SITE", rich_help_panel=_WHERE, show_default=False,
+        help="The site nearest to you: inputs come from there, results go there. (ATOLL_ORIGIN)",
+    ),
+]  # fmt: skip
 SimulatedOption = Annotated[bool, typer.Option("--simulated", rich_help_panel=_WHERE, help="A rehearsal: twins only, no files.")]
 TenantOption = Annotated[str, typer.Option("--tenant", rich_help_panel=_WHEN, show_default=False, help="On whose behalf.")]
 KeyOption = Annotated[
@@ -130,6 +138,7 @@ def submit(
     gpu: GpuOption = None,
     gpus: GpusOption = None,
     max_price: MaxPriceOption = None,
+    origin: OriginOption = "",
     simulated: SimulatedOption = False,
     tenant: TenantOption = "",
     key: KeyOption = "",
@@ -148,7 +157,7 @@ def submit(
     template = request_of(
         model=model, prompt=prompt, negative=negative, size=size, frames=frames, steps=steps, cfg=cfg, guidance=guidance, batch=batch,
         precision=precision, priority=priority, deadline=deadline, start_timeout=start_timeout, tenant=tenant, site=site, region=region,
-        gpu=gpu, gpus=gpus, max_price=max_price, simulated=simulated, adapter=adapter, image=image, strength=strength,
+        gpu=gpu, gpus=gpus, max_price=max_price, simulated=simulated, adapter=adapter, image=image, strength=strength, origin=origin,
     )  # fmt: skip
     first_seed = None if seed is None else arguments.whole("--seed", seed, 0, 2**63 - 1)
     described = template.described()
@@ -183,6 +192,7 @@ def request_of(
     gpu: list[str] | None,
     gpus: str | None,
     max_price: str | None,
+    origin: str,
     simulated: bool,
     adapter: list[str] | None,
     image: str | None,
@@ -213,6 +223,7 @@ def request_of(
         gpu_types=arguments.names(gpu),
         gang_size=arguments.gang_size("--gpus", gpus),
         max_price_usd=arguments.price_usd("--max-price", max_price),
+        origin_site=parse_name("--origin", origin) if origin else "",
         simulated=simulated,
         adapters=_adapters(adapter),
         image=None if image is None else Path(image).expanduser(),

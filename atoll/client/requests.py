@@ -73,6 +73,8 @@ class JobRequest:
 
     `adapters` are LoRAs with their scales: "NAME", "NAME:SCALE" or AdapterUse. `image` is a picture to begin with: a path or bytes of a
     PNG or JPEG, which a client uploads first, or what `upload` answered. `strength`: how much of it is made anew, up to 1 (None: 0.6).
+
+    `origin_site` is the site nearest to who asks: where inputs come from and results go to. "": that of the client's settings, if any.
     """
 
     model: str
@@ -111,6 +113,10 @@ class JobRequest:
     def described(self) -> JobRequest:
         """The same with its image known by digest and size, as if it were uploaded. InputError for a file that is none."""
         return self if self.file is None else replace(self, image=image_ref(self.file))
+
+    def asked_from(self, site: str) -> JobRequest:
+        """The same, asked from near this site unless it says from where itself."""
+        return self if self.origin_site or not site else replace(self, origin_site=site)
 
     def to_proto(self) -> job_pb.SubmitRequest:
         """The message. InputError for what cannot be right anywhere."""

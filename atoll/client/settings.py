@@ -14,15 +14,17 @@ from typing import Final
 from atoll.client.errors import SettingsError
 from atoll.model.address import Address, parse_address
 from atoll.model.errors import FieldError, quoted
+from atoll.model.ids import parse_name
 
 ADDRESS_VARIABLE: Final = "ATOLL_ADDRESS"
 TOKEN_VARIABLE: Final = "ATOLL_TOKEN"  # noqa: S105 - the name of a variable
 CA_VARIABLE: Final = "ATOLL_CA"
+ORIGIN_VARIABLE: Final = "ATOLL_ORIGIN"
 CONFIG_VARIABLE: Final = "ATOLL_CONFIG"
 DEFAULT_ADDRESS: Final = Address(host="127.0.0.1")
 # In place of a file of certificates: those that the system trusts.
 SYSTEM_CA: Final = "system"
-CONFIG_KEYS: Final = ("address", "token", "token_file", "ca", "output")
+CONFIG_KEYS: Final = ("address", "token", "token_file", "ca", "origin", "output")
 # Ten standbys are more than any deployment has; a list of a thousand is a mistake.
 ADDRESSES_MAX: Final = 16
 _FILE_BYTES_MAX: Final = 1024 * 1024
@@ -30,11 +32,15 @@ _FILE_BYTES_MAX: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a connection needs. `ca` is "" (no TLS), "system" or the path of a PEM file; `output` is the command line's preferred form."""
+    """What a connection needs. `ca` is "" (no TLS), "system" or the path of a PEM file; `output` is the command line's preferred form.
+
+    `origin` is the site nearest to who asks, for jobs that do not say; "": not known.
+    """
 
     addresses: tuple[Address, ...] = (DEFAULT_ADDRESS,)
     token: str = field(default="", repr=False)
     ca: str = ""
+    origin: str = ""
     output: str = ""
 
     @property
@@ -77,10 +83,12 @@ def resolve(
     if not secret and "token_file" in stored:
         secret = _read(Path(stored["token_file"]).expanduser(), f"{path}: token_file").strip()
     ca_source, authority = first("ca", ca, CA_VARIABLE)
+    origin_source, origin = first("origin", None, ORIGIN_VARIABLE)
     return Settings(
         addresses=_addresses(source, text) if text else (DEFAULT_ADDRESS,),
         token=_checked_token(secret),
         ca=_checked_ca(ca_source, authority),
+        origin=_checked_origin(origin_source, origin),
         output=stored.get("output", ""),
     )
 
@@ -109,6 +117,13 @@ def _checked_ca(source: str, authority: str) -> str:
     if "-----BEGIN CERTIFICATE-----" not in _read(path, source):
         raise SettingsError(f"{source} is {quoted(authority)}: expected a PEM file of certificates, or '{SYSTEM_CA}'", field=source)
     return str(path)
+
+
+def _checked_origin(source: str, origin: str) -> str:
+    try:
+        return parse_name(source, origin) if origin else ""
+    except FieldError as error:
+        raise SettingsError(str(error), field=source) from None
 
 
 def _read(path: Path, source: str) -> str:

@@ -108,8 +108,8 @@ class Client(AdapterVerbs):
         return submitted.job_id
 
     def _uploaded(self, request: JobRequest) -> JobRequest:
-        """Its image is at the orchestrator."""
-        described = request.described()
+        """Its image is at the orchestrator, and it says from where it is asked."""
+        described = request.asked_from(self.settings.origin).described()
         if request.file is not None:
             self.upload(request.file, name=IMAGE_INPUT)
         return described
@@ -120,7 +120,7 @@ class Client(AdapterVerbs):
 
     def quote_request(self, request: JobRequest) -> Quote:
         """The same for a request; its idempotency key has no meaning here."""
-        return self.run(job_calls.quote(request))
+        return self.run(job_calls.quote(request.asked_from(self.settings.origin)))
 
     def submit_many(self, requests: Iterable[JobRequest]) -> tuple[Submitted, ...]:
         """Submit any number of jobs, in batches. Each is accepted or refused on its own; the outcomes are in the order of the requests."""

@@ -1,6 +1,6 @@
 """A type of GPU, as the catalogue knows it.
 
-Decides nothing; figures only. A host without a GPU is a pool of type `cpu`.
+Decides which precisions a type has units for; else figures only. A host without a GPU is a pool of type `cpu`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from atoll.model.ids import GpuTypeId
+from atoll.model.shape import Precision
 
 CPU: Final = GpuTypeId("cpu")
 
@@ -33,3 +34,13 @@ class GpuType:
     board_watts: int = 0  # 0: unknown
     estimated_fields: tuple[str, ...] = ()
     source: str = ""
+
+    def supports(self, precision: Precision) -> bool:
+        """Whether it can run at this precision. Narrow formats need units; wide ones run everywhere, perhaps slowly."""
+        match precision:
+            case Precision.FP8:
+                return self.fp8_flops > 0
+            case Precision.FP4:
+                return self.fp4_flops > 0
+            case Precision.BF16 | Precision.FP16 | Precision.FP32:
+                return True

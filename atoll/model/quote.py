@@ -1,6 +1,7 @@
 """What the fleet offers a job as of an instant: where it would go, when, at what price, or why nowhere.
 
-Decides the form only. A quote reserves nothing and promises nothing: the next event may change it. Must not know how costs are computed.
+Decides the form, and what counts as in time.
+A quote reserves nothing and promises nothing: the next event may change it. Must not know how costs are computed.
 """
 
 from __future__ import annotations
@@ -31,6 +32,50 @@ class Eta:
     begin_p90_us: int
     end_p50_us: int
     end_p90_us: int
+
+
+class InTime(StrEnum):
+    """Whether a job keeps a limit of time, by what becomes of such jobs."""
+
+    YES = "yes"  # nine of ten do
+    LIKELY = "likely"  # half of them do, nine of ten do not; or it is overdue, and nothing better is known
+    NO = "no"  # not even half of them do, or no place can take it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeLimits:
+    """What a job was submitted with, or is asked about with, at `asked_us`; 0: no such limit."""
+
+    now_us: int
+    asked_us: int
+    deadline_ms: int
+    start_timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prospects:
+    """Whether a job meets what it was submitted with; None: it has no such limit."""
+
+    meets_deadline: InTime | None
+    meets_start_timeout: InTime | None
+
+
+def prospects(eta: Eta | None, limits: TimeLimits) -> Prospects:
+    """Of a job with these limits. `eta` None: no place can take it."""
+    end = (eta.end_p50_us, eta.end_p90_us) if eta is not None else None
+    begin = (eta.begin_p50_us, eta.begin_p90_us) if eta is not None else None
+    begun = eta is not None and not eta.begin_p50_us
+    meets_start_timeout = InTime.YES if begun and limits.start_timeout_ms else _in_time(begin, limits, limits.start_timeout_ms)
+    return Prospects(meets_deadline=_in_time(end, limits, limits.deadline_ms), meets_start_timeout=meets_start_timeout)
+
+
+def _in_time(quantiles: tuple[int, int] | None, limits: TimeLimits, limit_ms: int) -> InTime | None:
+    if not limit_ms:
+        return None
+    due_us = limits.asked_us + limit_ms * 1_000
+    if quantiles is None or max(quantiles[0], limits.now_us) > due_us:
+        return InTime.NO
+    return InTime.YES if limits.now_us < quantiles[1] <= due_us else InTime.LIKELY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

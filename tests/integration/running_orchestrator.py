@@ -18,7 +18,7 @@ from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, NodeId, P
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaFact
 from atoll.model.report import PROTOCOL_VERSION, AttemptEvent, AttemptProgress, NodeFacts, SiteHello, SiteReport, SlotFacts
-from atoll.model.site import PoolSpec, SiteRuntime, SiteSpec
+from atoll.model.site import LinkSpec, PoolSpec, SiteRuntime, SiteSpec
 from atoll.v1 import job_service_pb2 as jobs_pb
 from atoll.v1 import operator_service_pb2 as operators_pb
 from atoll.v1 import site_service_pb2 as sites_pb
@@ -29,7 +29,7 @@ from atoll.v1.site_service_pb2_grpc import SiteServiceStub
 from atoll.wire.attempts import attempt_key_from_proto
 from atoll.wire.models import model_spec_to_proto
 from atoll.wire.reports import attempt_events_to_proto, hello_to_proto, report_to_proto
-from atoll.wire.sites import site_spec_to_proto
+from atoll.wire.sites import link_spec_to_proto, site_spec_to_proto
 from orchestrator.app import Catalogue, serve
 from orchestrator.config import OrchestratorConfig
 from orchestrator.core.placement.policy import Policy
@@ -74,9 +74,11 @@ class Running:
             operators_pb.AddModelsRequest(models=[model_spec_to_proto(one) for one in models]), metadata=self.metadata
         )
 
-    async def apply(self, *sites: SiteSpec) -> operators_pb.ApplySitesResponse:
-        """Declare sites."""
-        request = operators_pb.ApplySitesRequest(sites=[site_spec_to_proto(one) for one in sites])
+    async def apply(self, *sites: SiteSpec, links: tuple[LinkSpec, ...] = ()) -> operators_pb.ApplySitesResponse:
+        """Declare sites, and what is between them."""
+        request = operators_pb.ApplySitesRequest(
+            sites=[site_spec_to_proto(one) for one in sites], links=[link_spec_to_proto(link) for link in links]
+        )
         response: operators_pb.ApplySitesResponse = await self.operators.ApplySites(request, metadata=self.metadata)
         return response
 

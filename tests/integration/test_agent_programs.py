@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agents.session import ExitCode
 from atoll.model.address import Address
 from atoll.v1 import types_pb2
@@ -109,6 +111,24 @@ async def test_each_way_of_not_starting_has_its_code_and_one_line(tmp_path: Path
         assert last.startswith("error: "), said
         assert told in said
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("option", ["environment", "file", "option"])
+def test_a_rehearsal_dials_whom_the_other_verbs_dial(tmp_path: Path, free_port: int, option: str) -> None:
+    """Nobody answers there: what it says as it gives up names whom it dialed."""
+    address = f"127.0.0.1:{free_port}"
+    (tmp_path / "config.yaml").write_text(f"address: {address if option == 'file' else '127.0.0.1:1'}\n")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("ATOLL_")}
+    environ["ATOLL_CONFIG"] = str(tmp_path / "config.yaml")
+    if option == "environment":
+        environ["ATOLL_ADDRESS"] = address
+    given = ["--address", address] if option == "option" else []
+    command = [sys.executable, "-m", "atoll.cli", *given, "rehearse", str(FLEET), "--sites", SITE, "--give-up-after", "300ms"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.UNREACHABLE, done.stderr
+    assert f"no orchestrator answered at {address}" in done.stderr
+    done = subprocess.run(command, cwd=REPOSITORY, env={**environ, "ATOLL_CA": "system"}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (ExitCode.CONFIG, "error: the authority is 'system': expected a PEM file, with --ca\n")
 
 
 def test_another_package_named_agents_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import pytest
 from atoll.cli.app import main
 from atoll.cli.exits import Exit
 from atoll.client import AsyncClient, Client
+from atoll.model.ids import SiteId
 from atoll.model.job import JobState
+from atoll.model.site import LinkSpec
 from orchestrator.api.auth import operator_token
 from orchestrator.app import packaged_catalogue
 from tests.integration.running_orchestrator import Running, ScriptedAgent, orchestrator, until
@@ -83,6 +85,59 @@ async def test_a_job_from_submit_to_its_explanation(tmp_path: Path, atoll: Calla
             assert f"job/{listed['job_id']}" == job_id
             assert (await run("jobs", "list", "--state", "queued"))[2] == "no jobs\n"
             assert (await run("jobs", "cancel", job_id))[0] == Exit.CONFLICT
+
+
+async def test_from_where_a_job_is_asked_counts_and_is_shown(
+    tmp_path: Path, atoll: Callable[[Running], Atoll], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with orchestrator(tmp_path) as running:
+        run = atoll(running)
+        await running.add_models(model("m"))
+        far = LinkSpec(src=SiteId("near"), dst=SiteId("home"), rtt_us=80_000, bytes_per_s=10**6)
+        await running.apply(site("near"), site("home"), links=(far,))
+        async with ScriptedAgent(running, "near"):
+            code, _, err = await run("submit", "m", "--origin", "hom")
+            assert code == Exit.USAGE and "origin_site is 'hom': expected a known site; did you mean 'home'" in err
+            assert (await run("quote", "m", "--origin", "hom"))[0] == Exit.USAGE
+            output = {origin: await _term(run, "output", "--origin", origin) for origin in ("near", "home")}
+            assert output["home"] > output["near"] + 80_000, "the result has a way to go"
+            monkeypatch.setenv("ATOLL_ORIGIN", "home")
+            assert await _term(run, "output") == output["home"]
+            assert "asked from near home" in (await run("quote", "m"))[1].splitlines()[0]
+            assert await _term(run, "output", "--origin", "near") == output["near"]
+            _, out, _ = await run("submit", "m", "--wait", "-o", "name")
+            assert "; asked from near home" in (await run("jobs", "explain", out.strip()))[1]
+
+
+async def test_a_limit_of_time_that_cannot_be_kept_is_said_first_and_ends_a_quote_with_one(
+    tmp_path: Path, atoll: Callable[[Running], Atoll]
+) -> None:
+    async with orchestrator(tmp_path) as running:
+        run = atoll(running)
+        await running.add_models(model("m"))
+        await running.apply(site("a"))
+        async with ScriptedAgent(running, "a", hold=True):
+            for limit in ("--deadline", "--start-timeout"):
+                code, out, err = await run("quote", "m", limit, "1ms")
+                assert (code, err) == (Exit.FAILED, "it would miss a limit of time\n")
+                said = f"  It would miss its {limit[2:].replace('-', ' ')} of 1ms and expire: half of such jobs "
+                assert out.splitlines()[1].startswith(said)
+            code, out, _ = await run("quote", "m", "--deadline", "1ms", "-o", "json")
+            told = json.loads(out)
+            assert (code, told["meets_deadline"], told["meets_start_timeout"]) == (Exit.FAILED, "no", None)
+            told = await answer(run, "quote", "m", "--deadline", "1h", "--start-timeout", "1h")
+            assert (told["meets_deadline"], told["meets_start_timeout"]) == ("yes", "yes")
+            code, out, _ = await run("quote", "m", "--gpu", "small", "--deadline", "1h")
+            assert code == Exit.FAILED and "unless a place can take it before that." in out.splitlines()[1]
+            code, job_id, _ = await run("submit", "m", "--deadline", "1h", "-o", "name")
+            assert (await answer(run, "jobs", "explain", job_id.strip()))["meets_deadline"] == "yes"
+            assert "  It should meet its deadline of 1h00m (" in (await run("jobs", "explain", job_id.strip()))[1]
+
+
+async def _term(run: Atoll, name: str, *options: str) -> int:
+    """A term of the place that a quote chooses, in microseconds."""
+    quote = await answer(run, "quote", "m", *options)
+    return int(quote["chosen"]["terms_us"][quote["term_names"].index(name)])
 
 
 async def test_the_same_key_is_the_same_job_and_another_payload_a_conflict(tmp_path: Path, atoll: Callable[[Running], Atoll]) -> None:

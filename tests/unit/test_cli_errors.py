@@ -57,6 +57,7 @@ def error_of(shown: Shown) -> str:
         (["submit", "m", "--deadline", "10"], "--deadline is '10': expected a duration such as 90s, 10m or 1h30m"),
         (["submit", "m", "--priority", "high"], "--priority is 'high': expected one of urgent, normal, batch"),
         (["submit", "m", "--max-price", "cheap"], "--max-price is 'cheap': expected a number"),
+        (["submit", "m", "--origin", "../x"], "--origin is '../x': expected"),
         (["submit", "m", "--out", "x.png", "--simulated"], "--out is given with --simulated"),
         (["sites", "drain", "tokyo-1", "--deadline", "10m"], "--reason is missing"),
         (["sites", "drain", "tokyo-1", "--reason", "x", "--deadline", "0s"], "--deadline is '0s'"),
@@ -143,6 +144,7 @@ def test_address_and_token_come_from_arguments_then_environment_then_file(
         ("address: [\n", ":2: not YAML"),
         ("address: 7443\n", "address is 7443: expected text"),
         ("token: 7443\n", "token: expected text"),
+        ("origin: Tokyo 1\n", "config.yaml: origin is 'Tokyo 1': expected"),
         ("output: xml\n", "output in the configuration is 'xml'"),
     ],
 )

@@ -13,7 +13,7 @@ from atoll.model.ids import AttemptKey, GpuTypeId, JobId, Ordinal, PoolId
 from atoll.model.job import Job, JobState
 from atoll.model.learned import Component
 from atoll.model.placement import Reason, Rejection
-from atoll.model.quote import Eta, PlaceView, Quote, Verdict
+from atoll.model.quote import Eta, InTime, PlaceView, Prospects, Quote, TimeLimits, Verdict, prospects
 from orchestrator.core.placement.registry import TERM_NAMES
 from tests.unit.jobs_to_show import CHOSEN, DONE, OTHER, QUEUED, TERMS
 
@@ -47,6 +47,7 @@ NOWHERE = replace(
     queue_length=0,
 )  # fmt: skip
 (FIRST,) = DONE.attempts
+NO_LIMITS = Prospects(meets_deadline=None, meets_start_timeout=None)
 
 
 def _story(capsys: Shown, job: Job, **moment: object) -> list[str]:
@@ -75,9 +76,9 @@ def test_a_job_that_is_done(capsys: Shown) -> None:
         "    >   tokyo-1/h100    9.50   =    9.00       0    2.00    3.00        4.00   +     0.50    0.50   cold, to be fetched",
         "        osaka-1/l4     61.00   =   61.00    1.00       0       0       60.00   +        0       0   warm, free in 2.00s",
         "    (COST in seconds of delay = TIME from the decision to the result, by its terms + PRICES, which pass no time",
-        "    but count as if they did; queue: work ahead in the slot; fetch: weights from the origin or a peer; stage:",
-        "    weights from disk or host memory into the GPU; execution: the diffusion itself; money: price of the GPU, at",
-        "    the policy's seconds per dollar)",
+        "    but count as if they did; queue: work ahead in the slot; fetch: weights from the origin store, or what is left",
+        "    of a fetch that goes on; stage: weights from disk or host memory into the GPU; execution: the diffusion",
+        "    itself; money: price of the GPU, at the policy's seconds per dollar)",
         "  Made room: sdxl, 7.00 GB: others are expected to wait 1.50s longer for it",
         "  Predicted against actual, in seconds:",
         "    PHASE                 PREDICTED   ACTUAL     OFF",
@@ -259,6 +260,60 @@ def test_quotes_that_wait_or_lead_nowhere_or_would_be_refused(capsys: Shown) -> 
     assert "osaka-1/l4 at once, where the model is warm, behind 1.00s of other work: " in capsys.readouterr().out
     outlook.show_quote("flux1-dev", replace(GOES, others=(), evicted=()))
     assert ": the only place that can take it." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("deadline_ms", "start_timeout_ms", "said"),
+    [
+        (18_000, 0, ["It should meet its deadline of 18.0s: 9 of 10 such jobs are done within 18.0s."]),
+        (17_999, 0, ["It may miss its deadline of 18.0s: half of such jobs are done within 9.00s, 9 of 10 within 18.0s."]),
+        (9_000, 0, ["It may miss its deadline of 9.00s: half of such jobs are done within 9.00s, 9 of 10 within 18.0s."]),
+        (1, 0, ["It would miss its deadline of 1ms and expire: half of such jobs are done only after 9.00s."]),
+        (0, 10_000, ["It should meet its start timeout of 10.0s: 9 of 10 such jobs begin within 10.0s."]),
+        (60_000, 100, [
+            "It should meet its deadline of 1m00s: 9 of 10 such jobs are done within 18.0s.",
+            "It would miss its start timeout of 100ms and expire: half of such jobs begin only after 5.00s.",
+        ]),
+        (0, 0, []),
+    ],
+)  # fmt: skip
+def test_a_quote_says_first_whether_limits_are_kept(capsys: Shown, deadline_ms: int, start_timeout_ms: int, said: list[str]) -> None:
+    limits = TimeLimits(now_us=3_000_000, asked_us=3_000_000, deadline_ms=deadline_ms, start_timeout_ms=start_timeout_ms)
+    outlook.show_quote("flux1-dev", GOES, limits=limits, origin="tokyo-1")
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "quote for flux1-dev, asked from near tokyo-1, 0 jobs in the queue"
+    assert lines[1 : 1 + len(said)] == said
+    assert lines[1 + len(said)].startswith("It would go to tokyo-1/h100 at once")
+
+
+def test_an_explanation_says_first_whether_limits_are_kept(capsys: Shown) -> None:
+    spec = replace(QUEUED.spec, deadline_ms=7_000, start_timeout_ms=4_000)
+    waits = replace(QUEUED, spec=spec)
+    first, second, *_ = _story(capsys, waits, eta=WAITS.eta, quote=WAITS)
+    assert first == "It would miss its deadline of 7.00s (5.00s from now) and expire: half of such jobs are done only after 7.50s."
+    assert second == "It would miss its start timeout of 4.00s (2.00s from now) and expire: half of such jobs begin only after 3.50s."
+    assert _story(capsys, waits, quote=NOWHERE)[0] == (
+        "It would miss its deadline of 7.00s (5.00s from now) and expire, unless a place can take it before that."
+    )
+    running = replace(_live(AttemptState.RUNNING, running_us=2_500_000), spec=spec)
+    eta = Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=5_000_000, end_p90_us=7_500_000)
+    first, second, *_ = _story(capsys, running, eta=eta)
+    assert first == "It should meet its deadline of 7.00s (5.00s from now): 9 of 10 such jobs are done within 4.50s."
+    assert second.startswith("It runs at tokyo-1"), "it has begun: its start timeout is met"
+    overdue = replace(eta, end_p50_us=2_000_000, end_p90_us=2_500_000)
+    assert _story(capsys, running, eta=overdue)[0] == "It may miss its deadline of 7.00s (5.00s from now): it is overdue."
+    # What is being stopped, or has ended, has no prospects.
+    stopping = replace(running, attempts=(replace(running.attempts[0], state=AttemptState.STOPPING),))
+    assert _story(capsys, stopping)[0].startswith("It is being stopped")
+    assert _story(capsys, replace(DONE, spec=spec))[0].startswith("After 1.00s in the queue")
+    assert explain.Moment(job=replace(DONE, spec=spec), now_us=20_000_000).prospects == NO_LIMITS
+    assert explain.Moment(job=QUEUED, now_us=3_000_000, eta=WAITS.eta, quote=WAITS).prospects == NO_LIMITS
+
+
+def test_what_has_begun_has_met_its_start_timeout() -> None:
+    eta = Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=5_000_000, end_p90_us=9_000_000)
+    limits = TimeLimits(now_us=3_000_000, asked_us=0, deadline_ms=2_000, start_timeout_ms=1)
+    assert prospects(eta, limits) == Prospects(meets_deadline=InTime.NO, meets_start_timeout=InTime.YES)
 
 
 def test_why_not_there(capsys: Shown) -> None:

@@ -29,7 +29,7 @@ from atoll.client import (
     StateError,
     UnavailableError,
 )
-from atoll.client.errors import ClientError
+from atoll.client.errors import ClientError, SettingsError
 from atoll.model.job import JobState
 from tests.unit.broken_orchestrator import CONTENT, Service, Troubles, serving
 
@@ -92,6 +92,35 @@ def test_the_same_request_again_asks_for_the_same_picture(client: Client, servic
     assert client.submit_request(first) == client.submit_request(JobRequest(model="tiny-image", idempotency_key="k-1"))
     assert len(service.jobs) == 1
     assert first.to_proto() == JobRequest(model="tiny-image", idempotency_key="k-1").to_proto()
+
+
+def test_the_nearest_site_is_the_requests_then_the_environments_then_the_files(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("origin: from-file\n")
+    monkeypatch.setenv("ATOLL_CONFIG", str(config))
+
+    def asked() -> list[str]:
+        with Client(address_of(service)) as client:
+            client.submit("m")
+            client.submit_many([JobRequest(model="m")])
+            client.submit("m", origin_site="from-request")
+        return [spec.origin_site for spec in list(service.jobs.values())[-3:]]
+
+    assert asked() == ["from-file", "from-file", "from-request"]
+    monkeypatch.setenv("ATOLL_ORIGIN", "from-environment")
+    assert asked() == ["from-environment", "from-environment", "from-request"]
+
+    async def asked_async() -> None:
+        async with AsyncClient(address_of(service)) as client:
+            await client.submit("m")
+
+    asyncio.run(asked_async())
+    assert list(service.jobs.values())[-1].origin_site == "from-environment"
+    monkeypatch.setenv("ATOLL_ORIGIN", "not a site")
+    with pytest.raises(SettingsError, match="ATOLL_ORIGIN is 'not a site'"):
+        asked()
 
 
 def test_many_jobs_go_in_batches_and_each_is_answered(client: Client, service: Service, troubles: Troubles) -> None:

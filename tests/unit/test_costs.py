@@ -61,6 +61,18 @@ def test_the_parts_of_a_prediction_add_up_to_its_seconds(capsys: Shown) -> None:
         assert word in told
 
 
+def test_a_precision_that_placement_rejects_there_is_said_so(capsys: Shown) -> None:
+    for gpu, precision, stands_in in (("A10G", "fp4", "bf16"), ("H100-SXM", "fp4", "fp8")):
+        asked = ["costs", "predict", "--model", "flux.1-dev", "--gpu", gpu, "--precision", precision]
+        assert _json(capsys, *asked)["supported"] is False
+        assert main(asked) == Exit.OK
+        said = f"{gpu} has no units for {precision}: no such job is placed there, and the figure is that of {stands_in}"
+        assert said in capsys.readouterr().out
+    assert _json(capsys, *PREDICT, "--precision", "fp8")["supported"] is True
+    assert main([*PREDICT, "--precision", "fp8"]) == Exit.OK
+    assert "no units" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("form", ["table", "wide", "json", "yaml", "name"])
 def test_every_form_is_printed(form: str, capsys: Shown) -> None:
     assert main([*PREDICT, "-o", form]) == Exit.OK

@@ -32,7 +32,8 @@ _POLL_S: Final = 0.05
 # Settings of the person who runs the demo would lead its programs to another fleet; a proxy cannot reach loopback addresses.
 _NOT_INHERITED: Final = ("ATOLL_AGENT_", "ATOLL_ORCHESTRATOR_", "RAY_")
 _NAMES_NOT_INHERITED: Final = frozenset({
-    "ATOLL_ADDRESS", "ATOLL_TOKEN", "ATOLL_CA", "ATOLL_CONFIG", "ATOLL_OUTPUT", "ATOLL_JOIN_TOKEN",
+    "ATOLL_ADDRESS", "ATOLL_TOKEN", "ATOLL_CA", "ATOLL_CONFIG", "ATOLL_ORIGIN", "ATOLL_OUTPUT",
+    "ATOLL_JOIN_TOKEN",
     "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "GRPC_PROXY",
 })  # fmt: skip
 _ENVIRONMENT: Final = {

@@ -9,7 +9,7 @@ from math import isqrt
 from typing import Final
 
 from atoll.model.ids import ModelId, SiteId
-from atoll.model.learned import Calibration, Component, Gate, Level, QuoteFactor, Residual
+from atoll.model.learned import GATE_ATTEMPTS, Calibration, Component, Gate, Level, QuoteFactor, Residual
 from orchestrator.core.learning.book import Book
 from orchestrator.core.learning.cells import Cell, CellKey
 from orchestrator.core.learning.logs import ONE, milli, nats_milli
@@ -18,8 +18,6 @@ from orchestrator.core.learning.sketch import UNIT, Sketch
 # |median log residual| at most 0.05, and P90 true for 87 to 93 %: beyond that a stated time is no statement.
 MEDIAN_MAX_MILLI: Final = 50
 COVERAGE_MILLI: Final = (870, 930)
-# With fewer actuals a coverage of 90 % is within its gate by chance only: sqrt(0.09 / 200) is two points.
-ENOUGH: Final = 200
 TOTAL: Final = "total"
 # What one answer holds: a page of a terminal's patience, and well under a message's limit.
 ROWS_MAX: Final = 5_000
@@ -87,7 +85,7 @@ def _gate(name: str, judged: Sketch) -> Gate:
     observations = judged.counted // UNIT
     median = nats_milli(judged.quantile(500)) if judged.held else 0
     coverage = judged.covered * 1_000 // judged.counted if judged.counted else 0
-    enough = observations >= ENOUGH
+    enough = observations >= GATE_ATTEMPTS
     passed = enough and abs(median) <= MEDIAN_MAX_MILLI and COVERAGE_MILLI[0] <= coverage <= COVERAGE_MILLI[1]
     return Gate(
         name=name, observations=observations, median_milli=median, coverage_milli=coverage, enough=enough, passed=passed

@@ -10,21 +10,9 @@ import numpy as np
 
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason
-from atoll.model.shape import Precision
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.columns import REASON_CODE, Columns
 from orchestrator.core.placement.rows import AnyArray, Bools, Ints
-
-
-def supports(precision: Precision, *, fp8_flops: int, fp4_flops: int) -> bool:
-    """Whether a GPU with these units can run at this precision. Narrow formats need units; wide ones run everywhere, perhaps slowly."""
-    match precision:
-        case Precision.FP8:
-            return fp8_flops > 0
-        case Precision.FP4:
-            return fp4_flops > 0
-        case Precision.BF16 | Precision.FP16 | Precision.FP32:
-            return True
 
 
 def static_reasons(key: ClassKey, model: ModelSpec, memory_bytes: int, price_usd_micros: Ints, columns: Columns) -> Ints:
@@ -54,7 +42,7 @@ def static_reasons(key: ClassKey, model: ModelSpec, memory_bytes: int, price_usd
             reject(columns.known & ~columns.simulated, Reason.WEIGHTS_UNAVAILABLE)
     if key.avoid:
         reject(np.array([site in key.avoid for site in columns.site_ids], dtype=np.bool_), Reason.RECENT_FAILURE)
-    capable = [supports(key.precision, fp8_flops=gpu.fp8_flops, fp4_flops=gpu.fp4_flops) for gpu in columns.gpu_types]
+    capable = [gpu.supports(key.precision) for gpu in columns.gpu_types]
     reject(~np.array(capable or [True], dtype=np.bool_)[columns.gpu], Reason.PRECISION_UNSUPPORTED)
     reject(columns.gpus_per_node < key.gang_size, Reason.GANG_TOO_LARGE)
     reject(columns.memory < memory_bytes, Reason.MEMORY_TOO_SMALL)
