@@ -44,6 +44,11 @@ class Truth:
         rate = self._sites[site_id].origin_bytes_per_s
         return self._hidden.fetch_us(model.weights_bytes, rate, 0, site_id, self._next(site_id, "fetch"))
 
+    def copy_us(self, site_id: SiteId, model: ModelSpec) -> int:
+        """From another node of the site to a node's disk."""
+        rate = self._sites[site_id].lan_bytes_per_s
+        return self._hidden.fetch_us(model.weights_bytes, rate, 0, site_id, self._next(site_id, "fetch"))
+
     def adapter_fetch_us(self, site_id: SiteId, adapter: AdapterSpec) -> int:
         """From the origin to a node's disk."""
         rate = self._sites[site_id].origin_bytes_per_s

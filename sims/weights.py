@@ -144,7 +144,8 @@ class SimWeights:
         if node.disk_free_bytes() < model.weights_bytes:
             self._fail_fetch(command, FailureKind.DISK_FULL)
             return
-        elapsed_us = self._truth.fetch_us(self._site_id, model)
+        near = any(other.disk.get(model.model_id) for other in self._nodes.values())
+        elapsed_us = self._truth.copy_us(self._site_id, model) if near else self._truth.fetch_us(self._site_id, model)
         if self._faults.strikes(Fault.FETCH_FAILS):
             kind = self._random.choice((FailureKind.FETCH_FAILED, FailureKind.BAD_WEIGHTS, FailureKind.DISK_FULL))
             fail = partial(self._fail_fetch, command, kind)

@@ -73,6 +73,7 @@ class TwinWeights:
         self._hidden = hidden
         self._around = surroundings
         self._fetching = TwinFetches(done=self._fetched, came=self._came)
+        self._copying = TwinFetches(done=self._copied, came=self._came)  # between nodes of the site
         self._fetches = 0
         self._nodes = {
             pool.node_id(index): _Storage(spec=pool.node, host=HostMemory(pool.node.host_memory_bytes))
@@ -87,7 +88,8 @@ class TwinWeights:
             case FetchWeights():
                 self._fetch(node, command)
             case YieldFetch():
-                if self._fetching.yields(command.node_id, command.model_id):
+                ways = (self._fetching, self._copying)
+                if any(way.yields(command.node_id, command.model_id) for way in ways):
                     del node.incoming[command.model_id]
                     self._around.tell(FetchYielded(node_id=command.node_id, model_id=command.model_id))
                     self._measure(command.node_id)
@@ -119,6 +121,7 @@ class TwinWeights:
     def close(self) -> None:
         """Nothing comes any more."""
         self._fetching.close()
+        self._copying.close()
 
     # --- disk -----------------------------------------------------------------------------------------------------------------
 
@@ -141,20 +144,31 @@ class TwinWeights:
     def _begin(self, node: _Storage, command: FetchWeights | FetchAdapter, name: str, size_bytes: int) -> None:
         node.incoming[name] = size_bytes
         self._fetches += 1
-        rate = min(self._spec.origin_bytes_per_s, self._spec.wan_bytes_per_s)
+        copied = isinstance(command, FetchWeights) and any(other.disk.get(command.model.model_id) for other in self._nodes.values())
+        rate = self._spec.lan_bytes_per_s if copied else min(self._spec.origin_bytes_per_s, self._spec.wan_bytes_per_s)
         key = f"{command.node_id}/{name}#{self._fetches}"
         alone_us = self._hidden.fetch_us(size_bytes, rate, 0, self._spec.site_id, key)
-        self._fetching.begin(command, self._around.real_s(alone_us))
+        (self._copying if copied else self._fetching).begin(command, self._around.real_s(alone_us))
 
     def _came(self, command: FetchWeights, done_bytes: int) -> None:
         self._around.tell(FetchAdvanced(node_id=command.node_id, model_id=command.model.model_id, bytes_done=done_bytes))
 
+    def _copied(self, flight: Flight) -> None:
+        """From another node of the site: what it took says nothing of the way to the origin."""
+        self._arrived(flight)
+
     def _fetched(self, flight: Flight) -> None:
+        size_bytes = self._arrived(flight)
+        if size_bytes:
+            self._around.learn_origin(size_bytes * 1_000_000 // max(self._around.fleet_us(flight.work_s), 1))
+
+    def _arrived(self, flight: Flight) -> int:
+        """The last byte has come; bytes of a model, 0 of an adapter."""
         command = flight.command
         node = self._nodes[command.node_id]
         if isinstance(command, FetchAdapter):
             self._fetched_adapter(node, command, flight)
-            return
+            return 0
         model = command.model
         del node.incoming[model.model_id]
         node.disk[model.model_id] = (model.weights_bytes, model.weights_digest)
@@ -169,7 +183,7 @@ class TwinWeights:
             )
         )
         self._measure(command.node_id)
-        self._around.learn_origin(model.weights_bytes * 1_000_000 // max(self._around.fleet_us(flight.work_s), 1))
+        return model.weights_bytes
 
     def _fetch_adapter(self, node: _Storage, command: FetchAdapter) -> None:
         """Other adapters make room, the least recently used first; models never do."""
@@ -207,6 +221,7 @@ class TwinWeights:
     def _delete(self, node: _Storage, command: DeleteWeights) -> None:
         node.disk.pop(command.model_id, None)
         self._fetching.forget(command.node_id, command.model_id)
+        self._copying.forget(command.node_id, command.model_id)
         if node.host.drop(command.model_id):
             self._tell_host(command.node_id)
         self._around.tell(WeightsDeleted(node_id=command.node_id, model_id=command.model_id))

@@ -13,7 +13,7 @@ from atoll.catalog.yaml_fields import UNREADABLE, Fields
 from atoll.model import limits
 from atoll.model.errors import FieldError
 from atoll.model.ids import GpuTypeId, PoolId, SiteId, parse_name
-from atoll.model.site import NodeSpec, PoolSpec, SiteSpec
+from atoll.model.site import LAN_BYTES_PER_S, NodeSpec, PoolSpec, SiteSpec
 
 GB: Final = 10**9
 GBIT_PER_S: Final = 125_000_000
@@ -45,6 +45,7 @@ def read_site(fields: Fields, gpus: Iterable[GpuTypeId]) -> SiteSpec:
         pools=tuple(pools),
         wan_bytes_per_s=fields.figure("wan_gbit_per_s", GBIT_PER_S, 1, limits.RATE_BYTES_PER_S_MAX),
         origin_bytes_per_s=fields.figure("origin_gb_per_s", GB, 1, limits.RATE_BYTES_PER_S_MAX),
+        lan_bytes_per_s=fields.figure("lan_gbit_per_s", GBIT_PER_S, 1, limits.RATE_BYTES_PER_S_MAX, LAN_BYTES_PER_S),
         egress_usd_micros_per_gb=fields.figure("egress_usd_per_gb", USD, 0, limits.PRICE_USD_MICROS_MAX, 0),
         billing=(fields.word("billing", BILLING, "billing") or BILLING[0]) if fields.has("billing") else BILLING[0],
         preemptions_per_million_gpu_hours=fields.whole("preemptions_per_million_gpu_hours", 0, _PREEMPTIONS_MAX, 0),
@@ -116,6 +117,8 @@ def write_site(spec: SiteSpec) -> list[str]:
         lines.append(f"  preemptions_per_million_gpu_hours: {spec.preemptions_per_million_gpu_hours}")
     lines.append(f"  wan_gbit_per_s: {written(spec.wan_bytes_per_s, GBIT_PER_S)}")
     lines.append(f"  origin_gb_per_s: {written(spec.origin_bytes_per_s, GB)}")
+    if spec.lan_bytes_per_s != LAN_BYTES_PER_S:
+        lines.append(f"  lan_gbit_per_s: {written(spec.lan_bytes_per_s, GBIT_PER_S)}")
     if spec.egress_usd_micros_per_gb:
         lines.append(f"  egress_usd_per_gb: {written(spec.egress_usd_micros_per_gb, USD)}")
     if spec.synthetic:

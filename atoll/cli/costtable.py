@@ -35,6 +35,7 @@ _TERMS: Final = {
     "net": "what the site's owner charges for the result to leave",
     "evict": "what others lose by the models that give way",
     "churn": "handicap of one more copy than the model needs",
+    "link": "what others lose on a crowded way to the origin",
     "fragmentation": "what breaking the last whole block costs gangs",
     "risk": "the GPU may be lost, or the load fail",
     "deadline": "in time, the delay costs nothing; late, it costs more",

@@ -57,7 +57,7 @@ REMEDIES: Final[dict[Reason, str]] = {
 
 
 # Terms that are no time that passes, but what something is worth in time; the others add up to the predicted delay.
-PRICE_TERMS: Final = frozenset({"money", "net", "evict", "churn", "fragmentation", "risk", "deadline"})
+PRICE_TERMS: Final = frozenset({"money", "net", "link", "evict", "churn", "fragmentation", "risk", "deadline"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,6 +91,10 @@ class PoolSpec:
         return NodeId(f"{self.pool_id}-{index}")
 
 
+# Between nodes of a site whose operator says nothing: 25 GbE, what hosts of eight GPUs have at least.
+LAN_BYTES_PER_S: Final = 3_125_000_000
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteSpec:
     """A site as the operator declares it. A real agent's own pools (what it found) take the place of `pools` when it connects."""
@@ -103,6 +107,7 @@ class SiteSpec:
     pools: tuple[PoolSpec, ...] = ()
     wan_bytes_per_s: int
     origin_bytes_per_s: int  # from the origin store, for the whole site
+    lan_bytes_per_s: int = LAN_BYTES_PER_S  # between nodes of the site
     egress_usd_micros_per_gb: int = 0
     billing: str = "reserved"
     preemptions_per_million_gpu_hours: int = 0

@@ -1453,6 +1453,7 @@ class SiteSpec(_message.Message):
     BILLING_FIELD_NUMBER: _builtins.int
     PREEMPTIONS_PER_MILLION_GPU_HOURS_FIELD_NUMBER: _builtins.int
     SYNTHETIC_FIELD_NUMBER: _builtins.int
+    LAN_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     site_id: _builtins.str
     region: _builtins.str
     provider: _builtins.str
@@ -1464,6 +1465,8 @@ class SiteSpec(_message.Message):
     billing: _builtins.str
     preemptions_per_million_gpu_hours: _builtins.int
     synthetic: _builtins.bool
+    lan_bytes_per_s: _builtins.int
+    """between nodes of the site; 0: 25 Gbit/s"""
     @_builtins.property
     def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolSpec]: ...
     def __init__(
@@ -1481,10 +1484,11 @@ class SiteSpec(_message.Message):
         billing: _builtins.str = ...,
         preemptions_per_million_gpu_hours: _builtins.int = ...,
         synthetic: _builtins.bool = ...,
+        lan_bytes_per_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["billing", b"billing", "egress_usd_micros_per_gb", b"egress_usd_micros_per_gb", "latitude_micro_deg", b"latitude_micro_deg", "longitude_micro_deg", b"longitude_micro_deg", "origin_bytes_per_s", b"origin_bytes_per_s", "pools", b"pools", "preemptions_per_million_gpu_hours", b"preemptions_per_million_gpu_hours", "provider", b"provider", "region", b"region", "site_id", b"site_id", "synthetic", b"synthetic", "wan_bytes_per_s", b"wan_bytes_per_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["billing", b"billing", "egress_usd_micros_per_gb", b"egress_usd_micros_per_gb", "lan_bytes_per_s", b"lan_bytes_per_s", "latitude_micro_deg", b"latitude_micro_deg", "longitude_micro_deg", b"longitude_micro_deg", "origin_bytes_per_s", b"origin_bytes_per_s", "pools", b"pools", "preemptions_per_million_gpu_hours", b"preemptions_per_million_gpu_hours", "provider", b"provider", "region", b"region", "site_id", b"site_id", "synthetic", b"synthetic", "wan_bytes_per_s", b"wan_bytes_per_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

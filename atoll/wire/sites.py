@@ -7,7 +7,7 @@ from typing import Final
 from atoll.model import limits
 from atoll.model.errors import FieldError
 from atoll.model.ids import NodeId, PoolId, SiteId, parse_gpu_type, parse_name
-from atoll.model.site import Drain, LinkSpec, NodeSpec, PoolSpec, SiteSpec
+from atoll.model.site import LAN_BYTES_PER_S, Drain, LinkSpec, NodeSpec, PoolSpec, SiteSpec
 from atoll.v1 import types_pb2 as pb
 from atoll.wire import bounds
 
@@ -97,6 +97,7 @@ def site_spec_to_proto(spec: SiteSpec) -> pb.SiteSpec:
         pools=[pool_spec_to_proto(pool) for pool in spec.pools],
         wan_bytes_per_s=spec.wan_bytes_per_s,
         origin_bytes_per_s=spec.origin_bytes_per_s,
+        lan_bytes_per_s=spec.lan_bytes_per_s,
         egress_usd_micros_per_gb=spec.egress_usd_micros_per_gb,
         billing=spec.billing,
         preemptions_per_million_gpu_hours=spec.preemptions_per_million_gpu_hours,
@@ -115,6 +116,7 @@ def site_spec_from_proto(msg: pb.SiteSpec) -> SiteSpec:
         pools=pools_from_proto("pools", list(msg.pools)),
         wan_bytes_per_s=bounds.number("wan_bytes_per_s", msg.wan_bytes_per_s, 1, _RATE),
         origin_bytes_per_s=bounds.number("origin_bytes_per_s", msg.origin_bytes_per_s, 1, _RATE),
+        lan_bytes_per_s=bounds.number("lan_bytes_per_s", msg.lan_bytes_per_s, 0, _RATE) or LAN_BYTES_PER_S,
         egress_usd_micros_per_gb=bounds.number("egress_usd_micros_per_gb", msg.egress_usd_micros_per_gb, 0, _PRICE),
         billing=bounds.label("billing", msg.billing, 63) or "reserved",
         preemptions_per_million_gpu_hours=bounds.number(

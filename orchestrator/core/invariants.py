@@ -75,7 +75,9 @@ def _check_site(ctx: Context, site: Site) -> None:
         members = pool.members(live.attempt.slot, live.spec.gang_size) if pool is not None else []
         _must(held[live.key] == len(members), "an attempt holds its slots, all of them, until the site says so", str(live.key))
         _must(all(live.key in slot.attempts for slot in members), "a gang holds the block that it leads", str(live.key))
-    fetching = sum(len(node.fetching) for pool in site.pools.values() for node in pool.nodes)
+    nodes = [node for pool in site.pools.values() for node in pool.nodes]
+    fetching = sum(len(node.fetching) - len(node.copying) for node in nodes)
+    _must(all(node.copying <= set(node.fetching) for node in nodes), "what is copied is on its way", site.site_id)
     _must(fetching == site.fetches, "flows are counted", (site.site_id, fetching, site.fetches))
     for pool in site.pools.values():
         for slot in _slots(pool):
@@ -104,8 +106,9 @@ def _check_columns(ctx: Context) -> None:
         _must(whole == is_last_block(column), "the last whole block is known", (column.site.site_id, column.pool.pool_id))
         _must(int(ctx.columns.free[column.index]) == len(free), "free capacity is shown", column.pool.pool_id)
         _must(sum(column.node_free) == len(free), "free capacity is counted by node", column.pool.pool_id)
-        for heap in (column.free.cheap, column.free.roomy):
-            _must((column.top(heap) is not None) == bool(free), "a free slot can be found", column.pool.pool_id)
+        tops = [column.top(heap) for heap in (column.free.cheap, column.free.kept, column.free.roomy)]
+        _must((tops[2] is not None) == bool(free), "a free slot can be found", column.pool.pool_id)
+        _must((tops[0] or tops[1]) is not None or not free, "a free slot that can be cleared can be found", column.pool.pool_id)
         for replica, warm in column.warm.items():
             there = {
                 (slot.node_index, slot.index) for slot in _slots(column.pool) if slot.ready and replica in slot.replicas

@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 
 from atoll.model.attempt import Attempt, AttemptState
-from atoll.model.ids import AttemptKey, JobId, ModelId, Ordinal
+from atoll.model.ids import AttemptKey, JobId, Ordinal
 from atoll.model.job import JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Candidate, Deferral, Explanation, Reason
-from orchestrator.core import etas, jobs, leases, preempting, sites
+from orchestrator.core import etas, jobs, leases, preempting, sites, wishes
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.outputs import JobPlaced, JobsDeferred
 from orchestrator.core.placement.choose import Board, awaited_slot, slots_of, victims_in
@@ -289,21 +289,18 @@ def _reserve(ctx: Context, members: tuple[Slot, ...], live: LiveAttempt, model: 
         slot.busy_until_us = busy_from_us + live.exec_us + loading_us
         ctx.columns.slot_changed(column, slot, was_free)
     if cold:
-        _note_fetch(ctx, column, members[0], model.model_id, board.fetch_us(row))
+        _note_fetch(ctx, column, members[0], model, board.fetch_us(row))
     site.changed[live.key] = None
     ctx.touch_assignment(site)
 
 
-def _note_fetch(ctx: Context, column: Column, slot: Slot, model_id: ModelId, fetch_us: int) -> None:
+def _note_fetch(ctx: Context, column: Column, slot: Slot, model: ModelSpec, fetch_us: int) -> None:
     """Others that need this model on this node join the fetch; others at the site share its rate."""
     node = column.pool.nodes[slot.node_index]
-    there = model_id in node.disk_models or model_id in node.host_models
-    if fetch_us == 0 or there or model_id in node.fetching:
+    there = model.model_id in node.disk_models or model.model_id in node.host_models
+    if fetch_us == 0 or there or model.model_id in node.fetching:
         return
-    node.fetching[model_id] = ctx.now_us + fetch_us
-    ctx.columns.node_changed(column, slot.node_index, "fetching", model_id, present=True)
-    column.site.fetches += 1
-    ctx.columns.flows_changed(column.site)
+    wishes.note_fetch(ctx, column, slot.node_index, model, fetch_us)
 
 
 def wake_due(ctx: Context) -> None:

@@ -88,6 +88,7 @@ class NodeSnapshot:
     host_models: tuple[ModelId, ...]
     disk_models: tuple[ModelId, ...]
     disk_adapters: tuple[AdapterId, ...]
+    copying: tuple[ModelId, ...]
     fetching: tuple[tuple[ModelId, int], ...]
     bytes_left: tuple[tuple[ModelId, int], ...]
     pinned: tuple[ModelId, ...]
@@ -294,6 +295,7 @@ def _take_node(node: Node) -> NodeSnapshot:
         host_models=tuple(sorted(node.host_models)),
         disk_models=tuple(sorted(node.disk_models)),
         disk_adapters=tuple(sorted(node.disk_adapters)),
+        copying=tuple(sorted(node.copying)),
         fetching=tuple(sorted(node.fetching.items())),
         bytes_left=tuple(sorted(node.bytes_left.items())),
         pinned=node.pinned,

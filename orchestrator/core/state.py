@@ -113,6 +113,7 @@ class Node:
     disk_models: set[ModelId] = field(default_factory=set)
     disk_adapters: set[AdapterId] = field(default_factory=set)
     fetching: dict[ModelId, int] = field(default_factory=dict)
+    copying: set[ModelId] = field(default_factory=set)  # of them those that come from another node of the site
     bytes_left: dict[ModelId, int] = field(default_factory=dict)  # of fetches, as last reported
     pinned: tuple[ModelId, ...] = ()  # as the site understood it
     host_tier: bool = False

@@ -148,13 +148,17 @@ def _charge_link(ctx: Context, column: Column, size: int) -> None:
 
 
 def note_fetch(ctx: Context, column: Column, node_index: int, model: ModelSpec, fetch_us: int) -> None:
-    """Weights are on their way to a node: placing sees the flow, and jobs may join it."""
+    """Weights are on their way to a node: placing sees the flow, jobs may join it. Where the site has them they are copied from there."""
     node = column.pool.nodes[node_index]
+    copied = ctx.columns.where.holds(column, model.model_id)
     node.fetching[model.model_id] = ctx.now_us + fetch_us
     node.bytes_left[model.model_id] = model.weights_bytes
+    if copied:
+        node.copying.add(model.model_id)
     ctx.columns.node_changed(column, node_index, "fetching", model.model_id, present=True)
-    column.site.fetches += 1
-    ctx.columns.flows_changed(column.site)
+    if not copied:
+        column.site.fetches += 1
+        ctx.columns.flows_changed(column.site)
 
 
 # --- what becomes of them -----------------------------------------------------------------------------------------------------

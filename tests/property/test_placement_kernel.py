@@ -18,16 +18,19 @@ from orchestrator.core.placement.rows import (
     Out,
     Pres,
     Rate,
+    Source,
+    Spot,
     State,
 )
 
 _FIX_MOST = {
     Fix.SERIAL: 10**8, Fix.INPUT: 10**6, Fix.PRICE: 10**7, Fix.RISK_PPM: 10**6, Fix.FAIL_PPM: 10**5, Fix.HALF_OCCUPANCY: 10**8,
-    Fix.FETCH: 2**45, Fix.RELOAD: 10**8, Fix.HOST_SAVING: 10**4, Fix.USD: 3, Fix.HASH: 2**32,
+    Fix.FETCH: 2**45, Fix.RELOAD: 10**8, Fix.HOST_SAVING: 10**4, Fix.USD: 3, Fix.HASH: 2**32, Fix.COPY: 10**9, Fix.CROWD: 2**45,
+    Fix.NEAR_SAVING: 10**4,
 }  # fmt: skip
 
 
-Fleet = tuple[Ints, Ints, Ints, Ints, Ints, Ints, Bools]
+Fleet = tuple[Ints, Ints, Ints, Ints, Ints, Ints, Ints, Bools]
 
 
 @st.composite
@@ -37,7 +40,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
     pools, kinds = draw(st.integers(1, 30)), draw(st.integers(2, 3))
     lines = draw(st.integers(0, pools))
     fix = np.zeros((kinds * pools, len(Fix)), dtype=np.int64)
-    fix[:, Fix.FEASIBLE] = np.tile(rng.integers(0, 5, pools) > 0, kinds)
+    fix[:, Fix.FEASIBLE] = rng.integers(0, 5, kinds * pools) > 0
     for column, most in _FIX_MOST.items():
         fix[:, column] = rng.integers(0, most, kinds * pools)
     dyn = rng.integers(0, 3, (pools, len(Dyn)))
@@ -45,10 +48,9 @@ def fleets(draw: st.DrawFn) -> Fleet:
     nodes = 2 * pools
     pres = rng.integers(0, 10**9, (lines, len(Pres)))
     pres[:, Pres.POOL] = rng.choice(pools, lines, replace=False)
-    pres[:, Pres.NODE] = rng.integers(0, nodes, lines)
     for kind in (Pres.READY, Pres.BARE):
         pres[:, kind] = rng.integers(0, 4, lines)
-    pres[:, Pres.SOURCE] = rng.integers(0, 5, lines)
+    pres[:, Pres.SOURCE] = rng.integers(0, 6, lines)
     pres[:, Pres.COLD] = np.where(rng.integers(0, 4, lines) > 0, -1, rng.integers(0, 3, lines))
     rates = np.zeros(RATES, dtype=np.int64)
     rates[Rate.NOW], rates[Rate.NEED] = rng.integers(0, 10**9), rng.integers(0, 200)
@@ -58,7 +60,12 @@ def fleets(draw: st.DrawFn) -> Fleet:
     rates[Rate.SPREAD_MILLI], rates[Rate.TARDY_MILLI] = 1_500, 3_000
     rates[Rate.TIE_US], rates[Rate.TIE_MILLI] = draw(st.sampled_from([0, 50_000, 10**8])), 20
     rooms, node_rooms = rng.integers(0, 60, (pools, ROOM_WIDTH)), rng.integers(0, 60, (nodes, ROOM_WIDTH))
-    return fix, dyn, rooms, node_rooms, pres, rates, rng.integers(0, 8, kinds * pools) > 0
+    rates[Rate.LINK_MILLI] = rng.choice([0, 100])
+    spots = rng.integers(0, 10**9, (draw(st.integers(0, 2 * pools)), len(Spot)))
+    spots[:, Spot.POOL] = np.sort(rng.integers(0, pools, len(spots)))
+    spots[:, Spot.NODE] = rng.integers(0, nodes, len(spots))
+    spots[:, Spot.SOURCE] = rng.choice([Source.FETCHING, Source.DISK, Source.HOST], len(spots))
+    return fix, dyn, rooms, node_rooms, pres, spots, rates, rng.integers(0, 8, kinds * pools) > 0
 
 
 def _out(fleet: Fleet) -> Ints:
@@ -94,7 +101,7 @@ def test_plain_python_gives_the_same(fleet: Fleet) -> None:
 @settings(deadline=None)
 @given(fleets())
 def test_the_chosen_row_is_among_the_least_and_parts_add_up(fleet: Fleet) -> None:
-    fix, rates, mask, out = fleet[0], fleet[5], fleet[6], _out(fleet)
+    fix, rates, mask, out = fleet[0], fleet[6], fleet[7], _out(fleet)
     chosen = kernel.decide(*fleet, out)
     for row, state in zip(chosen, (State.BINDABLE, State.WAITS), strict=True):
         open_rows = (out[:, Out.STATE] == state) & mask
@@ -107,5 +114,6 @@ def test_the_chosen_row_is_among_the_least_and_parts_add_up(fleet: Fleet) -> Non
         assert open_rows[row]
         assert out[row, Out.TOTAL] <= least + max(rates[Rate.TIE_US], least * rates[Rate.TIE_MILLI] // 1_000)
     possible = out[:, Out.STATE] != State.IMPOSSIBLE
-    prices = fix[:, Fix.PRICE] + out[:, Out.EVICT] + out[:, Out.CHURN] + out[:, Out.FRAGMENT] + out[:, Out.RISK] + out[:, Out.TARDY]
+    priced = (Out.EVICT, Out.CHURN, Out.FRAGMENT, Out.LINK, Out.RISK, Out.TARDY)
+    prices = fix[:, Fix.PRICE] + out[:, priced].sum(axis=1)
     assert np.array_equal(out[possible, Out.TOTAL], (out[:, Out.DELAY] + prices)[possible])

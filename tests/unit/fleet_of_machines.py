@@ -112,6 +112,7 @@ class Agent:
     warm: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
     gangs: dict[tuple[str, int], dict[tuple[str, int], int]] = field(default_factory=dict)  # shares of gangs: model and gang size
     disk: set[str] = field(default_factory=set)
+    disk_of: dict[str, set[str]] = field(default_factory=dict)  # what single nodes have besides
     host: dict[str, set[str]] = field(default_factory=dict)
     disk_free_gb: int = 1_000
     wanted: dict[CopyKey, DesiredReplica] = field(default_factory=dict)
@@ -203,6 +204,7 @@ class Fleet:
         old = self.agents.get(one.site_id)
         if old is not None:
             agent.event_seq, agent.warm, agent.disk, agent.host = old.event_seq, old.warm, old.disk, old.host
+            agent.disk_of = old.disk_of
             agent.loaded, agent.disk_adapters, agent.gangs = old.loaded, old.disk_adapters, old.gangs
             agent.compiled, agent.shares_compiled = old.compiled, old.shares_compiled
         self.agents[one.site_id] = agent
@@ -248,7 +250,7 @@ class Fleet:
             )
             for gpu in range(one.gpus_per_node)
         )
-        disk = tuple(ModelId(name) for name in sorted(agent.disk))
+        disk = tuple(ModelId(name) for name in sorted(agent.disk | agent.disk_of.get(node_id, set())))
         return NodeFacts(
             pool_id=one.pool_id, node_id=NodeId(node_id), host_free_bytes=GB, disk_free_bytes=agent.disk_free_gb * GB,
             disk_models=disk, slots=slots, host_models=tuple(ModelId(name) for name in sorted(agent.host.get(node_id, ()))), host_tier=True,

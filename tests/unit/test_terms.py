@@ -25,7 +25,7 @@ from orchestrator.core.placement.inputs import Inputs
 from orchestrator.core.placement.policy import ALL_TERMS, Policy
 from orchestrator.core.placement.registry import OVERLAP, TERM_NAMES, TERMS, Term, still
 from orchestrator.core.placement.rows import Ints, Out
-from tests.unit.fleet_of_machines import SECOND, Fleet, adapter, model, pool, site, spec
+from tests.unit.fleet_of_machines import SECOND, Fleet, adapter, in_regions, model, pool, site, spec
 
 MODULES: Final[dict[str, ModuleType]] = {
     found.NAME: found
@@ -128,7 +128,8 @@ def test_a_term_that_is_left_out_is_0_and_touches_no_other(given_: Inputs) -> No
 
 
 def _fleet(terms_: frozenset[str] = ALL_TERMS) -> Fleet:
-    """Warm replicas that work, weights on a disk, room to be made, links that cost, sites that lose GPUs, adapters, a compiled model."""
+    """Warm replicas that work, weights on a disk, room to be made, links that cost, sites that lose GPUs, adapters, a compiled model,
+    a way to the origin that is in use."""
     sites = tuple(
         replace(one, egress_usd_micros_per_gb=90_000, preemptions_per_million_gpu_hours=50_000, wan_bytes_per_s=10**6)
         for one in (
@@ -136,10 +137,11 @@ def _fleet(terms_: frozenset[str] = ALL_TERMS) -> Fleet:
             site("b", pool("q", "small", gpus=2)),
             site("home", pool("h", "small", gpus=1)),
             site("gangs", pool("g", gpus=2)),
+            site("way", pool("w", gpus=2)),
         )
     )
     policy = Policy(terms=terms_, silent_after_ms=10**9, preemptions_max=0)
-    fleet = Fleet(*sites, models=(model("m"), model("x", 18), replace(model("c"), compiled=True)), policy=policy)
+    fleet = Fleet(*sites, models=(model("m"), model("x", 18), model("f"), replace(model("c"), compiled=True)), policy=policy)
     links = tuple(LinkSpec(src=SiteId(name), dst=SiteId("home"), rtt_us=50_000, bytes_per_s=10**6) for name in "ab")
     fleet.happen(events.SitesApplied(request=fleet.request(), actor="t", reason="", sites=sites, links=links))
     fleet.ask(events.AdaptersAdded, actor="t", adapters=(adapter("style", "m"),))
@@ -151,6 +153,7 @@ def _fleet(terms_: frozenset[str] = ALL_TERMS) -> Fleet:
     fleet.agents[SiteId("b")].disk = {"x"}
     for one in sites:
         fleet.report(one.site_id)
+    fleet.submit(spec("f", constraints=in_regions("region-way")))  # its weights are on their way there
     fleet.submit(*(spec(prompt=str(number), origin_site=SiteId("home")) for number in range(2)))
     return fleet
 

@@ -21,10 +21,11 @@ from orchestrator.core.placement.estimate import Estimate
 from orchestrator.core.placement.eviction import Victim, leaving
 from orchestrator.core.placement.gangs import cold_block, ready_block, spare_slot
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.placement.presence import bare_slot, cold_source, ready_slot, warm_slot
+from orchestrator.core.placement.presence import bare_slot, ready_slot, warm_slot
 from orchestrator.core.placement.registry import terms_of
 from orchestrator.core.placement.rows import (
     COLD,
+    FORBIDDEN_US,
     NO_DEADLINE,
     OVERDUE_US,
     RATES,
@@ -35,6 +36,7 @@ from orchestrator.core.placement.rows import (
     Ints,
     Out,
     Rate,
+    Source,
     State,
 )
 from orchestrator.core.placement.rules import NO_LOT, RULES, Chooser, Lot, Table, choose
@@ -83,6 +85,10 @@ class Board:
     def fetch_us(self, row: int) -> int:
         """How long until the weights of a row are there."""
         return int(self.out[row, Out.FETCH])
+
+    def source(self, row: int) -> Source:
+        """Where the weights of a cold row come from."""
+        return Source(int(self.out[row, Out.SOURCE]))
 
     def overdue(self, row: int) -> bool:
         """Whether the row waits for a slot that should have been free by now."""
@@ -187,10 +193,11 @@ class Scorer:
         rates[Rate.EVICT_MILLI] = self._evict_milli(key)
         rates[Rate.CHURN] = "churn" in self._policy.terms and self._beyond_target(key.model_id)
         rates[Rate.FRAGMENT_MILLI] = self._fragment_milli(key)
+        rates[Rate.LINK_MILLI] = self._policy.link_milli if "link" in self._policy.terms else 0
         rates[Rate.SLACK] = slack_us if "deadline" in self._policy.terms else NO_DEADLINE
         chosen = self._everything if mask is None else mask
         bound, patient = kernel.decide(
-            estimate.fix, columns.dyn, columns.rooms, columns.node_rooms, presence.table, rates, chosen, self._out
+            estimate.fix, columns.dyn, columns.rooms, columns.node_rooms, presence.table, presence.spots, rates, chosen, self._out
         )
         board = Board(
             columns=columns,
@@ -247,7 +254,7 @@ def slots_of(board: Board, row: int) -> tuple[Slot, ...]:
         )
         return () if block is None else block.slots
     if board.is_cold(row):
-        slot = _cold_slot(board, column)
+        slot = _cold_slot(board, column, row)
     elif not variant.adapters:
         slot = warm_slot(column, variant.model_id)
     else:
@@ -255,14 +262,23 @@ def slots_of(board: Board, row: int) -> tuple[Slot, ...]:
     return () if slot is None else (slot,)
 
 
-def _cold_slot(board: Board, column: Column) -> Slot | None:
-    node_index, _, _ = cold_source(column, board.estimate.variant.model_id)
+def _cold_slot(board: Board, column: Column, row: int) -> Slot | None:
+    """Of the free slots of the pool, or of the node that is meant, one where it fits at once, else the cheaper to clear."""
+    node = int(board.out[row, Out.NODE])
+    node_index = node - 1 - column.first_node if node else None
     free = column.free if node_index is None else column.free_on[node_index]
-    roomy = column.top(free.roomy)
-    need_bytes = board.estimate.memory_bytes
-    if roomy is None or free_bytes(roomy) < need_bytes:
-        return column.top(free.cheap)
-    return spare_slot(column, need_bytes, node_index) or roomy if column.gangs else roomy
+    need_bytes, roomy = board.estimate.memory_bytes, column.top(free.roomy)
+    if roomy is not None and free_bytes(roomy) >= need_bytes:
+        return spare_slot(column, need_bytes, node_index) or roomy if column.gangs else roomy
+    found = [slot for slot in (column.top(free.cheap), column.top(free.kept)) if slot is not None]
+    return min(found, key=lambda slot: _price_us(board, column, slot), default=None)
+
+
+def _price_us(board: Board, column: Column, slot: Slot) -> int:
+    victims, short_bytes = board.columns.prices.victims(slot, column.pool), board.estimate.memory_bytes - free_bytes(slot)
+    gone = leaving(victims, short_bytes)
+    fits = sum(victim.memory_bytes for victim in gone) >= short_bytes
+    return min(sum(victim.price_us for victim in gone), FORBIDDEN_US) if fits else FORBIDDEN_US
 
 
 def victims_in(board: Board, row: int, slot: Slot) -> tuple[Victim, ...]:

@@ -33,9 +33,11 @@ class WarmIndex:
 
 @dataclass(slots=True)
 class Free:
-    """Free slots of a pool or a node: by what clearing them would cost others, then the longest idle; and the emptiest first."""
+    """Free slots of a pool or a node: by what clearing them would cost others, then the longest idle; those that hold what must stay by
+    how much can be had; and all of them, the emptiest first."""
 
     cheap: list[Entry] = field(default_factory=list)
+    kept: list[Entry] = field(default_factory=list)
     roomy: list[Entry] = field(default_factory=list)
 
 

@@ -22,7 +22,7 @@ from orchestrator.core.placement.column import Column, Free, free_bytes, is_free
 from orchestrator.core.placement.eviction import Prices, Wishes, as_figures
 from orchestrator.core.placement.gangs import is_last_block
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.placement.rows import ROOM_WIDTH, Bools, Dyn, Ints, Room
+from orchestrator.core.placement.rows import FORBIDDEN_US, ROOM_WIDTH, Bools, Dyn, Ints, Room
 from orchestrator.core.placement.whereabouts import Whereabouts
 from orchestrator.core.state import Pool, ReplicaKey, Site, Slot
 
@@ -30,6 +30,8 @@ from orchestrator.core.state import Pool, ReplicaKey, Site, Slot
 REASONS: Final[tuple[Reason | None, ...]] = (None, *Reason)
 REASON_CODE: Final = {reason: code for code, reason in enumerate(REASONS) if reason is not None}
 _NEVER: Final = 2**62
+# No slot with victims: no free bytes, and nothing that could leave.
+_NOTHING_KEPT: Final = [0] * (ROOM_WIDTH - Room.KEPT_LEAST)
 
 
 class Columns:
@@ -42,6 +44,7 @@ class Columns:
     gpu: Ints  # index into gpu_types
     gpus_per_node: Ints
     h2d_rate: Ints
+    lan_rate: Ints  # between nodes of the site
     known: Bools  # an agent has said what the site is
     memory: Ints  # of one GPU
     node_disk: Ints
@@ -115,9 +118,9 @@ class Columns:
             self.slots[index] = pool.spec.slots
             self.node_disk[index] = pool.spec.node.disk_cache_bytes
         for column in self.columns:
-            for model_id in {**column.replicas, **column.disk, **column.host}:
+            for model_id in column.replicas:
                 self.where.seen(model_id, column)
-            for model_id in column.fetching:
+            for model_id in {**column.disk, **column.host, **column.fetching}:
                 self.where.site_seen(model_id, column)
         for column in fresh:
             self._index_column(column)
@@ -137,7 +140,7 @@ class Columns:
         self.rooms = np.zeros((count, ROOM_WIDTH), dtype=np.int64)
         # One line more than there are nodes, so that a table of no nodes can be looked at too.
         self.node_rooms = np.zeros((sum(len(column.pool.nodes) for column in self.columns) + 1, ROOM_WIDTH), dtype=np.int64)
-        self.disk_rate, self.h2d_rate, self.origin_rate = (np.zeros(count, dtype=np.int64) for _ in range(3))
+        self.disk_rate, self.h2d_rate, self.lan_rate, self.origin_rate = (np.zeros(count, dtype=np.int64) for _ in range(4))
         self.gpu, self.gpus_per_node, self.memory = (np.zeros(count, dtype=np.int64) for _ in range(3))
         self.node_disk, self.price, self.slots = (np.zeros(count, dtype=np.int64) for _ in range(3))
         self.simulated, self.known = (np.zeros(count, dtype=np.bool_) for _ in range(2))
@@ -162,6 +165,9 @@ class Columns:
         for model_id, nodes in column.fetching.items():
             for node_index in nodes:
                 self.where.end_flight(column, model_id, node_index)
+        for index in (column.disk, column.host):
+            for model_id, nodes in index.items():
+                self.where.count_held(column, model_id, -len(nodes))
         return changed
 
     def _index_column(self, column: Column) -> None:
@@ -171,7 +177,7 @@ class Columns:
             for index, models in ((column.disk, node.disk_models), (column.host, node.host_models)):
                 for model_id in models:
                     index.setdefault(model_id, set()).add(node_index)
-                    self.where.seen(model_id, column)
+                    self.where.held(column, model_id, 1)
             for model_id in node.fetching:
                 self.where.fly(column, model_id, node_index)
             for slot in node.slots:
@@ -195,6 +201,7 @@ class Columns:
             index = column.index
             self.dyn[index, Dyn.ACCEPTING] = reason is None
             self.dyn[index, Dyn.FLOWS] = site.fetches
+            self.lan_rate[index] = spec.lan_bytes_per_s
             self.reason[index] = REASON_CODE[reason or Reason.NO_SLOT]
             node = column.pool.spec.node
             rates = (
@@ -224,22 +231,11 @@ class Columns:
         if free != was_free:
             step = 1 if free else -1
             column.free_slots += step
-            was_any = column.node_free[slot.node_index] > 0
             column.node_free[slot.node_index] += step
-            if was_any != (column.node_free[slot.node_index] > 0) or column.free_slots == (1 if free else 0):
-                self._node_turned(column, slot.node_index)
         self._push(column, slot)
         self._refresh_pool(column)
         self._refresh_node(column, slot.node_index)
         self.where.turned(column)
-
-    def _node_turned(self, column: Column, node_index: int) -> None:
-        """A node has a free slot again, or none any more: where weights are nearest may change for all that it holds."""
-        node = column.pool.nodes[node_index]
-        full = column.free_slots <= 1  # with no free slot at all, any node counts
-        for models in (column.disk, column.host, column.fetching) if full else (node.disk_models, node.host_models, node.fetching):
-            for model_id in models:
-                self.where.stale(model_id, column)
 
     def _push(self, column: Column, slot: Slot) -> None:
         """Index a slot as it is now."""
@@ -263,11 +259,16 @@ class Columns:
         if bound:
             column.add_entry(column.busy, (slot.busy_until_us, 0, *entry))
         else:
-            price_us = sum(self.prices.price_us(replica, column.pool) for replica in slot.replicas.values())
-            room = -free_bytes(slot)
+            room = free_bytes(slot)
+            prices = [(self.prices.price_us(replica, column.pool), replica.memory_bytes) for replica in slot.replicas.values()]
+            stays = any(price >= FORBIDDEN_US for price, _ in prices)
+            to_be_had = room + sum(size for price, size in prices if price < FORBIDDEN_US)
             for free in (column.free, column.free_on[slot.node_index]):
-                column.add_entry(free.cheap, (price_us, slot.last_used_us, *entry))
-                column.add_entry(free.roomy, (room, slot.last_used_us, *entry))
+                if stays:
+                    column.add_entry(free.kept, (-to_be_had, slot.last_used_us, *entry))
+                else:
+                    column.add_entry(free.cheap, (sum(price for price, _ in prices), slot.last_used_us, *entry))
+                column.add_entry(free.roomy, (-room, slot.last_used_us, *entry))
         for key, replica in slot.replicas.items():
             warm = column.warm[key]
             if not bound:
@@ -310,24 +311,26 @@ class Columns:
         line[Dyn.WHOLE] = is_last_block(column)
         line[Dyn.SOONEST] = busy.busy_until_us if busy is not None else _NEVER
         if column.free_slots or busy is None:
-            self._refresh_room(column, column.free, self.rooms[column.index])
+            self._refresh_room(column, column.free, column.free_slots, self.rooms[column.index])
         else:
             # What will have to leave the slot that is free first is priced while it is waited for.
-            room = free_bytes(busy)
-            self.rooms[column.index][:] = [room, room, *as_figures(self.prices.victims(busy, column.pool))]
+            self.rooms[column.index][:] = [0, free_bytes(busy), *self._clearing(column, busy), *_NOTHING_KEPT]
 
     def _refresh_node(self, column: Column, node_index: int) -> None:
-        self._refresh_room(column, column.free_on[node_index], self.node_rooms[column.first_node + node_index])
+        line = self.node_rooms[column.first_node + node_index]
+        self._refresh_room(column, column.free_on[node_index], column.node_free[node_index], line)
 
-    def _refresh_room(self, column: Column, free: Free, line: Ints) -> None:
-        cheap, roomy = column.top(free.cheap), column.top(free.roomy)
-        if cheap is None or roomy is None:
+    def _refresh_room(self, column: Column, free: Free, slots: int, line: Ints) -> None:
+        cheap, kept, roomy = column.top(free.cheap), column.top(free.kept), column.top(free.roomy)
+        if roomy is None:
             line[:] = 0
-        elif cheap.replicas:
-            line[:] = [free_bytes(roomy), free_bytes(cheap), *as_figures(self.prices.victims(cheap, column.pool))]
-        else:
-            line[:] = 0
-            line[Room.MOST], line[Room.LEAST] = free_bytes(roomy), free_bytes(cheap)
+            return
+        line[: Room.KEPT_LEAST] = [slots, free_bytes(roomy), *(self._clearing(column, cheap) if cheap is not None else _NOTHING_KEPT)]
+        line[Room.KEPT_LEAST :] = self._clearing(column, kept) if kept is not None else _NOTHING_KEPT
+
+    def _clearing(self, column: Column, slot: Slot) -> list[int]:
+        """Free bytes of a slot, and bytes and price of each victim."""
+        return [free_bytes(slot), *(as_figures(self.prices.victims(slot, column.pool)) if slot.replicas else _NOTHING_KEPT[1:])]
 
     # --- models ----------------------------------------------------------------------------------------------------------------
 
@@ -342,13 +345,13 @@ class Columns:
         index = column.disk if kind == "disk" else column.host
         if present:
             index.setdefault(model_id, set()).add(node_index)
-            self.where.seen(model_id, column)
+            self.where.held(column, model_id, 1)
             return
         nodes = index.get(model_id, set())
         nodes.discard(node_index)
         if not nodes:
             index.pop(model_id, None)
-        self.where.gone(model_id, column)
+        self.where.held(column, model_id, -1)
 
     def adapters_changed(self, column: Column) -> None:
         """Other adapters are on a node's disk, or on a replica."""

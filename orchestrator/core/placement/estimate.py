@@ -29,7 +29,7 @@ from orchestrator.core.placement.filters import static_reasons
 from orchestrator.core.placement.inputs import Inputs
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.registry import Still, still
-from orchestrator.core.placement.rows import BARE, COLD, READY, Bools, Fix, Ints
+from orchestrator.core.placement.rows import BARE, COLD, FETCH_MAX_US, READY, Bools, Fix, Ints
 from orchestrator.core.placement.terms import money, risk
 
 # Estimates kept, in bytes: 15 KB a class at 36 sites, 1.5 MB at 3,600. Beyond it the oldest is computed again when asked for.
@@ -37,8 +37,6 @@ _KEPT_BYTES: Final = 256 * 1024 * 1024
 _KEPT_MIN: Final = 64
 # A rate of 0 would divide by zero; a byte per second says "never" as well.
 _RATE_MIN: Final = 1
-# A fetch of a year is as good as none, and its sum with others stays far from overflowing.
-_FETCH_MAX_US: Final = 2**45
 _BYTES_PER_GB: Final = 10**9
 _DELAYS: Final = frozenset({"input", "stage", "init", "adapt", "compile", "execution", "output"})
 
@@ -114,10 +112,17 @@ class Estimator:
         inputs = _corrected(self._inputs(key, model, stage, far_us, self._compiling(form, model)), factors)
         host_saving = factors.times(Component.LOAD, stage) - factors.times(Component.LOAD, h2d)
         near_saving = factors.times(Component.ADAPT, far_us) - factors.times(Component.ADAPT, np.full_like(far_us, near_us))
-        memory = model.resident_bytes + peak_bytes(model, key.shape)
+        adapters = (self._adapters.get(adapter_id) for adapter_id in key.adapters)
+        adapters_bytes = sum(adapter.weights_bytes for adapter in adapters if adapter is not None)
+        memory = model.resident_bytes + adapters_bytes + peak_bytes(model, key.shape)
         count = len(columns.columns)
         gpu_usd_micros = money.price_usd_micros(inputs)
-        codes = static_reasons(key, model, memory, gpu_usd_micros[count : 2 * count], columns)
+        whole_usd_micros = gpu_usd_micros + inputs.egress_usd_micros
+        least_usd_micros = whole_usd_micros.reshape(-1, count).min(axis=0) if count else whole_usd_micros
+        codes = static_reasons(key, model, memory, least_usd_micros, columns)
+        most_usd_micros = key.constraints.max_price_usd_micros
+        affordable = whole_usd_micros <= most_usd_micros if most_usd_micros else np.ones(len(whole_usd_micros), dtype=np.bool_)
+        feasible = np.tile(codes == 0, len(affordable) // max(count, 1)) & affordable
         known = still(inputs, self._policy.terms)
         whole = still(inputs, _DELAYS) if not self._policy.terms >= _DELAYS else known
         return Estimate(
@@ -130,7 +135,7 @@ class Estimator:
             codes=codes,
             memory_bytes=memory,
             still=known,
-            fix=self._fix(model, inputs, known, codes == 0, factors, host_saving, near_saving),
+            fix=self._fix(model, inputs, known, feasible, factors, host_saving, near_saving),
             execution_us=inputs.execution_us,
             output_us=inputs.output_us,
             unpriced_us=whole.serial_us - known.serial_us,
@@ -143,7 +148,7 @@ class Estimator:
         known = [self._adapters[adapter_id] for adapter_id in key.adapters if adapter_id in self._adapters]
         near_us = sum(patch_us(adapter) for adapter in known)
         size = sum(adapter.weights_bytes for adapter in known)
-        return near_us, near_us + np.minimum(_transfer(size, self._columns.origin_rate), _FETCH_MAX_US)
+        return near_us, near_us + np.minimum(_transfer(size, self._columns.origin_rate), FETCH_MAX_US)
 
     def _form(self, key: ClassKey, model: ModelSpec) -> FormId | None:
         """What code the class runs; None where it runs eager."""
@@ -199,12 +204,15 @@ class Estimator:
         self, model: ModelSpec, inputs: Inputs, known: Still, feasible: Bools, factors: Factors, host_saving: Ints, near_saving: Ints
     ) -> Ints:
         rows = len(inputs.cold)
-        kinds = rows // max(len(feasible), 1)
+        kinds = rows // max(len(self._columns.columns), 1)
         fix = np.zeros((rows, len(Fix)), dtype=np.int64)
-        fetch = factors.times(Component.FETCH, np.minimum(_transfer(model.weights_bytes, self._columns.origin_rate), _FETCH_MAX_US))
+        fetch, copy = (
+            np.minimum(factors.times(Component.FETCH, np.minimum(_transfer(model.weights_bytes, rate), FETCH_MAX_US)), FETCH_MAX_US)
+            for rate in (self._columns.origin_rate, self._columns.lan_rate)
+        )
         risky = risk.NAME in self._policy.terms
         for column, figures in (
-            (Fix.FEASIBLE, np.tile(feasible, kinds)),
+            (Fix.FEASIBLE, feasible),
             (Fix.SERIAL, known.serial_us),
             (Fix.INPUT, known.input_us),
             (Fix.PRICE, known.price_us),
@@ -212,6 +220,8 @@ class Estimator:
             (Fix.FAIL_PPM, risk.failure_ppm(inputs) * risky),
             (Fix.HALF_OCCUPANCY, inputs.occupancy_us // 2),
             (Fix.FETCH, np.tile(fetch, kinds)),
+            (Fix.COPY, np.tile(copy, kinds)),
+            (Fix.CROWD, np.tile(fetch // inputs.weight_milli * 1_000, kinds)),
             (Fix.RELOAD, inputs.loading_us),
             (Fix.HOST_SAVING, np.tile(host_saving, kinds)),
             (Fix.NEAR_SAVING, np.tile(near_saving, kinds)),

@@ -157,4 +157,4 @@ def gang_line(column: Column, variant: Variant, prices: Prices) -> list[int]:
             source = Source.HOST
         elif node_index in column.disk.get(variant.model_id, ()):
             source = Source.DISK
-    return [column.index, slots, until_us, Slots.NONE, 0, 0, source, 0, -1, state, cold_until_us, price_us, gone]
+    return [column.index, slots, until_us, Slots.NONE, 0, 0, source, 0, state, cold_until_us, price_us, gone]

@@ -17,6 +17,7 @@ from orchestrator.core.placement import vectors
 from orchestrator.core.placement.rows import (
     BARE,
     COLD,
+    FETCH_MAX_US,
     FORBIDDEN_US,
     NO_DEADLINE,
     OVERDUE_US,
@@ -33,6 +34,7 @@ from orchestrator.core.placement.rows import (
     Room,
     Slots,
     Source,
+    Spot,
     State,
 )
 
@@ -50,10 +52,14 @@ _F_RISK, _F_FAIL, _F_HALF, _F_FETCH = int(Fix.RISK_PPM), int(Fix.FAIL_PPM), int(
 _F_RELOAD, _F_SAVING, _F_USD, _F_HASH = int(Fix.RELOAD), int(Fix.HOST_SAVING), int(Fix.USD), int(Fix.HASH)
 _F_NEAR = int(Fix.NEAR_SAVING)
 _D_ACCEPTING, _D_FREE, _D_SOONEST, _D_FLOWS = int(Dyn.ACCEPTING), int(Dyn.FREE), int(Dyn.SOONEST), int(Dyn.FLOWS)
-_MOST, _LEAST, _VICTIM = int(Room.MOST), int(Room.LEAST), int(Room.VICTIM)
+_ROOM_FREE, _MOST, _LEAST, _VICTIM = int(Room.FREE), int(Room.MOST), int(Room.LEAST), int(Room.VICTIM)
+_KEPT_LEAST, _KEPT_VICTIM = int(Room.KEPT_LEAST), int(Room.KEPT_VICTIM)
+_S_POOL, _S_NODE, _S_SOURCE, _S_SOURCE_US = int(Spot.POOL), int(Spot.NODE), int(Spot.SOURCE), int(Spot.SOURCE_US)
+_F_COPY, _F_CROWD, _R_LINK = int(Fix.COPY), int(Fix.CROWD), int(Rate.LINK_MILLI)
+_O_LINK, _O_SOURCE, _O_NODE = int(Out.LINK), int(Out.SOURCE), int(Out.NODE)
 _P_POOL, _P_READY, _P_READY_UNTIL = int(Pres.POOL), int(Pres.READY), int(Pres.READY_UNTIL)
 _P_BARE, _P_BARE_UNTIL, _P_SOURCE, _P_SOURCE_US = int(Pres.BARE), int(Pres.BARE_UNTIL), int(Pres.SOURCE), int(Pres.SOURCE_US)
-_P_COLD, _P_COLD_UNTIL, _P_NODE = int(Pres.COLD), int(Pres.COLD_UNTIL), int(Pres.NODE)
+_P_COLD, _P_COLD_UNTIL = int(Pres.COLD), int(Pres.COLD_UNTIL)
 _P_COLD_PRICE, _P_COLD_BYTES, _P_NEAR = int(Pres.COLD_PRICE), int(Pres.COLD_BYTES), int(Pres.BARE_NEAR)
 _O_STATE, _O_WAIT, _O_FETCH, _O_SAVING, _O_EVICT = int(Out.STATE), int(Out.WAIT), int(Out.FETCH), int(Out.SAVING), int(Out.EVICT)
 _O_BYTES, _O_CHURN, _O_RISK, _O_TARDY = int(Out.EVICTED_BYTES), int(Out.CHURN), int(Out.RISK), int(Out.TARDY)
@@ -64,7 +70,7 @@ _R_SLACK, _R_SPREAD, _R_TARDY = int(Rate.SLACK), int(Rate.SPREAD_MILLI), int(Rat
 _R_TIE_US, _R_TIE_MILLI = int(Rate.TIE_US), int(Rate.TIE_MILLI)
 _FULL, _OPEN, _FREE = int(Slots.FULL), int(Slots.OPEN), int(Slots.FREE)
 _FETCHING, _SITE_FETCHING = int(Source.FETCHING), int(Source.SITE_FETCHING)
-_DISK, _HOST = int(Source.DISK), int(Source.HOST)
+_SITE, _DISK, _HOST = int(Source.SITE), int(Source.DISK), int(Source.HOST)
 _IMPOSSIBLE, _WAITS, _BINDABLE = int(State.IMPOSSIBLE), int(State.WAITS), int(State.BINDABLE)
 
 
@@ -77,26 +83,36 @@ class Decide(Protocol):
     """Fills `out` and answers (row to bind, row worth waiting for); -1: there is none. `mask` names kinds x P rows that count."""
 
     def __call__(
-        self, fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, rates: Ints, mask: Bools, out: Ints
+        self, fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, spots: Ints, rates: Ints, mask: Bools, out: Ints
     ) -> tuple[int, int]: ...
 
 
 @_jit
-def _room(rooms: Ints, line: int, need: int) -> tuple[int, int]:
-    """(price, bytes) of making room among the free slots of a line: victims leave in their order until it fits."""
-    if need <= rooms[line, _MOST]:
-        return 0, 0
-    short = need - rooms[line, _LEAST]
+def _clearing(rooms: Ints, line: int, least: int, victim: int, need: int) -> tuple[int, int]:
+    """(price, bytes) of making room in one slot: its victims leave in their order until it fits."""
+    short = need - rooms[line, least]
     price, gone = 0, 0
     for number in range(VICTIMS):
         if short <= 0:
             break
-        size = rooms[line, _VICTIM + 2 * number]
-        price += rooms[line, _VICTIM + 2 * number + 1]
+        size = rooms[line, victim + 2 * number]
+        price += rooms[line, victim + 2 * number + 1]
         gone += size
         short -= size
     if short > 0:
         return FORBIDDEN_US, gone
+    return min(price, FORBIDDEN_US), gone
+
+
+@_jit
+def _room(rooms: Ints, line: int, need: int) -> tuple[int, int]:
+    """(price, bytes) of making room among the free slots of a line: the cheapest of the three that it tells of."""
+    if need <= rooms[line, _MOST]:
+        return 0, 0
+    price, gone = _clearing(rooms, line, _LEAST, _VICTIM, need)
+    kept, kept_gone = _clearing(rooms, line, _KEPT_LEAST, _KEPT_VICTIM, need)
+    if kept < price:
+        return kept, kept_gone
     return price, gone
 
 
@@ -115,15 +131,15 @@ def _slot_row(out: Ints, row: int, slots: int, until: int, now: int) -> None:
 @_jit
 def _cost_row(fix: Ints, rates: Ints, out: Ints, row: int) -> None:
     delay = max(out[row, _O_WAIT], out[row, _O_FETCH], fix[row, _F_INPUT]) + fix[row, _F_SERIAL] - out[row, _O_SAVING]
-    total = delay + fix[row, _F_PRICE] + out[row, _O_EVICT] + out[row, _O_CHURN] + out[row, _O_FRAGMENT]
+    total = delay + fix[row, _F_PRICE] + out[row, _O_EVICT] + out[row, _O_CHURN] + out[row, _O_FRAGMENT] + out[row, _O_LINK]
     # In milliseconds: parts per million of a year in microseconds would overflow.
     risk = fix[row, _F_RISK] * ((fix[row, _F_HALF] + delay) // 1_000) // 1_000 + fix[row, _F_FAIL] * (delay // 1_000) // 1_000
     tardy, slack = 0, rates[_R_SLACK]
     if slack != NO_DEADLINE:
-        if delay * rates[_R_SPREAD] <= slack * 1_000:
+        if delay // 1_000 * rates[_R_SPREAD] <= slack:
             tardy = -delay  # in time for sure: the delay costs nothing
         else:
-            tardy = rates[_R_TARDY] * max(delay - slack, 0) // 1_000
+            tardy = rates[_R_TARDY] * (max(delay - slack, 0) // 1_000)
     out[row, _O_DELAY], out[row, _O_RISK], out[row, _O_TARDY] = delay, risk, tardy
     out[row, _O_TOTAL] = total + risk + tardy
 
@@ -171,11 +187,11 @@ def _best(fix: Ints, dyn: Ints, rates: Ints, mask: Bools, out: Ints, pools: int,
 
 @_jit
 def _cold_row(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints, pool: int) -> None:
-    """The cold row of a pool, as the pool is for everybody."""
+    """The cold row of a pool, as the pool is for everybody: any free slot, and the weights from the origin."""
     row = len(dyn) + pool
     wait = 0 if dyn[pool, _D_FREE] > 0 else max(dyn[pool, _D_SOONEST] - rates[_R_NOW], OVERDUE_US)
     out[row, _O_WAIT] = wait
-    out[row, _O_FETCH] = fix[row, _F_FETCH] * (dyn[pool, _D_FLOWS] + 1)
+    out[row, _O_FETCH] = min(fix[row, _F_FETCH] * (dyn[pool, _D_FLOWS] + 1), FETCH_MAX_US)
     price, gone = _room(rooms, pool, rates[_R_NEED])
     if wait == 0:
         out[row, _O_EVICT], out[row, _O_BYTES] = price * rates[_R_EVICT] // 1_000, gone
@@ -187,33 +203,71 @@ def _cold_row(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints, pool: i
 
 
 @_jit
-def _cold_line(fix: Ints, nodes: Ints, pres: Ints, rates: Ints, out: Ints, line: int, row: int) -> None:
-    """The cold row of a pool that has something of the model."""
-    now, source = rates[_R_NOW], pres[line, _P_SOURCE]
+def _cold_line(fix: Ints, pres: Ints, rates: Ints, out: Ints, line: int, row: int) -> None:
+    """The cold row of a pool whose site has something of the model, or of a gang, whose block is told."""
+    now, source, until = rates[_R_NOW], pres[line, _P_SOURCE], pres[line, _P_SOURCE_US]
     if pres[line, _P_COLD] >= 0:
         out[row, _O_STATE] = pres[line, _P_COLD]
         out[row, _O_WAIT] = 0 if pres[line, _P_COLD] == _BINDABLE else max(pres[line, _P_COLD_UNTIL] - now, OVERDUE_US)
         out[row, _O_EVICT], out[row, _O_BYTES] = pres[line, _P_COLD_PRICE] * rates[_R_EVICT] // 1_000, pres[line, _P_COLD_BYTES]
-    if source == _FETCHING:
-        out[row, _O_FETCH] = max(pres[line, _P_SOURCE_US] - now, 0)
-    elif source == _SITE_FETCHING and pres[line, _P_SOURCE_US] > now:
-        # One flight per model and site: others wait for it, unless it should have ended by now.
-        out[row, _O_FETCH] = pres[line, _P_SOURCE_US] - now
+    if source == _SITE_FETCHING and until > now:
+        # One flight per model and site: others wait for it, unless it should have ended by now, and copy from where it landed.
+        out[row, _O_SOURCE], out[row, _O_FETCH] = source, min(until - now + fix[row, _F_COPY], FETCH_MAX_US)
         if out[row, _O_STATE] == _BINDABLE:
-            out[row, _O_STATE], out[row, _O_WAIT] = _WAITS, out[row, _O_FETCH]
-    elif source in (_DISK, _HOST):
-        out[row, _O_FETCH] = 0
-        if source == _HOST:
-            out[row, _O_SAVING] = fix[row, _F_SAVING]
-    if source in (_FETCHING, _DISK, _HOST) and out[row, _O_WAIT] == 0 and pres[line, _P_COLD] < 0:
-        price, gone = _room(nodes, pres[line, _P_NODE], rates[_R_NEED])
-        out[row, _O_EVICT], out[row, _O_BYTES] = price * rates[_R_EVICT] // 1_000, gone
-        out[row, _O_STATE] = _BINDABLE if price < FORBIDDEN_US else _IMPOSSIBLE
+            out[row, _O_STATE], out[row, _O_WAIT] = _WAITS, until - now
+    elif source == _SITE:
+        if fix[row, _F_COPY] < out[row, _O_FETCH]:
+            out[row, _O_SOURCE], out[row, _O_FETCH] = source, fix[row, _F_COPY]
+    elif source in (_FETCHING, _DISK, _HOST):
+        out[row, _O_SOURCE] = source
+        out[row, _O_FETCH] = max(until - now, 0) if source == _FETCHING else 0
+        out[row, _O_SAVING] = fix[row, _F_SAVING] if source == _HOST else 0
+
+
+@_jit
+def _spot(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Ints, line: int) -> None:
+    """A node with the weights, against what the cold row of its pool means so far: what can begin goes before what waits, then the sooner
+    and cheaper, then the one that was looked at first."""
+    pools, pool, node, source = len(dyn), spots[line, _S_POOL], spots[line, _S_NODE], spots[line, _S_SOURCE]
+    row = pools + pool
+    fetch = max(spots[line, _S_SOURCE_US] - rates[_R_NOW], 0) if source == _FETCHING else 0
+    saving = fix[row, _F_SAVING] if source == _HOST else 0
+    evict, gone = out[row, _O_EVICT], out[row, _O_BYTES]
+    if dyn[pool, _D_FREE] > 0:
+        if nodes[node, _ROOM_FREE] == 0:
+            return
+        price, gone = _room(nodes, node, rates[_R_NEED])
+        if price >= FORBIDDEN_US:
+            return
+        evict = price * rates[_R_EVICT] // 1_000
+    elif out[row, _O_STATE] == _IMPOSSIBLE:
+        return
+    wait = 0 if dyn[pool, _D_FREE] > 0 else out[row, _O_WAIT]
+    state = _BINDABLE if wait == 0 else _WAITS
+    mine = max(wait, fetch, fix[row, _F_INPUT]) - saving + evict
+    theirs = max(out[row, _O_WAIT], out[row, _O_FETCH], fix[row, _F_INPUT]) - out[row, _O_SAVING] + out[row, _O_EVICT]
+    if state > out[row, _O_STATE] or (state == out[row, _O_STATE] and mine < theirs):
+        out[row, _O_STATE], out[row, _O_WAIT], out[row, _O_FETCH], out[row, _O_SAVING] = state, wait, fetch, saving
+        out[row, _O_EVICT], out[row, _O_BYTES] = evict, gone
+        out[row, _O_SOURCE], out[row, _O_NODE] = source, node + 1
+
+
+@_jit
+def _cold_prices(fix: Ints, dyn: Ints, rates: Ints, out: Ints, row: int) -> None:
+    """What a cold row costs others beside evictions: one more copy than is wanted, a crowded way to the origin, a broken block."""
+    pool = row - len(dyn)
+    if rates[_R_CHURN]:
+        out[row, _O_CHURN] = (fix[row, _F_RELOAD] + out[row, _O_FETCH] - out[row, _O_SAVING]) // 2
+    if rates[_R_FRAGMENT] and dyn[pool, _D_WHOLE] and out[row, _O_WAIT] == 0:
+        out[row, _O_FRAGMENT] = fix[row, _F_HALF] * rates[_R_FRAGMENT] // 1_000
+    flows = dyn[pool, _D_FLOWS]
+    if rates[_R_LINK] and flows and out[row, _O_SOURCE] == 0:
+        out[row, _O_LINK] = fix[row, _F_CROWD] * flows // (flows + 1) // 1_000 * rates[_R_LINK]
 
 
 @_jit
 def decide_rows(
-    fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, rates: Ints, mask: Bools, out: Ints
+    fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, spots: Ints, rates: Ints, mask: Bools, out: Ints
 ) -> tuple[int, int]:
     """See `Decide`. Runs as plain Python too, some hundred times slower."""
     pools, now = len(dyn), rates[_R_NOW]
@@ -223,19 +277,24 @@ def decide_rows(
             _cold_row(fix, dyn, rooms, rates, out, pool)
     for line in range(len(pres)):
         pool = pres[line, _P_POOL]
-        if fix[pool, _F_FEASIBLE] and dyn[pool, _D_ACCEPTING]:
+        if not dyn[pool, _D_ACCEPTING]:
+            continue
+        if fix[pool, _F_FEASIBLE]:
             _slot_row(out, pool, pres[line, _P_READY], pres[line, _P_READY_UNTIL], now)
-            if len(out) > _BARE * pools:
-                bare = _BARE * pools + pool
-                _slot_row(out, bare, pres[line, _P_BARE], pres[line, _P_BARE_UNTIL], now)
-                out[bare, _O_SAVING] = fix[bare, _F_NEAR] if pres[line, _P_NEAR] else 0
-            _cold_line(fix, nodes, pres, rates, out, line, pools + pool)
+        bare = _BARE * pools + pool
+        if len(out) > _BARE * pools and fix[bare, _F_FEASIBLE]:
+            _slot_row(out, bare, pres[line, _P_BARE], pres[line, _P_BARE_UNTIL], now)
+            out[bare, _O_SAVING] = fix[bare, _F_NEAR] if pres[line, _P_NEAR] else 0
+        if fix[pools + pool, _F_FEASIBLE]:
+            _cold_line(fix, pres, rates, out, line, pools + pool)
+    for line in range(len(spots)):
+        pool = spots[line, _S_POOL]
+        if fix[pools + pool, _F_FEASIBLE] and dyn[pool, _D_ACCEPTING]:
+            _spot(fix, dyn, nodes, spots, rates, out, line)
     for row in range(len(out)):
         if out[row, _O_STATE] != _IMPOSSIBLE:
-            if rates[_R_CHURN] and row // pools == _COLD:
-                out[row, _O_CHURN] = (fix[row, _F_RELOAD] + out[row, _O_FETCH] - out[row, _O_SAVING]) // 2
-            if rates[_R_FRAGMENT] and row // pools == _COLD and dyn[row - pools, _D_WHOLE] and out[row, _O_WAIT] == 0:
-                out[row, _O_FRAGMENT] = fix[row, _F_HALF] * rates[_R_FRAGMENT] // 1_000
+            if row // pools == _COLD:
+                _cold_prices(fix, dyn, rates, out, row)
             _cost_row(fix, rates, out, row)
     bound = _best(fix, dyn, rates, mask, out, pools, _BINDABLE)
     return bound, _best(fix, dyn, rates, mask, out, pools, _WAITS)

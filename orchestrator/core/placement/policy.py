@@ -45,6 +45,7 @@ BOUNDS: Final[dict[str, tuple[int, int]]] = {
     # A GPU that is lost each hour.
     "hazard_per_million_hours": (0, 1_000_000),
     "load_failure_ppm": (0, 1_000_000),
+    "link_milli": (0, 100_000),
     "fragmentation_milli": (0, 100_000),
     "residence_ms": (60_000, _DURATION_MS_MAX),
     "move_gain_min_ms": (0, limits.DEADLINE_MS_MAX),
@@ -112,7 +113,7 @@ _REAL_WAITS: Final = (
 
 
 # Every term that a policy may leave out. `registry` has them in the order of printing; a test holds the two together.
-_PRICES: Final = frozenset({"money", "net", "evict", "churn", "fragmentation", "risk", "deadline"})
+_PRICES: Final = frozenset({"money", "net", "link", "evict", "churn", "fragmentation", "risk", "deadline"})
 ALL_TERMS: Final = _PRICES | {"input", "stage", "init", "adapt", "compile", "execution", "output"}
 
 
@@ -168,6 +169,8 @@ class Policy:
     spread_milli: int = 2_000
     # A GPU or its node fails about twice a year, beside what its owner takes back: 2 / 8,760 h.
     hazard_per_million_hours: int = 228
+    # A tenth of the delay that a fetch causes to others under way counts: most of them are ahead of demand or wait for more than the bytes.
+    link_milli: int = 100
     # A gang that waits is worth as much as the job that it waits for, and about one comes while that runs where gangs are at home.
     fragmentation_milli: int = 1_000
     # One load in 500 fails, of those counted in production traces.

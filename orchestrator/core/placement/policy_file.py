@@ -40,7 +40,7 @@ FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 _MILLI: Final = 1_000
 _TERMS_IN_ORDER: Final = (
     "input", "stage", "init", "adapt", "compile", "execution", "output",
-    "money", "net", "evict", "churn", "fragmentation", "risk", "deadline",
+    "money", "net", "link", "evict", "churn", "fragmentation", "risk", "deadline",
 )  # fmt: skip
 
 

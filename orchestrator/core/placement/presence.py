@@ -16,10 +16,18 @@ from orchestrator.core.placement.classes import Variant
 from orchestrator.core.placement.column import Column, is_free
 from orchestrator.core.placement.eviction import Prices
 from orchestrator.core.placement.gangs import gang_line
-from orchestrator.core.placement.rows import Ints, Pres, Slots, Source
+from orchestrator.core.placement.rows import Ints, Pres, Slots, Source, Spot
 from orchestrator.core.state import ReplicaKey, Slot
 
 _LINES_AT_FIRST: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """What a site has of a model: whether a node holds it, and when the earliest fetch in flight should be done (None: there is none)."""
+
+    held: bool
+    flight_us: int | None
 
 
 @dataclass(slots=True)
@@ -31,6 +39,8 @@ class Presence:
     used: int = 0
     at: dict[int, int] = field(default_factory=dict)
     stale: dict[int, None] = field(default_factory=dict)
+    spots_of: dict[int, list[list[int]]] = field(default_factory=dict)  # of each pool, in the order in which they are looked at
+    spots: Ints = field(default_factory=lambda: np.zeros((0, len(Spot)), dtype=np.int64))
 
     def put(self, pool: int, figures: list[int]) -> None:
         """Write the line of a pool."""
@@ -44,8 +54,20 @@ class Presence:
             self.used += 1
         self.lines[line] = figures
 
+    def put_spots(self, pool: int, spots: list[list[int]]) -> None:
+        """Say which nodes of a pool have the weights, or fetch them."""
+        if self.spots_of.get(pool, []) == spots:
+            return
+        if spots:
+            self.spots_of[pool] = spots
+        else:
+            del self.spots_of[pool]
+        found = [spot for pool in sorted(self.spots_of) for spot in self.spots_of[pool]]
+        self.spots = np.array(found, dtype=np.int64).reshape(len(found), len(Spot))
+
     def drop(self, pool: int) -> None:
-        """Nothing of the model is in this pool any more: the last line takes the place of its line."""
+        """Nothing of the model is in this pool or near it any more: the last line takes the place of its line."""
+        self.put_spots(pool, [])
         line = self.at.pop(pool, None)
         if line is None:
             return
@@ -60,8 +82,8 @@ class Presence:
         return self.lines[: self.used]
 
 
-def line_of(column: Column, presence: Presence, flight_us: int | None, prices: Prices) -> list[int]:
-    """The line of a pool. `flight_us`: when the earliest fetch of the model anywhere at the site should be done, None: there is none."""
+def line_of(column: Column, presence: Presence, near: Near, prices: Prices) -> list[int]:
+    """The line of a pool. `near`: what the rest of its site has of the model."""
     variant = presence.variant
     if variant.gang_size > 1:
         return gang_line(column, variant, prices)
@@ -73,11 +95,21 @@ def line_of(column: Column, presence: Presence, flight_us: int | None, prices: P
         saved = int(slot is not None and column.pool.nodes[slot.node_index].disk_adapters.issuperset(variant.adapters))
     else:
         ready, ready_us = _standing(column, variant, warm_slot(column, variant.model_id))
-    node_index, source, ready_at_us = cold_source(column, variant.model_id)
-    if source is Source.ORIGIN and flight_us is not None:
-        source, ready_at_us = Source.SITE_FETCHING, flight_us
-    node = -1 if node_index is None else column.first_node + node_index
-    return [column.index, ready, ready_us, bare, bare_us, saved, source, ready_at_us, node, -1, 0, 0, 0]
+    source = Source.SITE if near.held else Source.ORIGIN if near.flight_us is None else Source.SITE_FETCHING
+    return [column.index, ready, ready_us, bare, bare_us, saved, source, near.flight_us or 0, -1, 0, 0, 0]
+
+
+def spots_in(column: Column, model_id: ModelId) -> list[list[int]]:
+    """The nodes of a pool that have the weights in memory, on disk, or on their way; in this order, and by number."""
+    nodes, first, index = column.pool.nodes, column.first_node, column.index
+    host = column.host.get(model_id, set())
+    disk = column.disk.get(model_id, set()) - host
+    fetching = column.fetching.get(model_id, set()) - host - disk
+    return [
+        *([index, first + node, Source.HOST, 0] for node in sorted(host)),
+        *([index, first + node, Source.DISK, 0] for node in sorted(disk)),
+        *([index, first + node, Source.FETCHING, nodes[node].fetching[model_id]] for node in sorted(fetching)),
+    ]
 
 
 def _standing(column: Column, variant: Variant, slot: Slot | None) -> tuple[Slots, int]:
@@ -123,25 +155,4 @@ def _best_of(column: Column, variant: Variant, *, with_adapters: bool) -> Slot |
         if found is None or rank < found[0]:
             found = rank, slot
     return None if found is None else found[1]
-
-
-def cold_source(column: Column, model_id: ModelId) -> tuple[int | None, Source, int]:
-    """(node with a free slot where the weights are nearest, how near, when a fetch in flight there should be done).
-
-    Without a node of that kind: (None, ORIGIN, 0). While no slot is free at all, any node that holds the weights counts, since it is
-    waiting that is being priced.
-    """
-    anywhere = column.free_slots == 0
-    for nodes, source in ((column.host.get(model_id), Source.HOST), (column.disk.get(model_id), Source.DISK)):
-        if nodes:
-            fitting = [node for node in nodes if anywhere or column.node_free[node]]
-            if fitting:
-                return min(fitting), source, 0
-    fetching = column.fetching.get(model_id)
-    if fetching:
-        fitting = [node for node in fetching if anywhere or column.node_free[node]]
-        if fitting:
-            node = min(fitting, key=lambda node: (column.pool.nodes[node].fetching[model_id], node))
-            return node, Source.FETCHING, column.pool.nodes[node].fetching[model_id]
-    return None, Source.ORIGIN, 0
 

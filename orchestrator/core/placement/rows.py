@@ -33,7 +33,7 @@ FORBIDDEN_US: Final = 2**50
 class Fix(IntEnum):
     """What does not change between decisions of a class, by row."""
 
-    FEASIBLE = 0  # 1: no static filter rejects the pool
+    FEASIBLE = 0  # 1: no static filter rejects the pool, nor the job's price limit this row of it
     SERIAL = 1  # stage, init, compile, adapt, execution, output: one after the other
     INPUT = 2
     PRICE = 3  # money, egress, fragmentation, as this job's microseconds
@@ -46,6 +46,8 @@ class Fix(IntEnum):
     NEAR_SAVING = 10  # what adapters that are on the node's disk save
     USD = 11  # price of the GPU, for ties
     HASH = 12  # rendezvous hash of model and pool, for ties
+    COPY = 13  # fetch from another node of the site
+    CROWD = 14  # what others lose when one more fetch shares the way to the origin
 
 
 class Dyn(IntEnum):
@@ -59,11 +61,15 @@ class Dyn(IntEnum):
 
 
 class Room(IntEnum):
-    """What the free slots of a pool, or of a node, offer. From VICTIM on: bytes and price of each victim of the one cheapest to clear."""
+    """What the free slots of a pool, or of a node, offer: the emptiest, the one cheapest to clear, and of those that hold what must stay
+    the one where most can be had. From VICTIM and KEPT_VICTIM on: bytes and price of each victim."""
 
-    MOST = 0  # free bytes of the emptiest
-    LEAST = 1  # free bytes of the one whose victims these are
-    VICTIM = 2
+    FREE = 0  # how many there are
+    MOST = 1  # free bytes of the emptiest
+    LEAST = 2  # free bytes of the one whose victims these are
+    VICTIM = 3
+    KEPT_LEAST = VICTIM + 2 * VICTIMS
+    KEPT_VICTIM = KEPT_LEAST + 1
 
 
 class Pres(IntEnum):
@@ -75,13 +81,21 @@ class Pres(IntEnum):
     BARE = 3  # the same for replicas that lack adapters
     BARE_UNTIL = 4
     BARE_NEAR = 5  # 1: that replica's node has the adapters on its disk
-    SOURCE = 6
+    SOURCE = 6  # what the site has for nodes that have nothing of the model; of a gang, what its block has
     SOURCE_US = 7  # fleet time at which a fetch in flight should be done
-    NODE = 8  # number of the node that the weights are on or come to; -1: none
-    COLD = 9  # -1: as the pool is; else the state of a cold row, until when, and price and bytes of what leaves (gangs)
-    COLD_UNTIL = 10
-    COLD_PRICE = 11
-    COLD_BYTES = 12
+    COLD = 8  # -1: as the pool is; else the state of a cold row, until when, and price and bytes of what leaves (gangs)
+    COLD_UNTIL = 9
+    COLD_PRICE = 10
+    COLD_BYTES = 11
+
+
+class Spot(IntEnum):
+    """A node that has the weights, or fetches them."""
+
+    POOL = 0
+    NODE = 1  # its number in the table of nodes
+    SOURCE = 2
+    SOURCE_US = 3
 
 
 class Out(IntEnum):
@@ -99,9 +113,12 @@ class Out(IntEnum):
     DELAY = 9
     TOTAL = 10
     FRAGMENT = 11
+    LINK = 12
+    SOURCE = 13
+    NODE = 14  # of a cold row: number of the node that is meant, plus 1; 0: any
 
 
-ROOM_WIDTH: Final = Room.VICTIM + 2 * VICTIMS
+ROOM_WIDTH: Final = Room.KEPT_VICTIM + 2 * VICTIMS
 
 
 class Slots(IntEnum):
@@ -118,9 +135,10 @@ class Source(IntEnum):
 
     ORIGIN = 0
     FETCHING = 1  # the node fetches them already
-    SITE_FETCHING = 2  # another node of the site does: one flight per model and site
-    DISK = 3
-    HOST = 4
+    SITE_FETCHING = 2  # another node of the site does: one flight per model and site, copied from there when it has landed
+    SITE = 3  # another node of the site has them
+    DISK = 4
+    HOST = 5
 
 
 class State(IntEnum):
@@ -143,9 +161,11 @@ class Rate(IntEnum):
     TARDY_MILLI = 6
     TIE_US = 7
     TIE_MILLI = 8
-    BYTES = 9  # of the model's weights: a fetch that is off the books of FETCH
+    LINK_MILLI = 9  # price of crowding the way to the origin
     FRAGMENT_MILLI = 10  # price of breaking the last whole block of a pool, by half of what the job occupies; 0 for gangs
 
 
 RATES: Final = len(Rate)
 NO_DEADLINE: Final = 2**60
+# A fetch of a year is as good as none, however many share the way; sums and products with it stay far from overflowing.
+FETCH_MAX_US: Final = 2**45

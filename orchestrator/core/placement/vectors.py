@@ -10,6 +10,7 @@ import numpy as np
 from orchestrator.core.placement.rows import (
     BARE,
     COLD,
+    FETCH_MAX_US,
     FORBIDDEN_US,
     NO_DEADLINE,
     OVERDUE_US,
@@ -26,55 +27,60 @@ from orchestrator.core.placement.rows import (
     Room,
     Slots,
     Source,
+    Spot,
     State,
 )
 
 
 def decide(
-    fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, rates: Ints, mask: Bools, out: Ints
+    fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, spots: Ints, rates: Ints, mask: Bools, out: Ints
 ) -> tuple[int, int]:
     """See `kernel.Decide`."""
     pools, now = len(dyn), int(rates[Rate.NOW])
     out[:, :] = 0
-    open_pools = (fix[pools : 2 * pools, Fix.FEASIBLE] != 0) & (dyn[:, Dyn.ACCEPTING] != 0)
-    _cold_rows(fix, dyn, rooms, rates, open_pools, out[pools : 2 * pools])
-    lines = pres[open_pools[pres[:, Pres.POOL]]] if len(pres) else pres
+    accepting = dyn[:, Dyn.ACCEPTING] != 0
+    cold = out[pools : 2 * pools]
+    open_pools = (fix[pools : 2 * pools, Fix.FEASIBLE] != 0) & accepting
+    _cold_rows(fix, dyn, rooms, rates, open_pools, cold)
+    lines = pres[accepting[pres[:, Pres.POOL]]] if len(pres) else pres
     if len(lines):
         where = lines[:, Pres.POOL]
-        _slot_rows(out, where, lines[:, Pres.READY], lines[:, Pres.READY_UNTIL], now)
+        _slot_rows(fix, out, where, lines[:, Pres.READY], lines[:, Pres.READY_UNTIL], now)
         if len(out) > BARE * pools:
             bare = BARE * pools + where
-            _slot_rows(out, bare, lines[:, Pres.BARE], lines[:, Pres.BARE_UNTIL], now)
-            out[bare, Out.SAVING] = np.where(lines[:, Pres.BARE_NEAR] != 0, fix[bare, Fix.NEAR_SAVING], 0)
-        _sources(fix, nodes, rates, lines, out, pools + where)
+            _slot_rows(fix, out, bare, lines[:, Pres.BARE], lines[:, Pres.BARE_UNTIL], now)
+            saved = (lines[:, Pres.BARE_NEAR] != 0) & (fix[bare, Fix.FEASIBLE] != 0)
+            out[bare, Out.SAVING] = np.where(saved, fix[bare, Fix.NEAR_SAVING], 0)
+        lines = lines[open_pools[where]]
+        _sources(fix, rates, lines, out, pools + lines[:, Pres.POOL])
+    if len(spots):
+        _spots(fix, dyn, nodes, spots[open_pools[spots[:, Spot.POOL]]], rates, out)
     possible = out[:, Out.STATE] != State.IMPOSSIBLE
-    if rates[Rate.CHURN]:
-        cold = slice(COLD * pools, (COLD + 1) * pools)
-        churn = (fix[cold, Fix.RELOAD] + out[cold, Out.FETCH] - out[cold, Out.SAVING]) // 2
-        out[cold, Out.CHURN] = np.where(possible[cold], churn, 0)
-    if rates[Rate.FRAGMENT_MILLI]:
-        cold = slice(COLD * pools, (COLD + 1) * pools)
-        breaks = possible[cold] & (dyn[:, Dyn.WHOLE] != 0) & (out[cold, Out.WAIT] == 0)
-        price = fix[cold, Fix.HALF_OCCUPANCY] * rates[Rate.FRAGMENT_MILLI] // 1_000
-        out[cold, Out.FRAGMENT] = np.where(breaks, price, 0)
+    _cold_prices(fix[pools : 2 * pools], dyn, rates, cold, possible[pools : 2 * pools])
     _costs(fix, rates, out, possible)
     bound = _best(fix, dyn, rates, mask, out, State.BINDABLE)
     return bound, _best(fix, dyn, rates, mask, out, State.WAITS)
 
 
-def _room(rooms: Ints, need: int) -> tuple[Ints, Ints]:
-    """(price, bytes) of making room, a line each."""
-    short = need - rooms[:, Room.LEAST]
+def _clearing(rooms: Ints, least: int, victim: int, need: int) -> tuple[Ints, Ints]:
+    """(price, bytes) of making room in one slot, a line each."""
+    short = need - rooms[:, least]
     price, gone = np.zeros(len(rooms), dtype=np.int64), np.zeros(len(rooms), dtype=np.int64)
     for number in range(VICTIMS):
-        size, cost = rooms[:, Room.VICTIM + 2 * number], rooms[:, Room.VICTIM + 2 * number + 1]
+        size, cost = rooms[:, victim + 2 * number], rooms[:, victim + 2 * number + 1]
         leaves = short > 0
         price += np.where(leaves, cost, 0)
         gone += np.where(leaves, size, 0)
         short = short - np.where(leaves, size, 0)
-    fits = need <= rooms[:, Room.MOST]
-    price = np.where(fits, 0, np.where(short > 0, FORBIDDEN_US, price))
-    return price, np.where(fits, 0, gone)
+    return np.where(short > 0, FORBIDDEN_US, np.minimum(price, FORBIDDEN_US)), gone
+
+
+def _room(rooms: Ints, need: int) -> tuple[Ints, Ints]:
+    """(price, bytes) of making room, a line each."""
+    price, gone = _clearing(rooms, Room.LEAST, Room.VICTIM, need)
+    kept, kept_gone = _clearing(rooms, Room.KEPT_LEAST, Room.KEPT_VICTIM, need)
+    fits, cheaper = need <= rooms[:, Room.MOST], kept < price
+    return np.where(fits, 0, np.where(cheaper, kept, price)), np.where(fits, 0, np.where(cheaper, kept_gone, gone))
 
 
 def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, open_pools: Bools, cold: Ints) -> None:
@@ -89,47 +95,95 @@ def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, open_pools: Bools
     )
     cold[:, Out.STATE] = np.where(open_pools, state, State.IMPOSSIBLE)
     cold[:, Out.WAIT] = np.where(open_pools, wait, 0)
-    cold[:, Out.FETCH] = np.where(open_pools, fix[pools : 2 * pools, Fix.FETCH] * (dyn[:, Dyn.FLOWS] + 1), 0)
+    fetch = np.minimum(fix[pools : 2 * pools, Fix.FETCH] * (dyn[:, Dyn.FLOWS] + 1), FETCH_MAX_US)
+    cold[:, Out.FETCH] = np.where(open_pools, fetch, 0)
     priced = open_pools & (free | ((wait < WAIT_MAX_US) & (price < FORBIDDEN_US)))
     cold[:, Out.EVICT] = np.where(priced, price * rates[Rate.EVICT_MILLI] // 1_000, 0)
     cold[:, Out.EVICTED_BYTES] = np.where(priced, gone, 0)
 
 
-def _slot_rows(out: Ints, rows: Ints, slots: Ints, until: Ints, now: int) -> None:
+def _slot_rows(fix: Ints, out: Ints, rows: Ints, slots: Ints, until: Ints, now: int) -> None:
     wait = np.where(slots == Slots.FREE, 0, np.maximum(until - now, OVERDUE_US))
     busy = (slots == Slots.OPEN) | (slots == Slots.FULL)
     state = np.where(slots == Slots.OPEN, State.BINDABLE, State.WAITS)
     state = np.where(busy & (wait < WAIT_MAX_US), state, State.IMPOSSIBLE)
-    out[rows, Out.STATE] = np.where(slots == Slots.FREE, State.BINDABLE, state)
-    out[rows, Out.WAIT] = np.where(slots == Slots.NONE, 0, wait)
+    feasible = fix[rows, Fix.FEASIBLE] != 0
+    out[rows, Out.STATE] = np.where(feasible, np.where(slots == Slots.FREE, State.BINDABLE, state), State.IMPOSSIBLE)
+    out[rows, Out.WAIT] = np.where(feasible & (slots != Slots.NONE), wait, 0)
 
 
-def _sources(fix: Ints, nodes: Ints, rates: Ints, lines: Ints, out: Ints, rows: Ints) -> None:
-    """Cold rows of pools that have something of the model."""
+def _sources(fix: Ints, rates: Ints, lines: Ints, out: Ints, rows: Ints) -> None:
+    """Cold rows of pools whose site has something of the model, or of gangs, whose blocks are told."""
     now = rates[Rate.NOW]
     state, wait, fetch = out[rows, Out.STATE], out[rows, Out.WAIT], out[rows, Out.FETCH]
     told = lines[:, Pres.COLD] >= 0
     state = np.where(told, lines[:, Pres.COLD], state)
     told_wait = np.where(lines[:, Pres.COLD] == State.BINDABLE, 0, np.maximum(lines[:, Pres.COLD_UNTIL] - now, OVERDUE_US))
     wait = np.where(told, told_wait, wait)
-    source = lines[:, Pres.SOURCE]
-    beside = (source == Source.SITE_FETCHING) & (lines[:, Pres.SOURCE_US] > now)
-    flying = (source == Source.FETCHING) | beside
-    local = (source == Source.DISK) | (source == Source.HOST)
-    fetch = np.where(flying, np.maximum(lines[:, Pres.SOURCE_US] - now, 0), np.where(local, 0, fetch))
-    joins = beside & (state == State.BINDABLE)
-    state = np.where(joins, State.WAITS, state)
-    wait = np.where(joins, fetch, wait)
     told_price = lines[:, Pres.COLD_PRICE] * rates[Rate.EVICT_MILLI] // 1_000
     out[rows, Out.EVICT] = np.where(told, told_price, out[rows, Out.EVICT])
     out[rows, Out.EVICTED_BYTES] = np.where(told, lines[:, Pres.COLD_BYTES], out[rows, Out.EVICTED_BYTES])
-    here = (local | (source == Source.FETCHING)) & (wait == 0) & ~told
-    price, gone = _room(nodes[np.where(here, lines[:, Pres.NODE], 0)], int(rates[Rate.NEED]))
-    state = np.where(here, np.where(price < FORBIDDEN_US, State.BINDABLE, State.IMPOSSIBLE), state)
-    out[rows, Out.EVICT] = np.where(here, price * rates[Rate.EVICT_MILLI] // 1_000, out[rows, Out.EVICT])
-    out[rows, Out.EVICTED_BYTES] = np.where(here, gone, out[rows, Out.EVICTED_BYTES])
-    out[rows, Out.STATE], out[rows, Out.WAIT], out[rows, Out.FETCH] = state, wait, fetch
-    out[rows, Out.SAVING] = np.where(source == Source.HOST, fix[rows, Fix.HOST_SAVING], 0)
+    source, until, copy = lines[:, Pres.SOURCE], lines[:, Pres.SOURCE_US], fix[rows, Fix.COPY]
+    beside = (source == Source.SITE_FETCHING) & (until > now)
+    there = (source == Source.SITE) & (copy < fetch)
+    local = (source == Source.FETCHING) | (source == Source.DISK) | (source == Source.HOST)
+    fetch = np.where(beside, np.minimum(until - now + copy, FETCH_MAX_US), np.where(there, copy, fetch))
+    fetch = np.where(local, np.where(source == Source.FETCHING, np.maximum(until - now, 0), 0), fetch)
+    joins = beside & (state == State.BINDABLE)
+    out[rows, Out.STATE], out[rows, Out.FETCH] = np.where(joins, State.WAITS, state), fetch
+    out[rows, Out.WAIT] = np.where(joins, until - now, wait)
+    out[rows, Out.SOURCE] = np.where(beside | there | local, source, out[rows, Out.SOURCE])
+    out[rows, Out.SAVING] = np.where(source == Source.HOST, fix[rows, Fix.HOST_SAVING], out[rows, Out.SAVING])
+
+
+def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Ints) -> None:
+    """Nodes with the weights: of each pool the best, if it is better than what the cold row means so far."""
+    pools, now = len(dyn), rates[Rate.NOW]
+    pool, source = spots[:, Spot.POOL], spots[:, Spot.SOURCE]
+    row = pools + pool
+    fetch = np.where(source == Source.FETCHING, np.maximum(spots[:, Spot.SOURCE_US] - now, 0), 0)
+    saving = np.where(source == Source.HOST, fix[row, Fix.HOST_SAVING], 0)
+    free = dyn[pool, Dyn.FREE] > 0
+    price, gone = _room(nodes[spots[:, Spot.NODE]], int(rates[Rate.NEED]))
+    able = np.where(
+        free,
+        (nodes[spots[:, Spot.NODE], Room.FREE] != 0) & (price < FORBIDDEN_US),
+        out[row, Out.STATE] != State.IMPOSSIBLE,
+    )
+    evict = np.where(free, price * rates[Rate.EVICT_MILLI] // 1_000, out[row, Out.EVICT])
+    gone = np.where(free, gone, out[row, Out.EVICTED_BYTES])
+    wait = np.where(free, 0, out[row, Out.WAIT])
+    state = np.where(able, np.where(wait == 0, State.BINDABLE, State.WAITS), State.IMPOSSIBLE)
+    mine = np.maximum(np.maximum(wait, fetch), fix[row, Fix.INPUT]) - saving + evict
+    order = np.lexsort((np.arange(len(spots)), mine, -state, pool))
+    _, first = np.unique(pool[order], return_index=True)
+    best = order[first]
+    told = out[row[best]]
+    theirs = np.maximum(np.maximum(told[:, Out.WAIT], told[:, Out.FETCH]), fix[row[best], Fix.INPUT])
+    theirs = theirs - told[:, Out.SAVING] + told[:, Out.EVICT]
+    better = (state[best] > told[:, Out.STATE]) | ((state[best] == told[:, Out.STATE]) & (mine[best] < theirs))
+    best = best[better & able[best]]
+    into = row[best]
+    for column, figures in (
+        (Out.STATE, state), (Out.WAIT, wait), (Out.FETCH, fetch), (Out.SAVING, saving), (Out.EVICT, evict),
+        (Out.EVICTED_BYTES, gone), (Out.SOURCE, source), (Out.NODE, spots[:, Spot.NODE] + 1),
+    ):  # fmt: skip
+        out[into, column] = figures[best]
+
+
+def _cold_prices(fix: Ints, dyn: Ints, rates: Ints, cold: Ints, possible: Bools) -> None:
+    """What cold rows cost others beside evictions."""
+    if rates[Rate.CHURN]:
+        churn = (fix[:, Fix.RELOAD] + cold[:, Out.FETCH] - cold[:, Out.SAVING]) // 2
+        cold[:, Out.CHURN] = np.where(possible, churn, 0)
+    if rates[Rate.FRAGMENT_MILLI]:
+        breaks = possible & (dyn[:, Dyn.WHOLE] != 0) & (cold[:, Out.WAIT] == 0)
+        cold[:, Out.FRAGMENT] = np.where(breaks, fix[:, Fix.HALF_OCCUPANCY] * rates[Rate.FRAGMENT_MILLI] // 1_000, 0)
+    if rates[Rate.LINK_MILLI]:
+        flows = dyn[:, Dyn.FLOWS]
+        crowds = possible & (flows != 0) & (cold[:, Out.SOURCE] == Source.ORIGIN)
+        crowd = fix[:, Fix.CROWD] * flows // (flows + 1) // 1_000 * rates[Rate.LINK_MILLI]
+        cold[:, Out.LINK] = np.where(crowds, crowd, 0)
 
 
 def _costs(fix: Ints, rates: Ints, out: Ints, possible: Bools) -> None:
@@ -140,9 +194,9 @@ def _costs(fix: Ints, rates: Ints, out: Ints, possible: Bools) -> None:
     slack = rates[Rate.SLACK]
     tardy = np.zeros(len(out), dtype=np.int64)
     if slack != NO_DEADLINE:
-        late = rates[Rate.TARDY_MILLI] * np.maximum(delay - slack, 0) // 1_000
-        tardy = np.where(delay * rates[Rate.SPREAD_MILLI] <= slack * 1_000, -delay, late)
-    total = delay + fix[:, Fix.PRICE] + out[:, Out.EVICT] + out[:, Out.CHURN] + out[:, Out.FRAGMENT] + risk + tardy
+        late = rates[Rate.TARDY_MILLI] * (np.maximum(delay - slack, 0) // 1_000)
+        tardy = np.where(delay // 1_000 * rates[Rate.SPREAD_MILLI] <= slack, -delay, late)
+    total = delay + fix[:, Fix.PRICE] + out[:, Out.EVICT] + out[:, Out.CHURN] + out[:, Out.FRAGMENT] + out[:, Out.LINK] + risk + tardy
     for column, values in ((Out.DELAY, delay), (Out.RISK, risk), (Out.TARDY, tardy), (Out.TOTAL, total)):
         out[:, column] = np.where(possible, values, 0)
 

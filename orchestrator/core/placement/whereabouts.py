@@ -5,13 +5,14 @@ Decides nothing; an index that can be rebuilt from the sites' state at any time.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 from atoll.model.ids import ModelId, PoolId, SiteId
 from orchestrator.core.placement.classes import Variant
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.eviction import Prices
-from orchestrator.core.placement.presence import Presence, line_of
+from orchestrator.core.placement.presence import Near, Presence, line_of, spots_in
 
 # Models with a table of their own; the oldest is dropped beyond it. A table of a model that is everywhere is some 10 KB.
 _PRESENCES_MAX: Final = 4_096
@@ -20,7 +21,7 @@ _PRESENCES_MAX: Final = 4_096
 class Whereabouts:
     """The index of models."""
 
-    __slots__ = ("_by_pool", "_columns", "_flights", "_gangs", "_presences", "_variants", "by_model")
+    __slots__ = ("_by_pool", "_columns", "_flights", "_gangs", "_holding", "_presences", "_variants", "by_model")
 
     def __init__(self) -> None:
         self.by_model: dict[ModelId, dict[int, None]] = {}
@@ -31,9 +32,11 @@ class Whereabouts:
         self._gangs: dict[Variant, Presence] = {}
         # By site and model: when each fetch should be done, by pool and node.
         self._flights: dict[tuple[SiteId, ModelId], dict[tuple[PoolId, int], int]] = {}
+        # By site and model: how many disks and host memories have it.
+        self._holding: Counter[tuple[SiteId, ModelId]] = Counter()
 
     def renumber(self, columns: list[Column], by_pool: dict[tuple[SiteId, PoolId], Column]) -> None:
-        """Pools have other numbers from now on; what they have must be `seen` again. Flights stay."""
+        """Pools have other numbers from now on; what they have must be `seen` again. Flights and holdings stay."""
         self._columns, self._by_pool = columns, by_pool
         self.by_model, self._presences, self._variants, self._gangs = {}, {}, {}, {}
 
@@ -53,6 +56,22 @@ class Whereabouts:
         self.end_flight(column, model_id, node_index)
         self.site_seen(model_id, column)
 
+    def held(self, column: Column, model_id: ModelId, step: int) -> None:
+        """A disk or memory of the site has a model now, or (-1) no more: other nodes of the site can copy it."""
+        self.count_held(column, model_id, step)
+        self.site_seen(model_id, column)
+
+    def holds(self, column: Column, model_id: ModelId) -> bool:
+        """Whether a node of the pool's site has the model."""
+        return (column.site.site_id, model_id) in self._holding
+
+    def count_held(self, column: Column, model_id: ModelId, step: int) -> None:
+        """As `held`, for a pool that comes or goes as a whole."""
+        key = (column.site.site_id, model_id)
+        self._holding[key] += step
+        if not self._holding[key]:
+            del self._holding[key]
+
     def end_flight(self, column: Column, model_id: ModelId, node_index: int) -> None:
         """Nobody at the site waits for this fetch any more."""
         key = (column.site.site_id, model_id)
@@ -62,7 +81,7 @@ class Whereabouts:
             self._flights.pop(key, None)
 
     def site_seen(self, model_id: ModelId, column: Column) -> None:
-        """A fetch to one node matters to all pools of its site: they may wait for it."""
+        """What one node has or fetches matters to all pools of its site: they may copy it."""
         for pool_id in column.site.pools:
             other = self._by_pool.get((column.site.site_id, pool_id))
             if other is not None:
@@ -77,7 +96,8 @@ class Whereabouts:
     def gone(self, model_id: ModelId, column: Column) -> None:
         """Something of the model left the pool: forget the pool if that was all."""
         self.stale(model_id, column)
-        if column.has(model_id) or (column.site.site_id, model_id) in self._flights:
+        key = (column.site.site_id, model_id)
+        if column.has(model_id) or key in self._flights or key in self._holding:
             return
         known = self.by_model.get(model_id)
         if known is not None:
@@ -105,12 +125,18 @@ class Whereabouts:
             for index in presence.stale:
                 if index in pools or variant.gang_size > 1:
                     column = self._columns[index]
-                    flights = self._flights.get((column.site.site_id, variant.model_id))
-                    presence.put(index, line_of(column, presence, min(flights.values()) if flights else None, prices))
+                    presence.put(index, line_of(column, presence, self._near(column, variant.model_id), prices))
+                    if variant.gang_size == 1:
+                        presence.put_spots(index, spots_in(column, variant.model_id))
                 else:
                     presence.drop(index)
             presence.stale = {}
         return presence
+
+    def _near(self, column: Column, model_id: ModelId) -> Near:
+        key = (column.site.site_id, model_id)
+        flights = self._flights.get(key)
+        return Near(key in self._holding, min(flights.values()) if flights else None)
 
     def _begin(self, variant: Variant) -> Presence:
         if len(self._presences) >= _PRESENCES_MAX:
