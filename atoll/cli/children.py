@@ -66,13 +66,20 @@ class Children:
                 return name, status
         return None
 
-    def wait(self) -> tuple[str, int]:
-        """Until one of them ends. Raises Stopped."""
-        while True:
-            ended = self.ended()
-            if ended is not None:
-                return ended
-            time.sleep(_POLL_S)
+    def wait(self, *watched: subprocess.Popen[bytes], timeout_s: float | None = None) -> bool:
+        """Whether one of these has ended: waits until one has, or for so long. Raises Stopped."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while not any(child.poll() is not None for child in watched):
+            left_s = _POLL_S if deadline_s is None else min(deadline_s - time.monotonic(), _POLL_S)
+            if left_s <= 0:
+                return False
+            time.sleep(left_s)
+        return True
+
+    def drop(self, child: subprocess.Popen[bytes]) -> None:
+        """Forget a child that has ended; whatever it left behind in its session goes with it."""
+        _signal_session(child, signal.SIGKILL)
+        self._running = [(name, one) for name, one in self._running if one is not child]
 
     def _kill(self, _number: int, _frame: FrameType | None) -> None:
         for _, child in self._running:

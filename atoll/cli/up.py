@@ -1,6 +1,7 @@
 """`atoll up`: an orchestrator and a site on this machine, in one command.
 
-Decides names, folders and the order of the start. Both are processes of their own and log here; both end with this one.
+Decides names, folders and the order of the start. Both are processes of their own and log here; both end with this one. Once both run,
+the orchestrator goes on whatever becomes of the agent (`upkeep`).
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import Popen
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from atoll.cli import places, policies
+from atoll.cli import places, policies, upkeep
 from atoll.cli.agent import JOIN_TOKEN_VARIABLE
 from atoll.cli.children import Children, Stopped
 from atoll.cli.exits import CliError, Exit
@@ -22,7 +25,7 @@ from atoll.cli.output import note
 from atoll.cli.session import examples
 from atoll.model.adapter import AdapterSpec
 from atoll.model.address import Address, parse_address
-from atoll.model.ids import SiteId
+from atoll.model.ids import SiteId, parse_name
 from atoll.model.site import SiteConnection, SiteSpec
 
 if TYPE_CHECKING:
@@ -73,26 +76,31 @@ def up(
     """Run an orchestrator and a real site on this machine in the foreground, until Ctrl-C.
 
     Builds the starter models when they are not there. What was submitted survives; start it again and it goes on. Needs atoll[worker].
+    Should the site's agent end, it is started again, five times in a row at most; the orchestrator goes on, also without it.
     """
     address = parse_address("--listen", listen or "127.0.0.1")
     more = [*(("--slots", slots) if slots is not None else ()), *(("--no-gpus",) if no_gpus else ())]
+    site_id = SiteId(parse_name("--site", site))
     data = Path(data_dir).expanduser().absolute() if data_dir else places.data_dir(os.environ)
     policies.load(policy)
     models, adapters = _starters(data)
     _refuse_taken(address)
-    with Children() as children:
+    with ExitStack() as afterwards, Children() as children:
         try:
-            _orchestrator(children, address, data, metrics, log_level, policy)
+            orchestrator = _orchestrator(children, address, data, metrics, log_level, policy)
             with _client(address) as client:
-                join_token = _declare(client, SiteId(site), models, adapters)
-                _agent(children, SiteId(site), address, data, log_level, join_token, more)
+                join_token = _declare(client, site_id, models, adapters)
+                arguments = _agent_arguments(site_id, address, data, log_level, more)
+                afterwards.callback(upkeep.end_cluster, _site_dir(data, site_id))
+                agent = children.start("agent", arguments, {JOIN_TOKEN_VARIABLE: join_token} if join_token else None)
                 _await_site(children, client, site)
             _greet(address)
-            name, status = children.wait()
+            # It has joined: its credential is in its folder.
+            status = upkeep.keep(children, orchestrator, agent, lambda: children.start("agent", arguments))
         except Stopped:
             note("stopping")
             return
-        raise CliError(f"the {name} ended by itself, with status {status}: what it said stands above", code=Exit.FAILED)
+        raise CliError(f"the orchestrator ended by itself, with status {status}: what it said stands above", code=Exit.FAILED)
 
 
 def _starters(data: Path) -> tuple[tuple[ModelSpec, ...], tuple[AdapterSpec, ...]]:
@@ -122,7 +130,7 @@ def _refuse_taken(address: Address) -> None:
     raise CliError(f"--listen is '{address}': expected an address that nobody uses; something answers there", code=Exit.CONFLICT)
 
 
-def _orchestrator(children: Children, address: Address, data: Path, metrics: str, log_level: str, policy: str) -> None:
+def _orchestrator(children: Children, address: Address, data: Path, metrics: str, log_level: str, policy: str) -> Popen[bytes]:
     """Start it and wait until it answers."""
     arguments = [
         "orchestrator",
@@ -134,7 +142,7 @@ def _orchestrator(children: Children, address: Address, data: Path, metrics: str
         *("--log-level", log_level),
         *("--policy", policy),
     ]
-    children.start("orchestrator", arguments)
+    started = children.start("orchestrator", arguments)
     from atoll.client import UnavailableError
 
     deadline_s = time.monotonic() + _ORCHESTRATOR_S
@@ -143,7 +151,7 @@ def _orchestrator(children: Children, address: Address, data: Path, metrics: str
         with _client(address) as client:
             try:
                 client.fleet()
-                return
+                return started
             except UnavailableError:
                 if time.monotonic() > deadline_s:
                     raise
@@ -178,13 +186,18 @@ def _declare(client: Client, site: SiteId, models: tuple[ModelSpec, ...], adapte
         return client.sites_add(spec, reason="atoll up").join_token
 
 
-def _agent(children: Children, site: SiteId, address: Address, data: Path, log_level: str, join_token: str, more: Sequence[str]) -> None:
+def _site_dir(data: Path, site: SiteId) -> Path:
+    return data / "sites" / site
+
+
+def _agent_arguments(site: SiteId, address: Address, data: Path, log_level: str, more: Sequence[str]) -> list[str]:
+    """The same at each start: by its ports an agent finds the Ray cluster that an earlier one left."""
     block = _free_block()
-    arguments = [
+    return [
         "agent",
         *("--site", site),
         *("--orchestrator", str(address)),
-        *("--data-dir", str(data / "sites" / site)),
+        *("--data-dir", str(_site_dir(data, site))),
         *("--cache-dir", str(data / "weights")),
         *("--log-level", log_level),
         *("--ray-node-ip", f"127.0.1.{1 + block}"),
@@ -192,7 +205,6 @@ def _agent(children: Children, site: SiteId, address: Address, data: Path, log_l
         "--stop-work-on-exit",
         *more,
     ]
-    children.start("agent", arguments, {JOIN_TOKEN_VARIABLE: join_token} if join_token else None)
 
 
 def _free_block() -> int:
