@@ -14,7 +14,7 @@ from atoll.cli.output import say, table
 from atoll.cli.reasons import meaning, remedy
 from atoll.model.attempt import Attempt, AttemptState
 from atoll.model.learned import Component
-from atoll.model.placement import PRICE_TERMS, Candidate, Evicted, Explanation, Rejection
+from atoll.model.placement import PRICE_TERMS, Awaits, Candidate, Evicted, Explanation, Rejection
 
 _LEGEND_CHARS: Final = 110
 _WHOLE: Final = 1_000
@@ -22,7 +22,7 @@ _WHOLE: Final = 1_000
 _SHOWN_MILLI: Final = 5
 # What each term of the cost stands for, for the legend under the table.
 _TERMS: Final = {
-    "queue": "work ahead in the slot",
+    "queue": "work ahead there, loads and fetches included",
     "fetch": "weights from the origin store, or what is left of a fetch that goes on",
     "input": "the job's own files",
     "stage": "weights from disk or host memory into the GPU",
@@ -72,9 +72,11 @@ def place(candidate: Candidate) -> str:
 
 def weights(names: Sequence[str], candidate: Candidate) -> str:
     """Where the model is as that place sees it, and when the place is free."""
-    state = "warm"
+    state = "loading already" if candidate.awaits is Awaits.LOAD else "warm"
     if candidate.cold:
         state = "cold, to be fetched" if term(names, candidate, "fetch") else "cold, already on its disk"
+    if candidate.awaits is Awaits.FETCH:
+        return f"cold, fetched by another node there, at hand in {duration(candidate.wait_us)}"
     return state + (f", free in {duration(candidate.wait_us)}" if candidate.wait_us else "")
 
 
@@ -126,7 +128,8 @@ def rejections(found: Sequence[Rejection], title: str) -> None:
 
 
 def phases(attempt: Attempt, explanation: Explanation) -> None:
-    """Predicted against actual, a line per phase; the last but one holds what has no measure of its own, so that the lines add up."""
+    """Predicted against actual, a line per phase. What goes on while the attempt waits is counted once: a line takes it off. The last but
+    one holds what has no measure of its own, so that the lines add up."""
     names, chosen = explanation.term_names, explanation.chosen
     took_us = attempt.ended_us - attempt.leased_us
     corrected = any(factor and abs(factor - _WHOLE) >= _SHOWN_MILLI for factor in attempt.factors_milli)
@@ -139,6 +142,13 @@ def phases(attempt: Attempt, explanation: Explanation) -> None:
         actual_rest_us -= max(actual_us, 0)
         if predicted_us or actual_us > 0:
             rows.append([*_line(title, predicted_us, actual_us), _factor(attempt, component)])
+    # A fetch begins when the attempt is queued at the site, whoever else waits for it.
+    at_once_us = -min(max(attempt.times.waiting_us, 0), max(attempt.times.fetch_us, 0))
+    overlap_us = term(names, chosen, "overlap")
+    predicted_rest_us -= overlap_us
+    actual_rest_us -= at_once_us
+    if overlap_us or at_once_us:
+        rows.append(["at the same time", seconds(overlap_us), seconds(at_once_us), "", ""])
     rows.append(["the rest", seconds(predicted_rest_us), seconds(actual_rest_us), "", ""])
     rows.append([*_line("all of it", attempt.predicted_us, took_us), ""])
     ended = "" if attempt.state is AttemptState.SUCCEEDED else f", until it {_ENDS.get(attempt.state, attempt.state.value)}"
@@ -147,7 +157,8 @@ def phases(attempt: Attempt, explanation: Explanation) -> None:
     width = len(titles) if corrected else len(titles) - 1
     table(titles[:width], [row[:width] for row in rows], frozenset(range(1, width)), indent="    ")
     more = "; corrected: by what earlier attempts had taught" if corrected else ""
-    say(f"    (the rest: messages, the job's own files, and what was predicted to go on at the same time{more})")
+    once = "at the same time: what is fetched while it waits, counted once; " if overlap_us or at_once_us else ""
+    say(f"    ({once}the rest: messages and the job's own files{more})")
 
 
 _ENDS: Final = {AttemptState.FAILED: "failed", AttemptState.LOST: "was lost", AttemptState.REFUSED: "was refused"}

@@ -13,7 +13,7 @@ from atoll.cli.figures import change, count, duration
 from atoll.cli.output import printable, say
 from atoll.model.attempt import ENDED, RETRIES, Attempt, AttemptState, Failure
 from atoll.model.job import TERMINAL, Job, JobState
-from atoll.model.placement import Deferral
+from atoll.model.placement import Awaits, Deferral
 from atoll.model.quote import Eta, PlaceView, Prospects, Quote, TimeLimits, Verdict, prospects
 
 _DOES = {
@@ -177,7 +177,7 @@ def _deferred(deferral: Deferral, now_us: int) -> str:
     if best is None:
         return f": no place could take it when it was last looked at: {outlook.nowhere(deferral.rejections)}"
     left_us = max(deferral.since_us + best.wait_us - now_us, 0)
-    return f" for {costtable.place(best)}, free in about {duration(left_us)}"
+    return f" for {outlook.awaited(best, left_us)}"
 
 
 def _live(moment: Moment, last: Attempt) -> list[str]:
@@ -238,12 +238,14 @@ def _before(attempts: Sequence[Attempt]) -> list[str]:
 
 
 def _attempt(attempt: Attempt, explained: set[str]) -> None:
+    told = attempt.explanation
     temperature = "cold: the model had to be loaded" if attempt.cold else "warm: the model was there"
+    if told is not None and told.chosen.awaits is Awaits.LOAD:
+        temperature = "the model was loading there already, for another job"
     slot = f"{attempt.slot.node_id} slot {attempt.slot.index}"
     say(f"Attempt {attempt.key.ordinal} at {attempt.site_id}, {slot} ({temperature}): {attempt.state}")
     if attempt.failure:
         say(f"  {printable(_failure(attempt.failure))}")
-    told = attempt.explanation
     if told is None:
         return
     deferred = f", after {count(told.deferrals, 'deferral')}" if told.deferrals else ""

@@ -13,7 +13,7 @@ from atoll.cli.costtable import place, term, time_us
 from atoll.cli.figures import count, duration, money, size
 from atoll.cli.output import printable, say
 from atoll.cli.reasons import meaning, remedy
-from atoll.model.placement import Candidate, Rejection
+from atoll.model.placement import Awaits, Candidate, Rejection
 from atoll.model.quote import Eta, InTime, PlaceView, Quote, TimeLimits, Verdict, prospects
 
 # As the policy resolves ties: below it nobody would call one place better.
@@ -27,6 +27,8 @@ _WORTH_NAMING_USD_MICROS: Final = 50
 
 def _doing(names: Sequence[str], candidate: Candidate, weights_bytes: int) -> str:
     """What it takes to run there: "fetching 22.0 GB to a/b", "waiting for a/b", "the warm replica at a/b"."""
+    if candidate.awaits is Awaits.LOAD:
+        return f"waiting for {place(candidate)}, where the model is loading already"
     if candidate.cold:
         of = size(weights_bytes) if weights_bytes else "the model"
         how = f"fetching {of} to" if term(names, candidate, "fetch") else f"loading {of} from the disk of"
@@ -39,6 +41,9 @@ def has(names: Sequence[str], candidate: Candidate, weights_bytes: int, verb: st
     be = "was" if verb == "had" else "is"
     if not candidate.cold:
         behind_us = term(names, candidate, "queue")
+        if candidate.awaits is Awaits.LOAD:
+            for_whom = f" for another job, behind {duration(behind_us)} of that and other work" if behind_us else ""
+            return f"where the model {be} loading already{for_whom}"
         return f"where the model {be} warm" + (f", behind {duration(behind_us)} of other work" if behind_us else "")
     of = size(weights_bytes) if weights_bytes else "the model"
     return f"which {verb} to fetch {of} first" if term(names, candidate, "fetch") else f"which {verb} to load {of} from its disk"
@@ -113,6 +118,14 @@ def _kept(meets: InTime, what: str, do: str, limit_ms: int, limits: TimeLimits, 
     assert_never(meets)
 
 
+def awaited(candidate: Candidate, left_us: int) -> str:
+    """The place that is waited for, and what it is that comes: "a/b, free in about 2.00s"."""
+    if candidate.awaits is Awaits.FETCH:
+        return f"{place(candidate)}, where another node fetches the model and has it in about {duration(left_us)}"
+    loading = ", where the model is loading already" if candidate.awaits is Awaits.LOAD else ""
+    return f"{place(candidate)}{loading}, free in about {duration(left_us)}"
+
+
 def waiting(quote: Quote) -> str:
     """What a job waits for, and why that is better than anything that could be had at once."""
     chosen = quote.chosen
@@ -125,7 +138,7 @@ def waiting(quote: Quote) -> str:
     behind = ""
     if quote.turn_us:
         behind = f", and {count(quote.ahead, 'job')} before it for {duration(quote.turn_us)} more"
-    return f"{place(chosen)}, free in about {duration(chosen.wait_us)}{behind}: {rest}"
+    return f"{awaited(chosen, chosen.wait_us)}{behind}: {rest}"
 
 
 def nowhere(found: Sequence[Rejection]) -> str:

@@ -60,6 +60,14 @@ REMEDIES: Final[dict[Reason, str]] = {
 PRICE_TERMS: Final = frozenset({"money", "net", "link", "evict", "churn", "fragmentation", "risk", "deadline"})
 
 
+class Awaits(StrEnum):
+    """What a place is behind that is no work of its slot."""
+
+    NOTHING = ""
+    LOAD = "load"  # the replica is not there yet: it is fetched or loaded for another job
+    FETCH = "fetch"  # slots are free, but another node of the site fetches the model, and it is fetched once
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A place with its cost. `terms_us` are parallel to `Explanation.term_names`; int64 microseconds."""
@@ -70,6 +78,7 @@ class Candidate:
     terms_us: tuple[int, ...]
     cold: bool
     wait_us: int = 0  # > 0: no slot can be bound now, this is the deferral's price
+    awaits: Awaits = Awaits.NOTHING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -736,11 +736,14 @@ class Candidate(_message.Message):
     TERMS_US_FIELD_NUMBER: _builtins.int
     COLD_FIELD_NUMBER: _builtins.int
     WAIT_US_FIELD_NUMBER: _builtins.int
+    AWAITS_FIELD_NUMBER: _builtins.int
     site_id: _builtins.str
     pool_id: _builtins.str
     total_us: _builtins.int
     cold: _builtins.bool
     wait_us: _builtins.int
+    awaits: _builtins.str
+    """"load": its replica is being loaded for another job; "fetch": another node of the site fetches the model; else "" """
     @_builtins.property
     def terms_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -752,10 +755,11 @@ class Candidate(_message.Message):
         terms_us: _abc.Iterable[_builtins.int] | None = ...,
         cold: _builtins.bool = ...,
         wait_us: _builtins.int = ...,
+        awaits: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold", b"cold", "pool_id", b"pool_id", "site_id", b"site_id", "terms_us", b"terms_us", "total_us", b"total_us", "wait_us", b"wait_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits", b"awaits", "cold", b"cold", "pool_id", b"pool_id", "site_id", b"site_id", "terms_us", b"terms_us", "total_us", b"total_us", "wait_us", b"wait_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

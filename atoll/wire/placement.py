@@ -10,7 +10,7 @@ from typing import Final
 from atoll.model import limits
 from atoll.model.errors import FieldError
 from atoll.model.ids import ModelId, NodeId, PoolId, SiteId, parse_name
-from atoll.model.placement import Candidate, Deferral, Evicted, Explanation, Reason, Rejection
+from atoll.model.placement import Awaits, Candidate, Deferral, Evicted, Explanation, Reason, Rejection
 from atoll.v1 import types_pb2 as pb
 from atoll.wire import bounds
 
@@ -30,6 +30,7 @@ def candidate_to_proto(candidate: Candidate) -> pb.Candidate:
         terms_us=candidate.terms_us,
         cold=candidate.cold,
         wait_us=candidate.wait_us,
+        awaits=candidate.awaits.value,
     )
 
 
@@ -43,7 +44,15 @@ def candidate_from_proto(msg: pb.Candidate) -> Candidate:
         terms_us=tuple(msg.terms_us),
         cold=msg.cold,
         wait_us=msg.wait_us,
+        awaits=_awaits_from_proto(msg.awaits),
     )
+
+
+def _awaits_from_proto(name: str) -> Awaits:
+    try:
+        return Awaits(name)
+    except ValueError:
+        raise FieldError("awaits", name, f"one of {', '.join(repr(one.value) for one in Awaits)}") from None
 
 
 def rejection_to_proto(rejection: Rejection) -> pb.Rejection:

@@ -8,11 +8,11 @@ import pytest
 
 from atoll.cli import costtable, explain, outlook
 from atoll.cli.reasons import REASONS
-from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind
+from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind, PhaseTimes
 from atoll.model.ids import AttemptKey, GpuTypeId, JobId, Ordinal, PoolId
 from atoll.model.job import Job, JobState
 from atoll.model.learned import Component
-from atoll.model.placement import Reason, Rejection
+from atoll.model.placement import Awaits, Reason, Rejection
 from atoll.model.quote import Eta, InTime, PlaceView, Prospects, Quote, TimeLimits, Verdict, prospects
 from orchestrator.core.placement.registry import TERM_NAMES
 from tests.unit.jobs_to_show import CHOSEN, DONE, OTHER, QUEUED, TERMS
@@ -76,9 +76,9 @@ def test_a_job_that_is_done(capsys: Shown) -> None:
         "    >   tokyo-1/h100    9.50   =    9.00       0    2.00    3.00        4.00   +     0.50    0.50   cold, to be fetched",
         "        osaka-1/l4     61.00   =   61.00    1.00       0       0       60.00   +        0       0   warm, free in 2.00s",
         "    (COST in seconds of delay = TIME from the decision to the result, by its terms + PRICES, which pass no time",
-        "    but count as if they did; queue: work ahead in the slot; fetch: weights from the origin store, or what is left",
-        "    of a fetch that goes on; stage: weights from disk or host memory into the GPU; execution: the diffusion",
-        "    itself; money: price of the GPU, at the policy's seconds per dollar)",
+        "    but count as if they did; queue: work ahead there, loads and fetches included; fetch: weights from the origin",
+        "    store, or what is left of a fetch that goes on; stage: weights from disk or host memory into the GPU;",
+        "    execution: the diffusion itself; money: price of the GPU, at the policy's seconds per dollar)",
         "  Made room: sdxl, 7.00 GB: others are expected to wait 1.50s longer for it",
         "  Predicted against actual, in seconds:",
         "    PHASE                 PREDICTED   ACTUAL     OFF",
@@ -87,9 +87,10 @@ def test_a_job_that_is_done(capsys: Shown) -> None:
         "    load (stage, init)         3.00     3.00    +0 %",
         "    run (execution)            4.00     5.00   +25 %",
         "    upload (output)               0     0.40       -",
-        "    the rest                   1.00        0       -",
+        "    at the same time              0    -0.10       -",
+        "    the rest                   1.00     0.10       -",
         "    all of it                 10.00    11.00   +10 %",
-        "    (the rest: messages, the job's own files, and what was predicted to go on at the same time)",
+        "    (at the same time: what is fetched while it waits, counted once; the rest: messages and the job's own files)",
         "  Not possible then:",
         "    HOW MANY   WHY                    WHAT WOULD HAVE TO CHANGE",
         "    2 pools    the site is cordoned   atoll sites uncordon SITE",
@@ -105,10 +106,46 @@ def test_the_phases_add_up_and_say_what_had_been_corrected(capsys: Shown) -> Non
     cells = {line.strip().split("   ")[0]: line.split() for line in lines[2:-1]}
     assert cells["load (stage, init)"][-1] == "x1.40"
     assert lines[1].split()[-1] == "CORRECTED" and "earlier attempts" in lines[-1]
-    figures = [[float(cell) for cell in line if cell.replace(".", "").isdigit()][:2] for line in cells.values()]
+    figures = [[float(cell) for cell in line if cell.replace(".", "").lstrip("-").isdigit()][:2] for line in cells.values()]
     *parts, (predicted, actual) = figures
     assert sum(part[0] for part in parts) == pytest.approx(predicted)
     assert sum(part[1] for part in parts) == pytest.approx(actual)
+
+
+def test_a_fetch_that_went_on_while_it_waited_is_counted_once(capsys: Shown) -> None:
+    """Behind another job's fetch: 15.8 s until its turn, of which 3.17 s of fetching, then 2 s of its own."""
+    told = FIRST.explanation
+    assert told is not None
+    chosen = replace(told.chosen, cold=False, awaits=Awaits.LOAD, terms_us=(14_000_000, 0, 0, 2_000_000, 0, 0))
+    times = PhaseTimes(waiting_us=15_800_000, fetch_us=3_170_000, run_us=2_000_000, upload_us=10_000)
+    behind = replace(FIRST, cold=False, times=times, predicted_us=16_000_000, leased_us=0, ended_us=17_860_000)
+    costtable.phases(behind, replace(told, chosen=chosen))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["at", "the", "same", "time", "0", "-3.17", "-"] in lines
+    assert ["the", "rest", "0", "0.050", "-"] in lines
+    cold = replace(told, chosen=replace(chosen, cold=True, terms_us=(3_000_000, 2_000_000, 0, 2_000_000, 0, -2_000_000)))
+    costtable.phases(replace(behind, predicted_us=5_000_000), cold)
+    assert ["at", "the", "same", "time", "-2.00", "-3.17", "-"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_model_that_was_loading_for_another_job_was_not_warm(capsys: Shown) -> None:
+    told = FIRST.explanation
+    assert told is not None
+    chosen = replace(told.chosen, cold=False, awaits=Awaits.LOAD, terms_us=(14_000_000, 0, 0, 2_000_000, 0, 0))
+    fetched = replace(OTHER, cold=True, awaits=Awaits.FETCH, wait_us=447_000)
+    attempt = replace(FIRST, cold=False, explanation=replace(told, chosen=chosen, others=(fetched,)))
+    explain.show(explain.Moment(job=replace(DONE, attempts=(attempt,)), now_us=20_000_000))
+    shown = capsys.readouterr().out
+    assert "tokyo-1/h100, where the model was loading already for another job, behind 14.0s of that and other work: " in shown
+    assert "slot 2 (the model was loading there already, for another job): succeeded" in shown
+    assert "warm" not in shown
+    assert "cold, fetched by another node there, at hand in 447ms" in shown and "free in" not in shown
+    outlook.show_quote("flux1-dev", replace(WAITS, chosen=fetched, turn_us=0))
+    assert "It would wait for osaka-1/l4, where another node fetches the model and has it in about 447ms: " in capsys.readouterr().out
+    outlook.show_quote("flux1-dev", replace(WAITS, chosen=replace(OTHER, awaits=Awaits.LOAD), turn_us=0))
+    assert "It would wait for osaka-1/l4, where the model is loading already, free in about 2.00s: " in capsys.readouterr().out
+    outlook.show_quote("flux1-dev", replace(GOES, others=(replace(OTHER, awaits=Awaits.LOAD),)))
+    assert "sooner than waiting for osaka-1/l4, where the model is loading already." in capsys.readouterr().out
 
 
 def test_an_attempt_that_failed_is_compared_as_far_as_it_came(capsys: Shown) -> None:

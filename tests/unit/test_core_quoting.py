@@ -10,7 +10,7 @@ from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import JobId, SiteId, TenantId
 from atoll.model.job import Job, JobSpec, JobState
 from atoll.model.modelspec import AdapterUse
-from atoll.model.placement import PRICE_TERMS, Reason
+from atoll.model.placement import PRICE_TERMS, Awaits, Reason
 from atoll.model.quote import Quote, Verdict
 from atoll.model.shape import Precision, Shape
 from orchestrator.core import events
@@ -72,6 +72,25 @@ def test_in_a_quiet_fleet_the_quote_is_what_a_submit_does(one: JobSpec) -> None:
     assert (attempt.predicted_us, told.weights_bytes) == (offered.predicted_us, offered.weights_bytes)
     assert (offered.eta.end_p50_us - offered.at_us, offered.eta.end_p90_us - offered.at_us) == (told.p50_us, told.p90_us)
     assert offered.at_us <= offered.eta.begin_p50_us < offered.eta.end_p50_us < offered.eta.end_p90_us
+
+
+def test_a_replica_that_is_loading_for_another_job_is_told_from_a_warm_one() -> None:
+    fleet = Fleet(site("a", pool("p", gpus=1, nodes=3)), models=(model("m", weights_gb=20),))
+    for number in range(3):
+        fleet.submit(spec(prompt=str(number)))
+    first, second, third = fleet.jobs.values()
+    told = [job.attempts[0].explanation for job in (first, second)]
+    assert [(one.chosen.cold, one.chosen.awaits) for one in told if one is not None] == [(True, Awaits.NOTHING), (False, Awaits.LOAD)]
+    # The other two nodes have free slots: what they wait for is the fetch.
+    assert told[1] is not None
+    (beside,) = told[1].others
+    assert (beside.cold, beside.awaits) == (True, Awaits.FETCH) and beside.wait_us > 0
+    assert third.deferral is not None and third.deferral.waits_for is not None
+    assert third.deferral.waits_for.awaits is Awaits.LOAD
+    fleet.warm("a", "p-0", 0, "m", size_gb=20)
+    fleet.report("a")
+    offered = _quote(fleet, spec(prompt="later")).chosen
+    assert offered is not None and (offered.cold, offered.awaits) == (False, Awaits.NOTHING), "it is there now, and busy"
 
 
 def test_asking_changes_nothing() -> None:

@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 
 from atoll.model.ids import ModelId
-from atoll.model.placement import Candidate, Reason, Rejection
+from atoll.model.placement import Awaits, Candidate, Reason, Rejection
+from atoll.model.replica import ReplicaState
 from orchestrator.core.placement import kernel
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column, free_bytes
@@ -46,6 +47,7 @@ from orchestrator.core.state import ReplicaKey, Slot
 _OTHERS_MAX: Final = 4
 # As plain integers: a member of an IntEnum costs a look-up where a list is indexed.
 _NO_SLOT, _MEMORY_BUSY = REASON_CODE[Reason.NO_SLOT], REASON_CODE[Reason.MEMORY_BUSY]
+_ON_ITS_WAY: Final = (ReplicaState.ABSENT, ReplicaState.LOADING)
 _STATE, _WAIT, _TOTAL, _BINDABLE = int(Out.STATE), int(Out.WAIT), int(Out.TOTAL), int(State.BINDABLE)
 
 
@@ -111,6 +113,7 @@ class Board:
                 terms_us=tuple(term),
                 cold=row // pools == COLD,
                 wait_us=0 if figures[_STATE] == _BINDABLE else figures[_WAIT],
+                awaits=awaited(self, row),
             )
             for row, term, figures in zip(rows, terms_of(self.estimate.still, index, pools, self.out), told, strict=True)
         )
@@ -290,6 +293,17 @@ def victims_in(board: Board, row: int, slot: Slot) -> tuple[Victim, ...]:
     victims = board.columns.prices.victims(slot, board.column(row).pool, besides=own)
     held = sum(victim.memory_bytes for victim in victims)
     return leaving(victims, held + board.estimate.memory_bytes - slot.memory_bytes)
+
+
+def awaited(board: Board, row: int) -> Awaits:
+    """What a row is behind that is no work of a slot."""
+    column, variant = board.column(row), board.estimate.variant
+    if board.is_cold(row):
+        joins = board.wait_us(row) and column.free_slots and board.source(row) == Source.SITE_FETCHING
+        return Awaits.FETCH if joins and variant.gang_size == 1 else Awaits.NOTHING
+    slot = next(iter(slots_of(board, row)), None)
+    replica = slot.replicas.get(ReplicaKey(variant.model_id, variant.gang_size)) if slot is not None else None
+    return Awaits.LOAD if replica is not None and replica.state in _ON_ITS_WAY else Awaits.NOTHING
 
 
 def awaited_slot(board: Board, row: int) -> Slot | None:
