@@ -55,6 +55,7 @@ class Fault(StrEnum):
     OPERATOR = "operator"  # cordons, drains and takes it back
     REMOVE_SITE = "remove_site"  # an operator removes a site by force and adds it again
     REUSED_KEY = "reused_key"  # another payload under a key that is in use
+    BROKEN_SITE = "broken_site"  # whatever executes at a site fails, for a while
 
 
 # Chance of striking at one opportunity (a message, a commit, a command), in thousandths. Drops and duplicates are drawn per run
@@ -98,7 +99,11 @@ SCHEDULED: Final = (
     Fault.FLAP,
     Fault.OPERATOR,
     Fault.REMOVE_SITE,
+    Fault.BROKEN_SITE,
 )
+# Drawn from a stream of their own: what came later does not change the fleets and faults of seeds that failed once.
+_LATE: Final = {Fault.BROKEN_SITE: 0.3}
+_EARLY: Final = tuple(fault for fault in Fault if fault not in _LATE)
 
 
 class Faults:
@@ -113,7 +118,7 @@ class Faults:
         self._world = world
         self._opportunities: Counter[Fault] = Counter()
         self._random = world.stream("faults")
-        self._latest = {fault: self._random.randint(*_LATEST_OPPORTUNITY) for fault in Fault}
+        self._latest = {fault: self._random.randint(*_LATEST_OPPORTUNITY) for fault in _EARLY}
         self._latest[Fault.HALF_OPEN] = 1  # few streams die silently in a run
         self._chance_milli = dict(_CHANCE_MILLI)
         self._chance_milli[Fault.DROP] = self._random.randint(5, _DROP_MILLI_MAX)
@@ -149,7 +154,8 @@ class Faults:
         return tuple(fault for fault in Fault if fault in self.enabled and fault not in self.fired)
 
 
-def draw_faults(chance: random.Random) -> frozenset[Fault]:
+def draw_faults(chance: random.Random, late: random.Random) -> frozenset[Fault]:
     """A random subset: few faults find what many would hide. Now and then none, or all."""
     share = chance.choice((0.1, 0.25, 0.25, 0.4, 0.6, 1.0))
-    return frozenset(fault for fault in Fault if chance.random() < share)
+    early = frozenset(fault for fault in _EARLY if chance.random() < share)
+    return early | {fault for fault, share in _LATE.items() if late.random() < share}

@@ -95,10 +95,10 @@ class Liveness:
     # --- a job that fits is placed ------------------------------------------------------------------------------------------------
 
     def _check_idle(self) -> None:
-        busy = self._busy_slots()
+        busy, closed = self._busy_slots(), self._closed_pools()
         for job_id in self._history.unfinished():
             job = self._store.jobs[job_id]
-            place = self._idle_place(job, busy) if job.state is JobState.QUEUED else None
+            place = self._idle_place(job, busy, closed) if job.state is JobState.QUEUED else None
             if place is None:
                 self._idle_since.pop(job_id, None)
                 continue
@@ -115,7 +115,13 @@ class Liveness:
             for slot in block(attempt.slot, job.spec.gang_size)
         }
 
-    def _idle_place(self, job: Job, busy: set[tuple[str, SlotRef]]) -> str | None:
+    def _closed_pools(self) -> set[tuple[str, str]]:
+        """Pools that the leader lets nobody into, because attempts kept failing there. How long is bounded: all work ends in time."""
+        leader = self._orchestrators.leader()
+        views = leader.machine.site_views() if leader is not None else ()
+        return {(view.spec.site_id, pool.pool_id) for view in views for pool in view.pools if pool.closed_until_us}
+
+    def _idle_place(self, job: Job, busy: set[tuple[str, SlotRef]], closed: set[tuple[str, str]]) -> str | None:
         spec = job.spec
         model = self._store.models[spec.model_id]
         adapters_bytes = sum(self._store.adapters[use.adapter_id].weights_bytes for use in spec.adapters)
@@ -126,6 +132,8 @@ class Liveness:
             if spec.constraints.sites and site.spec.site_id not in spec.constraints.sites:
                 continue
             for pool in site.spec.pools:
+                if (site.spec.site_id, pool.pool_id) in closed:
+                    continue
                 if spec.constraints.gpu_types and pool.gpu_type not in spec.constraints.gpu_types:
                     continue
                 if model.resident_bytes + 2 * model.activation_bytes + adapters_bytes > pool.gpu_memory_bytes:

@@ -84,7 +84,7 @@ class Run:
         self.world = World(seed)
         self.world.listener = listener
         chance = self.world.stream("plan")
-        enabled = draw_faults(chance) if options.faults is None else options.faults
+        enabled = draw_faults(chance, self.world.stream("late faults")) if options.faults is None else options.faults
         self.faults = Faults(self.world, enabled)
         self.fleet: Fleet = draw_fleet(chance)
         self.store = SimStore(self.world, self.faults, FLEET_ID)

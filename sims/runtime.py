@@ -89,6 +89,7 @@ class SimRuntime:
         self._truth = truth
         self._site_id = spec.site_id
         self._random = world.stream(f"site/{spec.site_id}")
+        self._broken_until_us = 0
         self._nodes: dict[NodeId, Storage] = {}
         self._slots: dict[SlotRef, _Slot] = {}
         self._finished: dict[AttemptKey, ResultManifest] = {}
@@ -155,6 +156,10 @@ class SimRuntime:
     def kept(self, key: AttemptKey) -> None:
         """The agent has the end of this attempt on its disk: no later start need be told of it."""
         self._finished.pop(key, None)
+
+    def break_for(self, lasting_us: int) -> None:
+        """Whatever begins to execute fails from now on, for so long."""
+        self._broken_until_us = self._world.now_us + lasting_us
 
     # --- commands ----------------------------------------------------------------------------------------------------------------
 
@@ -270,6 +275,9 @@ class SimRuntime:
         if command.spec.prompt == BAD_PROMPT:
             refuse = partial(self._errored, run, FailureKind.BAD_INPUT)
             run.timer = self._world.after(_FAILURE_US[0], refuse)
+        elif self._world.now_us < self._broken_until_us and self._faults.on(Fault.BROKEN_SITE):
+            self._faults.strike(Fault.BROKEN_SITE, self._site_id)
+            run.timer = self._world.after(_FAILURE_US[0], partial(self._errored, run, FailureKind.EXECUTION_FAILED))
         elif self._faults.strikes(Fault.HANG):
             run.hangs = True
         elif self._faults.strikes(Fault.EXECUTION_FAILS):

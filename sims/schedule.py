@@ -33,10 +33,13 @@ _TIMES: Final[dict[Fault, tuple[int, int]]] = {
     Fault.FLAP: (1, 2),
     Fault.OPERATOR: (1, 5),
     Fault.REMOVE_SITE: (1, 2),
+    Fault.BROKEN_SITE: (1, 2),
 }
 _OUTAGE_US: Final = (SECOND_US, 25 * SECOND_US)
 # Now and then an outage outlives the patience of a lease.
 _LONG_OUTAGE_US: Final = (65 * SECOND_US, 100 * SECOND_US)
+# Longer than the pause of a breaker, so that probes fail too.
+_BROKEN_US: Final = (20 * SECOND_US, 120 * SECOND_US)
 _FLAP_US: Final = (SECOND_US // 2, 3 * SECOND_US)
 _FLAPS: Final = 8
 
@@ -76,6 +79,7 @@ class Schedule:
             Fault.FLAP: self._flap,
             Fault.OPERATOR: operators.meddle,
             Fault.REMOVE_SITE: operators.remove,
+            Fault.BROKEN_SITE: self._break_site,
         }
 
     def plan(self, from_us: int, until_us: int) -> None:
@@ -171,6 +175,10 @@ class Schedule:
         site = self._random.choice(self._sites[1:])
         self._faults.strike(Fault.GONE_SITE, site.spec.site_id)
         site.power_loss(disk_lost=True, for_good=True)
+
+    def _break_site(self) -> None:
+        """It strikes with each attempt that fails of it."""
+        self._victim().runtime.break_for(self._random.randint(*_BROKEN_US))
 
     def _flap(self) -> None:
         site = self._victim()

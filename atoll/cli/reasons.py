@@ -14,6 +14,7 @@ REASONS: Final[dict[Reason, tuple[str, str]]] = {
     Reason.NOT_CONNECTED: ("the site is not connected", "start its agent, or mend its link: see 'atoll sites list'"),
     Reason.CORDONED: ("the site is cordoned", "atoll sites uncordon SITE"),
     Reason.DRAINING: ("the site is being drained", "wait, or atoll sites uncordon SITE"),
+    Reason.BREAKER_OPEN: ("attempts kept failing there", "mend the site (atoll events says what failed), or wait: it is tried again"),
     Reason.SITE_NOT_ALLOWED: ("the job names other sites", "submit with another --site, or none"),
     Reason.REGION_NOT_ALLOWED: ("the job names other regions", "submit with another --region, or none"),
     Reason.GPU_TYPE_NOT_ALLOWED: ("the job names other GPU types", "submit with another --gpu, or none"),

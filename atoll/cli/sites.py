@@ -125,6 +125,9 @@ def get(*, site: SiteArgument) -> None:
             for pool in view.pools
         ]  # fmt: skip
         table(["POOL", "GPU", "NODES", "BUSY", "JOBS", "PER GPU HOUR", "WARM"], rows, frozenset({2, 3, 4, 5}))
+    for pool in view.pools:
+        if pool.closed_until_us:
+            say(f"Attempts kept failing in pool {pool.pool_id} (see 'atoll events'): it takes no new work until one succeeds.")
 
 
 @verb(

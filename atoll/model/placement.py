@@ -18,6 +18,7 @@ class Reason(StrEnum):
     NOT_CONNECTED = "not_connected"
     CORDONED = "cordoned"
     DRAINING = "draining"
+    BREAKER_OPEN = "breaker_open"  # attempts of different jobs failed there, one after the other, for reasons of the place
     SITE_NOT_ALLOWED = "site_not_allowed"
     REGION_NOT_ALLOWED = "region_not_allowed"
     GPU_TYPE_NOT_ALLOWED = "gpu_type_not_allowed"
@@ -39,6 +40,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.NOT_CONNECTED: "the site's agent has to report again",
     Reason.CORDONED: "an operator has to uncordon the site",
     Reason.DRAINING: "an operator has to uncordon the site",
+    Reason.BREAKER_OPEN: "attempts keep failing there: after a pause one attempt has to succeed",
     Reason.SITE_NOT_ALLOWED: "the job's constraints have to name the site",
     Reason.REGION_NOT_ALLOWED: "the job's constraints have to name the region",
     Reason.GPU_TYPE_NOT_ALLOWED: "the job's constraints have to name the GPU type",

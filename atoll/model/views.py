@@ -13,7 +13,8 @@ from atoll.model.site import Drain, SiteAdmin, SiteConnection, SiteRuntime, Site
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolView:
-    """A pool as it is now. `slots_used` counts slots with at least one live attempt; `warm` the models resident, at most 32, by name."""
+    """A pool as it is now. `slots_used` counts slots with at least one live attempt; `warm` the models resident, at most 32, by name;
+    `closed_until_us` > 0: its breaker is open, and lets one attempt in from then on."""
 
     pool_id: PoolId
     gpu_type: GpuTypeId
@@ -23,6 +24,7 @@ class PoolView:
     attempts: int
     warm: tuple[ModelId, ...]
     usd_micros_per_gpu_hour: int
+    closed_until_us: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

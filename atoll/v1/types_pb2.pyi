@@ -1569,6 +1569,7 @@ class PoolView(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     WARM_FIELD_NUMBER: _builtins.int
     USD_MICROS_PER_GPU_HOUR_FIELD_NUMBER: _builtins.int
+    CLOSED_UNTIL_US_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     gpu_type: _builtins.str
     nodes: _builtins.int
@@ -1576,6 +1577,8 @@ class PoolView(_message.Message):
     slots_used: _builtins.int
     attempts: _builtins.int
     usd_micros_per_gpu_hour: _builtins.int
+    closed_until_us: _builtins.int
+    """> 0: attempts kept failing there, and it takes no new work until then, then one attempt"""
     @_builtins.property
     def warm(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -1589,10 +1592,11 @@ class PoolView(_message.Message):
         attempts: _builtins.int = ...,
         warm: _abc.Iterable[_builtins.str] | None = ...,
         usd_micros_per_gpu_hour: _builtins.int = ...,
+        closed_until_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "gpu_type", b"gpu_type", "nodes", b"nodes", "pool_id", b"pool_id", "slots", b"slots", "slots_used", b"slots_used", "usd_micros_per_gpu_hour", b"usd_micros_per_gpu_hour", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "closed_until_us", b"closed_until_us", "gpu_type", b"gpu_type", "nodes", b"nodes", "pool_id", b"pool_id", "slots", b"slots", "slots_used", b"slots_used", "usd_micros_per_gpu_hour", b"usd_micros_per_gpu_hour", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

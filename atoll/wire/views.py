@@ -42,6 +42,7 @@ def pool_view_to_proto(view: PoolView) -> pb.PoolView:
         attempts=view.attempts,
         warm=view.warm,
         usd_micros_per_gpu_hour=view.usd_micros_per_gpu_hour,
+        closed_until_us=view.closed_until_us,
     )
 
 
@@ -56,6 +57,7 @@ def pool_view_from_proto(msg: pb.PoolView) -> PoolView:
         attempts=_count("attempts", msg.attempts),
         warm=tuple([ModelId(name) for name in bounds.names("warm", msg.warm, limits.MODELS_MAX)]),
         usd_micros_per_gpu_hour=_count("usd_micros_per_gpu_hour", msg.usd_micros_per_gpu_hour),
+        closed_until_us=bounds.instant("closed_until_us", msg.closed_until_us),
     )
 
 

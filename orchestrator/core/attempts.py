@@ -12,7 +12,7 @@ from atoll.model.audit import Severity
 from atoll.model.ids import EventSeq, ModelId
 from atoll.model.replica import ReplicaState
 from atoll.model.report import AttemptEvent, AttemptProgress
-from orchestrator.core import drains, jobs, movements, residuals, wishes
+from orchestrator.core import breakers, drains, jobs, movements, residuals, wishes
 from orchestrator.core.context import Context, put_attempt
 from orchestrator.core.events import AttemptsEnded
 from orchestrator.core.outputs import AttemptSettled, LateResultRefused
@@ -63,6 +63,7 @@ def _settle_event(ctx: Context, site: Site, event: AttemptEvent) -> None:
         event = replace(event, state=AttemptState.FAILED, manifest=None, failure=failure)
     entry = ctx.state.jobs.get(event.key.job_id)
     _settle_charge(ctx, live, _paid_us(live, event, wanted=entry is not None and not live.given_up))
+    breakers.ended(ctx, site, live, event)
     release(ctx, site, live, ran=event.state is AttemptState.SUCCEEDED)
     residuals.settled(ctx, site, live, event.state, event.times)
     if live.given_up or entry is None:
@@ -126,6 +127,7 @@ def release(ctx: Context, site: Site, live: LiveAttempt, *, ran: bool = False) -
     _settle_charge(ctx, live, 0)
     ctx.bound.remove(site, live)
     del site.attempts[live.key]
+    breakers.left(ctx, site, live)
     site.changed.pop(live.key, None)
     site.removed[live.key] = None
     site.dropped = True

@@ -63,6 +63,7 @@ class TimerKind(IntEnum):
     PLACING = 5
     RESIDENCY = 6
     PUSH_OVER = 7
+    BREAKER = 8
 
 
 @dataclass(slots=True, kw_only=True)

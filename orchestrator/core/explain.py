@@ -30,14 +30,14 @@ def site_view(site: Site) -> SiteView:
         runtime=site.hello.runtime if site.hello is not None else None,
         reason=site.record.reason,
         drain=site.record.drain,
-        pools=tuple(_pool_view(site.pools[pool_id]) for pool_id in sorted(site.pools)),
+        pools=tuple(_pool_view(site, site.pools[pool_id]) for pool_id in sorted(site.pools)),
         live_attempts=len(site.attempts),
         last_report_us=site.last_heard_us,
         agent_version=site.hello.agent_version if site.hello is not None else "",
     )
 
 
-def _pool_view(pool: Pool) -> PoolView:
+def _pool_view(site: Site, pool: Pool) -> PoolView:
     slots = [slot for node in pool.nodes for slot in node.slots]
     warm = sorted({model_id for slot in slots if slot.ready for model_id, _ in slot.replicas})
     return PoolView(
@@ -49,6 +49,7 @@ def _pool_view(pool: Pool) -> PoolView:
         attempts=sum(len(slot.attempts) for slot in slots),
         warm=tuple(warm[:_WARM_NAMES]),
         usd_micros_per_gpu_hour=pool.spec.usd_micros_per_gpu_hour or pool.gpu.usd_micros_per_hour,
+        closed_until_us=site.breakers[pool.pool_id].until_us if pool.pool_id in site.breakers else 0,
     )
 
 

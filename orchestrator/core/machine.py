@@ -22,6 +22,7 @@ from orchestrator.core import (
     adapters,
     assignments,
     attempts,
+    breakers,
     drains,
     explain,
     jobs,
@@ -272,6 +273,8 @@ def _fire_timers(ctx: Context) -> None:
                 residency.due(ctx)
             case TimerKind.PUSH_OVER:
                 pins.push_over(ctx, ModelId(subject))
+            case TimerKind.BREAKER:
+                breakers.pause_over(ctx, subject)
             case TimerKind.PLACING:
                 pass
             case _:

@@ -53,6 +53,7 @@ def removed(ctx: Context, event: ModelRemoved) -> None:
             jobs.end(ctx, entry, JobState.FAILED, failure=Failure(kind=FailureKind.BAD_INPUT, message=message))
     pins.forget_model(ctx, event.model_id)
     del ctx.state.models[event.model_id]
+    ctx.state.failing.pop(event.model_id, None)
     ctx.demand.removed(event.model_id)
     ctx.columns.model_changed(event.model_id)
     for site in ctx.state.sites.values():

@@ -22,6 +22,7 @@ from atoll.model.replica import Tier
 from atoll.model.residency import Cause, Pin, Push, ResidencyEvent
 from atoll.model.site import LinkSpec, SiteRecord
 from orchestrator.core.events import RequestRef, SessionRef
+from orchestrator.core.health import BreakerTurned
 from orchestrator.core.placement.policy import Identity
 
 # --- records: must be durable first -------------------------------------------------------------------------------------------
@@ -379,7 +380,7 @@ class CopyMoved:
 
 Decision = (
     JobPlaced | JobsDeferred | AttemptSettled | AttemptPreempted | JobSettled | LateResultRefused | EstimateShifted | CopyWanted
-    | CopyMoved | RetryScheduled | SubmissionRefused
+    | CopyMoved | BreakerTurned | RetryScheduled | SubmissionRefused
 )
 
 

@@ -14,7 +14,7 @@ from atoll.model.ids import AttemptKey, JobId, Ordinal
 from atoll.model.job import JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Candidate, Deferral, Explanation, Reason
-from orchestrator.core import etas, jobs, leases, preempting, sites, wishes
+from orchestrator.core import breakers, etas, jobs, leases, preempting, sites, wishes
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.outputs import JobPlaced, JobsDeferred
 from orchestrator.core.placement.choose import Board, awaited_slot, slots_of, victims_in
@@ -266,6 +266,7 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
     ctx.decisions.append(JobPlaced(key=key, explanation=explanation))
     _reserve(ctx, members, live, model, board, row)
     preempting.bound(ctx, column, slot, live, board.wait_us(row))
+    breakers.bound(ctx, column, key)
 
 
 def _reserve(ctx: Context, members: tuple[Slot, ...], live: LiveAttempt, model: ModelSpec, board: Board, row: int) -> None:

@@ -74,6 +74,7 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
         braked=snapshot.braked,
         last_place=snapshot.last_place,
         policy=snapshot.policy,
+        failing=dict(snapshot.failing),
     )
     ctx = _empty(state, policy, snapshot.estimates)
     ctx.now_us = snapshot.now_us
@@ -145,6 +146,7 @@ def _restore_site(ctx: Context, snapshot: SiteSnapshot) -> Site:
         wanted_changed=dict.fromkeys(snapshot.wanted_changed),
         unwanted={one.key: one for one in snapshot.unwanted},
         prefetch_from_us=snapshot.prefetch_from_us,
+        breakers=dict(snapshot.breakers),
     )
     wishes.index(ctx, site)
     for pool_snapshot in snapshot.pools:

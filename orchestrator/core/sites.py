@@ -92,6 +92,7 @@ def build_pools(ctx: Context, site: Site, hello: SiteHello) -> None:
 def _make_pools(ctx: Context, site: Site, specs: tuple[PoolSpec, ...]) -> None:
     site.pools = {spec.pool_id: make_pool(ctx, site, spec) for spec in specs if spec.gpu_type in ctx.state.gpus}
     site.fetches = 0
+    site.breakers = {pool_id: breaker for pool_id, breaker in site.breakers.items() if pool_id in site.pools}
     for live in site.attempts.values():
         pool = site.pools.get(live.attempt.slot.pool_id)
         for slot in pool.members(live.attempt.slot, live.spec.gang_size) if pool is not None else ():
@@ -138,10 +139,9 @@ def disconnected(ctx: Context, event: SiteDisconnected) -> None:
 
 
 def resync(ctx: Context, event: ResyncRequested) -> None:
-    """The agent wants a snapshot."""
+    """The agent wants a snapshot. It is no report: leases and silence are counted from those."""
     site = ctx.state.sites.get(event.site_id)
     if site is not None and site.session == event.session:
-        leases.heard(ctx, site)
         site.needs_snapshot = True
         ctx.touch_assignment(site)
 

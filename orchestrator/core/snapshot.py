@@ -35,6 +35,7 @@ from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.demand import DemandSnapshot
 from orchestrator.core.durable import EndedKey
 from orchestrator.core.events import SessionRef
+from orchestrator.core.health import Breaker
 from orchestrator.core.outflow import OutflowSnapshot
 from orchestrator.core.placement.policy import Identity
 from orchestrator.core.queue import QueueSnapshot
@@ -135,6 +136,7 @@ class SiteSnapshot:
     wanted_changed: tuple[CopyKey, ...]
     unwanted: tuple[DesiredReplica, ...]
     prefetch_from_us: int
+    breakers: tuple[tuple[PoolId, Breaker], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +179,7 @@ class Snapshot:
     estimates: Estimates = Estimates()
     last_place: tuple[SiteId, PoolId] | None = None
     policy: Identity | None = None
+    failing: tuple[tuple[ModelId, tuple[tuple[SiteId, PoolId], ...]], ...] = ()
 
 
 def take(ctx: Context) -> Snapshot:
@@ -215,6 +218,7 @@ def take(ctx: Context) -> Snapshot:
         estimates=ctx.book.take(),
         last_place=state.last_place,
         policy=state.policy,
+        failing=tuple(state.failing.items()),
     )
 
 
@@ -263,6 +267,7 @@ def _take_site(ctx: Context, site: Site) -> SiteSnapshot:
         wanted_changed=tuple(site.wanted_changed),
         unwanted=tuple(site.unwanted.values()),
         prefetch_from_us=site.prefetch_from_us,
+        breakers=tuple(site.breakers.items()),
     )
 
 

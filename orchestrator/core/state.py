@@ -37,6 +37,7 @@ from atoll.model.report import RateFacts, SiteHello
 from atoll.model.residency import Cause, Pin, Push
 from atoll.model.site import LinkSpec, PoolSpec, SiteConnection, SiteRecord
 from orchestrator.core.events import SessionRef
+from orchestrator.core.health import Breaker
 from orchestrator.core.placement.policy import Identity
 
 
@@ -219,6 +220,7 @@ class Site:
     wanted_changed: dict[CopyKey, None] = field(default_factory=dict)
     unwanted: dict[CopyKey, DesiredReplica] = field(default_factory=dict)
     prefetch_from_us: int = 0
+    breakers: dict[PoolId, Breaker] = field(default_factory=dict)
 
     @property
     def site_id(self) -> SiteId:
@@ -257,3 +259,4 @@ class State:
     policy: Identity | None = None  # by which the fleet was run last, as it is stored
     last_place: tuple[SiteId, PoolId] | None = None  # where the last attempt went: policies that take turns go on behind it
     braked: bool = False
+    failing: dict[ModelId, tuple[tuple[SiteId, PoolId], ...]] = field(default_factory=dict)  # where a model failed since it last succeeded

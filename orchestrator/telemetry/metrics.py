@@ -18,6 +18,7 @@ from atoll.model.job import TERMINAL, JobState, Priority
 from atoll.model.learned import Calibration
 from atoll.model.residency import TIER_NAMES
 from atoll.model.views import FleetView
+from orchestrator.core.health import BreakerTurned
 from orchestrator.core.outputs import (
     AttemptPreempted,
     AttemptSettled,
@@ -88,6 +89,7 @@ class Metrics:
         self._gpus = Gauge("atoll_gpus", "GPUs of connected sites", ["which"], registry=r)
         self._sites = Gauge("atoll_sites", "Sites", ["which"], registry=r)
         self._preemptions = Counter("atoll_preemptions", "Attempts stopped to make room for a higher priority", registry=r)
+        self._breakers = Counter("atoll_breaker_turns", "Pools closed to new work, probed, opened to it again", ["to"], registry=r)
         self._refused = Counter("atoll_submits_refused", "Jobs not accepted because of a bound of the queue", ["bound"], registry=r)
         self._shed = Counter("atoll_shed", "Requests turned away because too much was waiting", ["lane"], registry=r)
 
@@ -110,7 +112,7 @@ class Metrics:
         """A request was turned away."""
         self._shed.labels(lane.name.lower()).inc()
 
-    def decided(self, decision: Decision) -> None:
+    def decided(self, decision: Decision) -> None:  # noqa: C901 - one case per decision and nothing else
         """Count one decision."""
         self._decisions.labels(type(decision).__name__).inc()
         match decision:
@@ -140,6 +142,8 @@ class Metrics:
                     self._prefetched_bytes.labels(cause.value).inc(fetch_bytes)
             case CopyMoved(event=event):
                 self._copies_moved.labels(TIER_NAMES[event.tier], event.movement.value, event.cause.value).inc()
+            case BreakerTurned(to=to):
+                self._breakers.labels(to.value).inc()
             case LateResultRefused():
                 pass  # counted above, by its name
             case _:

@@ -66,6 +66,8 @@ def policies(draw: st.DrawFn) -> Policy:
         silent_after_ms=max(found.silent_after_ms, found.report_interval_ms),
         lost_after_max_ms=max(found.lost_after_max_ms, found.lost_after_min_ms),
         recheck_max_ms=max(found.recheck_max_ms, found.recheck_min_ms),
+        breaker_pause_max_ms=min(max(found.breaker_pause_max_ms, found.breaker_pause_ms), BOUNDS["breaker_pause_max_ms"][1]),
+        breaker_pause_ms=min(found.breaker_pause_ms, BOUNDS["breaker_pause_max_ms"][1]),
     )
 
 

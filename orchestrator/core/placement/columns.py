@@ -199,10 +199,12 @@ class Columns:
         spec = site.record.spec
         for column in self.of_site(site):
             index = column.index
-            self.dyn[index, Dyn.ACCEPTING] = reason is None
+            breaker = site.breakers.get(column.pool.pool_id)
+            closed = reason or (Reason.BREAKER_OPEN if breaker is not None and breaker.blocks else None)
+            self.dyn[index, Dyn.ACCEPTING] = closed is None
             self.dyn[index, Dyn.FLOWS] = site.fetches
             self.lan_rate[index] = spec.lan_bytes_per_s
-            self.reason[index] = REASON_CODE[reason or Reason.NO_SLOT]
+            self.reason[index] = REASON_CODE[closed or Reason.NO_SLOT]
             node = column.pool.spec.node
             rates = (
                 site.rates.disk_bytes_per_s or node.disk_bytes_per_s,

@@ -67,6 +67,11 @@ BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "hang_min_ms": _TIMES,
     "brake_sites_min": (1, limits.SITES_MAX),
     "brake_recheck_ms": _TIMES,
+    # As many as ends that are remembered of a pool.
+    "breaker_failures": (0, 32),
+    "breaker_window_ms": _TIMES,
+    "breaker_pause_ms": _TIMES,
+    "breaker_pause_max_ms": (1, limits.DEADLINE_MS_MAX),
     "recheck_max_ms": _TIMES,
     "recheck_idle_ms": _TIMES,
     "recheck_min_ms": _TIMES,
@@ -96,6 +101,7 @@ _IN_ORDER: Final = (
     ("report_interval_ms", "silent_after_ms"),
     ("lost_after_min_ms", "lost_after_max_ms"),
     ("recheck_min_ms", "recheck_max_ms"),
+    ("breaker_pause_ms", "breaker_pause_max_ms"),
 )
 # Durations that real processes and networks need, whatever the fleet's clock says.
 _REAL_WAITS: Final = (
@@ -209,6 +215,13 @@ class Policy:
     brake_sites_min: int = 3
     # How long a brake holds before it looks again.
     brake_recheck_ms: int = 5_000
+    # A pool where so many different jobs failed one after the other within this window takes no new work: one bad job, with its retries,
+    # is fewer. Half a minute outlasts a restarted process; each time that its probe fails too the pause doubles, up to ten minutes, which
+    # is how long a person who was called takes to look.
+    breaker_failures: int = 4
+    breaker_window_ms: int = 600_000
+    breaker_pause_ms: int = 30_000
+    breaker_pause_max_ms: int = 600_000
     # A job that waits is looked at again at least this often: the liveness bound is five times as long.
     recheck_max_ms: int = 2_000
     # One that has no possible place is woken by whatever makes one possible; this is only a second look at that.
