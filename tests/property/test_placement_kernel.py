@@ -65,6 +65,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
     spots[:, Spot.POOL] = np.sort(rng.integers(0, pools, len(spots)))
     spots[:, Spot.NODE] = rng.integers(0, nodes, len(spots))
     spots[:, Spot.SOURCE] = rng.choice([Source.FETCHING, Source.DISK, Source.HOST], len(spots))
+    spots = spots[np.lexsort((-spots[:, Spot.SOURCE], spots[:, Spot.POOL]))]
     return fix, dyn, rooms, node_rooms, pres, spots, rates, rng.integers(0, 8, kinds * pools) > 0
 
 
@@ -82,10 +83,10 @@ def test_machine_code_and_numpy_give_the_same(fleet: Fleet) -> None:
         rows, others = np.zeros(keep, dtype=np.int64), np.zeros(keep, dtype=np.int64)
         found = kernel.nearest_rows(here, 0, rows)
         assert found == vectors.nearest(here, 0, others) and np.array_equal(rows[:found], others[:found])
-    codes, reasons = 1 - fleet[0][: len(fleet[1]), Fix.FEASIBLE], np.full(len(fleet[1]), 2, dtype=np.int64)
-    counts, same = np.zeros(4, dtype=np.int64), np.zeros(4, dtype=np.int64)
-    kernel.count_reasons(codes, reasons, here, counts)
-    vectors.count(codes, reasons, here, same)
+    codes, reasons = 1 - fleet[0][: len(fleet[1]), Fix.FEASIBLE], 2 + np.arange(len(fleet[1]), dtype=np.int64) % 2
+    counts, same = np.zeros(5, dtype=np.int64), np.zeros(5, dtype=np.int64)
+    kernel.count_reasons(codes, reasons, fleet[1], here, 2, 4, counts)
+    vectors.count(codes, reasons, fleet[1], there, 2, 4, same)
     assert np.array_equal(counts, same) and counts.sum() <= len(codes)
 
 

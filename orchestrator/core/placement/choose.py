@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -102,20 +103,18 @@ class Board:
 
     def candidates(self, rows: list[int]) -> tuple[Candidate, ...]:
         """Rows as they are kept in an explanation."""
-        index = np.array(rows, dtype=np.int64)
-        columns, pools = self.columns.columns, self.pools
-        told = self.out[index].tolist()
-        return tuple(
-            Candidate(
-                site_id=columns[row % pools].site.site_id,
-                pool_id=columns[row % pools].pool.pool_id,
-                total_us=figures[_TOTAL],
-                terms_us=tuple(term),
-                cold=row // pools == COLD,
-                wait_us=0 if figures[_STATE] == _BINDABLE else figures[_WAIT],
-                awaits=awaited(self, row),
-            )
-            for row, term, figures in zip(rows, terms_of(self.estimate.still, index, pools, self.out), told, strict=True)
+        return tuple(self._candidate(row) for row in rows)
+
+    def _candidate(self, row: int) -> Candidate:
+        column, told = self.columns.columns[row % self.pools], self.out[row].tolist()
+        return Candidate(
+            site_id=column.site.site_id,
+            pool_id=column.pool.pool_id,
+            total_us=told[_TOTAL],
+            terms_us=tuple(terms_of(self.estimate.still, row, self.pools, told)),
+            cold=row // self.pools == COLD,
+            wait_us=0 if told[_STATE] == _BINDABLE else told[_WAIT],
+            awaits=awaited(self, row),
         )
 
     def is_at(self, row: int, candidate: Candidate | None) -> bool:
@@ -148,14 +147,16 @@ class Board:
     def rejections(self) -> tuple[Rejection, ...]:
         """Pools that cannot be bound now, counted by reason; the order is that of `Reason`."""
         counts = np.zeros(len(REASONS), dtype=np.int64)
-        # A pool with a free slot that nothing may leave is full of another kind than one whose slots are taken.
-        busy = (self.columns.free > 0) & (self.columns.reason == _NO_SLOT) & (self.out[self.pools : 2 * self.pools, _STATE] == 0)
-        kernel.count(self.estimate.codes, np.where(busy, _MEMORY_BUSY, self.columns.reason), self.out, counts)
-        return tuple(
-            Rejection(reason=reason, pools=pools)
-            for reason, pools in zip(REASONS, counts.tolist(), strict=True)
-            if pools and reason is not None
-        )
+        columns = self.columns
+        kernel.count(self.estimate.codes, columns.reason, columns.dyn, self.out, _NO_SLOT, _MEMORY_BUSY, counts)
+        return tuple(_rejection(code, pools) for code, pools in enumerate(counts.tolist()) if pools and code)
+
+
+@lru_cache(maxsize=4_096)  # the same few hundred at every decision
+def _rejection(code: int, pools: int) -> Rejection:
+    reason = REASONS[code]
+    assert reason is not None, "0 counts nothing"
+    return Rejection(reason=reason, pools=pools)
 
 
 class Scorer:

@@ -225,31 +225,44 @@ def _cold_line(fix: Ints, pres: Ints, rates: Ints, out: Ints, line: int, row: in
 
 
 @_jit
-def _spot(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Ints, line: int) -> None:
-    """A node with the weights, against what the cold row of its pool means so far: what can begin goes before what waits, then the sooner
-    and cheaper, then the one that was looked at first."""
-    pools, pool, node, source = len(dyn), spots[line, _S_POOL], spots[line, _S_NODE], spots[line, _S_SOURCE]
-    row = pools + pool
-    fetch = max(spots[line, _S_SOURCE_US] - rates[_R_NOW], 0) if source == _FETCHING else 0
-    saving = fix[row, _F_SAVING] if source == _HOST else 0
-    evict, gone = out[row, _O_EVICT], out[row, _O_BYTES]
-    if dyn[pool, _D_FREE] > 0:
-        if nodes[node, _ROOM_FREE] == 0:
-            return
-        price, gone = _room(nodes, node, rates[_R_NEED])
-        if price >= FORBIDDEN_US:
-            return
-        evict = price * rates[_R_EVICT] // 1_000
-    elif out[row, _O_STATE] == _IMPOSSIBLE:
-        return
-    wait = 0 if dyn[pool, _D_FREE] > 0 else out[row, _O_WAIT]
-    state = _BINDABLE if wait == 0 else _WAITS
-    mine = max(wait, fetch, fix[row, _F_INPUT]) - saving + evict
-    theirs = max(out[row, _O_WAIT], out[row, _O_FETCH], fix[row, _F_INPUT]) - out[row, _O_SAVING] + out[row, _O_EVICT]
-    if state > out[row, _O_STATE] or (state == out[row, _O_STATE] and mine < theirs):
-        out[row, _O_STATE], out[row, _O_WAIT], out[row, _O_FETCH], out[row, _O_SAVING] = state, wait, fetch, saving
-        out[row, _O_EVICT], out[row, _O_BYTES] = evict, gone
-        out[row, _O_SOURCE], out[row, _O_NODE] = source, node + 1
+def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Ints) -> None:
+    """Nodes with the weights, each against what the cold row of its pool means so far: what can begin goes before what waits, then the
+    sooner and cheaper, then the one that was looked at first. One loop: a call for each node took longer than the look at it."""
+    pools, now, done = len(dyn), rates[_R_NOW], -1
+    for line in range(len(spots)):
+        pool = spots[line, _S_POOL]
+        if pool == done:
+            continue
+        source, row = spots[line, _S_SOURCE], pools + pool
+        if not fix[row, _F_FEASIBLE] or not dyn[pool, _D_ACCEPTING]:
+            continue
+        fetch = max(spots[line, _S_SOURCE_US] - now, 0) if source == _FETCHING else 0
+        saving = fix[row, _F_SAVING] if source == _HOST else 0
+        evict, gone = out[row, _O_EVICT], out[row, _O_BYTES]
+        theirs = max(out[row, _O_WAIT], out[row, _O_FETCH], fix[row, _F_INPUT]) - out[row, _O_SAVING] + evict
+        node, wait, state = spots[line, _S_NODE], 0, _BINDABLE
+        if dyn[pool, _D_FREE] > 0:
+            # Even if nothing had to leave it would be no better; nor would those that come after it in the pool, whose source is no nearer,
+            # only of fetches a later one may end first.
+            if out[row, _O_STATE] == _BINDABLE and max(fetch, fix[row, _F_INPUT]) - saving >= theirs:
+                done = done if source == _FETCHING else pool
+                continue
+            if nodes[node, _ROOM_FREE] == 0:
+                continue
+            price, gone = _room(nodes, node, rates[_R_NEED])
+            if price >= FORBIDDEN_US:
+                continue
+            evict = price * rates[_R_EVICT] // 1_000
+        elif out[row, _O_STATE] == _IMPOSSIBLE:
+            continue
+        else:
+            wait = out[row, _O_WAIT]
+            state = _BINDABLE if wait == 0 else _WAITS
+        mine = max(wait, fetch, fix[row, _F_INPUT]) - saving + evict
+        if state > out[row, _O_STATE] or (state == out[row, _O_STATE] and mine < theirs):
+            out[row, _O_STATE], out[row, _O_WAIT], out[row, _O_FETCH], out[row, _O_SAVING] = state, wait, fetch, saving
+            out[row, _O_EVICT], out[row, _O_BYTES] = evict, gone
+            out[row, _O_SOURCE], out[row, _O_NODE] = source, node + 1
 
 
 @_jit
@@ -287,10 +300,7 @@ def decide_rows(
             out[bare, _O_SAVING] = fix[bare, _F_NEAR] if pres[line, _P_NEAR] else 0
         if fix[pools + pool, _F_FEASIBLE]:
             _cold_line(fix, pres, rates, out, line, pools + pool)
-    for line in range(len(spots)):
-        pool = spots[line, _S_POOL]
-        if fix[pools + pool, _F_FEASIBLE] and dyn[pool, _D_ACCEPTING]:
-            _spot(fix, dyn, nodes, spots, rates, out, line)
+    _spots(fix, dyn, nodes, spots, rates, out)
     for row in range(len(out)):
         if out[row, _O_STATE] != _IMPOSSIBLE:
             if row // pools == _COLD:
@@ -320,8 +330,9 @@ def nearest_rows(out: Ints, chosen: int, rows: Ints) -> int:
 
 
 @_jit
-def count_reasons(codes: Ints, reasons: Ints, out: Ints, counts: Ints) -> None:
-    """Adds up by number why pools cannot be bound: `codes` of static rejection, else `reasons` where no row of the pool is bindable."""
+def count_reasons(codes: Ints, reasons: Ints, dyn: Ints, out: Ints, taken: int, held: int, counts: Ints) -> None:
+    """Adds up by number why pools cannot be bound: `codes` of static rejection, else `reasons` where no row of the pool is bindable. A
+    pool of which that is `taken` and that has a free slot which nothing may leave is full of another kind: `held`."""
     pools = len(codes)
     for pool in range(pools):
         if codes[pool]:
@@ -331,10 +342,11 @@ def count_reasons(codes: Ints, reasons: Ints, out: Ints, counts: Ints) -> None:
         for row in range(pool, len(out), pools):
             bindable = bindable or out[row, _O_STATE] == _BINDABLE
         if not bindable:
-            counts[reasons[pool]] += 1
+            full = reasons[pool] == taken and dyn[pool, _D_FREE] > 0 and out[pools + pool, _O_STATE] == _IMPOSSIBLE
+            counts[held if full else reasons[pool]] += 1
 
 
 # The ones that decisions use.
 decide: Final[Decide] = decide_rows if numba is not None else vectors.decide
 nearest: Final[Callable[[Ints, int, Ints], int]] = nearest_rows if numba is not None else vectors.nearest
-count: Final[Callable[[Ints, Ints, Ints, Ints], None]] = count_reasons if numba is not None else vectors.count
+count: Final[Callable[[Ints, Ints, Ints, Ints, int, int, Ints], None]] = count_reasons if numba is not None else vectors.count

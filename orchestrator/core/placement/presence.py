@@ -1,7 +1,7 @@
 """Where one model is, as a table with a line for each pool that has something of it; kept in step lazily.
 
-Decides what a line says. A line is computed again only when something of the model changed in its pool (`stale`), so that a decision
-about a model that is everywhere does not walk the fleet. Must not know jobs.
+Decides what a line says. A line is computed again only when something of the model changed in its pool (`stale`), and the nodes that
+have the weights only when these changed, so that a decision about a model that is everywhere does not walk the fleet. Must not know jobs.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Presence:
     used: int = 0
     at: dict[int, int] = field(default_factory=dict)
     stale: dict[int, None] = field(default_factory=dict)
+    stale_spots: dict[int, None] = field(default_factory=dict)  # apart: slots change at each decision, disks and memories seldom
     spots_of: dict[int, list[list[int]]] = field(default_factory=dict)  # of each pool, in the order in which they are looked at
     spots: Ints = field(default_factory=lambda: np.zeros((0, len(Spot)), dtype=np.int64))
 
@@ -54,20 +55,19 @@ class Presence:
             self.used += 1
         self.lines[line] = figures
 
-    def put_spots(self, pool: int, spots: list[list[int]]) -> None:
-        """Say which nodes of a pool have the weights, or fetch them."""
-        if self.spots_of.get(pool, []) == spots:
+    def put_spots(self, spots: dict[int, list[list[int]]]) -> None:
+        """Say which nodes of some pools have the weights, or fetch them."""
+        if all(self.spots_of.get(pool, []) == found for pool, found in spots.items()):
             return
-        if spots:
-            self.spots_of[pool] = spots
-        else:
-            del self.spots_of[pool]
-        found = [spot for pool in sorted(self.spots_of) for spot in self.spots_of[pool]]
-        self.spots = np.array(found, dtype=np.int64).reshape(len(found), len(Spot))
+        self.spots_of.update(spots)
+        for pool, found in spots.items():
+            if not found:
+                del self.spots_of[pool]
+        told = [spot for pool in sorted(self.spots_of) for spot in self.spots_of[pool]]
+        self.spots = np.array(told, dtype=np.int64).reshape(len(told), len(Spot))
 
     def drop(self, pool: int) -> None:
         """Nothing of the model is in this pool or near it any more: the last line takes the place of its line."""
-        self.put_spots(pool, [])
         line = self.at.pop(pool, None)
         if line is None:
             return

@@ -73,6 +73,7 @@ ADAPT: Final = TERM_NAMES.index(adapt.NAME)
 EXECUTION: Final = TERM_NAMES.index(execution.NAME)
 OUTPUT: Final = TERM_NAMES.index(output.NAME)
 _INPUT: Final = TERM_NAMES.index(input_term.NAME)
+_SAVING: Final = int(Out.SAVING)
 _MOVING: Final = [(index, int(term.moving)) for index, term in enumerate(TERMS) if term.moving is not None]
 _CONCURRENT: Final = [index for index, term in enumerate(TERMS) if term.concurrent]
 _SERIAL: Final = [index for index, term in enumerate(TERMS) if term.still is not None and not term.concurrent and not term.price]
@@ -81,7 +82,7 @@ _STILL_PRICES: Final = [index for index, term in enumerate(TERMS) if term.still 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Still:
-    """The terms of a class that stand still, a line per name of TERM_NAMES (0 where they move), and their sums per row."""
+    """The terms of a class that stand still, rows x names of TERM_NAMES (0 where they move), and their sums per row."""
 
     terms: Ints
     serial_us: Ints
@@ -96,20 +97,19 @@ def still(inputs: Inputs, enabled: frozenset[str]) -> Still:
         if term.still is not None and term.name in enabled:
             terms[index] = term.still(inputs)
     return Still(
-        terms=terms,
+        terms=np.ascontiguousarray(terms.T),  # a row's together: an explanation shows a few rows of them
         serial_us=terms[_SERIAL].sum(axis=0),
         input_us=terms[_INPUT].copy(),
         price_us=terms[_STILL_PRICES].sum(axis=0),
     )
 
 
-def terms_of(known: Still, rows: Ints, pools: int, out: Ints) -> list[list[int]]:
-    """All terms of a few rows, by index, for an explanation: a list per row, in the order of TERM_NAMES."""
-    terms: list[list[int]] = known.terms[:, rows].T.tolist()
-    for line, number, row in zip(terms, rows.tolist(), out[rows].tolist(), strict=True):
-        for index, column in _MOVING:
-            line[index] = row[column]
-        line[ADAPT if number // pools == BARE else STAGE] -= row[Out.SAVING]
-        concurrent = [line[index] for index in _CONCURRENT]
-        line[-1] = max(concurrent) - sum(concurrent)
-    return terms
+def terms_of(known: Still, row: int, pools: int, out: list[int]) -> list[int]:
+    """All terms of a row for an explanation, in the order of TERM_NAMES; `out` is its line of the decision's table."""
+    line: list[int] = known.terms[row].tolist()
+    for index, column in _MOVING:
+        line[index] = out[column]
+    line[ADAPT if row // pools == BARE else STAGE] -= out[_SAVING]
+    concurrent = [line[index] for index in _CONCURRENT]
+    line[-1] = max(concurrent) - sum(concurrent)
+    return line

@@ -90,7 +90,7 @@ class Pres(IntEnum):
 
 
 class Spot(IntEnum):
-    """A node that has the weights, or fetches them."""
+    """A node that has the weights, or fetches them. Of a pool those with the nearest source come first: host memory, disk, fetches."""
 
     POOL = 0
     NODE = 1  # its number in the table of nodes

@@ -239,8 +239,10 @@ def nearest(out: Ints, chosen: int, rows: Ints) -> int:
     return len(ranked)
 
 
-def count(codes: Ints, reasons: Ints, out: Ints, counts: Ints) -> None:
+def count(codes: Ints, reasons: Ints, dyn: Ints, out: Ints, taken: int, held: int, counts: Ints) -> None:
     """See `kernel.count_reasons`."""
+    pools = len(codes)
     counts += np.bincount(codes[codes != 0], minlength=len(counts))
-    bindable = (out[:, Out.STATE] == State.BINDABLE).reshape(-1, max(len(codes), 1)).any(axis=0)
-    counts += np.bincount(reasons[(codes == 0) & ~bindable], minlength=len(counts))
+    bindable = (out[:, Out.STATE] == State.BINDABLE).reshape(-1, max(pools, 1)).any(axis=0)
+    full = (reasons == taken) & (dyn[:, Dyn.FREE] > 0) & (out[pools : 2 * pools, Out.STATE] == State.IMPOSSIBLE)
+    counts += np.bincount(np.where(full, held, reasons)[(codes == 0) & ~bindable], minlength=len(counts))

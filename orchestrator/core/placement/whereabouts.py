@@ -45,7 +45,7 @@ class Whereabouts:
         column.fetching.setdefault(model_id, set()).add(node_index)
         flights = self._flights.setdefault((column.site.site_id, model_id), {})
         flights[(column.pool.pool_id, node_index)] = column.pool.nodes[node_index].fetching[model_id]
-        self.site_seen(model_id, column)
+        self._moved(model_id, column)
 
     def land(self, column: Column, model_id: ModelId, node_index: int) -> None:
         """A fetch to a node is over."""
@@ -54,12 +54,12 @@ class Whereabouts:
         if not nodes:
             column.fetching.pop(model_id, None)
         self.end_flight(column, model_id, node_index)
-        self.site_seen(model_id, column)
+        self._moved(model_id, column)
 
     def held(self, column: Column, model_id: ModelId, step: int) -> None:
         """A disk or memory of the site has a model now, or (-1) no more: other nodes of the site can copy it."""
         self.count_held(column, model_id, step)
-        self.site_seen(model_id, column)
+        self._moved(model_id, column)
 
     def holds(self, column: Column, model_id: ModelId) -> bool:
         """Whether a node of the pool's site has the model."""
@@ -79,6 +79,12 @@ class Whereabouts:
         flights.pop((column.pool.pool_id, node_index), None)
         if not flights:
             self._flights.pop(key, None)
+
+    def _moved(self, model_id: ModelId, column: Column) -> None:
+        """Other nodes of the pool have the weights now, or fetch them."""
+        for presence in self._variants.get(model_id, {}).values():
+            presence.stale_spots[column.index] = None
+        self.site_seen(model_id, column)
 
     def site_seen(self, model_id: ModelId, column: Column) -> None:
         """What one node has or fetches matters to all pools of its site: they may copy it."""
@@ -126,11 +132,13 @@ class Whereabouts:
                 if index in pools or variant.gang_size > 1:
                     column = self._columns[index]
                     presence.put(index, line_of(column, presence, self._near(column, variant.model_id), prices))
-                    if variant.gang_size == 1:
-                        presence.put_spots(index, spots_in(column, variant.model_id))
                 else:
                     presence.drop(index)
             presence.stale = {}
+        if presence.stale_spots:
+            if variant.gang_size == 1:
+                presence.put_spots({index: spots_in(self._columns[index], variant.model_id) for index in presence.stale_spots})
+            presence.stale_spots = {}
         return presence
 
     def _near(self, column: Column, model_id: ModelId) -> Near:
@@ -151,4 +159,5 @@ class Whereabouts:
             presence.stale = dict.fromkeys(range(len(self._columns)))
         else:
             presence.stale = dict(self.by_model.get(variant.model_id, {}))
+            presence.stale_spots = dict(presence.stale)
         return presence
