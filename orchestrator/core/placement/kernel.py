@@ -129,22 +129,6 @@ def _slot_row(out: Ints, row: int, slots: int, until: int, now: int) -> None:
 
 
 @_jit
-def _cost_row(fix: Ints, rates: Ints, out: Ints, row: int) -> None:
-    delay = max(out[row, _O_WAIT], out[row, _O_FETCH], fix[row, _F_INPUT]) + fix[row, _F_SERIAL] - out[row, _O_SAVING]
-    total = delay + fix[row, _F_PRICE] + out[row, _O_EVICT] + out[row, _O_CHURN] + out[row, _O_FRAGMENT] + out[row, _O_LINK]
-    # In milliseconds: parts per million of a year in microseconds would overflow.
-    risk = fix[row, _F_RISK] * ((fix[row, _F_HALF] + delay) // 1_000) // 1_000 + fix[row, _F_FAIL] * (delay // 1_000) // 1_000
-    tardy, slack = 0, rates[_R_SLACK]
-    if slack != NO_DEADLINE:
-        if delay // 1_000 * rates[_R_SPREAD] <= slack:
-            tardy = -delay  # in time for sure: the delay costs nothing
-        else:
-            tardy = rates[_R_TARDY] * (max(delay - slack, 0) // 1_000)
-    out[row, _O_DELAY], out[row, _O_RISK], out[row, _O_TARDY] = delay, risk, tardy
-    out[row, _O_TOTAL] = total + risk + tardy
-
-
-@_jit
 def _before(fix: Ints, dyn: Ints, out: Ints, pools: int, row: int, other: int) -> bool:
     """Whether `row` goes before `other` among equals: resident, fewer evicted bytes, cheaper, more free slots, rendezvous hash."""
     mine, theirs = row // pools == _COLD, other // pools == _COLD
@@ -186,20 +170,24 @@ def _best(fix: Ints, dyn: Ints, rates: Ints, mask: Bools, out: Ints, pools: int,
 
 
 @_jit
-def _cold_row(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints, pool: int) -> None:
-    """The cold row of a pool, as the pool is for everybody: any free slot, and the weights from the origin."""
-    row = len(dyn) + pool
-    wait = 0 if dyn[pool, _D_FREE] > 0 else max(dyn[pool, _D_SOONEST] - rates[_R_NOW], OVERDUE_US)
-    out[row, _O_WAIT] = wait
-    out[row, _O_FETCH] = min(fix[row, _F_FETCH] * (dyn[pool, _D_FLOWS] + 1), FETCH_MAX_US)
-    price, gone = _room(rooms, pool, rates[_R_NEED])
-    if wait == 0:
-        out[row, _O_EVICT], out[row, _O_BYTES] = price * rates[_R_EVICT] // 1_000, gone
-        out[row, _O_STATE] = _BINDABLE if price < FORBIDDEN_US else _IMPOSSIBLE
-    elif wait < WAIT_MAX_US:
-        out[row, _O_STATE] = _WAITS
-        if price < FORBIDDEN_US:  # else another slot may be free first: the one that is looked at holds what must stay
+def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints) -> None:
+    """The cold row of every pool, as the pool is for everybody: any free slot, and the weights from the origin."""
+    pools = len(dyn)
+    for pool in range(pools):
+        row = pools + pool
+        if not fix[row, _F_FEASIBLE] or not dyn[pool, _D_ACCEPTING]:
+            continue
+        wait = 0 if dyn[pool, _D_FREE] > 0 else max(dyn[pool, _D_SOONEST] - rates[_R_NOW], OVERDUE_US)
+        out[row, _O_WAIT] = wait
+        out[row, _O_FETCH] = min(fix[row, _F_FETCH] * (dyn[pool, _D_FLOWS] + 1), FETCH_MAX_US)
+        price, gone = _room(rooms, pool, rates[_R_NEED])
+        if wait == 0:
             out[row, _O_EVICT], out[row, _O_BYTES] = price * rates[_R_EVICT] // 1_000, gone
+            out[row, _O_STATE] = _BINDABLE if price < FORBIDDEN_US else _IMPOSSIBLE
+        elif wait < WAIT_MAX_US:
+            out[row, _O_STATE] = _WAITS
+            if price < FORBIDDEN_US:  # else another slot may be free first: the one that is looked at holds what must stay
+                out[row, _O_EVICT], out[row, _O_BYTES] = price * rates[_R_EVICT] // 1_000, gone
 
 
 @_jit
@@ -279,15 +267,35 @@ def _cold_prices(fix: Ints, dyn: Ints, rates: Ints, out: Ints, row: int) -> None
 
 
 @_jit
+def _cost_rows(fix: Ints, dyn: Ints, rates: Ints, out: Ints) -> None:
+    pools, slack = len(dyn), rates[_R_SLACK]
+    for row in range(len(out)):
+        if out[row, _O_STATE] == _IMPOSSIBLE:
+            continue
+        if row // pools == _COLD:
+            _cold_prices(fix, dyn, rates, out, row)
+        delay = max(out[row, _O_WAIT], out[row, _O_FETCH], fix[row, _F_INPUT]) + fix[row, _F_SERIAL] - out[row, _O_SAVING]
+        total = delay + fix[row, _F_PRICE] + out[row, _O_EVICT] + out[row, _O_CHURN] + out[row, _O_FRAGMENT] + out[row, _O_LINK]
+        # In milliseconds: parts per million of a year in microseconds would overflow.
+        risk = fix[row, _F_RISK] * ((fix[row, _F_HALF] + delay) // 1_000) // 1_000 + fix[row, _F_FAIL] * (delay // 1_000) // 1_000
+        tardy = 0
+        if slack != NO_DEADLINE:
+            if delay // 1_000 * rates[_R_SPREAD] <= slack:
+                tardy = -delay  # in time for sure: the delay costs nothing
+            else:
+                tardy = rates[_R_TARDY] * (max(delay - slack, 0) // 1_000)
+        out[row, _O_DELAY], out[row, _O_RISK], out[row, _O_TARDY] = delay, risk, tardy
+        out[row, _O_TOTAL] = total + risk + tardy
+
+
+@_jit
 def decide_rows(
     fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, spots: Ints, rates: Ints, mask: Bools, out: Ints
 ) -> tuple[int, int]:
     """See `Decide`. Runs as plain Python too, some hundred times slower."""
     pools, now = len(dyn), rates[_R_NOW]
     out[:, :] = 0
-    for pool in range(pools):
-        if fix[pools + pool, _F_FEASIBLE] and dyn[pool, _D_ACCEPTING]:
-            _cold_row(fix, dyn, rooms, rates, out, pool)
+    _cold_rows(fix, dyn, rooms, rates, out)
     for line in range(len(pres)):
         pool = pres[line, _P_POOL]
         if not dyn[pool, _D_ACCEPTING]:
@@ -301,11 +309,7 @@ def decide_rows(
         if fix[pools + pool, _F_FEASIBLE]:
             _cold_line(fix, pres, rates, out, line, pools + pool)
     _spots(fix, dyn, nodes, spots, rates, out)
-    for row in range(len(out)):
-        if out[row, _O_STATE] != _IMPOSSIBLE:
-            if row // pools == _COLD:
-                _cold_prices(fix, dyn, rates, out, row)
-            _cost_row(fix, rates, out, row)
+    _cost_rows(fix, dyn, rates, out)
     bound = _best(fix, dyn, rates, mask, out, pools, _BINDABLE)
     return bound, _best(fix, dyn, rates, mask, out, pools, _WAITS)
 
