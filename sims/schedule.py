@@ -107,6 +107,7 @@ class Schedule:
         for site in self._sites:
             site.link.unblock()
             site.runtime.heal()
+            site.own_up()
         self._orchestrators.depose_all_but_newest()
         self._operators.open_all()
 

@@ -105,6 +105,12 @@ class SimSite:
         self._history.liars.add(self.spec.site_id)
         return tuple(replace(pool, gpu_memory_bytes=pool.gpu_memory_bytes * _LIE_FACTOR) for pool in self.spec.pools)
 
+    def own_up(self) -> None:
+        """From now on it claims what there is: a place that fails all who come for ever is not one where work can end."""
+        if self._pools != self.spec.pools:
+            self._pools = self.spec.pools
+            self.crash()
+
     # --- the process -----------------------------------------------------------------------------------------------------------
 
     def boot(self, *, delay_us: int | None = None) -> None:
