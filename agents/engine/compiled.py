@@ -121,14 +121,14 @@ class CompiledCode:
             self._installed.add(id(denoiser))
 
     def _turn_to(self, here: tuple[int, Path]) -> None:
-        """From one folder to another: what inductor remembers of the first (headers, probes of the processor) belongs there alone."""
+        """To another folder, or the first: what inductor remembers (libraries, headers) lies in a folder before it."""
         import torch
         from torch._inductor.utils import clear_caches
 
         if len(self._running) >= FORMS_IN_PROCESS and here not in self._running:
             torch.compiler.reset()
             self._running = {}
-        if self._last not in (None, here[1]):
+        if self._last != here[1]:
             clear_caches()
         self._last = here[1]
 

@@ -82,14 +82,15 @@ def test_a_film_is_the_same_and_its_code_serves_the_next_call_and_another_proces
     # What is in the folder is all that another process needs, wherever it lies.
     moved, result = tmp_path / "moved", tmp_path / "pixels.npy"
     shutil.copytree(folder, moved)
-    before = sorted(path.relative_to(moved) for path in moved.rglob("*.so"))
+    # Kernels: a process tries once what its processor can do, with small libraries in the folder that it compiles into first.
+    before = sorted(path.relative_to(moved) for path in moved.rglob("*.main.so"))
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "PATH": os.environ["PATH"]}
     command = [sys.executable, "-c", _OTHER_PROCESS, str(film.folder), str(moved), str(result)]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     compile_us, hits, misses = map(int, done.stdout.split()[-3:])
     assert compile_us > 0 and hits > 0 and misses == 0
     assert np.array_equal(np.load(result), pixels(first))
-    assert before and sorted(path.relative_to(moved) for path in moved.rglob("*.so")) == before, "nothing was compiled again"
+    assert before and sorted(path.relative_to(moved) for path in moved.rglob("*.main.so")) == before, "nothing was compiled again"
 
     # An adapter's layers are part of what is compiled: with one, and without it again, the film is as it is eager.
     drift = next(one for one in build_starter_adapters(tmp_path, starters) if film.spec.model_id in one.spec.model_ids)

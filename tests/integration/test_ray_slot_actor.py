@@ -340,7 +340,7 @@ async def test_code_is_compiled_once_in_a_fleet_that_shares_it(tmp_path_factory:
         assert any("comes from the artifact store" in line for line in log) is (name == "second")
     assert all(one.compile_us > 0 and one.run_us > 0 for one in times)
     assert misses[0] > 0 and misses[1] in (0, misses[0]), "the second made no graph of its own"
-    made, taken = (sorted(path.name for path in (tmp_path / name / "cache").rglob("*.so")) for name in ("first", "second"))
+    made, taken = (sorted(path.name for path in (tmp_path / name / "cache").rglob("*.main.so")) for name in ("first", "second"))
     assert made and taken == made
 
 
