@@ -15,6 +15,7 @@ from atoll.model.attempt import Attempt
 from atoll.model.audit import AuditEvent, Severity
 from atoll.model.ids import ChangeSeq, ModelId, SiteId
 from atoll.model.job import Job
+from orchestrator.core.arrivals import Arrivals
 from orchestrator.core.bound import Bound
 from orchestrator.core.demand import Demand
 from orchestrator.core.events import RequestRef
@@ -84,6 +85,7 @@ class Context:
     wishes: dict[ModelId, dict[SiteId, None]] = field(default_factory=dict)
     making_room: Counter[ModelId] = field(default_factory=Counter)
     outflow: Outflow = field(default_factory=Outflow)
+    arrivals: Arrivals = field(default_factory=Arrivals)
     now_us: int = 0
     timers: list[tuple[int, TimerKind, str]] = field(default_factory=list)
     vacated: list[tuple[Column, Slot]] = field(default_factory=list)  # slots that came free in this step

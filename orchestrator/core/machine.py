@@ -20,6 +20,7 @@ from atoll.model.site import SiteRecord
 from atoll.model.views import DrainPlan, FleetView, SiteView
 from orchestrator.core import (
     adapters,
+    arrivals,
     assignments,
     attempts,
     breakers,
@@ -97,7 +98,7 @@ class Machine:
         _dispatch(ctx, event)
         _fire_timers(ctx)
         placing.wake_due(ctx)
-        placing.place_ready(ctx, len(event.submissions) if isinstance(event, JobsSubmitted) else 0)
+        placing.place_ready(ctx, arrivals.together(ctx, _came(event)))
         moving.fill_vacated(ctx)
         residuals.note_placed(ctx)
         movements.placed(ctx)
@@ -254,6 +255,10 @@ def _dispatch(ctx: Context, event: Event) -> None:  # noqa: C901 - one case per 
             pass
         case _:
             assert_never(event)
+
+
+def _came(event: Event) -> tuple[JobId, ...]:
+    return tuple(one.job_id for one in event.submissions) if isinstance(event, JobsSubmitted) else ()
 
 
 def _fire_timers(ctx: Context) -> None:

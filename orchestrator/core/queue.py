@@ -33,6 +33,8 @@ __all__ = ["NO_POOL", "Favour", "JobClass", "Queue", "QueueSnapshot"]
 # When a slot frees, this many of the classes that wait for its pool are scored again: the first may have found a better place
 # meanwhile, more only compete for the same slot.
 _WOKEN_PER_SLOT: Final = 2
+# While a class is held, all who join it are, however many.
+_ENDLESS: Final = 2**40
 _RANKS: Final = sorted(PRIORITY_RANK.values())
 
 
@@ -181,6 +183,12 @@ class Queue:
         self._elders[pool].offer(known)
         self._count(known, len(known.members))
         heappush(self._wakes, (wake_us, known.rest_seq, key))
+
+    def hold(self, job_id: JobId, since_us: int, until_us: int) -> None:
+        """Score the class of this job at `until_us` and not in this round, if all who wait in it were accepted after `since_us`."""
+        known, _ = self._jobs.get(job_id, (None, None))
+        if known is not None and not known.resting and known not in self._favoured and known.oldest[1] > since_us:
+            self.rest(known.key, until_us, NO_POOL, _ENDLESS)
 
     def _unready(self, known: JobClass) -> None:
         self._ready[known.key.rank].leave(known)

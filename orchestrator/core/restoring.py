@@ -105,6 +105,7 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
     resting = ((rest.job_id, rest.wake_us, rest.pool, rest.patience) for rest in snapshot.resting)
     ctx.queue.restore(snapshot.queue, resting, snapshot.ready)
     ctx.outflow.restore(snapshot.outflow)
+    ctx.arrivals.closes_us, ctx.arrivals.held = snapshot.arrivals
     ctx.timers = list(snapshot.timers)
     return ctx
 

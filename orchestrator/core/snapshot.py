@@ -171,6 +171,7 @@ class Snapshot:
     timers: tuple[tuple[int, TimerKind, str], ...]
     queue: QueueSnapshot
     outflow: OutflowSnapshot
+    arrivals: tuple[int, int]  # when the window closes, jobs held
     pins: tuple[Pin, ...]
     pushes: tuple[Push, ...]
     demand: tuple[DemandSnapshot, ...]
@@ -210,6 +211,7 @@ def take(ctx: Context) -> Snapshot:
         timers=tuple(sorted(ctx.timers)),
         queue=ctx.queue.take(),
         outflow=ctx.outflow.take(),
+        arrivals=(ctx.arrivals.closes_us, ctx.arrivals.held),
         pins=tuple(state.pins.values()),
         pushes=tuple(state.pushes.values()),
         demand=ctx.demand.take(),

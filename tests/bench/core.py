@@ -176,7 +176,8 @@ def prepare(case: Case) -> Load:
     policy = Policy(silent_after_ms=10**9, candidates_kept=8 if case.explained else 0)
     load_reports: dict[SiteId, int] = {}
     fleet = Fleet(
-        *sites_of(case.copies), models=models, policy=policy, gpus=load_packaged().gpus, runtime=SiteRuntime.TWIN, checked=False
+        *sites_of(case.copies), models=models, policy=policy, gpus=load_packaged().gpus, runtime=SiteRuntime.TWIN, checked=False,
+        arrival_window_ms=policy.arrival_window_ms,
     )
     for number, agent in enumerate(fleet.agents.values()):
         # Each node has the most popular models on its disk, and each site some of the others.

@@ -133,8 +133,10 @@ class Fleet:
         gpus: Mapping[GpuTypeId, GpuType] = GPUS,
         runtime: SiteRuntime = SiteRuntime.RAY,
         checked: bool = True,
+        arrival_window_ms: int = 0,
     ) -> None:
-        self.policy = policy or Policy()
+        # Tests submit one after the other at one instant, and mean that each is placed before the next comes.
+        self.policy = replace(policy or Policy(), arrival_window_ms=arrival_window_ms)
         self._checked = checked
         stored = Stored(fleet_id=FleetId("f"), term=Term(1), fleet_time_us=0, last_audit_seq=ChangeSeq(0))
         self.machine: Machine = new_machine(stored, self.policy, gpus)

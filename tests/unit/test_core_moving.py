@@ -7,9 +7,11 @@ from dataclasses import replace
 from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import AttemptKey, ModelId, SiteId
 from atoll.model.job import JobState
+from orchestrator.core.events import TimerFired
+from orchestrator.core.machine import restore
 from orchestrator.core.placement.policies import POLICIES
 from orchestrator.core.placement.policy import Policy
-from tests.unit.fleet_of_machines import Fleet, in_regions, model, pool, site, spec
+from tests.unit.fleet_of_machines import GPUS, Fleet, in_regions, model, pool, site, spec
 
 _LONG = replace(spec().shape, steps=1_000)
 
@@ -94,6 +96,57 @@ def test_who_has_no_second_place_gets_the_best_one_though_the_other_came_first()
     fleet.submit(first, spec("n"))
     places = {job.spec.model_id: job.attempts[0].site_id for job in fleet.jobs.values()}
     assert places == {ModelId("m"): SiteId("b"), ModelId("n"): SiteId("a")}
+
+
+def _one_slot_and_two(window_ms: int) -> Fleet:
+    """Model m is warm at a and b, n at a only, x at c, which is for the first to come."""
+    sites = (site(name, pool("p", gpus=1)) for name in "abc")
+    fleet = Fleet(*sites, models=(model("m", 30), model("n", 30), model("x", 30)), arrival_window_ms=window_ms)
+    for name, held in (("a", "m"), ("a", "n"), ("b", "m"), ("c", "x")):
+        fleet.warm(name, "p-0", 0, held, 30)
+    for name in "abc":
+        fleet.report(name)
+    fleet.now_us += 1_000_000
+    return fleet
+
+
+def _places(fleet: Fleet) -> dict[str, str]:
+    return {job.spec.model_id: job.attempts[0].site_id for job in fleet.jobs.values() if job.attempts}
+
+
+def test_jobs_that_come_one_by_one_within_the_window_are_placed_together_and_the_first_at_once() -> None:
+    fleet = _one_slot_and_two(window_ms=10)
+    fleet.submit(spec("x"))
+    assert _places(fleet) == {"x": "c"}, "after a quiet moment nobody is held"
+    fleet.now_us += 1_000
+    fleet.submit(spec("m", constraints=in_regions("region-a", "region-b")))
+    closes_us = fleet.machine.next_deadline()
+    assert closes_us is not None
+    assert fleet.now_us < closes_us < fleet.now_us + 10_000, "time is asked for when the window closes"
+    fleet.now_us += 1_000
+    fleet.submit(spec("n"))
+    assert _places(fleet) == {"x": "c"}
+    again = restore(fleet.machine.snapshot(), fleet.policy, GPUS)
+    step = fleet.happen(TimerFired(), closes_us - fleet.now_us)
+    assert _places(fleet) == {"x": "c", "m": "b", "n": "a"}, "m came first, and leaves the one slot of a to n"
+    assert again.handle(TimerFired(), fleet.now_us) == step, "what is held outlives a restart"
+
+
+def test_a_class_that_waits_is_not_held_by_another_of_its_kind_that_comes_within_the_window() -> None:
+    """Two wait for the one slot that has x; one more comes just before it is free."""
+    fleet = _one_slot_and_two(window_ms=10)
+    only_c = in_regions("region-c")
+    fleet.submit(*(spec("x", prompt=str(number), shape=_LONG, constraints=only_c) for number in range(3)))
+    fleet.now_us += 20_000
+    fleet.submit(spec("m"))
+    fleet.now_us += 1_000
+    fleet.submit(spec("x", prompt="one more", shape=_LONG, constraints=only_c))
+    waiting = [job.job_id for job in fleet.jobs.values() if job.state is JobState.QUEUED]
+    assert len(waiting) == 2
+    first = next(iter(fleet.agents[SiteId("c")].attempts))
+    fleet.running("c", first)
+    fleet.end_attempt("c", first)
+    assert fleet.job(waiting[0]).state is not JobState.QUEUED, "in the very step in which the slot came free"
 
 
 def test_what_a_baseline_placed_is_neither_moved_nor_ordered_for_the_sake_of_cost() -> None:

@@ -118,7 +118,7 @@ def test_the_same_history_leads_to_the_same_decisions(policy: Policy) -> None:
 @EVERY
 def test_a_restored_snapshot_goes_on_with_equal_steps(policy: Policy) -> None:
     fleet = _busy(policy)
-    twin = restore(fleet.machine.snapshot(), policy, GPUS)
+    twin = restore(fleet.machine.snapshot(), fleet.policy, GPUS)
     begun, taken = len(fleet.recording), len(fleet.steps)
     fleet.submit(*(spec(prompt=f"later {number}", priority=BATCH) for number in range(4)))
     _finish(fleet)

@@ -54,6 +54,8 @@ BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "moves_max": (0, limits.ATTEMPTS_PER_JOB_MAX // 4),
     # Each is scored once more for every job that is bound.
     "regret_classes": (1, 64),
+    # Longer is felt by whoever waits for a picture of a second.
+    "arrival_window_ms": (0, 30),
     "last_copy_milli": (1_000, 100_000),
     "launch_prior_per_hour_milli": _PER_HOUR_MILLI,
     "candidates_kept": (0, limits.CANDIDATES_KEPT - 1),
@@ -190,6 +192,9 @@ class Policy:
     moves_max: int = 2
     # Ready classes of one priority among which the one that loses most by not getting its best place goes first.
     regret_classes: int = 8
+    # Jobs that come within so long of each other are placed together; the first after a quiet moment is placed at once. A burst of unary
+    # submits comes at one per millisecond: ten of them are enough to choose whose turn matters most.
+    arrival_window_ms: int = 10
     # Another copy can serve in the place of one that leaves; of the last one whole jobs wait, not one: its price counts threefold.
     last_copy_milli: int = 3_000
     # Requests per hour expected of a model that nothing is known of yet.

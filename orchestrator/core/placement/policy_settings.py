@@ -52,6 +52,7 @@ SECTIONS: Final = (
             _("tie_s", "tie_us", _SECONDS_US, "Places within this of the best are equal: what is loaded, then what is cheaper, decides."),
             _("tie_share", "tie_milli", _MILLI, "Or within this share of the best."),
             _("regret_classes", "regret_classes", 1, "Of so many classes ready together, who loses most goes first. 1: in order."),
+            _("arrival_window_s", "arrival_window_ms", _SECONDS_MS, "Jobs within this long of an arrival are placed together. 0: at once."),
             _("candidates_kept", "candidates_kept", 1, "Places kept with a decision beside the chosen one. 0: no explanations."),
         ),
     ),
