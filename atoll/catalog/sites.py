@@ -11,6 +11,7 @@ from typing import Final
 from atoll.catalog.figures import written
 from atoll.catalog.yaml_fields import UNREADABLE, Fields
 from atoll.model import limits
+from atoll.model.address import WEIGHTS_URL_RULE, parse_weights_url
 from atoll.model.errors import FieldError
 from atoll.model.ids import GpuTypeId, PoolId, SiteId, parse_name
 from atoll.model.site import LAN_BYTES_PER_S, NodeSpec, PoolSpec, SiteSpec
@@ -50,10 +51,22 @@ def read_site(fields: Fields, gpus: Iterable[GpuTypeId]) -> SiteSpec:
         billing=(fields.word("billing", BILLING, "billing") or BILLING[0]) if fields.has("billing") else BILLING[0],
         preemptions_per_million_gpu_hours=fields.whole("preemptions_per_million_gpu_hours", 0, _PREEMPTIONS_MAX, 0),
         synthetic=fields.flag("synthetic", default=False),
+        weights_url=_weights_url(fields),
     )
     fields.asked("billing")
     fields.finish()
     return spec
+
+
+def _weights_url(fields: Fields) -> str:
+    text = fields.text("weights_url", WEIGHTS_URL_RULE, default="")
+    if not text:
+        return ""
+    try:
+        return parse_weights_url("weights_url", text)
+    except FieldError as error:
+        fields.wrong("weights_url", text, error.expected)
+        return ""
 
 
 def _node(fields: Fields) -> NodeSpec:
@@ -121,6 +134,8 @@ def write_site(spec: SiteSpec) -> list[str]:
         lines.append(f"  lan_gbit_per_s: {written(spec.lan_bytes_per_s, GBIT_PER_S)}")
     if spec.egress_usd_micros_per_gb:
         lines.append(f"  egress_usd_per_gb: {written(spec.egress_usd_micros_per_gb, USD)}")
+    if spec.weights_url:
+        lines.append(f"  weights_url: {quoted_text(spec.weights_url)}")
     if spec.synthetic:
         lines.append("  synthetic: true")
     nodes = {pool.node for pool in spec.pools}

@@ -128,6 +128,10 @@ class Fields:
             return []
         return [Fields(item, f"{self.at(key)}[{index}]", self.problems) for index, item in enumerate(node.items)]
 
+    def text(self, key: str, expected: str, *, default: str) -> str:
+        """Any text; whoever asks for it says what would be right. `default` where the key is absent, or was noted as wrong."""
+        return self._scalar(key, expected, default) or default
+
     def text_or_none(self, key: str) -> str | None:
         """The text below a key if it is a scalar with a value; nothing is noted, and the key does not count as asked for."""
         node = self._entries[key][1] if key in self._entries else None

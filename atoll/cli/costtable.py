@@ -23,7 +23,7 @@ _SHOWN_MILLI: Final = 5
 # What each term of the cost stands for, for the legend under the table.
 _TERMS: Final = {
     "queue": "work ahead there, loads and fetches included",
-    "fetch": "weights from the origin store, or what is left of a fetch that goes on",
+    "fetch": "weights from the origin store or a peer site, or what is left of a fetch that goes on",
     "input": "the job's own files",
     "stage": "weights from disk or host memory into the GPU",
     "init": "start of the pipeline",
@@ -35,7 +35,7 @@ _TERMS: Final = {
     "net": "what the site's owner charges for the result to leave",
     "evict": "what others lose by the models that give way",
     "churn": "handicap of one more copy than the model needs",
-    "link": "what others lose on a crowded way to the origin",
+    "link": "what others lose on a crowded way to the weights, and what a peer site's owner charges for them to leave",
     "fragmentation": "what breaking the last whole block costs gangs",
     "risk": "the GPU may be lost, or the load fail",
     "deadline": "in time, the delay costs nothing; late, it costs more",
@@ -75,6 +75,8 @@ def weights(names: Sequence[str], candidate: Candidate) -> str:
     state = "loading already" if candidate.awaits is Awaits.LOAD else "warm"
     if candidate.cold:
         state = "cold, to be fetched" if term(names, candidate, "fetch") else "cold, already on its disk"
+        if candidate.fetch_from is not None:
+            state += f" from {candidate.fetch_from}"
     if candidate.awaits is Awaits.FETCH:
         return f"cold, fetched by another node there, at hand in {duration(candidate.wait_us)}"
     return state + (f", free in {duration(candidate.wait_us)}" if candidate.wait_us else "")

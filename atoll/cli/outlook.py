@@ -31,9 +31,14 @@ def _doing(names: Sequence[str], candidate: Candidate, weights_bytes: int) -> st
         return f"waiting for {place(candidate)}, where the model is loading already"
     if candidate.cold:
         of = size(weights_bytes) if weights_bytes else "the model"
-        how = f"fetching {of} to" if term(names, candidate, "fetch") else f"loading {of} from the disk of"
+        how = f"fetching {of}{_whose(candidate)} to" if term(names, candidate, "fetch") else f"loading {of} from the disk of"
         return f"{how} {place(candidate)}"
     return f"waiting for {place(candidate)}" if candidate.wait_us else f"the warm replica at {place(candidate)}"
+
+
+def _whose(candidate: Candidate) -> str:
+    """Where weights come from that do not come from the origin store."""
+    return f" from the peer site {candidate.fetch_from}" if candidate.fetch_from is not None else ""
 
 
 def has(names: Sequence[str], candidate: Candidate, weights_bytes: int, verb: str) -> str:
@@ -46,7 +51,9 @@ def has(names: Sequence[str], candidate: Candidate, weights_bytes: int, verb: st
             return f"where the model {be} loading already{for_whom}"
         return f"where the model {be} warm" + (f", behind {duration(behind_us)} of other work" if behind_us else "")
     of = size(weights_bytes) if weights_bytes else "the model"
-    return f"which {verb} to fetch {of} first" if term(names, candidate, "fetch") else f"which {verb} to load {of} from its disk"
+    if term(names, candidate, "fetch"):
+        return f"which {verb} to fetch {of}{_whose(candidate)} first"
+    return f"which {verb} to load {of} from its disk"
 
 
 def comparison(

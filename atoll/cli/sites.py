@@ -12,6 +12,7 @@ from atoll.cli.exits import CliError, Exit
 from atoll.cli.figures import NONE, count, money, rate
 from atoll.cli.output import Column, Form, Listing, note, plain, say, show_list, show_one, show_plain, table
 from atoll.cli.session import session, verb
+from atoll.model.address import parse_weights_url
 from atoll.model.errors import FieldError
 from atoll.model.ids import SiteId, parse_name
 from atoll.model.limits import RATE_BYTES_PER_S_MAX
@@ -65,6 +66,7 @@ SITES: Listing[SiteView] = Listing(
         Column(title="GPUS", cell=_types, wide=True),
         Column(title="PROVIDER", cell=lambda view: view.spec.provider, wide=True),
         Column(title="WAN", cell=lambda view: rate(view.spec.wan_bytes_per_s), wide=True, right=True),
+        Column(title="WEIGHTS AT", cell=lambda view: view.spec.weights_url or NONE, wide=True),
         Column(title="AGENT", cell=lambda view: view.agent_version, wide=True),
         Column(title="SYNTHETIC", cell=lambda view: "yes" if view.spec.synthetic else "no", wide=True),
         Column(title="REASON", cell=lambda view: view.reason, wide=True),
@@ -205,18 +207,22 @@ def add(
     provider: Annotated[str, typer.Option("--provider", show_default=False, help="Whose it is.")] = "",
     wan: Annotated[str, typer.Option("--wan", metavar="RATE", help="What its link to other sites carries.")] = "1Gbps",
     origin: Annotated[str | None, typer.Option("--origin-rate", metavar="RATE", help="From the origin store; as --wan by default.")] = None,
+    weights_url: Annotated[
+        str | None, typer.Option("--weights-url", metavar="URL", help="Where other sites read the weights that it has (default: nowhere).")
+    ] = None,
     reason: NoteOption = "",
 ) -> None:
     """Add one site, and print the command that joins its machine. What GPUs it has its agent finds out."""
     try:
         name = SiteId(parse_name("NAME", site_id(site)))
+        served_at = parse_weights_url("--weights-url", weights_url) if weights_url else ""
     except FieldError as error:
         raise CliError(str(error), code=Exit.USAGE) from None
     wan_bytes_per_s = arguments.bytes_per_s("--wan", wan)
     origin_bytes_per_s = wan_bytes_per_s if origin is None else arguments.bytes_per_s("--origin-rate", origin)
     spec = SiteSpec(
         site_id=name, region=region, provider=provider, wan_bytes_per_s=wan_bytes_per_s,
-        origin_bytes_per_s=min(origin_bytes_per_s, RATE_BYTES_PER_S_MAX),
+        origin_bytes_per_s=min(origin_bytes_per_s, RATE_BYTES_PER_S_MAX), weights_url=served_at,
     )  # fmt: skip
     form = session().form
     with session().client() as client:

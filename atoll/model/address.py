@@ -1,4 +1,4 @@
-"""Addresses: where an orchestrator listens, as people write it.
+"""Addresses: where an orchestrator listens, or a site serves its weights, as people write it.
 
 Decides the port taken where none is named. Must not know what is spoken there, nor resolve names.
 """
@@ -18,6 +18,12 @@ ADDRESS_RULE: Final = f"HOST:PORT such as '127.0.0.1:{DEFAULT_PORT}', '[::1]:{DE
 # As DNS names, which IPv4 addresses are too.
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?\Z")
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}\Z")
+# As long as names of hosts, a port and a few folders can be.
+_URL_CHARS: Final = 500
+_URL = re.compile(r"https?://(?P<address>[^/\s]+)(?P<path>(?:/[A-Za-z0-9._~-]+)*)/?\Z", re.ASCII)
+WEIGHTS_URL_RULE: Final = (
+    f"http:// or https://, HOST or HOST:PORT, and perhaps folders; at most {_URL_CHARS} characters, no user, query or '..'"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -52,3 +58,15 @@ def parse_address(field: str, value: object, *, lowest_port: int = 1) -> Address
     if not lowest_port <= number <= PORT_MAX:
         raise FieldError(field, value, f"a port from {lowest_port} to {PORT_MAX}")
     return Address(host=host, port=number)
+
+
+def parse_weights_url(field: str, value: object) -> str:
+    """`value` if it can be where a site serves its weights to others. FieldError when it cannot."""
+    found = _URL.match(value) if isinstance(value, str) and len(value) <= _URL_CHARS else None
+    if found is None or ".." in found["path"].split("/"):
+        raise FieldError(field, value, WEIGHTS_URL_RULE)
+    try:
+        parse_address(field, found["address"])
+    except FieldError:
+        raise FieldError(field, value, WEIGHTS_URL_RULE) from None
+    return found[0].rstrip("/")

@@ -8,13 +8,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atoll.model.adapter import AdapterSpec
-from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, SlotRef, Term
+from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, SiteId, SlotRef, Term
 from atoll.model.job import JobSpec
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import Tier
 
 # Where a copy should be: node, tier, slot (None: any, or not on the GPU), model.
 CopyKey = tuple[NodeId, Tier, int | None, ModelId]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Another site whose disks hold the weights, and where it serves them. A hint: the origin store has them too."""
+
+    site_id: SiteId
+    url: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +41,7 @@ class AssignedAttempt:
     # Work without a renewal stops itself after this long; enforced where the work runs.
     stop_after_ms: int
     request_id: str = ""
+    fetch_from: Peer | None = None  # where the weights are nearest, if they have to be fetched; None: the origin store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +58,7 @@ class DesiredReplica:
     tier: Tier
     pin: bool = False
     evict: tuple[ModelId, ...] = ()
+    fetch_from: Peer | None = None  # as of an attempt
 
     @property
     def key(self) -> CopyKey:

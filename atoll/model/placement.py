@@ -81,6 +81,7 @@ class Candidate:
     cold: bool
     wait_us: int = 0  # > 0: no slot can be bound now, this is the deferral's price
     awaits: Awaits = Awaits.NOTHING
+    fetch_from: SiteId | None = None  # whose disks the weights come from; None: the origin store, or no fetch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

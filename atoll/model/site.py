@@ -112,6 +112,7 @@ class SiteSpec:
     billing: str = "reserved"
     preemptions_per_million_gpu_hours: int = 0
     synthetic: bool = False
+    weights_url: str = ""  # where other sites read the weights that its disks hold; "": it serves nobody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

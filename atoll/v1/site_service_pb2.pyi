@@ -546,6 +546,30 @@ class LogChunk(_message.Message):
 Global___LogChunk: _TypeAlias = LogChunk  # noqa: Y015
 
 @_typing.final
+class Peer(_message.Message):
+    """Another site that has the weights, and where it serves them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SITE_ID_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    site_id: _builtins.str
+    url: _builtins.str
+    def __init__(
+        self,
+        *,
+        site_id: _builtins.str = ...,
+        url: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["site_id", b"site_id", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Peer: _TypeAlias = Peer  # noqa: Y015
+
+@_typing.final
 class AssignedAttempt(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -557,6 +581,7 @@ class AssignedAttempt(_message.Message):
     STOP_REASON_FIELD_NUMBER: _builtins.int
     STOP_AFTER_MS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FETCH_FROM_FIELD_NUMBER: _builtins.int
     stop: _builtins.bool
     stop_reason: _builtins.str
     stop_after_ms: _builtins.int
@@ -569,6 +594,10 @@ class AssignedAttempt(_message.Message):
     def slot(self) -> _types_pb2.SlotRef: ...
     @_builtins.property
     def evict(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def fetch_from(self) -> Global___Peer:
+        """absent: from the origin store"""
+
     def __init__(
         self,
         *,
@@ -580,10 +609,11 @@ class AssignedAttempt(_message.Message):
         stop_reason: _builtins.str = ...,
         stop_after_ms: _builtins.int = ...,
         request_id: _builtins.str = ...,
+        fetch_from: Global___Peer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "slot", b"slot", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fetch_from", b"fetch_from", "key", b"key", "slot", b"slot", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evict", b"evict", "key", b"key", "request_id", b"request_id", "slot", b"slot", "spec", b"spec", "stop", b"stop", "stop_after_ms", b"stop_after_ms", "stop_reason", b"stop_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evict", b"evict", "fetch_from", b"fetch_from", "key", b"key", "request_id", b"request_id", "slot", b"slot", "spec", b"spec", "stop", b"stop", "stop_after_ms", b"stop_after_ms", "stop_reason", b"stop_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -601,6 +631,7 @@ class DesiredReplica(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     PIN_FIELD_NUMBER: _builtins.int
     EVICT_FIELD_NUMBER: _builtins.int
+    FETCH_FROM_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     node_id: _builtins.str
     index: _builtins.int
@@ -609,6 +640,10 @@ class DesiredReplica(_message.Message):
     pin: _builtins.bool
     @_builtins.property
     def evict(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def fetch_from(self) -> Global___Peer:
+        """absent: from the origin store"""
+
     def __init__(
         self,
         *,
@@ -618,10 +653,11 @@ class DesiredReplica(_message.Message):
         tier: _types_pb2.Tier.ValueType = ...,
         pin: _builtins.bool = ...,
         evict: _abc.Iterable[_builtins.str] | None = ...,
+        fetch_from: Global___Peer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "index", b"index"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "fetch_from", b"fetch_from", "index", b"index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "evict", b"evict", "index", b"index", "model_id", b"model_id", "node_id", b"node_id", "pin", b"pin", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "evict", b"evict", "fetch_from", b"fetch_from", "index", b"index", "model_id", b"model_id", "node_id", b"node_id", "pin", b"pin", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__index: _TypeAlias = _typing.Literal["index"]  # noqa: Y015
     _WhichOneofArgType__index: _TypeAlias = _typing.Literal["_index", b"_index"]  # noqa: Y015

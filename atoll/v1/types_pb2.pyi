@@ -737,6 +737,7 @@ class Candidate(_message.Message):
     COLD_FIELD_NUMBER: _builtins.int
     WAIT_US_FIELD_NUMBER: _builtins.int
     AWAITS_FIELD_NUMBER: _builtins.int
+    FETCH_FROM_FIELD_NUMBER: _builtins.int
     site_id: _builtins.str
     pool_id: _builtins.str
     total_us: _builtins.int
@@ -744,6 +745,8 @@ class Candidate(_message.Message):
     wait_us: _builtins.int
     awaits: _builtins.str
     """"load": its replica is being loaded for another job; "fetch": another node of the site fetches the model; else "" """
+    fetch_from: _builtins.str
+    """the site whose disks the weights come from; "": the origin store, or no fetch"""
     @_builtins.property
     def terms_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -756,10 +759,11 @@ class Candidate(_message.Message):
         cold: _builtins.bool = ...,
         wait_us: _builtins.int = ...,
         awaits: _builtins.str = ...,
+        fetch_from: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits", b"awaits", "cold", b"cold", "pool_id", b"pool_id", "site_id", b"site_id", "terms_us", b"terms_us", "total_us", b"total_us", "wait_us", b"wait_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits", b"awaits", "cold", b"cold", "fetch_from", b"fetch_from", "pool_id", b"pool_id", "site_id", b"site_id", "terms_us", b"terms_us", "total_us", b"total_us", "wait_us", b"wait_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1458,6 +1462,7 @@ class SiteSpec(_message.Message):
     PREEMPTIONS_PER_MILLION_GPU_HOURS_FIELD_NUMBER: _builtins.int
     SYNTHETIC_FIELD_NUMBER: _builtins.int
     LAN_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    WEIGHTS_URL_FIELD_NUMBER: _builtins.int
     site_id: _builtins.str
     region: _builtins.str
     provider: _builtins.str
@@ -1471,6 +1476,8 @@ class SiteSpec(_message.Message):
     synthetic: _builtins.bool
     lan_bytes_per_s: _builtins.int
     """between nodes of the site; 0: 25 Gbit/s"""
+    weights_url: _builtins.str
+    """where other sites read this site's weights; "": it serves nobody"""
     @_builtins.property
     def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolSpec]: ...
     def __init__(
@@ -1489,10 +1496,11 @@ class SiteSpec(_message.Message):
         preemptions_per_million_gpu_hours: _builtins.int = ...,
         synthetic: _builtins.bool = ...,
         lan_bytes_per_s: _builtins.int = ...,
+        weights_url: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["billing", b"billing", "egress_usd_micros_per_gb", b"egress_usd_micros_per_gb", "lan_bytes_per_s", b"lan_bytes_per_s", "latitude_micro_deg", b"latitude_micro_deg", "longitude_micro_deg", b"longitude_micro_deg", "origin_bytes_per_s", b"origin_bytes_per_s", "pools", b"pools", "preemptions_per_million_gpu_hours", b"preemptions_per_million_gpu_hours", "provider", b"provider", "region", b"region", "site_id", b"site_id", "synthetic", b"synthetic", "wan_bytes_per_s", b"wan_bytes_per_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["billing", b"billing", "egress_usd_micros_per_gb", b"egress_usd_micros_per_gb", "lan_bytes_per_s", b"lan_bytes_per_s", "latitude_micro_deg", b"latitude_micro_deg", "longitude_micro_deg", b"longitude_micro_deg", "origin_bytes_per_s", b"origin_bytes_per_s", "pools", b"pools", "preemptions_per_million_gpu_hours", b"preemptions_per_million_gpu_hours", "provider", b"provider", "region", b"region", "site_id", b"site_id", "synthetic", b"synthetic", "wan_bytes_per_s", b"wan_bytes_per_s", "weights_url", b"weights_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

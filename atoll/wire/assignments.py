@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from atoll.model import limits
-from atoll.model.assignment import AssignedAttempt, Assignment, DesiredReplica
-from atoll.model.ids import EventSeq, FleetId, Generation, ModelId, NodeId, Term, parse_name
+from atoll.model.address import parse_weights_url
+from atoll.model.assignment import AssignedAttempt, Assignment, DesiredReplica, Peer
+from atoll.model.ids import EventSeq, FleetId, Generation, ModelId, NodeId, SiteId, Term, parse_name
 from atoll.v1 import site_service_pb2 as pb
 from atoll.wire import bounds
 from atoll.wire.adapters import adapter_spec_from_proto, adapter_spec_to_proto
@@ -32,6 +33,7 @@ def assigned_attempt_to_proto(attempt: AssignedAttempt) -> pb.AssignedAttempt:
         stop_reason=bounds.line(attempt.stop_reason),
         stop_after_ms=attempt.stop_after_ms,
         request_id=attempt.request_id,
+        fetch_from=None if attempt.fetch_from is None else peer_to_proto(attempt.fetch_from),
     )
 
 
@@ -47,7 +49,18 @@ def assigned_attempt_from_proto(msg: pb.AssignedAttempt) -> AssignedAttempt:
         stop_reason=bounds.line(msg.stop_reason),
         stop_after_ms=bounds.number("stop_after_ms", msg.stop_after_ms, 0, bounds.TIME_MS_MAX),
         request_id=bounds.label("request_id", msg.request_id),
+        fetch_from=bounds.part("fetch_from", msg.fetch_from, peer_from_proto) if msg.HasField("fetch_from") else None,
     )
+
+
+def peer_to_proto(peer: Peer) -> pb.Peer:
+    """Whose weights are nearest."""
+    return pb.Peer(site_id=peer.site_id, url=peer.url)
+
+
+def peer_from_proto(msg: pb.Peer) -> Peer:
+    """FieldError for a name or an address that cannot be."""
+    return Peer(site_id=SiteId(parse_name("site_id", msg.site_id)), url=parse_weights_url("url", msg.url))
 
 
 def desired_replica_to_proto(desired: DesiredReplica) -> pb.DesiredReplica:
@@ -59,6 +72,7 @@ def desired_replica_to_proto(desired: DesiredReplica) -> pb.DesiredReplica:
         tier=TIER_TO[desired.tier],
         pin=desired.pin,
         evict=desired.evict,
+        fetch_from=None if desired.fetch_from is None else peer_to_proto(desired.fetch_from),
     )
 
 
@@ -72,6 +86,7 @@ def desired_replica_from_proto(msg: pb.DesiredReplica) -> DesiredReplica:
         tier=member("tier", TIER_FROM, msg.tier),
         pin=msg.pin,
         evict=tuple([ModelId(name) for name in evict]),
+        fetch_from=bounds.part("fetch_from", msg.fetch_from, peer_from_proto) if msg.HasField("fetch_from") else None,
     )
 
 

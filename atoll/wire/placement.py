@@ -31,6 +31,7 @@ def candidate_to_proto(candidate: Candidate) -> pb.Candidate:
         cold=candidate.cold,
         wait_us=candidate.wait_us,
         awaits=candidate.awaits.value,
+        fetch_from=candidate.fetch_from or "",
     )
 
 
@@ -45,6 +46,7 @@ def candidate_from_proto(msg: pb.Candidate) -> Candidate:
         cold=msg.cold,
         wait_us=msg.wait_us,
         awaits=_awaits_from_proto(msg.awaits),
+        fetch_from=SiteId(parse_name("fetch_from", msg.fetch_from)) if msg.fetch_from else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from atoll.model import limits
+from atoll.model.address import parse_weights_url
 from atoll.model.errors import FieldError
 from atoll.model.ids import NodeId, PoolId, SiteId, parse_gpu_type, parse_name
 from atoll.model.site import LAN_BYTES_PER_S, Drain, LinkSpec, NodeSpec, PoolSpec, SiteSpec
@@ -102,6 +103,7 @@ def site_spec_to_proto(spec: SiteSpec) -> pb.SiteSpec:
         billing=spec.billing,
         preemptions_per_million_gpu_hours=spec.preemptions_per_million_gpu_hours,
         synthetic=spec.synthetic,
+        weights_url=spec.weights_url,
     )
 
 
@@ -123,6 +125,7 @@ def site_spec_from_proto(msg: pb.SiteSpec) -> SiteSpec:
             "preemptions_per_million_gpu_hours", msg.preemptions_per_million_gpu_hours, 0, bounds.COUNT_MAX
         ),
         synthetic=msg.synthetic,
+        weights_url=parse_weights_url("weights_url", msg.weights_url) if msg.weights_url else "",
     )
 
 

@@ -5,12 +5,15 @@ Decides form and generation. Must not know how it travels; a lost one is noticed
 
 from __future__ import annotations
 
-from atoll.model.assignment import AssignedAttempt, Assignment
+from dataclasses import replace
+
+from atoll.model.assignment import AssignedAttempt, Assignment, DesiredReplica, Peer
 from atoll.model.attempt import AttemptState
-from atoll.model.ids import AdapterId, Generation, ModelId
+from atoll.model.ids import AdapterId, Generation, ModelId, SiteId
 from orchestrator.core.context import Context
 from orchestrator.core.outputs import SendAssignment
-from orchestrator.core.state import LiveAttempt, Site
+from orchestrator.core.placement.peers import serves
+from orchestrator.core.state import LiveAttempt, Site, Wanted
 
 
 def send_touched(ctx: Context) -> None:
@@ -35,7 +38,7 @@ def _make(ctx: Context, site: Site) -> Assignment:
     lives = site.attempts.values() if full else [site.attempts[key] for key in site.changed if key in site.attempts]
     attempts = tuple(_assigned(ctx, live) for live in lives)
     keys = list(site.wanted) if full else [key for key in site.wanted_changed if key in site.wanted]
-    replicas = tuple(site.wanted[key].desired for key in keys)
+    replicas = tuple(_desired(ctx, site.wanted[key]) for key in keys)
     wanted: dict[ModelId, None] = {live.model_id: None for live in lives} | {desired.model_id: None for desired in replicas}
     models = tuple(ctx.state.models[model_id] for model_id in wanted if model_id in ctx.state.models)
     used: dict[AdapterId, None] = {use.adapter_id: None for live in lives for use in live.spec.adapters}
@@ -62,6 +65,16 @@ def _make(ctx: Context, site: Site) -> Assignment:
     return assignment
 
 
+def _peer(ctx: Context, site_id: SiteId | None) -> Peer | None:
+    """A peer site as its weights can be read now; None: it has fallen silent or gone since it was chosen, or the origin store was."""
+    site = ctx.state.sites.get(site_id) if site_id is not None else None
+    return Peer(site_id=site.site_id, url=site.record.spec.weights_url) if site is not None and serves(site) else None
+
+
+def _desired(ctx: Context, wanted: Wanted) -> DesiredReplica:
+    return wanted.desired if wanted.fetch_from is None else replace(wanted.desired, fetch_from=_peer(ctx, wanted.fetch_from))
+
+
 def _assigned(ctx: Context, live: LiveAttempt) -> AssignedAttempt:
     return AssignedAttempt(
         key=live.key,
@@ -72,4 +85,5 @@ def _assigned(ctx: Context, live: LiveAttempt) -> AssignedAttempt:
         stop_reason=live.stop_reason,
         stop_after_ms=ctx.policy.stop_after_ms,
         request_id=live.request_id,
+        fetch_from=_peer(ctx, live.fetch_from),
     )

@@ -33,8 +33,8 @@ def note_placed(ctx: Context) -> None:
             continue
         pool = site.pools[chosen.pool_id]
         factors = ctx.book.factors_milli(live.model_id, pool.gpu.gpu_type, site.site_id)
-        if chosen.cold and _joins_fetch(site, pool, live):
-            # What is left of another's fetch is not what a fetch takes.
+        if chosen.fetch_from is not None or (chosen.cold and _joins_fetch(site, pool, live)):
+            # What is left of another's fetch is not what a fetch takes, nor what comes from a peer what the origin store would have taken.
             factors = (*factors[:_FETCH], 0, *factors[_FETCH + 1 :])
         if _expects_a_mean(ctx, site, pool, live):
             # The job compiles or it does not: neither is what a mean of the two predicted, and only the first would be heard of.

@@ -17,7 +17,7 @@ from atoll.model.job import JobSpec
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason
 from atoll.model.replica import ReplicaState, Tier
-from atoll.physics.coldstart import init_us, stage_us, transfer_us
+from atoll.physics.coldstart import init_us, stage_us
 from atoll.physics.execution import execution_us
 from atoll.physics.memory import peak_bytes
 from orchestrator.core.context import Context
@@ -30,7 +30,6 @@ from orchestrator.core.state import Node, ReplicaKey, Slot
 
 # Bringing a copy is paid once and used many times: it weighs as much as a twentieth of a job's execution.
 _USES: Final = 20
-_PETABYTE: Final = 10**15
 _RESIDENT: Final = (ReplicaState.WARM, ReplicaState.BUSY, ReplicaState.LOADING)
 
 
@@ -54,10 +53,12 @@ class Siting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """What a copy in a pool takes: executing a job of the default shape, fetching and loading the weights. Microseconds."""
+    """What a copy in a pool takes: executing a job of the default shape, fetching (from a peer site, or the origin store) and loading the
+    weights. Microseconds."""
 
     execution_us: int
     fetch_us: int
+    fetch_from: SiteId | None
     load_us: int
 
     @property
@@ -110,11 +111,12 @@ def reasons(ctx: Context, model: ModelSpec) -> list[Reason | None]:
 def times(ctx: Context, model: ModelSpec, column: Column) -> Times:
     """What a copy in this pool takes, by the rates that placing reckons with."""
     columns, index, pool = ctx.columns, column.index, column.pool
-    node = pool.spec.node
+    ways, node = ctx.estimator.ways(model), pool.spec.node
     h2d = int(columns.h2d_rate[index]) or node.h2d_bytes_per_s or pool.gpu.h2d_bytes_per_s
     return Times(
         execution_us=execution_us(model, model.default_shape, pool.gpu, model.precision),
-        fetch_us=transfer_us(model.weights_bytes, int(columns.origin_rate[index]) // (1 + column.site.fetches), 0),
+        fetch_us=int(ways.us[index]) * (1 + column.site.fetches),
+        fetch_from=ways.source(index),
         load_us=stage_us(model, int(columns.disk_rate[index]), h2d, from_host=False) + init_us(model),
     )
 
@@ -123,9 +125,7 @@ def in_order(ctx: Context, model: ModelSpec, pools: Ints, taken: Counter[str]) -
     """Pools by cost; a region that holds `taken` copies counts so many times slower. Ties go by name, which is the order of pools."""
     columns = ctx.columns
     by_type = [execution_us(model, model.default_shape, gpu, model.precision) for gpu in columns.gpu_types]
-    # A petabyte stands for anything larger, so that int64 holds it.
-    size_kb = min(model.weights_bytes, _PETABYTE) // 1_000
-    fetch_us = size_kb * 1_000_000 // np.maximum(columns.origin_rate // 1_000, 1)
+    fetch_us = ctx.estimator.ways(model).us.copy()
     for index in columns.where.by_model.get(model.model_id, ()):
         if model.model_id in columns.columns[index].disk:
             fetch_us[index] = 0

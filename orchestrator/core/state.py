@@ -59,6 +59,7 @@ class Wanted:
     desired: DesiredReplica
     cause: Cause
     since_us: int
+    fetch_from: SiteId | None = None  # the peer site whose weights were nearest when it was wanted
 
 
 class ReplicaKey(NamedTuple):
@@ -183,6 +184,11 @@ class LiveAttempt:
     def replica(self) -> ReplicaKey:
         """The replica it runs on, in every slot that it holds."""
         return ReplicaKey(self.spec.model_id, self.spec.gang_size)
+
+    @property
+    def fetch_from(self) -> SiteId | None:
+        """The peer site whose weights were nearest when it was decided."""
+        return self.attempt.explanation.chosen.fetch_from if self.attempt.explanation is not None else None
 
     @property
     def begun(self) -> bool:

@@ -79,11 +79,13 @@ def want(ctx: Context, model: ModelSpec, siting: sitings.Siting, cause: Cause, *
         pin=pin,
         evict=() if siting.held else siting.evict,
     )
-    _put(ctx, site, Wanted(desired=desired, cause=cause, since_us=ctx.now_us))
     fetch_bytes = siting.fetch_bytes if model.model_id not in node.fetching else 0
-    if fetch_bytes:
-        note_fetch(ctx, column, siting.node_index, model, sitings.times(ctx, model, column).fetch_us)
-        _charge_link(ctx, column, fetch_bytes)
+    times = sitings.times(ctx, model, column) if fetch_bytes else None
+    fetch_from = times.fetch_from if times is not None else None
+    _put(ctx, site, Wanted(desired=desired, cause=cause, since_us=ctx.now_us, fetch_from=fetch_from))
+    if times is not None:
+        _charge_link(ctx, column, model, times)
+        note_fetch(ctx, column, siting.node_index, model, times.fetch_us)
     ctx.decisions.append(
         CopyWanted(site_id=site.site_id, model_id=model.model_id, tier=siting.tier, cause=cause, fetch_bytes=fetch_bytes)
     )
@@ -140,11 +142,26 @@ def describe_again(ctx: Context, model_id: ModelId) -> None:
         ctx.touch_assignment(site)
 
 
-def _charge_link(ctx: Context, column: Column, size: int) -> None:
+def _charge_link(ctx: Context, column: Column, model: ModelSpec, times: sitings.Times) -> None:
     """The next copy ahead of demand may come over this link when this one has come at the share that such copies have."""
-    share = max(int(ctx.columns.origin_rate[column.index]) * ctx.policy.prefetch_link_milli // 1_000, 1)
+    alone_us = model.weights_bytes * 1_000_000 // max(int(ctx.columns.origin_rate[column.index]), 1)
+    if times.fetch_from is not None:
+        alone_us = times.fetch_us // (1 + column.site.fetches)
     site = column.site
-    site.prefetch_from_us = max(site.prefetch_from_us, ctx.now_us) + size * 1_000_000 // share
+    site.prefetch_from_us = max(site.prefetch_from_us, ctx.now_us) + alone_us * 1_000 // max(ctx.policy.prefetch_link_milli, 1)
+
+
+def left_us(ctx: Context, column: Column, node_index: int, model: ModelSpec, left_bytes: int) -> int:
+    """How long the rest of a fetch takes that a site told of: at the rate of the source that was chosen for it, as far as that is known."""
+    site, node = column.site, column.pool.nodes[node_index]
+    lives = (site.attempts[key] for slot in node.slots for key in slot.attempts if key in site.attempts)
+    chosen = {live.fetch_from for live in lives if live.model_id == model.model_id}
+    chosen |= {wanted.fetch_from for wanted in of_model(site, model.model_id) if wanted.desired.node_id == node.node_id}
+    left_bytes = min(max(left_bytes, 0), model.weights_bytes)
+    ways = ctx.estimator.ways(model)
+    if chosen - {None} == {ways.source(column.index)}:
+        return int(ways.us[column.index]) * left_bytes // max(model.weights_bytes, 1)
+    return left_bytes * 1_000_000 // max(int(ctx.columns.origin_rate[column.index]), 1)
 
 
 def note_fetch(ctx: Context, column: Column, node_index: int, model: ModelSpec, fetch_us: int) -> None:

@@ -117,6 +117,7 @@ _SITES = st.builds(
     billing=st.sampled_from(["reserved", "on_demand", "spot"]),
     preemptions_per_million_gpu_hours=st.integers(0, 10**9),
     synthetic=st.booleans(),
+    weights_url=st.sampled_from(["", "http://10.0.0.7:8443", "https://weights.lab.example/atoll"]),
 )
 
 

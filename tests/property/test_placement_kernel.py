@@ -26,7 +26,7 @@ from orchestrator.core.placement.rows import (
 _FIX_MOST = {
     Fix.SERIAL: 10**8, Fix.INPUT: 10**6, Fix.PRICE: 10**7, Fix.RISK_PPM: 10**6, Fix.FAIL_PPM: 10**5, Fix.HALF_OCCUPANCY: 10**8,
     Fix.FETCH: 2**45, Fix.RELOAD: 10**8, Fix.HOST_SAVING: 10**4, Fix.USD: 3, Fix.HASH: 2**32, Fix.COPY: 10**9, Fix.CROWD: 2**45,
-    Fix.NEAR_SAVING: 10**4,
+    Fix.NEAR_SAVING: 10**4, Fix.LEAVING: 10**7,
 }  # fmt: skip
 
 

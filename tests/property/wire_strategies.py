@@ -56,6 +56,7 @@ counts = st.integers(0, bounds.COUNT_MAX)
 sizes = st.integers(0, limits.BYTES_MAX)
 rates = st.integers(1, limits.RATE_BYTES_PER_S_MAX)
 prices = st.integers(0, limits.PRICE_USD_MICROS_MAX)
+_PEER_URLS = ["http://10.0.0.7:8443", "https://weights.lab.example/atoll", "http://[fd00::1]:80"]
 urls = st.sampled_from(["", "file:///srv/origin", "s3://bucket/a%20b?c=d"])
 
 
@@ -120,6 +121,8 @@ BY_FIELD: dict[tuple[type, str], Strategy] = {
     (site.PoolSpec, "nodes"): st.integers(1, 64),
     (site.PoolSpec, "gpus_per_node"): st.integers(1, limits.GPUS_PER_NODE_MAX),
     (site.SiteSpec, "region"): st.sampled_from(["eu-west", "Japan East", "ü"]),
+    (site.SiteSpec, "weights_url"): st.sampled_from(["", *_PEER_URLS]),
+    (assignment.Peer, "url"): st.sampled_from(_PEER_URLS),
     (site.SiteSpec, "billing"): st.sampled_from(["reserved", "spot"]),
     (site.SiteSpec, "latitude_micro_deg"): st.integers(-90_000_000, 90_000_000),
     (site.SiteSpec, "longitude_micro_deg"): st.integers(-180_000_000, 180_000_000),

@@ -9,7 +9,7 @@ import pytest
 from atoll.cli import costtable, explain, outlook
 from atoll.cli.reasons import REASONS
 from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind, PhaseTimes
-from atoll.model.ids import AttemptKey, GpuTypeId, JobId, Ordinal, PoolId
+from atoll.model.ids import AttemptKey, GpuTypeId, JobId, Ordinal, PoolId, SiteId
 from atoll.model.job import Job, JobState
 from atoll.model.learned import Component
 from atoll.model.placement import Awaits, Reason, Rejection
@@ -77,8 +77,8 @@ def test_a_job_that_is_done(capsys: Shown) -> None:
         "        osaka-1/l4     61.00   =   61.00    1.00       0       0       60.00   +        0       0   warm, free in 2.00s",
         "    (COST in seconds of delay = TIME from the decision to the result, by its terms + PRICES, which pass no time",
         "    but count as if they did; queue: work ahead there, loads and fetches included; fetch: weights from the origin",
-        "    store, or what is left of a fetch that goes on; stage: weights from disk or host memory into the GPU;",
-        "    execution: the diffusion itself; money: price of the GPU, at the policy's seconds per dollar)",
+        "    store or a peer site, or what is left of a fetch that goes on; stage: weights from disk or host memory into",
+        "    the GPU; execution: the diffusion itself; money: price of the GPU, at the policy's seconds per dollar)",
         "  Made room: sdxl, 7.00 GB: others are expected to wait 1.50s longer for it",
         "  Predicted against actual, in seconds:",
         "    PHASE                 PREDICTED   ACTUAL     OFF",
@@ -391,3 +391,13 @@ def test_a_policy_that_does_not_choose_by_cost_says_so(capsys: Shown) -> None:
 def test_every_term_has_its_words() -> None:
     assert set(costtable._TERMS) == set(TERM_NAMES)
     assert [name for _, terms, _, _ in costtable._PHASES for name in terms if name not in TERM_NAMES] == []
+
+
+def test_weights_from_a_peer_site_are_said_to_be(capsys: Shown) -> None:
+    assert DONE.attempts[0].explanation is not None
+    told = replace(DONE.attempts[0].explanation, chosen=replace(CHOSEN, fetch_from=SiteId("seoul-2")))
+    lines = _story(capsys, replace(DONE, attempts=(replace(DONE.attempts[0], explanation=told),)))
+    assert "which had to fetch 24.0 GB from the peer site seoul-2 first" in lines[0]
+    costtable.candidates(told.term_names, [told.chosen, *told.others])
+    shown = capsys.readouterr().out
+    assert "cold, to be fetched from seoul-2" in shown and "from the origin store or a peer site" in shown

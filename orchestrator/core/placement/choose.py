@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from atoll.model.ids import ModelId
+from atoll.model.ids import ModelId, SiteId
 from atoll.model.placement import Awaits, Candidate, Reason, Rejection
 from atoll.model.replica import ReplicaState
 from orchestrator.core.placement import kernel
@@ -50,6 +50,7 @@ _OTHERS_MAX: Final = 4
 _NO_SLOT, _MEMORY_BUSY = REASON_CODE[Reason.NO_SLOT], REASON_CODE[Reason.MEMORY_BUSY]
 _ON_ITS_WAY: Final = (ReplicaState.ABSENT, ReplicaState.LOADING)
 _STATE, _WAIT, _TOTAL, _BINDABLE = int(Out.STATE), int(Out.WAIT), int(Out.TOTAL), int(State.BINDABLE)
+_FETCH, _SOURCE, _ORIGIN = int(Out.FETCH), int(Out.SOURCE), int(Source.ORIGIN)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,7 +116,15 @@ class Board:
             cold=row // self.pools == COLD,
             wait_us=0 if told[_STATE] == _BINDABLE else told[_WAIT],
             awaits=awaited(self, row),
+            fetch_from=self.fetch_from(row),
         )
+
+    def fetch_from(self, row: int) -> SiteId | None:
+        """The peer site from which a row's weights have to come; None: the origin store, or they are at the site or on their way."""
+        ways, line = self.estimate.ways, self.out[row]
+        if ways.peers is None or row // self.pools != COLD or line[_SOURCE] != _ORIGIN or not line[_FETCH]:
+            return None
+        return ways.source(row % self.pools)
 
     def is_at(self, row: int, candidate: Candidate | None) -> bool:
         """Whether a row means the place of a candidate."""

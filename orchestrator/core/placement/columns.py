@@ -21,6 +21,7 @@ from orchestrator.core.placement.code import CodeIndex
 from orchestrator.core.placement.column import Column, Free, free_bytes, is_free
 from orchestrator.core.placement.eviction import Prices, Wishes, as_figures
 from orchestrator.core.placement.gangs import is_last_block
+from orchestrator.core.placement.peers import Peers
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.rows import FORBIDDEN_US, ROOM_WIDTH, Bools, Dyn, Ints, Room
 from orchestrator.core.placement.whereabouts import Whereabouts
@@ -61,6 +62,7 @@ class Columns:
         self.by_pool: dict[tuple[SiteId, PoolId], Column] = {}
         self.where = Whereabouts()
         self.code = CodeIndex()
+        self.peers = Peers()
         self.prices = Prices(policy, models, wishes)
         self.rebuild([])
 
@@ -125,6 +127,7 @@ class Columns:
         for column in fresh:
             self._index_column(column)
         self.code.rebuild(self.columns)
+        self.peers.rebuild(sites)
         for model_id in repriced:
             self.reprice(model_id)
         for column in self.columns:
@@ -193,6 +196,7 @@ class Columns:
 
     def refresh_site(self, site: Site) -> None:
         """Whether the site takes new work, and its measured rates. Rates bump the version only when they moved by more than a tenth."""
+        self.peers.heard(site)
         reason = _closed_reason(site)
         simulated = site.hello is not None and site.hello.runtime is SiteRuntime.TWIN
         known = site.hello is not None
@@ -345,6 +349,8 @@ class Columns:
                 self.where.land(column, model_id, node_index)
             return
         index = column.disk if kind == "disk" else column.host
+        if kind == "disk":
+            self.peers.held(column.site.site_id, model_id, 1 if present else -1)
         if present:
             index.setdefault(model_id, set()).add(node_index)
             self.where.held(column, model_id, 1)

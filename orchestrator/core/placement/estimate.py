@@ -30,13 +30,12 @@ from orchestrator.core.placement.inputs import Inputs
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.registry import Still, still
 from orchestrator.core.placement.rows import BARE, COLD, FETCH_MAX_US, READY, Bools, Fix, Ints
+from orchestrator.core.placement.sources import RATE_MIN, Sources, Ways, transfer_us
 from orchestrator.core.placement.terms import money, risk
 
 # Estimates kept, in bytes: 15 KB a class at 36 sites, 1.5 MB at 3,600. Beyond it the oldest is computed again when asked for.
 _KEPT_BYTES: Final = 256 * 1024 * 1024
 _KEPT_MIN: Final = 64
-# A rate of 0 would divide by zero; a byte per second says "never" as well.
-_RATE_MIN: Final = 1
 _BYTES_PER_GB: Final = 10**9
 _DELAYS: Final = frozenset({"input", "stage", "init", "adapt", "compile", "execution", "output"})
 
@@ -55,6 +54,7 @@ class Estimate:
     memory_bytes: int
     still: Still
     fix: Ints
+    ways: Ways  # where the weights come from
     execution_us: Ints
     output_us: Ints
     unpriced_us: Ints  # time that passes although the policy's terms leave it out
@@ -65,7 +65,7 @@ class Estimate:
 class Estimator:
     """Estimates by class, computed when first asked for."""
 
-    __slots__ = ("_adapters", "_columns", "_estimates", "_factors", "_hashes", "_links", "_policy")
+    __slots__ = ("_adapters", "_columns", "_estimates", "_factors", "_hashes", "_links", "_policy", "_sources")
 
     def __init__(
         self,
@@ -80,12 +80,14 @@ class Estimator:
         self._columns = columns
         self._policy = policy
         self._links = links
+        self._sources = Sources(columns, policy, links, factors)
         self._estimates: dict[ClassKey, Estimate] = {}
         self._hashes: dict[ModelId, tuple[int, Ints]] = {}
 
     def forget(self) -> None:
         """Links changed: compute everything again when asked."""
         self._estimates.clear()
+        self._sources.forget()
 
     def of(self, key: ClassKey, model: ModelSpec) -> Estimate:
         """The estimate of this class for the fleet as it is."""
@@ -94,6 +96,12 @@ class Estimator:
         if known is not None and known.version == self._columns.version and known.learned == learned and known.model is model and (
             known.form is None or known.code == self._columns.code.version(known.form)
         ):
+            if known.ways.held == self._columns.peers.version(model.model_id):
+                return known
+            # Other sites can give the model than before: nothing else of what it costs has changed.
+            ways, fix = self._sources.of(model), known.fix.copy()
+            self._fetching(fix, ways, self._policy.weight_milli(key.priority))
+            known = self._estimates[key] = replace(known, ways=ways, fix=fix)
             return known
         estimate = self._compute(key, model)
         kept = max(_KEPT_BYTES // max(3 * estimate.fix.nbytes, 1), _KEPT_MIN)
@@ -104,10 +112,10 @@ class Estimator:
 
     def _compute(self, key: ClassKey, model: ModelSpec) -> Estimate:
         columns = self._columns
-        h2d = _transfer(model.weights_bytes, columns.h2d_rate)
-        stage = np.maximum(h2d, _transfer(model.weights_bytes, columns.disk_rate))
+        h2d = transfer_us(model.weights_bytes, columns.h2d_rate)
+        stage = np.maximum(h2d, transfer_us(model.weights_bytes, columns.disk_rate))
         near_us, far_us = self._adapting(key)
-        factors = self._factors.of(model.model_id, columns.columns)
+        factors, ways = self._factors.of(model.model_id, columns.columns), self._sources.of(model)
         form = self._form(key, model)
         inputs = _corrected(self._inputs(key, model, stage, far_us, self._compiling(form, model)), factors)
         host_saving = factors.times(Component.LOAD, stage) - factors.times(Component.LOAD, h2d)
@@ -135,7 +143,8 @@ class Estimator:
             codes=codes,
             memory_bytes=memory,
             still=known,
-            fix=self._fix(model, inputs, known, feasible, factors, host_saving, near_saving),
+            fix=self._fix(model, inputs, known, feasible, factors, host_saving, near_saving, ways),
+            ways=ways,
             execution_us=inputs.execution_us,
             output_us=inputs.output_us,
             unpriced_us=whole.serial_us - known.serial_us,
@@ -148,7 +157,7 @@ class Estimator:
         known = [self._adapters[adapter_id] for adapter_id in key.adapters if adapter_id in self._adapters]
         near_us = sum(patch_us(adapter) for adapter in known)
         size = sum(adapter.weights_bytes for adapter in known)
-        return near_us, near_us + np.minimum(_transfer(size, self._columns.origin_rate), FETCH_MAX_US)
+        return near_us, near_us + np.minimum(transfer_us(size, self._columns.origin_rate), FETCH_MAX_US)
 
     def _form(self, key: ClassKey, model: ModelSpec) -> FormId | None:
         """What code the class runs; None where it runs eager."""
@@ -201,15 +210,21 @@ class Estimator:
         )
 
     def _fix(
-        self, model: ModelSpec, inputs: Inputs, known: Still, feasible: Bools, factors: Factors, host_saving: Ints, near_saving: Ints
+        self,
+        model: ModelSpec,
+        inputs: Inputs,
+        known: Still,
+        feasible: Bools,
+        factors: Factors,
+        host_saving: Ints,
+        near_saving: Ints,
+        ways: Ways,
     ) -> Ints:
         rows = len(inputs.cold)
         kinds = rows // max(len(self._columns.columns), 1)
         fix = np.zeros((rows, len(Fix)), dtype=np.int64)
-        fetch, copy = (
-            np.minimum(factors.times(Component.FETCH, np.minimum(_transfer(model.weights_bytes, rate), FETCH_MAX_US)), FETCH_MAX_US)
-            for rate in (self._columns.origin_rate, self._columns.lan_rate)
-        )
+        alone = np.minimum(transfer_us(model.weights_bytes, self._columns.lan_rate), FETCH_MAX_US)
+        copy = np.minimum(factors.times(Component.FETCH, alone), FETCH_MAX_US)
         risky = risk.NAME in self._policy.terms
         for column, figures in (
             (Fix.FEASIBLE, feasible),
@@ -219,9 +234,7 @@ class Estimator:
             (Fix.RISK_PPM, risk.loss_ppm(inputs) * risky),
             (Fix.FAIL_PPM, risk.failure_ppm(inputs) * risky),
             (Fix.HALF_OCCUPANCY, inputs.occupancy_us // 2),
-            (Fix.FETCH, np.tile(fetch, kinds)),
             (Fix.COPY, np.tile(copy, kinds)),
-            (Fix.CROWD, np.tile(fetch // inputs.weight_milli * 1_000, kinds)),
             (Fix.RELOAD, inputs.loading_us),
             (Fix.HOST_SAVING, np.tile(host_saving, kinds)),
             (Fix.NEAR_SAVING, np.tile(near_saving, kinds)),
@@ -229,7 +242,19 @@ class Estimator:
             (Fix.HASH, np.tile(self._hash_of(model.model_id), kinds)),
         ):
             fix[:, column] = figures
+        self._fetching(fix, ways, inputs.weight_milli)
         return fix
+
+    def _fetching(self, fix: Ints, ways: Ways, weight_milli: int) -> None:
+        """Fill in the columns that depend on where the weights come from."""
+        kinds = len(fix) // max(len(ways.us), 1)
+        fix[:, Fix.FETCH] = np.tile(ways.us, kinds)
+        fix[:, Fix.CROWD] = np.tile(ways.us // weight_milli * 1_000, kinds)
+        fix[:, Fix.LEAVING] = np.tile(self._sources.price_us(ways) * 1_000 // weight_milli, kinds)
+
+    def ways(self, model: ModelSpec) -> Ways:
+        """How long the weights of a model take to each pool, and from where."""
+        return self._sources.of(model)
 
     def _hash_of(self, model_id: ModelId) -> Ints:
         """Rendezvous hashes of a model and every pool: among equal places each model prefers others, the same ones each time."""
@@ -258,13 +283,13 @@ class Estimator:
             spec = column.site.record.spec
             if spec.site_id in found:
                 continue
-            rtt, rate, egress = 0, max(spec.wan_bytes_per_s, _RATE_MIN), spec.egress_usd_micros_per_gb
+            rtt, rate, egress = 0, max(spec.wan_bytes_per_s, RATE_MIN), spec.egress_usd_micros_per_gb
             if origin == spec.site_id:
                 egress = 0
             elif origin is not None:
                 out = self._links.get((spec.site_id, origin)) or self._links.get((origin, spec.site_id))
                 if out is not None:
-                    rtt, rate = out.rtt_us, max(min(out.bytes_per_s, rate), _RATE_MIN)
+                    rtt, rate = out.rtt_us, max(min(out.bytes_per_s, rate), RATE_MIN)
                     egress = out.egress_usd_micros_per_gb or egress
             input_us = rtt + key.input_bytes * 1_000_000 // rate
             found[spec.site_id] = (input_us, rtt + size * 1_000_000 // rate, egress * size // _BYTES_PER_GB)
@@ -283,9 +308,3 @@ def _corrected(inputs: Inputs, factors: Factors) -> Inputs:
         execution_us=factors.times(Component.EXECUTION, inputs.execution_us),
         output_us=factors.times(Component.UPLOAD, inputs.output_us),
     )
-
-
-def _transfer(size: int, rates: Ints) -> Ints:
-    """Microseconds for `size` bytes, computed through milliseconds of a megabyte's parts so that int64 holds an exabyte."""
-    return np.asarray(size // 1_000 * 1_000_000 // np.maximum(rates // 1_000, _RATE_MIN), dtype=np.int64)
-

@@ -55,7 +55,7 @@ _D_ACCEPTING, _D_FREE, _D_SOONEST, _D_FLOWS = int(Dyn.ACCEPTING), int(Dyn.FREE),
 _ROOM_FREE, _MOST, _LEAST, _VICTIM = int(Room.FREE), int(Room.MOST), int(Room.LEAST), int(Room.VICTIM)
 _KEPT_LEAST, _KEPT_VICTIM = int(Room.KEPT_LEAST), int(Room.KEPT_VICTIM)
 _S_POOL, _S_NODE, _S_SOURCE, _S_SOURCE_US = int(Spot.POOL), int(Spot.NODE), int(Spot.SOURCE), int(Spot.SOURCE_US)
-_F_COPY, _F_CROWD, _R_LINK = int(Fix.COPY), int(Fix.CROWD), int(Rate.LINK_MILLI)
+_F_COPY, _F_CROWD, _F_LEAVING, _R_LINK = int(Fix.COPY), int(Fix.CROWD), int(Fix.LEAVING), int(Rate.LINK_MILLI)
 _O_LINK, _O_SOURCE, _O_NODE = int(Out.LINK), int(Out.SOURCE), int(Out.NODE)
 _P_POOL, _P_READY, _P_READY_UNTIL = int(Pres.POOL), int(Pres.READY), int(Pres.READY_UNTIL)
 _P_BARE, _P_BARE_UNTIL, _P_SOURCE, _P_SOURCE_US = int(Pres.BARE), int(Pres.BARE_UNTIL), int(Pres.SOURCE), int(Pres.SOURCE_US)
@@ -261,9 +261,10 @@ def _cold_prices(fix: Ints, dyn: Ints, rates: Ints, out: Ints, row: int) -> None
         out[row, _O_CHURN] = (fix[row, _F_RELOAD] + out[row, _O_FETCH] - out[row, _O_SAVING]) // 2
     if rates[_R_FRAGMENT] and dyn[pool, _D_WHOLE] and out[row, _O_WAIT] == 0:
         out[row, _O_FRAGMENT] = fix[row, _F_HALF] * rates[_R_FRAGMENT] // 1_000
-    flows = dyn[pool, _D_FLOWS]
-    if rates[_R_LINK] and flows and out[row, _O_SOURCE] == 0:
-        out[row, _O_LINK] = fix[row, _F_CROWD] * flows // (flows + 1) // 1_000 * rates[_R_LINK]
+    if out[row, _O_SOURCE] == 0:
+        flows = dyn[pool, _D_FLOWS]
+        crowd = fix[row, _F_CROWD] * flows // (flows + 1) // 1_000 * rates[_R_LINK] if rates[_R_LINK] and flows else 0
+        out[row, _O_LINK] = fix[row, _F_LEAVING] + crowd
 
 
 @_jit

@@ -40,14 +40,15 @@ class Fix(IntEnum):
     RISK_PPM = 4  # of losing the GPU while it is occupied
     FAIL_PPM = 5  # of the load failing
     HALF_OCCUPANCY = 6
-    FETCH = 7  # from the origin with no other flow
+    FETCH = 7  # from where the weights are nearest outside of the site (`sources`), with no other flow
     RELOAD = 8  # what another copy costs in loading, without the fetch
     HOST_SAVING = 9  # what staging from host memory saves over disk
     NEAR_SAVING = 10  # what adapters that are on the node's disk save
     USD = 11  # price of the GPU, for ties
     HASH = 12  # rendezvous hash of model and pool, for ties
     COPY = 13  # fetch from another node of the site
-    CROWD = 14  # what others lose when one more fetch shares the way to the origin
+    CROWD = 14  # what others lose when one more fetch shares the site's way to its sources
+    LEAVING = 15  # what the owner of a peer site charges for the weights to leave it
 
 
 class Dyn(IntEnum):
@@ -133,7 +134,7 @@ class Slots(IntEnum):
 class Source(IntEnum):
     """Where the weights come from for a cold row."""
 
-    ORIGIN = 0
+    ORIGIN = 0  # the origin store, or a peer site
     FETCHING = 1  # the node fetches them already
     SITE_FETCHING = 2  # another node of the site does: one flight per model and site, copied from there when it has landed
     SITE = 3  # another node of the site has them

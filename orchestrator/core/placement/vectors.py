@@ -179,11 +179,9 @@ def _cold_prices(fix: Ints, dyn: Ints, rates: Ints, cold: Ints, possible: Bools)
     if rates[Rate.FRAGMENT_MILLI]:
         breaks = possible & (dyn[:, Dyn.WHOLE] != 0) & (cold[:, Out.WAIT] == 0)
         cold[:, Out.FRAGMENT] = np.where(breaks, fix[:, Fix.HALF_OCCUPANCY] * rates[Rate.FRAGMENT_MILLI] // 1_000, 0)
-    if rates[Rate.LINK_MILLI]:
-        flows = dyn[:, Dyn.FLOWS]
-        crowds = possible & (flows != 0) & (cold[:, Out.SOURCE] == Source.ORIGIN)
-        crowd = fix[:, Fix.CROWD] * flows // (flows + 1) // 1_000 * rates[Rate.LINK_MILLI]
-        cold[:, Out.LINK] = np.where(crowds, crowd, 0)
+    flows = dyn[:, Dyn.FLOWS]
+    crowd = fix[:, Fix.CROWD] * flows // (flows + 1) // 1_000 * rates[Rate.LINK_MILLI]
+    cold[:, Out.LINK] = np.where(possible & (cold[:, Out.SOURCE] == Source.ORIGIN), fix[:, Fix.LEAVING] + crowd, 0)
 
 
 def _costs(fix: Ints, rates: Ints, out: Ints, possible: Bools) -> None:

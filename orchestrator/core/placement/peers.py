@@ -1,0 +1,86 @@
+"""Which sites can give which models to other sites: those that hold them on a disk and serve.
+
+Decides who serves: a site that has said where its weights can be read, speaks to us, has told all it has, and was not removed. A cordon
+or a drain changes nothing of that: reading a disk is no work of a slot, what is read is verified by its digest, and the time before a site
+goes is the best to copy what only it has. A silent one serves nobody: whoever cannot reach us is a poor bet for reaching others.
+An index that can be rebuilt from the sites' state at any time. A model's `version` changes whenever other sites can give it than before,
+so that only its fetches are reckoned again. Must not know links, rates or prices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from atoll.model.ids import ModelId, SiteId
+from atoll.model.site import SiteAdmin, SiteConnection
+from orchestrator.core.state import Site
+
+
+class Peers:
+    """Sites by the models on their disks, and which of them serve."""
+
+    __slots__ = ("_changes", "_disks", "_serving", "_versions")
+
+    def __init__(self) -> None:
+        # Of each model, on how many nodes' disks a site has it.
+        self._disks: dict[ModelId, dict[SiteId, int]] = {}
+        self._serving: dict[SiteId, None] = {}
+        self._versions: dict[ModelId, int] = {}
+        self._changes = 0
+
+    def rebuild(self, sites: Iterable[Site]) -> None:
+        """Count anew: sites or pools came or went."""
+        self._disks, self._versions = {}, {}
+        sites = tuple(sites)
+        self._serving = {site.site_id: None for site in sites if serves(site)}
+        for site in sites:
+            for pool in site.pools.values():
+                for node in pool.nodes:
+                    for model_id in node.disk_models:
+                        self.held(site.site_id, model_id, 1)
+
+    def held(self, site_id: SiteId, model_id: ModelId, step: int) -> None:
+        """A disk of the site has the model now, or (-1) no more."""
+        sites = self._disks.setdefault(model_id, {})
+        before = sites.get(site_id, 0)
+        if before + step > 0:
+            sites[site_id] = before + step
+        else:
+            sites.pop(site_id, None)
+            if not sites:
+                del self._disks[model_id]
+        if site_id in self._serving and (before == 0) != (before + step <= 0):
+            self._changed(model_id)
+
+    def heard(self, site: Site) -> None:
+        """A site spoke, fell silent, or is declared anew."""
+        now = serves(site)
+        if now == (site.site_id in self._serving):
+            return
+        if now:
+            self._serving[site.site_id] = None
+        else:
+            del self._serving[site.site_id]
+        for model_id in [model_id for model_id, sites in self._disks.items() if site.site_id in sites]:
+            self._changed(model_id)
+
+    def _changed(self, model_id: ModelId) -> None:
+        self._changes += 1
+        if self.of(model_id):
+            self._versions[model_id] = self._changes
+        else:
+            self._versions.pop(model_id, None)
+
+    def version(self, model_id: ModelId) -> int:
+        """Another number after each change; 0 while no site can give the model."""
+        return self._versions.get(model_id, 0)
+
+    def of(self, model_id: ModelId) -> list[SiteId]:
+        """The sites that can give a model to others, by name."""
+        return sorted(site_id for site_id in self._disks.get(model_id, ()) if site_id in self._serving)
+
+
+def serves(site: Site) -> bool:
+    """Whether others may be sent to this site for weights."""
+    heard = site.connection is SiteConnection.CONNECTED and site.reported
+    return bool(site.record.spec.weights_url) and heard and site.record.admin is not SiteAdmin.REMOVED
