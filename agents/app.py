@@ -33,6 +33,8 @@ from agents.runtime.twin import TwinRuntime
 from agents.session import AgentEndedError, AgentSession, Dial, ExitCode
 from agents.sweeper import ResultSweeper
 from agents.telemetry import Metrics, configure_logs
+from agents.weights import WeightsCache
+from agents.weights_server import WeightsServer
 from atoll.model.errors import AtollError, FieldError
 from atoll.model.gpu import CPU, GpuType
 from atoll.model.ids import GpuTypeId, SiteId
@@ -171,6 +173,7 @@ def _executing(
                 metrics=around.metrics,
             )
             stack.callback(prober.close)
+            _serve_weights(stack, settings)
             retention = Retention(max_age_us=settings.results_hours * _US_PER_HOUR, max_bytes=settings.results_bytes)
             return real, Beside(prober=prober, retention=retention, store_url=lambda: real.artifacts_url)
         case TwinSettings() as settings:
@@ -269,9 +272,23 @@ def _ray_runtime(config: AgentConfig, settings: RaySettings, fatal: asyncio.Futu
             threads=settings.threads,
             usd_micros_per_gpu_hour=settings.usd_micros_per_gpu_hour,
             share_compiled=settings.share_compiled,
+            peer_token=settings.peer_token,
         ),
         on_fatal=end,
     )
+
+
+def _serve_weights(stack: AsyncExitStack, settings: RaySettings) -> None:
+    """Other sites may read the weights in the cache, if the configuration says so."""
+    if settings.weights_listen is None:
+        return
+    try:
+        cache = WeightsCache(settings.cache_dir, quota_bytes=settings.cache_bytes)
+        server = WeightsServer(cache, settings.weights_listen, token=settings.peer_token)
+    except OSError as error:
+        raise FieldError("weights_listen", str(settings.weights_listen), f"an address that is free ({error.strerror}), or 'off'") from error
+    stack.callback(server.close)
+    _log.info("weights_served", host=settings.weights_listen.host, port=server.port, token=bool(settings.peer_token))
 
 
 def _nodes_of_this_host(runtime: Runtime) -> tuple[ProbedNode, ...]:

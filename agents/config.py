@@ -27,6 +27,8 @@ PREFIX: Final = "ATOLL_AGENT_"
 # The token that `atoll sites add` printed; never a flag, because flags are seen by every user of a machine.
 TOKEN_VARIABLE: Final = "ATOLL_JOIN_TOKEN"  # noqa: S105 - the name of a variable
 _TOKEN_CHARS_MAX: Final = 512
+# 96 bits in hex digits: shorter ones can be guessed at a port that anybody may reach.
+_TOKEN_CHARS_MIN: Final = 24
 # As long as the orchestrator keeps ended jobs readable: a result without its job, or a job without its result, helps nobody.
 _RESULTS_HOURS: Final = 24
 # A day of pictures at a few a second is some 100 GB; films are larger.
@@ -56,6 +58,8 @@ class RaySettings:
     share_compiled: bool = False  # execute compiled code that other sites of the fleet made
     results_hours: int = _RESULTS_HOURS  # how long results stay in the artifact store
     results_bytes: int = _RESULTS_BYTES  # and how much of it they may take, the newest first
+    weights_listen: Address | None = None  # where other sites read the weights in the cache; None: nowhere
+    peer_token: str = field(default="", repr=False)  # what this site's weights are given for, and what it shows to other sites for theirs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +132,8 @@ AGENT_SETTINGS: Final = (
     "share_compiled",
     "results_hours",
     "results_bytes",
+    "weights_listen",
+    "peer_token_file",
     "fleet",
     "seed",
     "sigma",
@@ -188,7 +194,7 @@ def _agent(settings: _Settings, environ: Mapping[str, str]) -> AgentConfig:
 
 def _ray(settings: _Settings, environ: Mapping[str, str]) -> RaySettings:
     cache_dir = settings.path("cache_dir", _base(environ, "XDG_CACHE_HOME", ".cache") / "atoll" / "weights")
-    address = settings.get("ray_address")
+    address, listen = settings.get("ray_address"), settings.get("weights_listen", "off")
     return RaySettings(
         cache_dir=cache_dir,
         cache_bytes=settings.whole("cache_bytes", _CACHE_BYTES, 1, BYTES_MAX),
@@ -203,7 +209,26 @@ def _ray(settings: _Settings, environ: Mapping[str, str]) -> RaySettings:
         share_compiled=settings.truth("share_compiled", default=False),
         results_hours=settings.whole("results_hours", _RESULTS_HOURS, 1, 10 * 365 * 24),
         results_bytes=settings.whole("results_bytes", _RESULTS_BYTES, 1, BYTES_MAX),
+        weights_listen=None if listen in ("", "off") else parse_address("weights_listen", listen, lowest_port=0),
+        peer_token=_peer_token(settings),
     )
+
+
+def _peer_token(settings: _Settings) -> str:
+    """The first line of the file that is named, if one is."""
+    if not settings.get("peer_token_file"):
+        return ""
+    path = settings.file("peer_token_file", "")
+    try:
+        with path.open("rb") as file:
+            token = file.read(_TOKEN_CHARS_MAX + 2).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        token = ""
+    # The value itself is a secret and is not quoted.
+    if not _TOKEN_CHARS_MIN <= len(token) <= _TOKEN_CHARS_MAX or not token.isprintable() or " " in token:
+        what = f"one line of {_TOKEN_CHARS_MIN} to {_TOKEN_CHARS_MAX} printable ASCII characters"
+        raise FieldError("peer_token_file", str(path), what)
+    return token
 
 
 def _twin(settings: _Settings) -> TwinSettings:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -55,14 +55,18 @@ class FetchStoppedError(AtollError):
 class Origin:
     """One model folder at a URL."""
 
-    def __init__(self, url: str) -> None:
-        """FetchError if no installed package reads this kind of URL. Touches no network."""
+    def __init__(
+        self, url: str, *, silence_s: float = _SILENCE_S, headers: Mapping[str, str] | None = None, redirects: bool = True
+    ) -> None:
+        """FetchError if no installed package reads this kind of URL. Touches no network. `headers` and `redirects`: over http."""
         import fsspec
 
         options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
         self._http = url.startswith(("http://", "https://"))
         if self._http:
-            options["client_kwargs"] = _patient_http()
+            options["client_kwargs"] = {**_patient_http(silence_s), "headers": dict(headers or {})}
+            if not redirects:
+                options["allow_redirects"] = False
         try:
             self._files, self._root = fsspec.core.url_to_fs(url, **options)
         except (ImportError, ValueError) as error:
@@ -73,7 +77,7 @@ class Origin:
         """The folder's manifest. FetchError if the origin does not answer, BadWeightsError if it answers with
         anything else."""
         with self._open(MANIFEST_NAME) as source:
-            data = _read(source, MANIFEST_BYTES_MAX + 1, f"{self.url}/{MANIFEST_NAME}")
+            data = _read(source, MANIFEST_BYTES_MAX + 1, f"{self.url}/{MANIFEST_NAME}", self.heard)
         return parse_manifest(data, f"{self.url}/{MANIFEST_NAME}")
 
     def download(self, file: ManifestFile, target: Path, *, on_bytes: Callable[[int], None]) -> int:
@@ -102,12 +106,15 @@ class Origin:
         problem = f"sha256 {digest.hexdigest()} instead of {file.sha256}"
         raise FetchError(FailureKind.BAD_WEIGHTS, f"{self.url}/{file.path}: {problem}, which the manifest says")
 
+    def heard(self, size: int) -> None:
+        """So many bytes came over just now. May raise FetchError to give up."""
+
     def _append(self, file: ManifestFile, target: Path, digest: Any, held: int, on_bytes: Callable[[int], None]) -> int:
         where = f"{self.url}/{file.path}"
         with self._open_at(file.path, held) as source, target.open("ab") as out:
             missing = file.bytes - held
             while missing:
-                chunk = _read(source, min(CHUNK_BYTES, missing), where)
+                chunk = _read(source, min(CHUNK_BYTES, missing), where, self.heard)
                 if not chunk:
                     problem = f"ends after {file.bytes - missing} bytes instead of {file.bytes}"
                     raise FetchError(FailureKind.FETCH_FAILED, f"{where}: {problem}, which the manifest says")
@@ -115,7 +122,7 @@ class Origin:
                 _write(out, chunk, target)
                 missing -= len(chunk)
                 on_bytes(len(chunk))
-            if _read(source, 1, where):
+            if _read(source, 1, where, self.heard):
                 target.unlink()
                 problem = f"is longer than {file.bytes} bytes"
                 raise FetchError(FailureKind.BAD_WEIGHTS, f"{where}: {problem}, which the manifest says")
@@ -137,14 +144,16 @@ class Origin:
             source.close()
             source = self._open(path)
             while held:
-                skipped = len(_read(source, min(CHUNK_BYTES, held), where))
+                skipped = len(_read(source, min(CHUNK_BYTES, held), where, self.heard))
                 held = held - skipped if skipped else 0
         return source
 
-    def _open(self, path: str, *, ranges: bool = False) -> IO[bytes]:
+    def _open(self, path: str, *, ranges: bool = False, headers: Mapping[str, str] | None = None) -> IO[bytes]:
         where = f"{self.url}/{path}"
         # Over http one stream is quicker than a request per chunk, and only ranges can begin in the middle.
         options: dict[str, Any] = {"block_size": 0} if self._http and not ranges else {"cache_type": "none"}
+        if headers:
+            options["headers"] = dict(headers)
         try:
             opened: IO[bytes] = self._files.open(f"{self._root.rstrip('/')}/{path}", "rb", **options)
         except FileNotFoundError:
@@ -182,19 +191,19 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _patient_http() -> dict[str, Any]:
+def _patient_http(silence_s: float) -> dict[str, Any]:
     try:
         import aiohttp
     except ImportError as error:
         raise FetchError(FailureKind.FETCH_FAILED, "an http origin needs the package aiohttp") from error
-    return {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S)}
+    return {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=silence_s, sock_read=silence_s)}
 
 
 def _failed(where: str, error: Exception) -> FetchError:
     return FetchError(FailureKind.FETCH_FAILED, f"{where}: {type(error).__name__}: {error}")
 
 
-def _read(source: IO[bytes], limit: int, where: str) -> bytes:
+def _read(source: IO[bytes], limit: int, where: str, heard: Callable[[int], None]) -> bytes:
     """Up to `limit` bytes; fewer only at the end of the file. The errors of any store become FetchError."""
     parts, missing = [], limit
     while missing:
@@ -206,6 +215,7 @@ def _read(source: IO[bytes], limit: int, where: str) -> bytes:
             break
         if len(chunk) > missing:
             raise FetchError(FailureKind.FETCH_FAILED, f"{where}: {len(chunk)} bytes came where {missing} were asked for")
+        heard(len(chunk))
         parts.append(chunk)
         missing -= len(chunk)
     return b"".join(parts)

@@ -11,6 +11,7 @@ processes of the node. Must not know why a model is wanted.
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import shutil
 import time
@@ -23,6 +24,7 @@ from typing import Final
 from agents.engine.errors import BadWeightsError
 from agents.engine.manifest import MANIFEST_NAME, ModelManifest, parse_digest, read_manifest, verify_folder
 from agents.origins import FetchError, FetchStoppedError, Origin, disk_full, is_full, sync_folder
+from agents.peers import PeerFolder, PeerSource, Supply
 from atoll.model.attempt import FailureKind
 from atoll.model.errors import StateError
 from atoll.model.ids import ModelId, parse_name
@@ -54,19 +56,21 @@ class CachedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchResult:
-    """A model that is on disk now. `fetched_bytes` came over in this call (0: it was there); `evicted` gave way to
-    it."""
+    """A model that is on disk now. `fetched_bytes` came over in this call (0: it was there), `peer_bytes` of them from a peer site;
+    `evicted` gave way to it."""
 
     folder: Path
     manifest: ModelManifest
     fetched_bytes: int
     elapsed_us: int
     evicted: tuple[CachedModel, ...] = ()
+    peer_bytes: int = 0
 
     @property
     def bytes_per_s(self) -> int | None:
-        """Measured rate of the origin and the disk together; None if nothing came over."""
-        return self.fetched_bytes * 1_000_000 // self.elapsed_us if self.fetched_bytes and self.elapsed_us > 0 else None
+        """Measured rate of the origin and the disk together; None if nothing came over, or some of it from a peer."""
+        measured = self.fetched_bytes and not self.peer_bytes and self.elapsed_us > 0
+        return self.fetched_bytes * 1_000_000 // self.elapsed_us if measured else None
 
 
 class WeightsCache:
@@ -97,6 +101,11 @@ class WeightsCache:
             return None
         os.utime(folder / MANIFEST_NAME)
         return model
+
+    def complete(self, model_id: ModelId, digest: str) -> Path | None:
+        """The folder of a model that is on disk, complete, without marking it as used; None: it is not there."""
+        model = self._entry(self.folder_of(model_id, digest))
+        return model.folder if model is not None and model.digest == digest else None
 
     def entries(self) -> tuple[CachedModel, ...]:
         """All complete models, least recently used first. What is not a model of this cache is passed over."""
@@ -144,8 +153,9 @@ class WeightsCache:
         on_bytes: OnBytes | None = None,
         should_stop: Callable[[], bool] | None = None,
         make_room: bool = True,
+        peer: PeerSource | None = None,
     ) -> FetchResult:
-        """Bring a model from the folder at `origin_url` to this disk, or find it there.
+        """Bring a model from the folder at `origin_url` to this disk, or find it there. `peer`: the site that is tried first.
 
         Single-flight: one who finds the same fetch going on waits for its end. `on_bytes(done, total)` hears of
         progress; `should_stop` is asked at each chunk and ends the call with FetchStoppedError. A fetch that was
@@ -166,9 +176,10 @@ class WeightsCache:
                 self._remove(folder)
             partial = self._root / ".partial" / f"{model_id}@{_short(digest)}"
             try:
-                manifest = _expected(Origin(origin_url), model_id, digest)
+                supply = Supply(origin_url, PeerFolder(peer, model_id, digest) if peer is not None else None)
+                manifest = supply.manifest(functools.partial(_expected, model_id, digest))
                 evicted = self._make_room(manifest, partial, evict=make_room)
-                came = self._download(Origin(origin_url), manifest, partial, on_bytes, stop)
+                came = self._download(supply, manifest, partial, on_bytes, stop)
                 self._publish(manifest, partial, folder)
             except BadWeightsError as error:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -183,9 +194,11 @@ class WeightsCache:
                     raise disk_full(f"no room for {model_id} on the disk of {self._root}") from error
                 raise FetchError(FailureKind.FETCH_FAILED, f"cannot store {model_id} below {self._root}: {error}") from error
         elapsed_us = max(1, time.monotonic_ns() // 1000 - start_us)
-        return FetchResult(folder=folder, manifest=manifest, fetched_bytes=came, elapsed_us=elapsed_us, evicted=evicted)
+        return FetchResult(
+            folder=folder, manifest=manifest, fetched_bytes=came, elapsed_us=elapsed_us, evicted=evicted, peer_bytes=supply.peer_bytes
+        )
 
-    def _download(self, origin: Origin, manifest: ModelManifest, partial: Path, on_bytes: OnBytes | None, stop: Callable[[], bool]) -> int:
+    def _download(self, supply: Supply, manifest: ModelManifest, partial: Path, on_bytes: OnBytes | None, stop: Callable[[], bool]) -> int:
         done, total, came = 0, manifest.total_bytes, 0
 
         def count(size: int) -> None:
@@ -201,7 +214,7 @@ class WeightsCache:
                 raise FetchStoppedError(f"fetch of {manifest.model_id} stopped after {done} of {total} bytes")
             target = partial / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            came += origin.download(file, target, on_bytes=count)
+            came += supply.download(file, target, on_bytes=count)
         return came
 
     def _publish(self, manifest: ModelManifest, partial: Path, folder: Path) -> None:
@@ -308,7 +321,7 @@ class WeightsCache:
             yield
 
 
-def _expected(origin: Origin, model_id: ModelId, digest: str) -> ModelManifest:
+def _expected(model_id: ModelId, digest: str, origin: Origin) -> ModelManifest:
     """The origin's manifest, if it is of the model that was asked for."""
     manifest = origin.manifest()
     for field, found, wanted in (("model_id", manifest.model_id, model_id), ("digest", manifest.digest, digest)):

@@ -186,7 +186,7 @@ def _fetch(ctx: Context, node: Node, desired: DesiredReplica, model: ModelSpec, 
         return
     node.fetching[model.model_id] = model
     state.ahead[(node.node_id, model.model_id)] = Ahead.QUIET
-    ctx.commands.append(FetchWeights(node_id=node.node_id, model=model, ahead=True))
+    ctx.commands.append(FetchWeights(node_id=node.node_id, model=model, ahead=True, fetch_from=desired.fetch_from))
     state.dirty[node.node_id] = None
 
 

@@ -48,7 +48,8 @@ def want(ctx: Context, slot: Slot, work: Work) -> None:
         if model.model_id in node.deleting:
             return
         node.fetching[model.model_id] = model
-        ctx.commands.append(FetchWeights(node_id=node.node_id, model=model))
+        fetch_from = work.assigned.fetch_from if work.assigned is not None else None
+        ctx.commands.append(FetchWeights(node_id=node.node_id, model=model, fetch_from=fetch_from))
     if work.fetch_from_us < 0:
         attempts.advance_to(ctx, replace(work, fetch_from_us=ctx.now_us), AttemptState.FETCHING)
 

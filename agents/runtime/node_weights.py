@@ -23,6 +23,7 @@ from agents.core.outputs import DeleteWeights, FetchWeights, PinWeights, StageWe
 from agents.engine.errors import failure_of
 from agents.fetching import WeightsFetcher
 from agents.origins import FetchError, FetchStoppedError
+from agents.peers import PeerSource
 from agents.runtime.base import Sink
 from agents.runtime.rates import Rates
 from agents.weights import FetchResult, OnBytes, WeightsCache
@@ -48,7 +49,8 @@ def origin_of(origin_url: str, model: ModelSpec) -> str:
 class NodeWeights:
     """The disk of this host. All methods on the agent's event loop."""
 
-    def __init__(self, cache: WeightsCache, *, nodes: tuple[NodeId, ...], tell: Sink, rates: Rates) -> None:
+    def __init__(self, cache: WeightsCache, *, nodes: tuple[NodeId, ...], tell: Sink, rates: Rates, peer_token: str = "") -> None:
+        self._peer_token = peer_token
         self._fetcher = WeightsFetcher(cache)
         self._nodes = nodes
         self._tell = tell
@@ -134,7 +136,9 @@ class NodeWeights:
     async def _fetch_ahead(self, key: tuple[NodeId, ModelId], command: FetchWeights, url: str) -> FetchResult:
         """As a task that can be told to yield: it is no longer in the list then, and ends by cancellation."""
         model = command.model
-        work = self._fetcher.fetch(model.model_id, model.weights_digest, url, on_bytes=self._teller(command), make_room=False)
+        work = self._fetcher.fetch(
+            model.model_id, model.weights_digest, url, on_bytes=self._teller(command), make_room=False, peer=self._peer(command)
+        )
         task = self._ahead[key] = asyncio.ensure_future(work)
         try:
             return await task
@@ -143,9 +147,9 @@ class NodeWeights:
                 del self._ahead[key]
 
     async def _fetch(self, command: FetchWeights, url: str) -> FetchResult:
-        model, on_bytes = command.model, self._teller(command)
+        model, on_bytes, peer = command.model, self._teller(command), self._peer(command)
         try:
-            return await self._fetcher.fetch(model.model_id, model.weights_digest, url, on_bytes=on_bytes)
+            return await self._fetcher.fetch(model.model_id, model.weights_digest, url, on_bytes=on_bytes, peer=peer)
         except FetchError as error:
             if error.kind is not FailureKind.DISK_FULL:
                 raise
@@ -153,7 +157,12 @@ class NodeWeights:
         # for which nothing gives way.
         self._awaited.clear()
         self._pin()
-        return await self._fetcher.fetch(model.model_id, model.weights_digest, url, on_bytes=on_bytes)
+        return await self._fetcher.fetch(model.model_id, model.weights_digest, url, on_bytes=on_bytes, peer=peer)
+
+    def _peer(self, command: FetchWeights) -> PeerSource | None:
+        """Where the orchestrator says that the weights are nearest."""
+        told = command.fetch_from
+        return PeerSource(site_id=told.site_id, url=told.url, token=self._peer_token) if told is not None else None
 
     def _teller(self, command: FetchWeights) -> OnBytes:
         """Says how far a fetch has come, once a second."""

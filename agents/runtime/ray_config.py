@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agents.runtime.cluster import PORT_BLOCK, ClusterSpec
@@ -43,6 +43,7 @@ class RayConfig:
     stop_grace_s: float = 15.0
     stuck_grace_s: float = STUCK_GRACE_S
     share_compiled: bool = False  # compiled code of other sites of the fleet is executed here, and this site's is offered to them
+    peer_token: str = field(default="", repr=False)  # what peer sites ask for before they give weights
 
     def check(self) -> RayConfig:
         """Self, if a site could be run so; else FieldError."""
@@ -51,9 +52,9 @@ class RayConfig:
         parse_int("threads", self.threads, 1, 1024)
         parse_int("cache_bytes", self.cache_bytes, 1, 2**62)
         parse_int("slot_memory_bytes", self.slot_memory_bytes, 0, 2**62)
-        for field, path in (("work_dir", self.work_dir), ("cache_dir", self.cache_dir)):
+        for name, path in (("work_dir", self.work_dir), ("cache_dir", self.cache_dir)):
             if not path.is_absolute():
-                raise FieldError(field, str(path), "an absolute path: the slots' processes work in another folder")
+                raise FieldError(name, str(path), "an absolute path: the slots' processes work in another folder")
         self.cluster_spec().check()
         return self
 

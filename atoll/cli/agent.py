@@ -54,6 +54,21 @@ def _ray(flag: str, metavar: str, help_text: str) -> typer.models.OptionInfo:
     return found
 
 
+DataDir = Annotated[
+    str | None,
+    typer.Option("--data-dir", metavar="FOLDER", show_default=False, help="Its state (default: ~/.local/state/atoll/agents/NAME)."),
+]
+ShareCompiled = Annotated[
+    bool, typer.Option("--share-compiled", rich_help_panel=_RAY, help="Execute compiled code that the fleet's other sites made.")
+]
+WeightsListen = Annotated[
+    str | None, _ray("--weights-listen", "HOST:PORT", "Serve the weights it has to other sites there (default: off).")
+]
+PeerTokenFile = Annotated[
+    str | None, _ray("--peer-token-file", "FILE", "Secret that sites show each other for weights (default: none).")
+]
+
+
 def register(root: typer.Typer) -> None:
     """Add the verbs to the command."""
     root.command(
@@ -86,10 +101,7 @@ def agent(
     ca: Ca = None,
     give_up_after: Patience = None,
     runtime: Annotated[str | None, typer.Option("--runtime", show_default=False, help="ray (real) or twin (default: ray).")] = None,
-    data_dir: Annotated[
-        str | None,
-        typer.Option("--data-dir", metavar="FOLDER", show_default=False, help="Its state (default: ~/.local/state/atoll/agents/NAME)."),
-    ] = None,
+    data_dir: DataDir = None,
     stop_work_on_exit: Annotated[bool, typer.Option("--stop-work-on-exit", help="Leaving ends what executes; else it goes on.")] = False,
     cache_dir: Annotated[str | None, _ray("--cache-dir", "FOLDER", "Weights on disk (default: ~/.cache/atoll/weights).")] = None,
     cache: Annotated[str | None, _ray("--cache", "SIZE", "How much of the disk they may take (default: 200GB).")] = None,
@@ -101,9 +113,9 @@ def agent(
     slot_memory: Annotated[str | None, _ray("--slot-memory", "SIZE", "Memory of such a slot (default: half the host's, shared).")] = None,
     threads: Annotated[str | None, _ray("--threads", "N", "Threads of such a slot (default: 1).")] = None,
     price: Annotated[str | None, _ray("--price", "USD", "What a GPU costs an hour (default: 0).")] = None,
-    share_compiled: Annotated[
-        bool, typer.Option("--share-compiled", rich_help_panel=_RAY, help="Execute compiled code that the fleet's other sites made.")
-    ] = False,
+    share_compiled: ShareCompiled = False,
+    weights_listen: WeightsListen = None,
+    peer_token_file: PeerTokenFile = None,
     fleet: Fleet = None,
     seed: Seed = None,
     sigma: Sigma = None,
@@ -111,7 +123,7 @@ def agent(
     log_format: LogFormat = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Run the agent of one site in the foreground, until SIGTERM or Ctrl-C. It dials out; no port is opened to it.
+    """Run the agent of one site in the foreground, until SIGTERM or Ctrl-C. It dials out; only --weights-listen opens a port.
 
     Each option may come from the environment instead: ATOLL_AGENT_ and the name of the setting. A new site's one-time token is read
     from ATOLL_JOIN_TOKEN; what the agent gets for it is kept in its folder.
@@ -135,6 +147,8 @@ def agent(
         "threads": threads,
         "usd_micros_per_gpu_hour": None if price is None else round(arguments.price_usd("--price", price) * 1_000_000),
         "share_compiled": "true" if share_compiled else None,
+        "weights_listen": weights_listen,
+        "peer_token_file": peer_token_file,
         "fleet": fleet,
         "seed": seed,
         "sigma": sigma,

@@ -73,3 +73,19 @@ def test_a_rehearsal_may_be_of_some_sites() -> None:
     assert config.sites == ("aws-use1", "neo-kef")
     with pytest.raises(ConfigError, match="sites is 'A'"):
         load_rehearse_config({"fleet": FLEET, "sites": "A"}, {})
+
+
+def test_serving_weights_is_off_and_its_secret_is_never_shown(tmp_path: Path) -> None:
+    plain = load_agent_config({"site": "a"}, {}).runtime
+    assert isinstance(plain, RaySettings) and plain.weights_listen is None and plain.peer_token == ""
+    secret = tmp_path / "token"
+    secret.write_text("0123456789abcdef01234567\n")
+    served = load_agent_config({"site": "a", "weights_listen": "0.0.0.0:8443", "peer_token_file": str(secret)}, {})
+    assert isinstance(served.runtime, RaySettings)
+    assert str(served.runtime.weights_listen) == "0.0.0.0:8443" and served.runtime.peer_token == "0123456789abcdef01234567"
+    assert "0123456789" not in repr(served)
+    for text in ("short", "0123456789abcdef 01234567", "x" * 600, "\x00" * 30, ""):
+        secret.write_text(text)
+        with pytest.raises(ConfigError, match=r"peer_token_file is .*: expected one line of 24 to 512") as error:
+            load_agent_config({"site": "a", "peer_token_file": str(secret)}, {})
+        assert text.strip("\x00") == "" or text not in str(error.value)

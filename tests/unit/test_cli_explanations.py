@@ -9,7 +9,7 @@ import pytest
 from atoll.cli import costtable, explain, outlook
 from atoll.cli.reasons import REASONS
 from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind, PhaseTimes
-from atoll.model.ids import AttemptKey, GpuTypeId, JobId, Ordinal, PoolId, SiteId
+from atoll.model.ids import AttemptKey, GpuTypeId, JobId, Ordinal, PoolId
 from atoll.model.job import Job, JobState
 from atoll.model.learned import Component
 from atoll.model.placement import Awaits, Reason, Rejection
@@ -391,13 +391,3 @@ def test_a_policy_that_does_not_choose_by_cost_says_so(capsys: Shown) -> None:
 def test_every_term_has_its_words() -> None:
     assert set(costtable._TERMS) == set(TERM_NAMES)
     assert [name for _, terms, _, _ in costtable._PHASES for name in terms if name not in TERM_NAMES] == []
-
-
-def test_weights_from_a_peer_site_are_said_to_be(capsys: Shown) -> None:
-    assert DONE.attempts[0].explanation is not None
-    told = replace(DONE.attempts[0].explanation, chosen=replace(CHOSEN, fetch_from=SiteId("seoul-2")))
-    lines = _story(capsys, replace(DONE, attempts=(replace(DONE.attempts[0], explanation=told),)))
-    assert "which had to fetch 24.0 GB from the peer site seoul-2 first" in lines[0]
-    costtable.candidates(told.term_names, [told.chosen, *told.others])
-    shown = capsys.readouterr().out
-    assert "cold, to be fetched from seoul-2" in shown and "from the origin store or a peer site" in shown

@@ -98,8 +98,8 @@ class Sources:
         self._ways.clear()
         self._layout = None
 
-    def of(self, model: ModelSpec) -> Ways:
-        """The ways of a model in the fleet as it is."""
+    def of(self, model: ModelSpec, factors: Factors | None = None) -> Ways:
+        """The ways of a model in the fleet as it is. `factors`: the model's, if they are at hand."""
         columns, model_id = self._columns, model.model_id
         learned, held = self._factors.version_of(model_id), columns.peers.version(model_id)
         known = self._ways.get(model_id)
@@ -107,7 +107,8 @@ class Sources:
             return known
         while len(self._ways) >= _KEPT:
             del self._ways[next(iter(self._ways))]
-        ways = self._ways[model_id] = self._compute(model, self._factors.of(model_id, columns.columns), learned, held)
+        factors = factors or self._factors.of(model_id, columns.columns)
+        ways = self._ways[model_id] = self._compute(model, factors, learned, held)
         return ways
 
     def _compute(self, model: ModelSpec, factors: Factors, learned: int, held: int) -> Ways:
