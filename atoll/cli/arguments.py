@@ -107,10 +107,23 @@ def size_bytes(option: str, text: str) -> int:
     return found
 
 
-def price_usd(option: str, text: str | None) -> float:
-    """US dollars of "0.25" or "$0.25"; 0: no bound."""
-    found = decimal(option, None if text is None else text.strip().removeprefix("$"), 0, limits.PRICE_USD_MICROS_MAX / 1_000_000)
-    return found or 0.0
+def price_usd(option: str, text: str) -> float:
+    """US dollars of "0.25" or "$0.25"."""
+    return decimal(option, text.strip().removeprefix("$"), 0, limits.PRICE_USD_MICROS_MAX / 1_000_000) or 0.0
+
+
+def price_limit_usd(option: str, text: str | None) -> float | None:
+    """As `price_usd`, of what something may cost; None when the option was not given. What rounds to no micro-dollar is no price."""
+    if text is None:
+        return None
+    most = limits.PRICE_USD_MICROS_MAX // 1_000_000
+    try:
+        found = price_usd(option, text)
+    except FieldError:
+        found = 0.0
+    if not round(found * 1_000_000):
+        raise FieldError(option, text, f"dollars from 0.000001 to {most}; without the option there is no limit")
+    return found
 
 
 def names(values: list[str] | None) -> tuple[str, ...]:

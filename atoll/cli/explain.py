@@ -113,7 +113,7 @@ def _extras(job: Job) -> str:
         if names:
             found.append(f"only {title} {', '.join(names)}")
     if where.max_price_usd_micros:
-        found.append(f"at most ${where.max_price_usd_micros / 1_000_000:g}")
+        found.append(f"at most ${f'{where.max_price_usd_micros / 1_000_000:.6f}'.rstrip('0').rstrip('.')}")
     if job.spec.adapters:
         found.append(f"with {', '.join(f'{use.adapter_id} at {use.scale_milli / 1_000:g}' for use in job.spec.adapters)}")
     if job.spec.image is not None:

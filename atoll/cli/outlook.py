@@ -112,17 +112,21 @@ def _kept(meets: InTime, what: str, do: str, limit_ms: int, limits: TimeLimits, 
     limit = f"its {what} of {duration(limit_ms * 1_000)}" + (f" ({duration(left_us)} from now)" if asked_us < now_us else "")
     if quantiles is None:
         return f"It would miss {limit} and expire, unless a place can take it before that."
-    p50, p90 = (duration(max(us - now_us, 0)) for us in quantiles)
+    p50, p90 = (_within(us - now_us) for us in quantiles)
     match meets:
         case InTime.YES:
-            return f"It should meet {limit}: 9 of 10 such jobs {do} within {p90}."
-        case InTime.LIKELY if quantiles[1] <= now_us:
+            return f"It should meet {limit}: 9 of 10 such jobs {do} {p90}."
+        case InTime.LIKELY if quantiles[1] < now_us:
             return f"It may miss {limit}: it is overdue."
         case InTime.LIKELY:
-            return f"It may miss {limit}: half of such jobs {do} within {p50}, 9 of 10 within {p90}."
+            return f"It may miss {limit}: half of such jobs {do} {p50}, 9 of 10 {p90}."
         case InTime.NO:
-            return f"It would miss {limit} and expire: half of such jobs {do} only after {p50}."
+            return f"It would miss {limit} and expire: half of such jobs {do} only after {duration(max(quantiles[0] - now_us, 0))}."
     assert_never(meets)
+
+
+def _within(left_us: int) -> str:
+    return f"within {duration(left_us)}" if left_us > 0 else "at once"
 
 
 def awaited(candidate: Candidate, left_us: int) -> str:

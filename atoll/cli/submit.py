@@ -222,7 +222,7 @@ def request_of(
         regions=tuple(region or ()),
         gpu_types=arguments.names(gpu),
         gang_size=arguments.gang_size("--gpus", gpus),
-        max_price_usd=arguments.price_usd("--max-price", max_price),
+        max_price_usd=arguments.price_limit_usd("--max-price", max_price),
         origin_site=parse_name("--origin", origin) if origin else "",
         simulated=simulated,
         adapters=_adapters(adapter),

@@ -53,7 +53,7 @@ class JobFields(TypedDict, total=False):
     sites: Sequence[str]
     regions: Sequence[str]
     gpu_types: Sequence[str]
-    max_price_usd: float
+    max_price_usd: float | None
     adapters: Sequence[AdapterUse | str]
     image: InputRef | Source | None
     strength: float | None
@@ -69,7 +69,7 @@ class JobRequest:
 
     `seed` None is drawn from the idempotency key, so that a repeated call asks for the same picture. `deadline_ms` and
     `start_timeout_ms` count from acceptance, in fleet time; 0: none. `simulated`: a rehearsal, run by twins only.
-    `gang_size` 2, 4 or 8: on so many GPUs of one node at once, all or nothing.
+    `gang_size` 2, 4 or 8: on so many GPUs of one node at once, all or nothing. `max_price_usd`: of the whole job; None: no limit.
 
     `adapters` are LoRAs with their scales: "NAME", "NAME:SCALE" or AdapterUse. `image` is a picture to begin with: a path or bytes of a
     PNG or JPEG, which a client uploads first, or what `upload` answered. `strength`: how much of it is made anew, up to 1 (None: 0.6).
@@ -96,7 +96,7 @@ class JobRequest:
     sites: Sequence[str] = ()
     regions: Sequence[str] = ()
     gpu_types: Sequence[str] = ()
-    max_price_usd: float = 0.0
+    max_price_usd: float | None = None
     adapters: Sequence[AdapterUse | str] = ()
     image: InputRef | Source | None = None
     strength: float | None = None
@@ -140,7 +140,7 @@ class JobRequest:
             sites=_each("constraints.sites", self.sites, parse_name),
             regions=_each("constraints.regions", self.regions, _text),
             gpu_types=_each("constraints.gpu_types", self.gpu_types, parse_gpu_type),
-            max_price_usd_micros=_scaled("max_price_usd", self.max_price_usd, 1_000_000, limits.PRICE_USD_MICROS_MAX),
+            max_price_usd_micros=self._max_price_usd_micros(),
         )
         return job_pb.SubmitRequest(
             idempotency_key=key,
@@ -181,6 +181,16 @@ class JobRequest:
         found = _scaled("strength", STRENGTH if self.strength is None else self.strength, 1_000, limits.STRENGTH_MILLI_MAX)
         if not found:
             raise FieldError("strength", self.strength, "a number above 0, up to 1")
+        return found
+
+    def _max_price_usd_micros(self) -> int:
+        if self.max_price_usd is None:
+            return 0
+        expected = f"a price from 0.000001 to {limits.PRICE_USD_MICROS_MAX // 1_000_000}, or None for no limit"
+        found = _scaled("max_price_usd", self.max_price_usd, 1_000_000, limits.PRICE_USD_MICROS_MAX, expected)
+        if not found:
+            # On the wire 0 is no limit: the opposite of what such a price means.
+            raise FieldError("max_price_usd", self.max_price_usd, expected)
         return found
 
     def _check_texts(self) -> None:
@@ -236,9 +246,9 @@ def _seed_of(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> (64 - _SEED_BITS)
 
 
-def _scaled(name: str, value: float, factor: int, most: int) -> int:
+def _scaled(name: str, value: float, factor: int, most: int, expected: str = "") -> int:
     """`value` times `factor` as a whole number; NaN, infinities, negatives and more than `most` are refused."""
-    expected = f"a number from 0 to {most / factor:g}"
+    expected = expected or f"a number from 0 to {most / factor:g}"
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise FieldError(name, value, expected)
     scaled = round(value * factor)

@@ -75,7 +75,8 @@ def _in_time(quantiles: tuple[int, int] | None, limits: TimeLimits, limit_ms: in
     due_us = limits.asked_us + limit_ms * 1_000
     if quantiles is None or max(quantiles[0], limits.now_us) > due_us:
         return InTime.NO
-    return InTime.YES if limits.now_us < quantiles[1] <= due_us else InTime.LIKELY
+    # What begins at once begins now: only what should have been before is overdue.
+    return InTime.YES if limits.now_us <= quantiles[1] <= due_us else InTime.LIKELY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from atoll.cli import explain
 from atoll.model.attempt import Artifact, Attempt, AttemptState, PhaseTimes, ResultManifest
 from atoll.model.ids import AttemptKey, JobId, ModelId, NodeId, Ordinal, PoolId, SiteId, SlotRef, TenantId
 from atoll.model.job import Constraints, Job, JobSpec, JobState
 from atoll.model.placement import Candidate, Deferral, Evicted, Explanation, Reason, Rejection
+from atoll.model.quote import Eta, Quote, Verdict
 from atoll.model.shape import Shape
 
 SPEC = JobSpec(
@@ -89,3 +93,43 @@ DONE = replace(
         simulated=False,
     ),
 )
+REJECTED = (Rejection(reason=Reason.SIMULATED_SITE, pools=62), Rejection(reason=Reason.MEMORY_TOO_SMALL, pools=1))
+# Now is second 3. Free in two seconds, done in six; cold it would take nine.
+WAITS = Quote(
+    at_us=3_000_000,
+    verdict=Verdict.WAITS,
+    policy="default",
+    term_names=TERMS,
+    chosen=replace(OTHER, total_us=6_000_000, terms_us=(2_000_000, 0, 0, 4_000_000, 0, 0)),
+    others=(CHOSEN,),
+    rejections=REJECTED,
+    weights_bytes=24_000_000_000,
+    predicted_us=6_000_000,
+    ahead=2,
+    queue_length=9,
+    turn_us=1_500_000,
+    eta=Eta(begin_p50_us=6_500_000, begin_p90_us=10_000_000, end_p50_us=10_500_000, end_p90_us=18_000_000),
+    gpu_usd_micros=4_400,
+)
+GOES = replace(
+    WAITS, verdict=Verdict.NOW, chosen=CHOSEN, others=(OTHER,), ahead=0, queue_length=0, turn_us=0, egress_usd_micros=1_200,
+    evicted=DONE.attempts[0].explanation.evicted if DONE.attempts[0].explanation else (), predicted_us=9_000_000,
+    eta=Eta(begin_p50_us=8_000_000, begin_p90_us=13_000_000, end_p50_us=12_000_000, end_p90_us=21_000_000),
+)  # fmt: skip
+NOWHERE = replace(
+    WAITS, verdict=Verdict.IMPOSSIBLE, chosen=None, others=(), eta=None, predicted_us=0, turn_us=0, gpu_usd_micros=0, ahead=0,
+    queue_length=0,
+)  # fmt: skip
+(FIRST,) = DONE.attempts
+
+
+def story_of(capsys: pytest.CaptureFixture[str], job: Job, **moment: object) -> list[str]:
+    """The sentences below the heading, up to the first table."""
+    explain.show(explain.Moment(job=job, now_us=3_000_000, **moment))  # type: ignore[arg-type]  # the caller names fields
+    lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    return [line.strip() for line in lines[2:] if line.strip()]
+
+
+def live(state: AttemptState, **changes: object) -> Job:
+    attempt = replace(FIRST, state=state, ended_us=0, **changes)  # type: ignore[arg-type]  # as above
+    return replace(DONE, state=JobState.RUNNING if attempt.running_us else JobState.PLACED, ended_us=0, result=None, attempts=(attempt,))

@@ -10,56 +10,15 @@ from atoll.cli import costtable, explain, outlook
 from atoll.cli.reasons import REASONS
 from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind, PhaseTimes
 from atoll.model.ids import AttemptKey, GpuTypeId, JobId, Ordinal, PoolId
-from atoll.model.job import Job, JobState
+from atoll.model.job import JobState
 from atoll.model.learned import Component
-from atoll.model.placement import Awaits, Reason, Rejection
-from atoll.model.quote import Eta, InTime, PlaceView, Prospects, Quote, TimeLimits, Verdict, prospects
+from atoll.model.placement import Awaits, Reason
+from atoll.model.quote import Eta, PlaceView
 from orchestrator.core.placement.registry import TERM_NAMES
-from tests.unit.jobs_to_show import CHOSEN, DONE, OTHER, QUEUED, TERMS
+from tests.unit.jobs_to_show import CHOSEN, DONE, FIRST, GOES, NOWHERE, OTHER, QUEUED, WAITS, live, story_of
 
 Shown = pytest.CaptureFixture[str]
 
-REJECTED = (Rejection(reason=Reason.SIMULATED_SITE, pools=62), Rejection(reason=Reason.MEMORY_TOO_SMALL, pools=1))
-# Now is second 3. Free in two seconds, done in six; cold it would take nine.
-WAITS = Quote(
-    at_us=3_000_000,
-    verdict=Verdict.WAITS,
-    policy="default",
-    term_names=TERMS,
-    chosen=replace(OTHER, total_us=6_000_000, terms_us=(2_000_000, 0, 0, 4_000_000, 0, 0)),
-    others=(CHOSEN,),
-    rejections=REJECTED,
-    weights_bytes=24_000_000_000,
-    predicted_us=6_000_000,
-    ahead=2,
-    queue_length=9,
-    turn_us=1_500_000,
-    eta=Eta(begin_p50_us=6_500_000, begin_p90_us=10_000_000, end_p50_us=10_500_000, end_p90_us=18_000_000),
-    gpu_usd_micros=4_400,
-)
-GOES = replace(
-    WAITS, verdict=Verdict.NOW, chosen=CHOSEN, others=(OTHER,), ahead=0, queue_length=0, turn_us=0, egress_usd_micros=1_200,
-    evicted=DONE.attempts[0].explanation.evicted if DONE.attempts[0].explanation else (), predicted_us=9_000_000,
-    eta=Eta(begin_p50_us=8_000_000, begin_p90_us=13_000_000, end_p50_us=12_000_000, end_p90_us=21_000_000),
-)  # fmt: skip
-NOWHERE = replace(
-    WAITS, verdict=Verdict.IMPOSSIBLE, chosen=None, others=(), eta=None, predicted_us=0, turn_us=0, gpu_usd_micros=0, ahead=0,
-    queue_length=0,
-)  # fmt: skip
-(FIRST,) = DONE.attempts
-NO_LIMITS = Prospects(meets_deadline=None, meets_start_timeout=None)
-
-
-def _story(capsys: Shown, job: Job, **moment: object) -> list[str]:
-    """The sentences below the heading, up to the first table."""
-    explain.show(explain.Moment(job=job, now_us=3_000_000, **moment))  # type: ignore[arg-type]  # the caller names fields
-    lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
-    return [line.strip() for line in lines[2:] if line.strip()]
-
-
-def _live(state: AttemptState, **changes: object) -> Job:
-    attempt = replace(FIRST, state=state, ended_us=0, **changes)  # type: ignore[arg-type]  # as above
-    return replace(DONE, state=JobState.RUNNING if attempt.running_us else JobState.PLACED, ended_us=0, result=None, attempts=(attempt,))
 
 
 def test_a_job_that_is_done(capsys: Shown) -> None:
@@ -152,7 +111,7 @@ def test_an_attempt_that_failed_is_compared_as_far_as_it_came(capsys: Shown) -> 
     failure = Failure(kind=FailureKind.OUT_OF_MEMORY, message="12 GB\nneeded")
     failed = replace(FIRST, state=AttemptState.FAILED, failure=failure)
     job = replace(DONE, state=JobState.FAILED, result=None, failure=failure, attempts=(failed,))
-    (said,) = _story(capsys, job)
+    (said,) = story_of(capsys, job)
     assert said == "It failed for good after 1 attempt: out of memory: 12 GB needed (such a failure is tried again 3 times)."
     explain.show(explain.Moment(job=job, now_us=20_000_000))
     assert "Predicted against actual, in seconds, until it failed:" in capsys.readouterr().out
@@ -176,15 +135,15 @@ def test_a_job_that_waits_for_a_place(capsys: Shown) -> None:
 def test_waiting_that_is_later_and_cheaper_says_both(capsys: Shown) -> None:
     chosen = replace(OTHER, total_us=12_000_000, terms_us=(8_000_000, 0, 0, 4_000_000, 0, 0))
     dear = replace(CHOSEN, total_us=29_000_000, terms_us=(0, 2_000_000, 3_000_000, 4_000_000, 20_000_000, 0))
-    story = _story(capsys, QUEUED, quote=replace(WAITS, chosen=chosen, others=(dear,), turn_us=0))
+    story = story_of(capsys, QUEUED, quote=replace(WAITS, chosen=chosen, others=(dear,), turn_us=0))
     assert "that is 3.00s later than fetching 24.0 GB to tokyo-1/h100, but cheaper: prices there count 20.0s more." in story[0]
     equal = replace(CHOSEN, total_us=12_010_000)
-    story = _story(capsys, QUEUED, quote=replace(WAITS, chosen=chosen, others=(equal,), turn_us=0))
+    story = story_of(capsys, QUEUED, quote=replace(WAITS, chosen=chosen, others=(equal,), turn_us=0))
     assert "as good as fetching" in story[0]
 
 
 def test_a_job_that_nobody_can_take(capsys: Shown) -> None:
-    assert _story(capsys, QUEUED, queue_position=1, queue_length=1, quote=NOWHERE) == [
+    assert story_of(capsys, QUEUED, queue_position=1, queue_length=1, quote=NOWHERE) == [
         "No place can take it now: a twin: it only rehearses (62 pools), the GPU is too small for the model at this shape (1 pool).",
         "It is placed as soon as that changes.",
     ]
@@ -193,7 +152,7 @@ def test_a_job_that_nobody_can_take(capsys: Shown) -> None:
 def test_a_job_in_back_off_says_what_failed_and_when_it_is_tried_again(capsys: Shown) -> None:
     failure = Failure(kind=FailureKind.LOAD_FAILED, message="no such file")
     job = replace(QUEUED, deferral=None, attempts=(replace(FIRST, state=AttemptState.FAILED, failure=failure),))
-    assert _story(capsys, job, held_until_us=4_000_000, quote=GOES)[:2] == [
+    assert story_of(capsys, job, held_until_us=4_000_000, quote=GOES)[:2] == [
         "Its last attempt, at tokyo-1, ended without a result: load failed: no such file.",
         "It is tried again in 1.00s, elsewhere if there is another place.",
     ]
@@ -203,8 +162,8 @@ def test_a_job_of_an_orchestrator_that_told_no_offer(capsys: Shown) -> None:
     deferral = QUEUED.deferral
     assert deferral is not None
     job = replace(QUEUED, deferral=replace(deferral, since_us=2_000_000, waits_for=replace(OTHER, wait_us=5_000_000)))
-    assert _story(capsys, job) == ["It waits for osaka-1/l4, free in about 4.00s."]
-    assert _story(capsys, replace(QUEUED, deferral=None)) == ["It is about to be placed."]
+    assert story_of(capsys, job) == ["It waits for osaka-1/l4, free in about 4.00s."]
+    assert story_of(capsys, replace(QUEUED, deferral=None)) == ["It is about to be placed."]
 
 
 @pytest.mark.parametrize(
@@ -218,31 +177,31 @@ def test_a_job_of_an_orchestrator_that_told_no_offer(capsys: Shown) -> None:
 )
 def test_a_job_on_its_way(capsys: Shown, state: AttemptState, steps: int, said: str) -> None:
     eta = Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=5_000_000, end_p90_us=9_000_000)
-    story = _story(capsys, _live(state, steps_done=steps, running_us=2_500_000 if steps else 0), eta=eta)
+    story = story_of(capsys, live(state, steps_done=steps, running_us=2_500_000 if steps else 0), eta=eta)
     assert story[0] == f"{said} be done in about 2.00s (9 of 10 such jobs: within 6.00s)."
     assert story[1].startswith("After 1.00s in the queue it went to tokyo-1/h100")
 
 
 def test_a_job_that_takes_longer_than_it_should(capsys: Shown) -> None:
     late = Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=2_000_000, end_p90_us=3_500_000)
-    assert "be done any moment (9 of 10 such jobs: within 500ms)" in _story(capsys, _live(AttemptState.LOADING), eta=late)[0]
+    assert "be done any moment (9 of 10 such jobs: within 500ms)" in story_of(capsys, live(AttemptState.LOADING), eta=late)[0]
     over = replace(late, end_p90_us=2_500_000)
-    story = _story(capsys, _live(AttemptState.LOADING), eta=over)
+    story = story_of(capsys, live(AttemptState.LOADING), eta=over)
     assert "it is overdue, nine of ten such jobs would have been done 500ms ago" in story[0]
 
 
 def test_jobs_that_were_ended(capsys: Shown) -> None:
     cancelled = replace(QUEUED, state=JobState.CANCELLED, ended_us=2_000_000, cancel_reason="typo", deferral=None)
-    assert _story(capsys, cancelled) == ["It was cancelled while it waited in the queue: typo."]
+    assert story_of(capsys, cancelled) == ["It was cancelled while it waited in the queue: typo."]
     # The attempt of a job that ends while it runs is still being stopped when the job is final.
     stopping = replace(FIRST, state=AttemptState.RUNNING, running_us=1_500_000, ended_us=0)
     expired = replace(
         DONE, state=JobState.EXPIRED, ended_us=2_000_000, result=None, cancel_reason="deadline of 3000 ms passed", attempts=(stopping,)
     )
-    assert _story(capsys, expired) == ["It expired while it ran at tokyo-1: its deadline of 3000 ms passed."]
+    assert story_of(capsys, expired) == ["It expired while it ran at tokyo-1: its deadline of 3000 ms passed."]
     bad = Failure(kind=FailureKind.BAD_INPUT, message="no")
     failed = replace(DONE, state=JobState.FAILED, failure=bad, attempts=_tried(3, bad))
-    story = _story(capsys, failed)
+    story = story_of(capsys, failed)
     assert story[0] == "It failed for good after 3 attempts: bad input: no (the same would happen anywhere)."
     assert story[1] == "Before that it had been tried at tokyo-1 (bad input), at tokyo-1 (bad input)."
 
@@ -297,60 +256,6 @@ def test_quotes_that_wait_or_lead_nowhere_or_would_be_refused(capsys: Shown) -> 
     assert "osaka-1/l4 at once, where the model is warm, behind 1.00s of other work: " in capsys.readouterr().out
     outlook.show_quote("flux1-dev", replace(GOES, others=(), evicted=()))
     assert ": the only place that can take it." in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("deadline_ms", "start_timeout_ms", "said"),
-    [
-        (18_000, 0, ["It should meet its deadline of 18.0s: 9 of 10 such jobs are done within 18.0s."]),
-        (17_999, 0, ["It may miss its deadline of 18.0s: half of such jobs are done within 9.00s, 9 of 10 within 18.0s."]),
-        (9_000, 0, ["It may miss its deadline of 9.00s: half of such jobs are done within 9.00s, 9 of 10 within 18.0s."]),
-        (1, 0, ["It would miss its deadline of 1ms and expire: half of such jobs are done only after 9.00s."]),
-        (0, 10_000, ["It should meet its start timeout of 10.0s: 9 of 10 such jobs begin within 10.0s."]),
-        (60_000, 100, [
-            "It should meet its deadline of 1m00s: 9 of 10 such jobs are done within 18.0s.",
-            "It would miss its start timeout of 100ms and expire: half of such jobs begin only after 5.00s.",
-        ]),
-        (0, 0, []),
-    ],
-)  # fmt: skip
-def test_a_quote_says_first_whether_limits_are_kept(capsys: Shown, deadline_ms: int, start_timeout_ms: int, said: list[str]) -> None:
-    limits = TimeLimits(now_us=3_000_000, asked_us=3_000_000, deadline_ms=deadline_ms, start_timeout_ms=start_timeout_ms)
-    outlook.show_quote("flux1-dev", GOES, limits=limits, origin="tokyo-1")
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == "quote for flux1-dev, asked from near tokyo-1, 0 jobs in the queue"
-    assert lines[1 : 1 + len(said)] == said
-    assert lines[1 + len(said)].startswith("It would go to tokyo-1/h100 at once")
-
-
-def test_an_explanation_says_first_whether_limits_are_kept(capsys: Shown) -> None:
-    spec = replace(QUEUED.spec, deadline_ms=7_000, start_timeout_ms=4_000)
-    waits = replace(QUEUED, spec=spec)
-    first, second, *_ = _story(capsys, waits, eta=WAITS.eta, quote=WAITS)
-    assert first == "It would miss its deadline of 7.00s (5.00s from now) and expire: half of such jobs are done only after 7.50s."
-    assert second == "It would miss its start timeout of 4.00s (2.00s from now) and expire: half of such jobs begin only after 3.50s."
-    assert _story(capsys, waits, quote=NOWHERE)[0] == (
-        "It would miss its deadline of 7.00s (5.00s from now) and expire, unless a place can take it before that."
-    )
-    running = replace(_live(AttemptState.RUNNING, running_us=2_500_000), spec=spec)
-    eta = Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=5_000_000, end_p90_us=7_500_000)
-    first, second, *_ = _story(capsys, running, eta=eta)
-    assert first == "It should meet its deadline of 7.00s (5.00s from now): 9 of 10 such jobs are done within 4.50s."
-    assert second.startswith("It runs at tokyo-1"), "it has begun: its start timeout is met"
-    overdue = replace(eta, end_p50_us=2_000_000, end_p90_us=2_500_000)
-    assert _story(capsys, running, eta=overdue)[0] == "It may miss its deadline of 7.00s (5.00s from now): it is overdue."
-    # What is being stopped, or has ended, has no prospects.
-    stopping = replace(running, attempts=(replace(running.attempts[0], state=AttemptState.STOPPING),))
-    assert _story(capsys, stopping)[0].startswith("It is being stopped")
-    assert _story(capsys, replace(DONE, spec=spec))[0].startswith("After 1.00s in the queue")
-    assert explain.Moment(job=replace(DONE, spec=spec), now_us=20_000_000).prospects == NO_LIMITS
-    assert explain.Moment(job=QUEUED, now_us=3_000_000, eta=WAITS.eta, quote=WAITS).prospects == NO_LIMITS
-
-
-def test_what_has_begun_has_met_its_start_timeout() -> None:
-    eta = Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=5_000_000, end_p90_us=9_000_000)
-    limits = TimeLimits(now_us=3_000_000, asked_us=0, deadline_ms=2_000, start_timeout_ms=1)
-    assert prospects(eta, limits) == Prospects(meets_deadline=InTime.NO, meets_start_timeout=InTime.YES)
 
 
 def test_why_not_there(capsys: Shown) -> None:

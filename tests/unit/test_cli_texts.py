@@ -39,8 +39,15 @@ def test_sizes_rates_and_prices_are_read() -> None:
     assert arguments.size_px("--size", "1280x720") == (1280, 720)
     assert arguments.bytes_per_s("--wan", "10Gbps") == 1_250_000_000
     assert arguments.bytes_per_s("--wan", "1.5GB/s") == 1_500_000_000
-    assert arguments.price_usd("--max-price", "$0.25") == 0.25
+    assert arguments.price_limit_usd("--max-price", "$0.25") == arguments.price_usd("--price", "0.25") == 0.25
     assert arguments.names(["a,b", "c"]) == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("text", ["0", "$0", "0.0000004", "-0.1", "nan", "", "cheap", "1000001"])
+def test_a_price_that_would_mean_no_limit_is_refused(text: str) -> None:
+    with pytest.raises(FieldError, match=r"^--max-price is .*: expected dollars from 0\.000001 to 1000000; without the option"):
+        arguments.price_limit_usd("--max-price", text)
+    assert arguments.price_limit_usd("--max-price", None) is None
 
 
 @pytest.mark.parametrize("text", ["", "1280", "x", "0x0", "-1x5", "1280x720x3", "99999x8", "16384x16384", "nanx1"])

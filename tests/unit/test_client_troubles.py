@@ -322,6 +322,8 @@ def test_one_of_several_addresses_is_enough(service: Service, free_ports: Callab
         ({"model": "m", "steps": float("nan")}, "shape.steps is nan"),
         ({"model": "m", "guidance": float("nan")}, "guidance is nan"),
         ({"model": "m", "max_price_usd": -0.5}, "max_price_usd is -0.5"),
+        ({"model": "m", "max_price_usd": 0.0}, "max_price_usd is 0.0: expected a price from 0.000001 to 1000000, or None for no limit"),
+        ({"model": "m", "max_price_usd": 4e-7}, "max_price_usd is 4e-07: expected a price from 0.000001"),
         ({"model": "m", "prompt": "x" * 1_000_000}, "prompt is"),
         ({"model": "m", "prompt": "\ud800"}, "prompt is"),
         ({"model": "m", "sites": "tokyo-1"}, "constraints.sites is 'tokyo-1': expected a list"),
