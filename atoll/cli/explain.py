@@ -13,7 +13,7 @@ from atoll.cli.figures import change, count, duration
 from atoll.cli.output import printable, say
 from atoll.model.attempt import ENDED, RETRIES, Attempt, AttemptState, Failure
 from atoll.model.job import TERMINAL, Job, JobState
-from atoll.model.placement import Awaits, Deferral
+from atoll.model.placement import Awaits, Claim, Deferral
 from atoll.model.quote import Eta, PlaceView, Prospects, Quote, TimeLimits, Verdict, prospects
 
 _DOES = {
@@ -155,6 +155,8 @@ def _queued(moment: Moment, last: Attempt | None) -> list[str]:
         lines.append(f"Its last attempt, at {last.site_id}, ended without a result: {_failure(last.failure)}.")
     if moment.held_until_us > moment.now_us:
         lines.append(f"It is tried again in {duration(moment.held_until_us - moment.now_us)}, elsewhere if there is another place.")
+    elif job.deferral is not None and job.deferral.claim is not None:
+        lines.append(_claimed(job.deferral.claim, moment.now_us))
     elif quote is None:
         lines.append(f"It waits{_deferred(job.deferral, moment.now_us)}." if job.deferral else "It is about to be placed.")
     elif quote.chosen is None:
@@ -178,6 +180,15 @@ def _deferred(deferral: Deferral, now_us: int) -> str:
         return f": no place could take it when it was last looked at: {outlook.nowhere(deferral.rejections)}"
     left_us = max(deferral.since_us + best.wait_us - now_us, 0)
     return f" for {outlook.awaited(best, left_us)}"
+
+
+def _claimed(claim: Claim, now_us: int) -> str:
+    """The block that is kept for a gang, and when the last of its slots should be free."""
+    block = f"slots {claim.first} to {claim.first + claim.slots - 1} of {claim.node_id} at {claim.site_id}/{claim.pool_id}"
+    left_us = claim.begins_us - now_us
+    if left_us <= 0:
+        return f"It waits for {block}. They are kept for it: nothing else begins there until it has."
+    return f"It waits for {block}. They are kept for it, and the last of them should be free in about {duration(left_us)}."
 
 
 def _live(moment: Moment, last: Attempt) -> list[str]:

@@ -152,6 +152,10 @@ def _why_waiting(job: Job) -> str:
     deferral = job.deferral
     if deferral is None:
         return tried
+    if deferral.claim:
+        claim = deferral.claim
+        left_us = max(claim.begins_us - deferral.since_us, 0)
+        return f"{tried}, waiting for {claim.slots} GPUs of {claim.node_id} at {claim.site_id}, free in about {duration(left_us)}"
     if deferral.waits_for:
         return f"{tried}, waiting for {deferral.waits_for.site_id}, free in about {duration(deferral.waits_for.wait_us)}"
     reasons = ", ".join(f"{meaning(one.reason)} ({count(one.pools, 'pool')})" for one in deferral.rejections[:3])

@@ -93,6 +93,20 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A block of slots of one node that is kept together for a gang: `slots` of them from `first` on. From `begins_us`, when the last of
+    them should be free, nothing else begins there."""
+
+    site_id: SiteId
+    pool_id: PoolId
+    node_id: NodeId
+    first: int
+    slots: int
+    since_us: int
+    begins_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deferral:
     """Waiting was the cheapest candidate (or there was none): what for, and until when it is looked at again."""
 
@@ -100,6 +114,7 @@ class Deferral:
     until_us: int
     waits_for: Candidate | None
     rejections: tuple[Rejection, ...]
+    claim: Claim | None = None  # of a gang: the block that is kept for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -792,6 +792,45 @@ class Rejection(_message.Message):
 Global___Rejection: _TypeAlias = Rejection  # noqa: Y015
 
 @_typing.final
+class Claim(_message.Message):
+    """A block of slots of one node that is kept together for a gang; from `begins_us` on nothing else begins there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SITE_ID_FIELD_NUMBER: _builtins.int
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    SINCE_US_FIELD_NUMBER: _builtins.int
+    BEGINS_US_FIELD_NUMBER: _builtins.int
+    site_id: _builtins.str
+    pool_id: _builtins.str
+    node_id: _builtins.str
+    first: _builtins.int
+    slots: _builtins.int
+    since_us: _builtins.int
+    begins_us: _builtins.int
+    def __init__(
+        self,
+        *,
+        site_id: _builtins.str = ...,
+        pool_id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        first: _builtins.int = ...,
+        slots: _builtins.int = ...,
+        since_us: _builtins.int = ...,
+        begins_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begins_us", b"begins_us", "first", b"first", "node_id", b"node_id", "pool_id", b"pool_id", "since_us", b"since_us", "site_id", b"site_id", "slots", b"slots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Claim: _TypeAlias = Claim  # noqa: Y015
+
+@_typing.final
 class Deferral(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -799,12 +838,15 @@ class Deferral(_message.Message):
     UNTIL_US_FIELD_NUMBER: _builtins.int
     WAITS_FOR_FIELD_NUMBER: _builtins.int
     REJECTIONS_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
     since_us: _builtins.int
     until_us: _builtins.int
     @_builtins.property
     def waits_for(self) -> Global___Candidate: ...
     @_builtins.property
     def rejections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejection]: ...
+    @_builtins.property
+    def claim(self) -> Global___Claim: ...
     def __init__(
         self,
         *,
@@ -812,10 +854,11 @@ class Deferral(_message.Message):
         until_us: _builtins.int = ...,
         waits_for: Global___Candidate | None = ...,
         rejections: _abc.Iterable[Global___Rejection] | None = ...,
+        claim: Global___Claim | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["waits_for", b"waits_for"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "waits_for", b"waits_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rejections", b"rejections", "since_us", b"since_us", "until_us", b"until_us", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "rejections", b"rejections", "since_us", b"since_us", "until_us", b"until_us", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,7 +10,7 @@ from typing import Final
 from atoll.model import limits
 from atoll.model.errors import FieldError
 from atoll.model.ids import ModelId, NodeId, PoolId, SiteId, parse_name
-from atoll.model.placement import Awaits, Candidate, Deferral, Evicted, Explanation, Reason, Rejection
+from atoll.model.placement import Awaits, Candidate, Claim, Deferral, Evicted, Explanation, Reason, Rejection
 from atoll.v1 import types_pb2 as pb
 from atoll.wire import bounds
 
@@ -89,6 +89,32 @@ def evicted_from_proto(msg: pb.Evicted) -> Evicted:
     )
 
 
+def claim_to_proto(claim: Claim) -> pb.Claim:
+    """The block that is kept for a gang."""
+    return pb.Claim(
+        site_id=claim.site_id,
+        pool_id=claim.pool_id,
+        node_id=claim.node_id,
+        first=claim.first,
+        slots=claim.slots,
+        since_us=claim.since_us,
+        begins_us=claim.begins_us,
+    )
+
+
+def claim_from_proto(msg: pb.Claim) -> Claim:
+    """FieldError naming the figure that cannot be."""
+    return Claim(
+        site_id=SiteId(parse_name("site_id", msg.site_id)),
+        pool_id=PoolId(parse_name("pool_id", msg.pool_id)),
+        node_id=NodeId(parse_name("node_id", msg.node_id)),
+        first=bounds.number("first", msg.first, 0, limits.GPUS_PER_NODE_MAX - 1),
+        slots=bounds.number("slots", msg.slots, 1, limits.GPUS_PER_NODE_MAX),
+        since_us=bounds.instant("since_us", msg.since_us),
+        begins_us=bounds.instant("begins_us", msg.begins_us),
+    )
+
+
 def deferral_to_proto(deferral: Deferral) -> pb.Deferral:
     """What a job waits for."""
     return pb.Deferral(
@@ -96,6 +122,7 @@ def deferral_to_proto(deferral: Deferral) -> pb.Deferral:
         until_us=deferral.until_us,
         waits_for=None if deferral.waits_for is None else candidate_to_proto(deferral.waits_for),
         rejections=[rejection_to_proto(rejection) for rejection in deferral.rejections],
+        claim=None if deferral.claim is None else claim_to_proto(deferral.claim),
     )
 
 
@@ -106,6 +133,7 @@ def deferral_from_proto(msg: pb.Deferral) -> Deferral:
         until_us=bounds.instant("until_us", msg.until_us),
         waits_for=bounds.part("waits_for", msg.waits_for, candidate_from_proto) if msg.HasField("waits_for") else None,
         rejections=bounds.each("rejections", msg.rejections, len(Reason), rejection_from_proto),
+        claim=bounds.part("claim", msg.claim, claim_from_proto) if msg.HasField("claim") else None,
     )
 
 

@@ -139,7 +139,7 @@ def release(ctx: Context, site: Site, live: LiveAttempt, *, ran: bool = False) -
     clear_fetch(ctx, column, members[0], live)
     for slot in members:
         _vacate(ctx, column, slot, live, ran=ran)
-    ctx.queue.wake_for_slot(column.index)
+        ctx.queue.wake_for_slot(column.index, offered=not slot.claimed_until_us)
 
 
 def _vacate(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran: bool) -> None:

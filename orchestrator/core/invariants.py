@@ -10,11 +10,12 @@ from collections import Counter
 from atoll.model import limits
 from atoll.model.attempt import ENDED, AttemptState
 from atoll.model.errors import AtollError
-from atoll.model.ids import JobId, ModelId, TenantId
+from atoll.model.ids import JobId, ModelId, SlotRef, TenantId
 from atoll.model.job import TERMINAL, JobState
 from atoll.model.replica import Tier
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.machine import Machine
+from orchestrator.core.placement.column import is_free
 from orchestrator.core.placement.gangs import is_last_block
 from orchestrator.core.placement.rows import Dyn
 from orchestrator.core.state import JobEntry, LiveAttempt, Pool, Site, Slot
@@ -45,6 +46,7 @@ def check(machine: Machine) -> None:
     _check_columns(ctx)
     _check_queue(ctx)
     _check_bound(ctx)
+    _check_claims(ctx)
     _check_wishes(ctx)
 
 
@@ -100,7 +102,7 @@ def _check_slot(ctx: Context, site: Site, slot: Slot) -> None:
 def _check_columns(ctx: Context) -> None:
     copies: dict[ModelId, int] = {}
     for column in ctx.columns.columns:
-        free = [slot for slot in _slots(column.pool) if slot.ready and not slot.attempts]
+        free = [slot for slot in _slots(column.pool) if is_free(slot)]
         _must(column.free_slots == len(free), "free capacity is counted", (column.site.site_id, column.pool.pool_id))
         whole = bool(ctx.columns.dyn[column.index, Dyn.WHOLE])
         _must(whole == is_last_block(column), "the last whole block is known", (column.site.site_id, column.pool.pool_id))
@@ -110,9 +112,7 @@ def _check_columns(ctx: Context) -> None:
         _must((tops[2] is not None) == bool(free), "a free slot can be found", column.pool.pool_id)
         _must((tops[0] or tops[1]) is not None or not free, "a free slot that can be cleared can be found", column.pool.pool_id)
         for replica, warm in column.warm.items():
-            there = {
-                (slot.node_index, slot.index) for slot in _slots(column.pool) if slot.ready and replica in slot.replicas
-            }
+            there = {(slot.node_index, slot.index) for slot in _slots(column.pool) if slot.ready and replica in slot.replicas}
             _must(warm.slots == there, "warm replicas are indexed", (column.pool.pool_id, replica))
             own = [where for where in there if where[1] % replica.gang_size == 0]
             copies[replica.model_id] = copies.get(replica.model_id, 0) + len(own)
@@ -148,6 +148,35 @@ def _check_bound(ctx: Context) -> None:
         live.gives_way_to for site in ctx.state.sites.values() for live in site.attempts.values() if live.gives_way_to is not None
     )
     _must(stopping == ctx.bound.giving_way_to, "slots that are kept for somebody are counted", (stopping, ctx.bound.giving_way_to))
+
+
+def _check_claims(ctx: Context) -> None:
+    claimed: dict[tuple[str, SlotRef], int] = {}
+    for key, held in ctx.state.claims.items():
+        block = held.block
+        _must(key in ctx.queue.classes and key.gang_size == block.slots, "a claim is of gangs that wait", block)
+        _must(block.first % block.slots == 0, "a claim is of an aligned block", block)
+        for index in range(block.first, block.first + block.slots):
+            where = (block.site_id, SlotRef(pool_id=block.pool_id, node_id=block.node_id, index=index))
+            _must(where not in claimed, "no two claims share a slot", where)
+            claimed[where] = held.until_us
+    kept = {
+        (site.site_id, slot.ref): slot.claimed_until_us
+        for site in ctx.state.sites.values()
+        for pool in site.pools.values()
+        for slot in _slots(pool)
+        if slot.claimed_until_us
+    }
+    _must(kept == claimed, "claimed slots are those of claims", set(kept) ^ set(claimed))
+    for site in ctx.state.sites.values():
+        for pool in site.pools.values():
+            there = [
+                held.block.slots
+                for held in ctx.state.claims.values()
+                if (held.block.site_id, held.block.pool_id) == (site.site_id, pool.pool_id)
+            ]
+            most = ctx.policy.claims_share_milli * pool.spec.slots // 1_000
+            _must(len(there) < 2 or sum(there) <= most, "claims leave the share of a pool that is not theirs", (site.site_id, pool.pool_id))
 
 
 def _check_wishes(ctx: Context) -> None:

@@ -21,6 +21,7 @@ from atoll.model.placement import Deferral, Explanation
 from atoll.model.replica import Tier
 from atoll.model.residency import Cause, Pin, Push, ResidencyEvent
 from atoll.model.site import LinkSpec, SiteRecord
+from orchestrator.core.claimed import ClaimDropped
 from orchestrator.core.events import RequestRef, SessionRef
 from orchestrator.core.health import BreakerTurned
 from orchestrator.core.placement.policy import Identity
@@ -380,7 +381,7 @@ class CopyMoved:
 
 Decision = (
     JobPlaced | JobsDeferred | AttemptSettled | AttemptPreempted | JobSettled | LateResultRefused | EstimateShifted | CopyWanted
-    | CopyMoved | BreakerTurned | RetryScheduled | SubmissionRefused
+    | CopyMoved | BreakerTurned | ClaimDropped | RetryScheduled | SubmissionRefused
 )
 
 

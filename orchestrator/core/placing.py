@@ -14,13 +14,15 @@ from atoll.model.ids import AttemptKey, JobId, Ordinal
 from atoll.model.job import JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Candidate, Deferral, Explanation, Reason
-from orchestrator.core import breakers, etas, jobs, leases, preempting, sites, wishes
+from orchestrator.core import breakers, claims, etas, jobs, leases, preempting, sites, wishes
+from orchestrator.core.claimed import ClaimDropped, Claimed
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.outputs import JobPlaced, JobsDeferred
 from orchestrator.core.placement.choose import Board, awaited_slot, slots_of, victims_in
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.columns import REASON_CODE
+from orchestrator.core.placement.estimate import Estimate
 from orchestrator.core.placement.policy import Rule
 from orchestrator.core.placement.registry import TERM_NAMES
 from orchestrator.core.placement.rows import NO_DEADLINE
@@ -30,6 +32,8 @@ from orchestrator.core.state import JobEntry, LiveAttempt, Slot
 
 # Scorings in one step: about 10 ms of work. What is left goes on in the next step, so that reports and results are heard in between.
 _SCORINGS_PER_STEP = 256
+# Blocks of waiting gangs whose idle slots a class is scored against in one look.
+_LENDERS_MAX = 2
 # While nothing can be bound, all wait, however many.
 _ENDLESS = 2**40
 
@@ -39,6 +43,8 @@ def place_ready(ctx: Context, arrivals: int = 0) -> None:
 
     `arrivals`: jobs that came in this step. Only what arrives together is ordered by regret: who is woken for a freed slot has its turn.
     """
+    for key in claims.ripe(ctx):
+        _place_claimed(ctx, key)
     left = _SCORINGS_PER_STEP
     while (first := ctx.queue.first_ready()) is not None:
         if left <= 0:
@@ -75,20 +81,65 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int) -> int:
     spent = 0
     while spent < budget:
         spent += 1
-        board = ctx.scorer.score(key, estimate, ctx.now_us, slack_us=_slack_us(ctx, waiting.head[1]), lot=lot_of(ctx, waiting.head[1]))
+        board = _score(ctx, waiting, estimate)
         bound, patient = board.bound, board.patient
         if _correct_overdue(ctx, board, bound) or _correct_overdue(ctx, board, patient):
             continue
         position = _who_binds(ctx.queue, board, bound, patient, waiting)
         if bound is None or position >= len(waiting.members):
-            _rest(ctx, waiting, board, patient, position)
-            return spent
-        job_id = waiting.nth(position)
-        _bind(ctx, ctx.state.jobs[job_id], model, board, bound)
-        ctx.queue.bound(waiting)
+            lenders = claims.lenders(ctx, waiting, estimate)[:_LENDERS_MAX] if ctx.state.claims else []
+            spent += len(lenders)
+            if not any(_borrow(ctx, waiting, model, estimate, lender) for lender in lenders):
+                _rest(ctx, waiting, _score(ctx, waiting, estimate) if lenders else board, patient, position)
+                return spent
+        else:
+            _bind_one(ctx, waiting, model, board, bound, position)
         if ctx.queue.first_ready() is not waiting:
             return spent
     return spent
+
+
+def _score(ctx: Context, waiting: JobClass, estimate: Estimate) -> Board:
+    job_id = waiting.head[1]
+    return ctx.scorer.score(waiting.key, estimate, ctx.now_us, slack_us=_slack_us(ctx, job_id), lot=lot_of(ctx, job_id))
+
+
+def _bind_one(ctx: Context, waiting: JobClass, model: ModelSpec, board: Board, row: int, position: int) -> None:
+    """One job of a class takes a place. A gang that found one has no use for its claim."""
+    job_id = waiting.nth(position)
+    _bind(ctx, ctx.state.jobs[job_id], model, board, row)
+    ctx.queue.bound(waiting)
+    claims.drop(ctx, waiting.key, f"job {job_id} found another place")
+
+
+def _place_claimed(ctx: Context, key: ClassKey) -> None:
+    """A block that is kept for a class of gangs is whole: one of its jobs takes it, or a place that is better yet, before anybody else."""
+    waiting, model = ctx.queue.classes[key], ctx.state.models[key.model_id]
+    block = ctx.state.claims[key].block
+    found = claims.lift(ctx, key)
+    board = _score(ctx, waiting, ctx.estimator.of(key, model))
+    if board.bound is None:
+        ctx.decisions.append(ClaimDropped(claim=block, reason="the gang cannot begin there after all"))
+    else:
+        ctx.queue.count_turn(board.column(board.bound).index, key.gang_size)
+        _bind_one(ctx, waiting, model, board, board.bound, 0)
+    claims.offer_idle(ctx, found)
+    ctx.queue.wake(key)
+
+
+def _borrow(ctx: Context, waiting: JobClass, model: ModelSpec, estimate: Estimate, lender: ClassKey) -> bool:
+    """Bind a job of a class to an idle slot of a block that is kept for a gang, if that is best for it and over in time."""
+    column = claims.lend(ctx, lender)
+    board = _score(ctx, waiting, estimate)
+    row = board.bound
+    position = _who_binds(ctx.queue, board, row, board.patient, waiting)
+    lent = row is not None and position < len(waiting.members) and board.column(row) is column
+    if row is not None and lent and claims.fits(ctx, waiting, lender, board.delay_us(row)):
+        _bind_one(ctx, waiting, model, board, row, position)
+    else:
+        lent = False
+    claims.take_back(ctx, lender)
+    return lent
 
 
 def _slack_us(ctx: Context, job_id: JobId) -> int:
@@ -159,12 +210,17 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
     """Nothing to bind: say why, and when it is looked at again. Woken too early for the same place, it rests on without a word."""
     if patient is None and _only_avoided(waiting, board):
         # Where it failed a moment ago is the only place there is: the back-off has passed, so it is tried there again.
+        claims.drop(ctx, waiting.key, "its jobs may go elsewhere", waking=False)
         for job_id in list(waiting.members):
             ctx.queue.discard(job_id)
             jobs.enqueue(ctx, ctx.state.jobs[job_id], avoiding=False)
         ctx.arm(ctx.now_us, TimerKind.PLACING)
         return
     policy = ctx.policy
+    claimed = claims.consider(ctx, waiting, board) if waiting.key.gang_size > 1 else None
+    if claimed is not None:
+        _rest_claimed(ctx, waiting, board, claimed, patience)
+        return
     candidate: Candidate | None = None
     pool = NO_POOL
     rest_us = policy.recheck_idle_ms * 1_000
@@ -189,6 +245,22 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
     _tell_head(ctx, waiting.head[1], deferral)
 
 
+def _rest_claimed(ctx: Context, waiting: JobClass, board: Board, claimed: Claimed, patience: int) -> None:
+    """A gang waits for the block that is kept for it, and stands in nobody's line. Woken too early, it rests on without a word."""
+    block, policy = claimed.block, ctx.policy
+    told = ctx.state.jobs[waiting.head[1]].job.deferral
+    if told is not None and ctx.now_us < told.until_us and told.claim == block:
+        ctx.queue.rest(waiting.key, told.until_us, NO_POOL, patience)
+        return
+    until_us = ctx.now_us + int(np.clip(block.begins_us - ctx.now_us, policy.recheck_min_ms * 1_000, policy.recheck_max_ms * 1_000))
+    deferral = Deferral(
+        since_us=ctx.now_us, until_us=until_us, waits_for=claimed.candidate, rejections=board.rejections(), claim=block
+    )
+    ctx.queue.rest(waiting.key, until_us, NO_POOL, patience)
+    ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
+    _tell_head(ctx, waiting.head[1], deferral)
+
+
 def _only_avoided(waiting: JobClass, board: Board) -> bool:
     """Whether sites that these jobs avoid are all that is left for them."""
     avoided = board.estimate.codes == REASON_CODE[Reason.RECENT_FAILURE]
@@ -200,6 +272,7 @@ def _tell_head(ctx: Context, job_id: JobId, deferral: Deferral) -> None:
     entry = ctx.state.jobs[job_id]
     old = entry.job.deferral
     same = old is not None and _place(old.waits_for) == _place(deferral.waits_for) and old.rejections == deferral.rejections
+    same = same and old is not None and old.claim == deferral.claim
     since_us = old.since_us if same and old is not None else deferral.since_us
     entry.deferrals += 0 if same else 1
     entry.job = replace(entry.job, deferral=replace(deferral, since_us=since_us))

@@ -7,6 +7,8 @@ it was emptied goes before all others of its priority. Must not know how places 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
@@ -18,7 +20,7 @@ from orchestrator.core.context import Context
 from orchestrator.core.outputs import AttemptPreempted
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
-from orchestrator.core.preemption import Rules, Waiter, Work, choose, worth_of
+from orchestrator.core.preemption import Rules, Waiter, Work, choose, worth_of, worth_of_all
 from orchestrator.core.queue import Favour, JobClass
 from orchestrator.core.state import LiveAttempt, ReplicaKey, Slot
 
@@ -49,11 +51,56 @@ def make_room(ctx: Context, waiting: JobClass, column: Column, *, cold: bool, wa
         if place is None:
             return
         slot, works = slots.pop(place)
-        for attempt_key in slot.attempts:
+        stopped_us = ctx.now_us + max(work.stop_us for work in works)
+        for attempt_key in list(slot.attempts):
             live = column.site.attempts[attempt_key]
             ctx.bound.give_way(live, job_id)
             _stop(ctx, column, live, job_id, key)
-        slot.busy_until_us = ctx.now_us + max(work.stop_us for work in works) + hold_us
+            _ends_at(ctx, column, live, stopped_us)
+        slot.busy_until_us = stopped_us + hold_us
+        ctx.columns.slot_changed(column, slot, was_free=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clearing:
+    """All the work of a block, every piece of which may be stopped for a gang; what that is worth, and how long it takes."""
+
+    lives: tuple[LiveAttempt, ...]
+    worth: int
+    stop_us: int
+
+
+def clearing(ctx: Context, column: Column, slots: Sequence[Slot], key: ClassKey, *, wait_us: int, hold_us: int) -> Clearing | None:
+    """What emptying these slots would take for a gang that otherwise begins after `wait_us` and then holds them for `hold_us`; None if
+    some of the work must not be stopped, or it does not pay."""
+    lives: dict[AttemptKey, LiveAttempt] = {}
+    lines: list[list[Work]] = []
+    for slot in slots:
+        if slot.attempts and slot.attempts[0] not in lives:
+            works = _works(ctx, column, slot, slot.attempts)
+            if works is None:
+                return None
+            lines.append(works)
+            lives.update((attempt_key, column.site.attempts[attempt_key]) for attempt_key in slot.attempts)
+    waiter = Waiter(rank=key.rank, weight_milli=ctx.policy.weight_milli(key.priority), wait_us=wait_us, hold_us=hold_us)
+    worth = worth_of_all(waiter, lines, _rules(ctx))
+    if worth is None:
+        return None
+    return Clearing(lives=tuple(lives.values()), worth=worth, stop_us=max(work.stop_us for line in lines for work in line))
+
+
+def clear(ctx: Context, column: Column, found: Clearing, job_id: JobId, key: ClassKey) -> None:
+    """Stop all of it. The slots are claimed, so nobody else comes between."""
+    for live in found.lives:
+        _stop(ctx, column, live, job_id, key)
+        _ends_at(ctx, column, live, ctx.now_us + found.stop_us)
+
+
+def _ends_at(ctx: Context, column: Column, live: LiveAttempt, at_us: int) -> None:
+    """The slots of an attempt that is stopped should be free then."""
+    where = attempts.find_slots(ctx, column.site, live)
+    for slot in where[1] if where is not None else ():
+        slot.busy_until_us = at_us
         ctx.columns.slot_changed(column, slot, was_free=False)
 
 
@@ -61,7 +108,7 @@ def keep_slot(ctx: Context, waiting: JobClass, column: Column, slot: Slot | None
     """A slot of the pool is due to the oldest job of this class, and this one, for which it waits, has more work bound: when that has ended
     the slot is the job's. Without it a slot that always has the next job bound behind the last would never be had by another model."""
     job_id = waiting.head[1]
-    if waiting.favour is not Favour.AGED or slot is None or ctx.bound.giving_way_to[job_id]:
+    if waiting.favour is not Favour.AGED or slot is None or waiting.key.gang_size != 1 or ctx.bound.giving_way_to[job_id]:
         return
     lives = [column.site.attempts[key] for key in slot.attempts]
     if any(live.gives_way_to is not None for live in lives):
@@ -107,6 +154,8 @@ def _slots_below(ctx: Context, column: Column, key: ClassKey, *, cold: bool) -> 
         if where is None:
             continue
         slot = where[1][0]
+        if any(member.claimed_until_us for member in where[1]):
+            continue  # what is emptied there is a gang's
         if (slot.node_index, slot.index) in found or not (cold or ReplicaKey(key.model_id, key.gang_size) in slot.replicas):
             continue
         works = _works(ctx, column, slot, slot.attempts)
@@ -118,7 +167,7 @@ def _slots_below(ctx: Context, column: Column, key: ClassKey, *, cold: bool) -> 
 def _works(ctx: Context, column: Column, slot: Slot, keys: list[AttemptKey]) -> list[Work] | None:
     """The attempts of a slot, the executing one first; None if one of them cannot be stopped."""
     lives = [column.site.attempts[key] for key in keys]
-    if any(live.given_up or live.adopted or live.gives_way_to is not None or live.spec.gang_size != 1 for live in lives):
+    if any(live.given_up or live.adopted or live.gives_way_to is not None for live in lives):
         return None
     if lives[0].attempt.state not in _HEAD or any(live.attempt.state not in _BEHIND for live in lives[1:]):
         return None
@@ -141,6 +190,7 @@ def _work(ctx: Context, live: LiveAttempt, remaining_us: int) -> Work:
         remaining_us=remaining_us,
         lost_us=min(executed_us, live.exec_us) if runs else 0,
         stop_us=live.exec_us // steps if runs else 0,
+        gpus=live.spec.gang_size,
         preempted=sum(1 for one in ended if one.failure is not None and one.failure.kind is FailureKind.PREEMPTED),
     )
 

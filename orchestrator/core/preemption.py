@@ -31,6 +31,7 @@ class Work:
     lost_us: int
     stop_us: int
     preempted: int  # how often its job was already
+    gpus: int = 1  # what is done again is done on so many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +59,21 @@ def choose(waiter: Waiter, slots: Sequence[Sequence[Work]], rules: Rules) -> int
 
 def worth_of(waiter: Waiter, works: Sequence[Work], rules: Rules) -> int | None:
     """What emptying a slot is worth, in microseconds of a normal job x 1,000; None if it must not be or does not pay."""
+    return worth_of_all(waiter, [works], rules)
+
+
+def worth_of_all(waiter: Waiter, slots: Sequence[Sequence[Work]], rules: Rules) -> int | None:
+    """What emptying all of these slots for one job is worth: it wins once, whoever is stopped loses each. Work that several of them share
+    is told once."""
+    works = [work for slot in slots for work in slot]
     if not works or any(not _may_stop(waiter, work, rules) for work in works):
         return None
-    gain_us = min(waiter.wait_us, sum(work.remaining_us for work in works)) - max(work.stop_us for work in works)
+    longest_us = max(sum(work.remaining_us for work in slot) for slot in slots)
+    gain_us = min(waiter.wait_us, longest_us) - max(work.stop_us for work in works)
     if gain_us < max(rules.gain_min_us, 1):
         return None
     won = gain_us * waiter.weight_milli
-    lost = sum((work.lost_us + waiter.hold_us) * work.weight_milli for work in works)
+    lost = sum((work.lost_us * work.gpus + waiter.hold_us) * work.weight_milli for work in works)
     return won - lost if won * 1_000 > lost * (1_000 + rules.margin_milli) else None
 
 

@@ -247,17 +247,19 @@ class Queue:
             self._favoured.withdraw(known)
             self._ready[known.key.rank].enter(known)
 
-    def wake_for_slot(self, pool: int) -> None:
-        """A slot of this pool came free: wake the first few that wait for it, in order; before them, if its turn has come, an aged one."""
+    def wake_for_slot(self, pool: int, *, offered: bool = True) -> None:
+        """A slot of this pool came free: wake the first few that wait for it, in order; before them, if its turn has come, an aged one.
+        A slot that is not `offered` is claimed for a gang: it may be lent, but is nobody's turn."""
         elders = self._elders.get(pool)
         if elders is None:
             return
         left = _WOKEN_PER_SLOT
-        turn = min(self._turns.get(pool, 0) + 1, self._every)
-        if turn == self._every and (elder := elders.first()) is not None and self._aged(elder):
-            self.wake(elder.key, Favour.AGED)
-            left, turn = left - 1, 0
-        self._turns[pool] = turn
+        if offered:
+            turn = min(self._turns.get(pool, 0) + 1, self._every)
+            if turn == self._every and (elder := elders.first()) is not None and self.is_aged(elder):
+                self.wake(elder.key, Favour.AGED)
+                left, turn = left - 1, 0
+            self._turns[pool] = turn
         for rank in _RANKS:
             while left and (waiting := self._by_pool.get((pool, rank))) is not None:
                 first = waiting.first()
@@ -265,8 +267,30 @@ class Queue:
                 self.wake(first.key)
                 left -= 1
 
-    def _aged(self, known: JobClass) -> bool:
+    def is_aged(self, known: JobClass) -> bool:
+        """Whether its oldest job waits longer than any priority is meant to cost."""
         return self.shares.now_us - known.oldest[1] >= self._ageing_us
+
+    def count_turn(self, pool: int, slots: int) -> None:
+        """Slots of this pool went to a gang that had claimed them: they count among those of which aged jobs are due a share."""
+        if pool in self._elders:
+            self._turns[pool] = min(self._turns.get(pool, 0) + slots, self._every)
+
+    def has_turn(self, known: JobClass, pool: int) -> bool:
+        """Whether nobody who rests for this pool goes before a class: none in the order of turns, unless the class is aged, and no aged
+        one that a slot is due to and that is older."""
+        aged, elders = self.is_aged(known), self._elders.get(pool)
+        elder = elders.first() if elders is not None else None
+        older = elder is not None and elder is not known and self.is_aged(elder) and (not aged or elder.age_key() < known.age_key())
+        if older and self._turns.get(pool, 0) + 1 >= self._every:
+            return False
+        if aged:
+            return True
+        if any((pool, rank) in self._by_pool for rank in _RANKS if rank < known.key.rank):
+            return False
+        equals = self._by_pool.get((pool, known.key.rank))
+        first = equals.first() if equals is not None else None
+        return first is None or first is known or known.fair_key() < first.fair_key()
 
     def wake_model(self, model_id: ModelId) -> None:
         """A copy of this model appeared somewhere: wake its classes."""

@@ -12,7 +12,7 @@ from atoll.model.gpu import GpuType
 from atoll.model.ids import GpuTypeId, TenantId
 from atoll.model.job import Job, JobState
 from atoll.model.learned import Estimates
-from orchestrator.core import leases, placing, residency, sites, wishes
+from orchestrator.core import claims, leases, placing, residency, sites, wishes
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.demand import Demand
 from orchestrator.core.durable import EndedKey, Stored
@@ -102,6 +102,8 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
             ctx.bound.add(site, live)
             if live.charge_us:
                 ctx.queue.shares.adopt(live.spec.tenant)
+    for claim in snapshot.claims:
+        claims.restore(ctx, claim.job_id, claim.claimed)
     resting = ((rest.job_id, rest.wake_us, rest.pool, rest.patience) for rest in snapshot.resting)
     ctx.queue.restore(snapshot.queue, resting, snapshot.ready)
     ctx.outflow.restore(snapshot.outflow)

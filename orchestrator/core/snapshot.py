@@ -31,6 +31,7 @@ from atoll.model.replica import ReplicaState
 from atoll.model.report import RateFacts, SiteHello
 from atoll.model.residency import Pin, Push
 from atoll.model.site import LinkSpec, PoolSpec, SiteConnection, SiteRecord
+from orchestrator.core.claimed import Claimed
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.demand import DemandSnapshot
 from orchestrator.core.durable import EndedKey
@@ -150,6 +151,14 @@ class RestSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimSnapshot:
+    """A block that is kept for a class of gangs, named by one of its jobs."""
+
+    job_id: JobId
+    claimed: Claimed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """The whole core. Tuples keep the order of the dicts they come from."""
 
@@ -168,6 +177,7 @@ class Snapshot:
     ended_keys: tuple[EndedKey, ...]
     ready: tuple[JobId, ...]  # one job of each class still to be scored
     resting: tuple[RestSnapshot, ...]
+    claims: tuple[ClaimSnapshot, ...]
     timers: tuple[tuple[int, TimerKind, str], ...]
     queue: QueueSnapshot
     outflow: OutflowSnapshot
@@ -207,6 +217,9 @@ def take(ctx: Context) -> Snapshot:
         resting=tuple(
             RestSnapshot(job_id=known.head[1], wake_us=known.wake_us, pool=known.pool, patience=known.patience)
             for known in ctx.queue.resting_in_order()
+        ),
+        claims=tuple(
+            ClaimSnapshot(job_id=ctx.queue.classes[key].head[1], claimed=claimed) for key, claimed in state.claims.items()
         ),
         timers=tuple(sorted(ctx.timers)),
         queue=ctx.queue.take(),

@@ -36,8 +36,10 @@ from atoll.model.replica import ReplicaState
 from atoll.model.report import RateFacts, SiteHello
 from atoll.model.residency import Cause, Pin, Push
 from atoll.model.site import LinkSpec, PoolSpec, SiteConnection, SiteRecord
+from orchestrator.core.claimed import Claimed
 from orchestrator.core.events import SessionRef
 from orchestrator.core.health import Breaker
+from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.policy import Identity
 
 
@@ -101,6 +103,12 @@ class Slot:
     busy_until_us: int = 0
     last_used_us: int = 0
     version: int = 0
+    claimed_until_us: int = 0  # it is claimed for a gang that should be done by then (`State.claims` says which); 0: it is not
+
+    @property
+    def free_from_us(self) -> int:
+        """When others should have it: after what is bound to it, and after the gang that it is claimed for."""
+        return self.claimed_until_us or self.busy_until_us
 
 
 @dataclass(slots=True, kw_only=True)
@@ -263,6 +271,7 @@ class State:
     audit_seq: ChangeSeq = ChangeSeq(0)
     jobs_ended: int = 0
     policy: Identity | None = None  # by which the fleet was run last, as it is stored
+    claims: dict[ClassKey, Claimed] = field(default_factory=dict)
     last_place: tuple[SiteId, PoolId] | None = None  # where the last attempt went: policies that take turns go on behind it
     braked: bool = False
     failing: dict[ModelId, tuple[tuple[SiteId, PoolId], ...]] = field(default_factory=dict)  # where a model failed since it last succeeded

@@ -18,6 +18,7 @@ from atoll.model.job import TERMINAL, JobState, Priority
 from atoll.model.learned import Calibration
 from atoll.model.residency import TIER_NAMES
 from atoll.model.views import FleetView
+from orchestrator.core.claimed import ClaimDropped
 from orchestrator.core.health import BreakerTurned
 from orchestrator.core.outputs import (
     AttemptPreempted,
@@ -144,7 +145,7 @@ class Metrics:
                 self._copies_moved.labels(TIER_NAMES[event.tier], event.movement.value, event.cause.value).inc()
             case BreakerTurned(to=to):
                 self._breakers.labels(to.value).inc()
-            case LateResultRefused():
+            case LateResultRefused() | ClaimDropped():
                 pass  # counted above, by its name
             case _:
                 assert_never(decision)

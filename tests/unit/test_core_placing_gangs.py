@@ -1,4 +1,4 @@
-"""Gangs in the core: an aligned block of one node's slots or nothing, resident replicas first, and nobody held up by who waits."""
+"""Gangs in the core: an aligned block of one node's slots or nothing, resident replicas first."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from atoll.model.job import JobState
 from atoll.model.limits import GANG_SIZES
 from atoll.model.placement import Reason
 from atoll.model.quote import Quote
+from atoll.model.shape import Shape
 from orchestrator.core.machine import restore
 from orchestrator.core.placement.registry import TERM_NAMES
 from tests.unit.fleet_of_machines import GPUS, Fleet, model, pool, site, spec
 
 
-def _submit(fleet: Fleet, *, model_id: str = "m", gang_size: int = 1) -> str:
+def _submit(fleet: Fleet, *, model_id: str = "m", gang_size: int = 1, steps: int = 20) -> str:
     """A job's id."""
     before = set(fleet.machine.context.state.jobs)
-    fleet.submit(spec(model_id, gang_size=gang_size))
+    fleet.submit(spec(model_id, gang_size=gang_size, shape=Shape(width=1024, height=1024, steps=steps)))
     (job_id,) = set(fleet.machine.context.state.jobs) - before
     return job_id
 
@@ -80,17 +81,20 @@ def test_a_gang_waits_for_a_whole_block_and_holds_nothing_meanwhile() -> None:
     assert _block(fleet, gang) == ("p-0", 2, 2) and _held(fleet) == [1, 0, 1, 1], "slot 0 is at work still"
 
 
-def test_singles_are_not_held_up_by_a_gang_that_waits() -> None:
+def test_a_single_that_is_over_before_the_gang_begins_is_not_held_up_by_it() -> None:
     fleet = _warm_fleet(2)
-    busy = _submit(fleet, model_id="s0")
+    busy = _submit(fleet, model_id="s0", steps=400)
     gang = _submit(fleet, gang_size=2)
     assert fleet.job(gang).state is JobState.QUEUED
     single = _submit(fleet, model_id="s1")
     assert fleet.job(single).state is JobState.PLACED and _held(fleet) == [1, 1]
-    _end(fleet, busy)
+    as_long = _submit(fleet, model_id="s1", steps=400)
     _end(fleet, single)
-    fleet.wait(5, reporting=("a",))
+    assert fleet.job(as_long).state is JobState.QUEUED and _held(fleet) == [1, 0]
+    _end(fleet, busy)
     assert fleet.job(gang).state is JobState.PLACED and _held(fleet) == [1, 1]
+    _end(fleet, gang)
+    assert fleet.job(as_long).state is JobState.PLACED
 
 
 def test_a_resident_replica_of_gangs_is_preferred_and_one_of_singles_is_none() -> None:

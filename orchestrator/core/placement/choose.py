@@ -317,17 +317,19 @@ def awaited(board: Board, row: int) -> Awaits:
 
 
 def awaited_slot(board: Board, row: int) -> Slot | None:
-    """The busy slot whose end a row waits for; None where it waits for something else."""
+    """The busy slot whose end a row waits for; None where it waits for something else, such as the end of a gang that has yet to begin."""
     column, variant = board.column(row), board.estimate.variant
     if variant.gang_size > 1:
         need_bytes, prices = board.estimate.memory_bytes, board.columns.prices
         block = cold_block(column, variant, need_bytes, prices) if board.is_cold(row) else ready_block(column, variant)
-        busy = [slot for slot in block.slots if slot.attempts] if block is not None else []
+        if block is None or any(slot.claimed_until_us for slot in block.slots):
+            return None
+        busy = [slot for slot in block.slots if slot.attempts]
         return max(busy, key=lambda slot: slot.busy_until_us, default=None)
     if board.is_cold(row):
-        return column.top(column.busy) if column.free_slots == 0 else None
-    if not variant.adapters:
+        slot = column.top(column.busy) if column.free_slots == 0 else None
+    elif not variant.adapters:
         slot = warm_slot(column, variant.model_id)
     else:
         slot = (ready_slot if row // board.pools == READY else bare_slot)(column, variant)
-    return slot if slot is not None and slot.attempts else None
+    return slot if slot is not None and slot.attempts and not slot.claimed_until_us else None

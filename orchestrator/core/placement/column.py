@@ -79,6 +79,8 @@ class Column:
 
     def is_open(self, slot: Slot, key: ReplicaKey) -> bool:
         """Whether a busy slot executes on this replica and may take one more behind it. One that is being emptied for somebody may not."""
+        if slot.claimed_until_us:
+            return False
         first = self.site.attempts[slot.attempts[0]]
         return first.replica == key and first.gives_way_to is None and len(slot.attempts) < self.depth
 
@@ -123,5 +125,5 @@ def free_bytes(slot: Slot) -> int:
 
 
 def is_free(slot: Slot) -> bool:
-    """Whether the slot can begin at once."""
-    return slot.ready and not slot.attempts
+    """Whether the slot can begin at once, for anybody: what is claimed for a gang is not free."""
+    return slot.ready and not slot.attempts and not slot.claimed_until_us

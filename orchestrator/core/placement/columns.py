@@ -231,7 +231,16 @@ class Columns:
     # --- slots -----------------------------------------------------------------------------------------------------------------
 
     def slot_changed(self, column: Column, slot: Slot, was_free: bool) -> None:
-        """Put a changed slot at its new places. `was_free` is what it was before the change."""
+        """Put a changed slot at its new places. `was_free`: whether it was ready and held no attempt before the change."""
+        self._reindex(column, slot, was_free and not slot.claimed_until_us)
+
+    def claim_changed(self, column: Column, slot: Slot, until_us: int) -> None:
+        """A slot is kept for a gang until then, or (0) no longer."""
+        was_free = is_free(slot)
+        slot.claimed_until_us = until_us
+        self._reindex(column, slot, was_free)
+
+    def _reindex(self, column: Column, slot: Slot, was_free: bool) -> None:
         slot.version += 1
         free = is_free(slot)
         if free != was_free:
@@ -261,26 +270,26 @@ class Columns:
 
     def _push_entries(self, column: Column, slot: Slot) -> None:
         entry = (slot.node_index, slot.index, slot.version)
-        bound = slot.attempts
-        if bound:
-            column.add_entry(column.busy, (slot.busy_until_us, 0, *entry))
+        free = is_free(slot)
+        if not free:
+            column.add_entry(column.busy, (slot.free_from_us, 0, *entry))
         else:
             room = free_bytes(slot)
             prices = [(self.prices.price_us(replica, column.pool), replica.memory_bytes) for replica in slot.replicas.values()]
             stays = any(price >= FORBIDDEN_US for price, _ in prices)
             to_be_had = room + sum(size for price, size in prices if price < FORBIDDEN_US)
-            for free in (column.free, column.free_on[slot.node_index]):
+            for heaps in (column.free, column.free_on[slot.node_index]):
                 if stays:
-                    column.add_entry(free.kept, (-to_be_had, slot.last_used_us, *entry))
+                    column.add_entry(heaps.kept, (-to_be_had, slot.last_used_us, *entry))
                 else:
-                    column.add_entry(free.cheap, (sum(price for price, _ in prices), slot.last_used_us, *entry))
-                column.add_entry(free.roomy, (-room, slot.last_used_us, *entry))
+                    column.add_entry(heaps.cheap, (sum(price for price, _ in prices), slot.last_used_us, *entry))
+                column.add_entry(heaps.roomy, (-room, slot.last_used_us, *entry))
         for key, replica in slot.replicas.items():
             warm = column.warm[key]
-            if not bound:
+            if free:
                 column.add_entry(warm.free, (-replica.last_used_us, 0, *entry))
             else:
-                column.add_entry(warm.open if column.is_open(slot, key) else warm.full, (slot.busy_until_us, 0, *entry))
+                column.add_entry(warm.open if column.is_open(slot, key) else warm.full, (slot.free_from_us, 0, *entry))
             self.where.stale(key.model_id, column)
 
     def reprice(self, model_id: ModelId) -> None:
@@ -315,7 +324,7 @@ class Columns:
         line = self.dyn[column.index]
         line[Dyn.FREE] = column.free_slots
         line[Dyn.WHOLE] = is_last_block(column)
-        line[Dyn.SOONEST] = busy.busy_until_us if busy is not None else _NEVER
+        line[Dyn.SOONEST] = busy.free_from_us if busy is not None else _NEVER
         if column.free_slots or busy is None:
             self._refresh_room(column, column.free, column.free_slots, self.rooms[column.index])
         else:

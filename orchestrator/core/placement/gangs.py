@@ -1,7 +1,7 @@
 """Gangs: which aligned block of a node's slots a job on several GPUs gets, all or nothing.
 
 A gang of g slots takes the block that begins at a multiple of g: blocks nest, so that what one gang leaves is whole for the next, and
-two gangs never hold halves of what both need. Nothing is held while a gang waits.
+two gangs never hold halves of what both need. What is kept for a gang that waits is `claims`' to say.
 Decides which block of a pool is meant. Must not know jobs or what anything costs beyond the room.
 """
 
@@ -27,8 +27,8 @@ class Block:
 
     @property
     def busy_until_us(self) -> int:
-        """When the last of them should be free."""
-        return max(slot.busy_until_us for slot in self.slots)
+        """When others should have the last of them."""
+        return max(slot.free_from_us for slot in self.slots)
 
     @property
     def is_free(self) -> bool:
@@ -71,14 +71,16 @@ def ready_block(column: Column, variant: Variant) -> Block | None:
 def cold_block(column: Column, variant: Variant, need_bytes: int, prices: Prices) -> Block | None:
     """The free block that a new replica of the gang would take: where the weights are, the cheapest to clear, on the fullest node, so that
     whole nodes stay whole; without a free one the block that should be free first; None if the pool has no block at all."""
-    near = _near(column, variant)
+    near = near_nodes(column, variant)
     best: tuple[tuple[int, ...], Block] | None = None
     for block in blocks(column, variant.gang_size):
         lead = block.slots[0]
         if block.is_free:
-            block = _cleared(column, block, need_bytes, prices)  # noqa: PLW2901 - the same block, priced
+            block = cleared(column, block, need_bytes, prices)  # noqa: PLW2901 - the same block, priced
             free_there = column.node_free[lead.node_index]
-            rank = (0, lead.node_index not in near, block.price_us, free_there, lead.last_used_us, lead.node_index, lead.index)
+            # Whole, but for what must stay in it: worse than any that somebody works in.
+            stuck = 2 if block.price_us >= FORBIDDEN_US else 0
+            rank = (stuck, lead.node_index not in near, block.price_us, free_there, lead.last_used_us, lead.node_index, lead.index)
         else:
             rank = (1, lead.node_index not in near, block.busy_until_us, 0, 0, lead.node_index, lead.index)
         if best is None or rank < best[0]:
@@ -122,12 +124,13 @@ def _whole_around(slots: Sequence[Slot], index: int, sizes: list[int]) -> int:
     return found
 
 
-def _near(column: Column, variant: Variant) -> set[int]:
+def near_nodes(column: Column, variant: Variant) -> set[int]:
     """Nodes that have the weights already."""
     return column.host.get(variant.model_id, set()) | column.disk.get(variant.model_id, set())
 
 
-def _cleared(column: Column, block: Block, need_bytes: int, prices: Prices) -> Block:
+def cleared(column: Column, block: Block, need_bytes: int, prices: Prices) -> Block:
+    """The block with what would leave it for a new replica of a gang, and the price of that."""
     gone: list[tuple[Victim, ...]] = []
     price_us = 0
     for slot in block.slots:

@@ -89,6 +89,7 @@ BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "preempt_margin_milli": (0, 100_000),
     "preempt_gain_min_ms": (0, limits.DEADLINE_MS_MAX),
     "preempt_tail_milli": _SHARE,
+    "claims_share_milli": _SHARE,
     "residency_interval_ms": (1_000, limits.DEADLINE_MS_MAX),
     "residency_floor_us_per_hour": (1, 3_600_000_000_000),
     "residency_hysteresis_parts": (1, 1_000),
@@ -252,6 +253,9 @@ class Policy:
     preempt_margin_milli: int = 250
     preempt_gain_min_ms: int = 2_000
     preempt_tail_milli: int = 100
+    # A gang that waits has a block kept together for it. A quarter of a pool's slots at most is kept like that, or one block, so that a
+    # burst of gangs does not close the pool to everybody else.
+    claims_share_milli: int = 250
 
     # Demand: half-lives of its three averages, and how they are mixed: the last minutes say most about the next, the week remembers what
     # comes back each morning.

@@ -118,7 +118,7 @@ def _standing(column: Column, variant: Variant, slot: Slot | None) -> tuple[Slot
         return Slots.NONE, 0
     if is_free(slot):
         return Slots.FREE, 0
-    return (Slots.OPEN if column.is_open(slot, ReplicaKey(variant.model_id)) else Slots.FULL), slot.busy_until_us
+    return (Slots.OPEN if column.is_open(slot, ReplicaKey(variant.model_id)) else Slots.FULL), slot.free_from_us
 
 
 def warm_slot(column: Column, model_id: ModelId) -> Slot | None:
@@ -151,7 +151,7 @@ def _best_of(column: Column, variant: Variant, *, with_adapters: bool) -> Slot |
         if is_free(slot):
             rank = (0, -replica.last_used_us, *where)
         else:
-            rank = (1 if column.is_open(slot, key) else 2, slot.busy_until_us, *where)
+            rank = (1 if column.is_open(slot, key) else 2, slot.free_from_us, *where)
         if found is None or rank < found[0]:
             found = rank, slot
     return None if found is None else found[1]
