@@ -1,17 +1,16 @@
 """Claims: a block is kept together for a gang that waits, so that single jobs which never leave a whole block do not starve it.
 
-Decides which block, when it is given for a better one, and what may still begin there. A gang claims when it is its turn or it is aged,
+Decides which block, and when it is given for a better one. A gang claims when it is its turn or it is aged,
 one block for a class at a time: of the pools that are best for it the block that should be free first, weights and all. What executes
-there ends; what would begin there must be over before the gang is to begin, as it was predicted when the claim was made (`lenders`), or be
-of a higher priority than a gang that is not aged. So the wait ends with the longest of what was bound there, and nothing that is let in
-puts it off but by its own delay. Work of a lower priority is stopped where that pays. A claim holds no GPU of an attempt: it is no part of
-one. Must not know how an attempt is bound.
+there ends, and little else begins (`lending` says what), so the wait ends with the longest of what was bound there. Work of a lower
+priority is stopped where that pays. A claim holds no GPU of an attempt: it is no part of one. Must not know how an attempt is bound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -21,7 +20,7 @@ from atoll.model.placement import Claim
 from atoll.model.site import SiteAdmin
 from orchestrator.core import preempting
 from orchestrator.core.claimed import ClaimDropped, Claimed
-from orchestrator.core.context import Context
+from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.placement.choose import Board
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
@@ -34,9 +33,9 @@ from orchestrator.core.state import ReplicaKey, Slot
 # Claims of the fleet: each is looked at in every step. A fleet of thirty sites has some forty pools, and few gangs wait at a time; who
 # comes later claims when another was served, the aged before.
 _CLAIMS_MAX: Final = 128
-# Pools looked at for a claim, the best first, and blocks of them whose work is weighed against the gang.
+# Pools looked at for a claim, the best first, and blocks of them that would take the gang: the work in these is weighed against it.
 _POOLS_MAX: Final = 8
-_CLEARED_MAX: Final = 64
+_BLOCKS_MAX: Final = 64
 _WHOLE_MILLI: Final = 1_000
 
 # What goes before in claiming: the aged by age, then by priority.
@@ -49,6 +48,7 @@ class _Place:
 
     column: Column
     row: int
+    is_ready: bool  # the gang's replica is there
     slots: tuple[Slot, ...]
     begins_us: int
     hold_us: int
@@ -61,14 +61,14 @@ def consider(ctx: Context, waiting: JobClass, board: Board) -> Claimed | None:
         return None
     key = waiting.key
     held = ctx.state.claims.get(key)
-    places = sorted(_places(ctx, waiting, board), key=lambda place: (place.cost_us, place.column.index, place.slots[0].node_index))
+    places = _places(ctx, waiting, board)
     if held is not None:
         return _reconsider(ctx, waiting, board, held, places)
     if not places:
         return None
     wait_us = min(place.begins_us for place in places) - ctx.now_us
     best, best_clearing = places[0], None
-    for place in places[:_CLEARED_MAX]:
+    for place in places:
         found = _clearing(ctx, key, place, wait_us)
         if found is not None and (best_clearing is None or found.worth > best_clearing.worth):
             best, best_clearing = place, found
@@ -85,10 +85,9 @@ def _reconsider(ctx: Context, waiting: JobClass, board: Board, held: Claimed, pl
     found = members(ctx, held.block)
     assert found is not None, "claims of pools that are gone are dropped before the round"
     column, slots = found
-    begins_us = max(_free_at_us(ctx, column, slot) for slot in slots)
-    own = _place_of(ctx, waiting.key, board, column, Block(slots=tuple(slots)), begins_us)
+    own = _place_of(ctx, waiting.key, board, column, tuple(slots), near_nodes(column, board.estimate.variant))
     closed = bool(places) and not ctx.columns.accepting_at(column.index)
-    if own is None or closed:
+    if closed or not _takes(ctx, board.estimate, own):
         drop(ctx, waiting.key, "its pool takes no work now" if closed else "what is in its memory must stay there", waking=False)
         return consider(ctx, waiting, board)
     if places and held.moves < ctx.policy.moves_max:
@@ -96,7 +95,7 @@ def _reconsider(ctx: Context, waiting: JobClass, board: Board, held: Claimed, pl
         if own.cost_us - places[0].cost_us > enough_us:
             drop(ctx, waiting.key, "another block should be free sooner", waking=False)
             return _claim(ctx, waiting, board, places[0], moves=held.moves + 1)
-    clearing = _clearing(ctx, waiting.key, own, begins_us - ctx.now_us)
+    clearing = _clearing(ctx, waiting.key, own, own.begins_us - ctx.now_us)
     if clearing is not None:
         preempting.clear(ctx, column, clearing, waiting.head[1], waiting.key)
     return held
@@ -128,13 +127,18 @@ def _claim(ctx: Context, waiting: JobClass, board: Board, place: _Place, *, move
     ctx.state.claims[waiting.key] = claimed
     for slot in place.slots:
         ctx.columns.claim_changed(place.column, slot, claimed.until_us)
+    if not any(slot.attempts for slot in place.slots):
+        ctx.arm(ctx.now_us, TimerKind.PLACING)  # what it took from a weaker claim is whole
     return claimed
 
 
 def restore(ctx: Context, job_id: JobId, claimed: Claimed) -> None:
-    """A claim is as a snapshot tells. What a store promised tells of none: they are made anew."""
-    key, there = ctx.queue.class_key(job_id), members(ctx, claimed.block)
-    if key is not None and there is not None:
+    """A claim is as a snapshot tells, if the policy still means it. What a store promised tells of none: they are made anew."""
+    key, there, share_milli = ctx.queue.class_key(job_id), members(ctx, claimed.block), ctx.policy.claims_share_milli
+    if key is None or there is None or not share_milli:
+        return
+    others = [held.block.slots for held in ctx.state.claims.values() if _is_at(held.block, there[0])]
+    if not others or _within_share(ctx, there[0], sum(others) + claimed.block.slots):
         ctx.state.claims[key] = claimed
         for slot in there[1]:
             ctx.columns.claim_changed(there[0], slot, claimed.until_us)
@@ -152,8 +156,15 @@ def members(ctx: Context, block: Claim) -> tuple[Column, list[Slot]] | None:
 # --- which block ---------------------------------------------------------------------------------------------------------------
 
 
-def _places(ctx: Context, waiting: JobClass, board: Board) -> Iterator[_Place]:
-    """Blocks that the class may claim, in the pools that are best for it."""
+def _places(ctx: Context, waiting: JobClass, board: Board) -> list[_Place]:
+    """The best of the blocks that the class may claim, in the pools that are best for it."""
+    found = _in_pools(ctx, waiting, board)
+    ordered = sorted(found, key=lambda place: (place.cost_us, place.column.index, place.slots[0].node_index, place.slots[0].index))
+    return list(islice((place for place in ordered if _takes(ctx, board.estimate, place)), _BLOCKS_MAX))
+
+
+def _in_pools(ctx: Context, waiting: JobClass, board: Board) -> Iterator[_Place]:
+    """Blocks that the class may claim, whatever is in their memory."""
     key, size = waiting.key, waiting.key.gang_size
     states = board.out[:, Out.STATE]
     rows = np.flatnonzero(states == State.WAITS)
@@ -167,40 +178,44 @@ def _places(ctx: Context, waiting: JobClass, board: Board) -> Iterator[_Place]:
         firm = _firm(ctx, waiting, column)
         if firm is None:
             continue
+        near = near_nodes(column, board.estimate.variant)
         for block in blocks(column, size):
             if not any((slot.node_index, slot.index) in firm or _is_kept(column, slot) for slot in block.slots):
-                begins_us = max(_free_at_us(ctx, column, slot) for slot in block.slots)
-                place = _place_of(ctx, key, board, column, block, begins_us)
-                if place is not None:
-                    yield place
+                yield _place_of(ctx, key, board, column, block.slots, near)
 
 
-def _place_of(ctx: Context, key: ClassKey, board: Board, column: Column, block: Block, begins_us: int) -> _Place | None:
-    """What a block offers; None where something must stay in it."""
+def _takes(ctx: Context, estimate: Estimate, place: _Place) -> bool:
+    """Whether nothing that must stay is in the way."""
+    if place.is_ready:
+        return True
+    return cleared(place.column, Block(slots=place.slots), estimate.memory_bytes, ctx.columns.prices).price_us < FORBIDDEN_US
+
+
+def _place_of(ctx: Context, key: ClassKey, board: Board, column: Column, slots: tuple[Slot, ...], near: set[int]) -> _Place:
+    """What a block offers. `near`: nodes of the pool that have the weights."""
     estimate = board.estimate
     replica = ReplicaKey(key.model_id, key.gang_size)
-    is_ready = all(replica in slot.replicas for slot in block.slots)
+    begins_us = max(free_at_us(ctx, column, slot) for slot in slots)
+    is_ready = all(replica in slot.replicas for slot in slots)
     row = (READY if is_ready else COLD) * board.pools + column.index
     ready_row = READY * board.pools + column.index
     fetch_us = 0
-    if not is_ready:
-        if cleared(column, block, estimate.memory_bytes, ctx.columns.prices).price_us >= FORBIDDEN_US:
-            return None
-        if block.slots[0].node_index not in near_nodes(column, estimate.variant):
-            fetch_us = int(estimate.fix[row, Fix.FETCH]) * (int(ctx.columns.dyn[column.index, Dyn.FLOWS]) + 1)
+    if not is_ready and slots[0].node_index not in near:
+        fetch_us = int(estimate.fix[row, Fix.FETCH]) * (int(ctx.columns.dyn[column.index, Dyn.FLOWS]) + 1)
     load_us = max(int(estimate.fix[row, Fix.SERIAL] - estimate.fix[ready_row, Fix.SERIAL]), 0)
     late_us = max(begins_us - ctx.now_us, fetch_us) - (begins_us - ctx.now_us)
     return _Place(
         column=column,
         row=row,
-        slots=block.slots,
+        is_ready=is_ready,
+        slots=slots,
         begins_us=begins_us,
         hold_us=late_us + load_us + int(estimate.execution_us[row]),
         cost_us=begins_us - ctx.now_us + late_us + int(estimate.fix[row, Fix.SERIAL] + estimate.fix[row, Fix.PRICE]),
     )
 
 
-def _free_at_us(ctx: Context, column: Column, slot: Slot) -> int:
+def free_at_us(ctx: Context, column: Column, slot: Slot) -> int:
     """When what is bound to a slot should be over; what should be by now takes as long again as it has taken."""
     if not slot.attempts:
         return ctx.now_us
@@ -224,9 +239,12 @@ def _others(ctx: Context, waiting: JobClass, column: Column | None) -> Iterator[
     """Claims of other classes, of a pool or all, with their strength."""
     for key, held in ctx.state.claims.items():
         known = ctx.queue.classes.get(key)
-        at_pool = column is None or (held.block.site_id, held.block.pool_id) == (column.site.site_id, column.pool.pool_id)
-        if known is not None and known is not waiting and at_pool:
+        if known is not None and known is not waiting and (column is None or _is_at(held.block, column)):
             yield strength(ctx, known), key, held
+
+
+def _is_at(block: Claim, column: Column) -> bool:
+    return (block.site_id, block.pool_id) == (column.site.site_id, column.pool.pool_id)
 
 
 def _firm(ctx: Context, waiting: JobClass, column: Column) -> set[tuple[int, int]] | None:
@@ -322,63 +340,3 @@ def offer_idle(ctx: Context, found: tuple[Column, list[Slot]] | None) -> None:
         for slot in found[1]:
             if slot.ready and not slot.attempts:
                 ctx.queue.wake_for_slot(found[0].index)
-
-
-# --- what is let in before it does --------------------------------------------------------------------------------------------------
-
-
-def lenders(ctx: Context, waiting: JobClass, estimate: Estimate) -> list[ClassKey]:
-    """Claims with idle slots where a job of this class is likely to be done before the gang is to begin."""
-    if waiting.key.gang_size != 1:
-        return []
-    found = []
-    for key, held in ctx.state.claims.items():
-        passes = _passes(ctx, waiting, key)
-        if not passes and held.block.begins_us <= ctx.now_us:
-            continue
-        there = members(ctx, held.block)
-        if there is None or not estimate.fix[there[0].index, Fix.FEASIBLE] or all(slot.attempts for slot in there[1]):
-            continue
-        if passes or _is_over_in_time(ctx, held, there, int(estimate.execution_us[there[0].index])):
-            found.append(key)
-    return found
-
-
-def fits(ctx: Context, waiting: JobClass, key: ClassKey, delay_us: int) -> bool:
-    """Whether a job that should take `delay_us` in the block that a class claims may begin there."""
-    held = ctx.state.claims[key]
-    there = members(ctx, held.block)
-    return there is not None and (_passes(ctx, waiting, key) or _is_over_in_time(ctx, held, there, delay_us))
-
-
-def _passes(ctx: Context, waiting: JobClass, key: ClassKey) -> bool:
-    """Whether a class goes before a gang that claims, as it does everywhere: it is of a higher priority, and the gang is not aged."""
-    known = ctx.queue.classes.get(key)
-    return waiting.key.rank < key.rank and known is not None and not ctx.queue.is_aged(known)
-
-
-def _is_over_in_time(ctx: Context, held: Claimed, there: tuple[Column, list[Slot]], delay_us: int) -> bool:
-    """Never measured against a later beginning than the claim was made with: work that is late would else make room for more of it."""
-    column, slots = there
-    begins_us = min(held.block.begins_us, max(_free_at_us(ctx, column, slot) for slot in slots))
-    return delay_us * ctx.policy.spread_milli < (begins_us - ctx.now_us) * _WHOLE_MILLI
-
-
-def lend(ctx: Context, key: ClassKey) -> Column:
-    """The idle slots of a block are there for anybody until `take_back`."""
-    found = members(ctx, ctx.state.claims[key].block)
-    assert found is not None, "a lender's slots are there"
-    for slot in found[1]:
-        if not slot.attempts:
-            ctx.columns.claim_changed(found[0], slot, 0)
-    return found[0]
-
-
-def take_back(ctx: Context, key: ClassKey) -> None:
-    """The block is kept again, with what was let in."""
-    held = ctx.state.claims[key]
-    found = members(ctx, held.block)
-    assert found is not None, "a lender's slots are there"
-    for slot in found[1]:
-        if not slot.claimed_until_us:
-            ctx.columns.claim_changed(found[0], slot, held.until_us)

@@ -14,7 +14,7 @@ from atoll.model.ids import AttemptKey, JobId, Ordinal
 from atoll.model.job import JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Candidate, Deferral, Explanation, Reason
-from orchestrator.core import breakers, claims, etas, jobs, leases, preempting, sites, wishes
+from orchestrator.core import breakers, claims, etas, jobs, leases, lending, preempting, sites, wishes
 from orchestrator.core.claimed import ClaimDropped, Claimed
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.outputs import JobPlaced, JobsDeferred
@@ -87,7 +87,7 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int) -> int:
             continue
         position = _who_binds(ctx.queue, board, bound, patient, waiting)
         if bound is None or position >= len(waiting.members):
-            lenders = claims.lenders(ctx, waiting, estimate)[:_LENDERS_MAX] if ctx.state.claims else []
+            lenders = lending.lenders(ctx, waiting, estimate)[:_LENDERS_MAX] if ctx.state.claims else []
             spent += len(lenders)
             if not any(_borrow(ctx, waiting, model, estimate, lender) for lender in lenders):
                 _rest(ctx, waiting, _score(ctx, waiting, estimate) if lenders else board, patient, position)
@@ -109,7 +109,8 @@ def _bind_one(ctx: Context, waiting: JobClass, model: ModelSpec, board: Board, r
     job_id = waiting.nth(position)
     _bind(ctx, ctx.state.jobs[job_id], model, board, row)
     ctx.queue.bound(waiting)
-    claims.drop(ctx, waiting.key, f"job {job_id} found another place")
+    if waiting.key in ctx.state.claims:
+        claims.drop(ctx, waiting.key, f"job {job_id} found another place")
 
 
 def _place_claimed(ctx: Context, key: ClassKey) -> None:
@@ -129,17 +130,22 @@ def _place_claimed(ctx: Context, key: ClassKey) -> None:
 
 def _borrow(ctx: Context, waiting: JobClass, model: ModelSpec, estimate: Estimate, lender: ClassKey) -> bool:
     """Bind a job of a class to an idle slot of a block that is kept for a gang, if that is best for it and over in time."""
-    column = claims.lend(ctx, lender)
+    column = lending.lend(ctx, lender)
     board = _score(ctx, waiting, estimate)
     row = board.bound
     position = _who_binds(ctx.queue, board, row, board.patient, waiting)
     lent = row is not None and position < len(waiting.members) and board.column(row) is column
-    if row is not None and lent and claims.fits(ctx, waiting, lender, board.delay_us(row)):
+    if row is not None and lent and _spares(board, row, lender) and lending.fits(ctx, waiting, lender, board.delay_us(row)):
         _bind_one(ctx, waiting, model, board, row, position)
     else:
         lent = False
-    claims.take_back(ctx, lender)
+    lending.take_back(ctx, lender)
     return lent
+
+
+def _spares(board: Board, row: int, lender: ClassKey) -> bool:
+    """Whether the model of the gang whose slots are lent stays where it is loaded."""
+    return all(victim.model_id != lender.model_id for slot in slots_of(board, row) for victim in victims_in(board, row, slot))
 
 
 def _slack_us(ctx: Context, job_id: JobId) -> int:
@@ -228,7 +234,7 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
         pool = patient % board.pools
         preempting.keep_slot(ctx, waiting, board.column(patient), awaited_slot(board, patient))
         told = ctx.state.jobs[waiting.head[1]].job.deferral
-        if told is not None and ctx.now_us < told.until_us and board.is_at(patient, told.waits_for):
+        if told is not None and told.claim is None and ctx.now_us < told.until_us and board.is_at(patient, told.waits_for):
             ctx.queue.rest(waiting.key, told.until_us, pool, patience)
             return
         hold_us = board.delay_us(patient) - board.wait_us(patient)

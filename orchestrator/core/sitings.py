@@ -22,7 +22,7 @@ from atoll.physics.execution import execution_us
 from atoll.physics.memory import peak_bytes
 from orchestrator.core.context import Context
 from orchestrator.core.placement.classes import class_of
-from orchestrator.core.placement.column import Column, free_bytes
+from orchestrator.core.placement.column import Column, free_bytes, is_free
 from orchestrator.core.placement.columns import REASONS
 from orchestrator.core.placement.filters import static_reasons
 from orchestrator.core.placement.rows import Ints
@@ -201,7 +201,7 @@ def on_gpu(ctx: Context, model: ModelSpec, column: Column, spare: Spare, *, more
                 if not more:
                     return replace(base, held=True, fetch_bytes=0)
                 continue
-            if not slot.ready or slot.attempts or _spoken_for(column, node, slot):
+            if not is_free(slot) or _spoken_for(column, node, slot):
                 continue
             short = need - free_bytes(slot)
             evict = _gpu_victims(ctx, column, slot, model, short, spare) if short > 0 else ()
