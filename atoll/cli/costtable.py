@@ -79,7 +79,8 @@ def weights(names: Sequence[str], candidate: Candidate) -> str:
             state += f" from {candidate.fetch_from}"
     if candidate.awaits is Awaits.FETCH:
         return f"cold, fetched by another node there, at hand in {duration(candidate.wait_us)}"
-    return state + (f", free in {duration(candidate.wait_us)}" if candidate.wait_us else "")
+    kept = ", kept for a gang" if candidate.awaits is Awaits.GANG else ""
+    return state + kept + (f", free in {duration(candidate.wait_us)}" if candidate.wait_us else "")
 
 
 def candidates(names: Sequence[str], found: Sequence[Candidate], *, marked: bool = True, explained: set[str] | None = None) -> None:

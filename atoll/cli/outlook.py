@@ -133,6 +133,9 @@ def awaited(candidate: Candidate, left_us: int) -> str:
     """The place that is waited for, and what it is that comes: "a/b, free in about 2.00s"."""
     if candidate.awaits is Awaits.FETCH:
         return f"{place(candidate)}, where another node fetches the model and has it in about {duration(left_us)}"
+    if candidate.awaits is Awaits.GANG:
+        kept = "where idle GPUs are kept for a job that needs several at once"
+        return f"{place(candidate)}, {kept} and should be done with them in about {duration(left_us)}"
     loading = ", where the model is loading already" if candidate.awaits is Awaits.LOAD else ""
     return f"{place(candidate)}{loading}, free in about {duration(left_us)}"
 

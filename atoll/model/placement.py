@@ -68,6 +68,7 @@ class Awaits(StrEnum):
     NOTHING = ""
     LOAD = "load"  # the replica is not there yet: it is fetched or loaded for another job
     FETCH = "fetch"  # slots are free, but another node of the site fetches the model, and it is fetched once
+    GANG = "gang"  # the slot is idle, but kept for a gang that waits for others beside it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -744,7 +744,9 @@ class Candidate(_message.Message):
     cold: _builtins.bool
     wait_us: _builtins.int
     awaits: _builtins.str
-    """"load": its replica is being loaded for another job; "fetch": another node of the site fetches the model; else "" """
+    """"load": its replica is being loaded for another job; "fetch": another node of the site fetches the model; "gang": its slot is kept for a
+    gang; else ""
+    """
     fetch_from: _builtins.str
     """the site whose disks the weights come from; "": the origin store, or no fetch"""
     @_builtins.property

@@ -26,7 +26,7 @@ from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.estimate import Estimate
 from orchestrator.core.placement.gangs import Block, blocks, cleared, near_nodes
-from orchestrator.core.placement.rows import COLD, FORBIDDEN_US, READY, Dyn, Fix, Out, State
+from orchestrator.core.placement.rows import COLD, FORBIDDEN_US, OVERDUE_US, READY, Dyn, Fix, Out, State
 from orchestrator.core.queue import JobClass
 from orchestrator.core.state import ReplicaKey, Slot
 
@@ -151,6 +151,34 @@ def members(ctx: Context, block: Claim) -> tuple[Column, list[Slot]] | None:
         return None
     slots = column.pool.members(SlotRef(pool_id=block.pool_id, node_id=block.node_id, index=block.first), block.slots)
     return (column, slots) if slots else None
+
+
+def correct(ctx: Context, board: Board, key: ClassKey) -> None:
+    """To a class that has claimed its block is free when what is bound there is over. The tables tell everybody else's view: when the
+    gang that it is kept for should be done, which is this one."""
+    held = ctx.state.claims.get(key)
+    found = members(ctx, held.block) if held is not None else None
+    if found is None:
+        return
+    column, slots = found
+    is_ready = all(ReplicaKey(key.model_id, key.gang_size) in slot.replicas for slot in slots)
+    row = (READY if is_ready else COLD) * board.pools + column.index
+    # A microsecond more than what says that somebody is late: that is reckoned already.
+    wait_us = max(max(free_at_us(ctx, column, slot) for slot in slots) - board.now_us, OVERDUE_US + 1)
+    if board.out[row, Out.STATE] == State.WAITS and wait_us < board.wait_us(row):
+        beside_us = max(board.fetch_us(row), int(board.estimate.fix[row, Fix.INPUT]))
+        sooner_us = max(board.wait_us(row), beside_us) - max(wait_us, beside_us)
+        board.out[row, Out.WAIT] = wait_us
+        board.out[row, Out.DELAY] -= sooner_us
+        board.out[row, Out.TOTAL] -= sooner_us
+        if board.keys is None and (board.patient is None or board.total_us(row) < board.total_us(board.patient)):
+            board.patient = row
+
+
+def is_at(ctx: Context, key: ClassKey, board: Board, row: int) -> bool:
+    """Whether a class has claimed a block in the pool of a row."""
+    held = ctx.state.claims.get(key)
+    return held is not None and _is_at(held.block, board.column(row))
 
 
 # --- which block ---------------------------------------------------------------------------------------------------------------

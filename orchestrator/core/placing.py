@@ -101,7 +101,10 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int) -> int:
 
 def _score(ctx: Context, waiting: JobClass, estimate: Estimate) -> Board:
     job_id = waiting.head[1]
-    return ctx.scorer.score(waiting.key, estimate, ctx.now_us, slack_us=_slack_us(ctx, job_id), lot=lot_of(ctx, job_id))
+    board = ctx.scorer.score(waiting.key, estimate, ctx.now_us, slack_us=_slack_us(ctx, job_id), lot=lot_of(ctx, job_id))
+    if waiting.key in ctx.state.claims:
+        claims.correct(ctx, board, waiting.key)
+    return board
 
 
 def _bind_one(ctx: Context, waiting: JobClass, model: ModelSpec, board: Board, row: int, position: int) -> None:

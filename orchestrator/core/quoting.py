@@ -14,7 +14,7 @@ from atoll.model.job import PRIORITY_RANK, JobSpec, JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason
 from atoll.model.quote import Eta, PlaceView, Quote, Verdict
-from orchestrator.core import etas, jobs
+from orchestrator.core import claims, etas, jobs
 from orchestrator.core.context import Context
 from orchestrator.core.outputs import Refusal, RefusalCode
 from orchestrator.core.placement.choose import Board, slots_of, victims_in
@@ -39,6 +39,7 @@ class _Asked:
     at_place: int  # of its class, itself among them if it waits, that rest for one pool
     pool: int  # that pool
     waits: bool  # it is in the queue itself
+    first: bool = False  # and the first of its class
 
 
 def quote(ctx: Context, spec: JobSpec, now_us: int) -> Quote | Refusal:
@@ -131,12 +132,16 @@ def _of_job(ctx: Context, job_id: JobId, spec: JobSpec, now_us: int) -> _Asked |
         at_place=len(known.members) if known.resting else 0,
         pool=known.pool if known.resting else NO_POOL,
         waits=True,
+        first=known.head[1] == job_id,
     )
 
 
 def _score(ctx: Context, asked: _Asked, now_us: int) -> Board:
     estimate = ctx.estimator.of(asked.key, asked.model)
-    return ctx.scorer.score(asked.key, estimate, now_us, slack_us=asked.slack_us, lot=lot_of(ctx, asked.job_id))
+    board = ctx.scorer.score(asked.key, estimate, now_us, slack_us=asked.slack_us, lot=lot_of(ctx, asked.job_id))
+    if asked.waits:
+        claims.correct(ctx, board, asked.key)
+    return board
 
 
 def _offer(ctx: Context, asked: _Asked, now_us: int) -> Quote:
@@ -199,6 +204,9 @@ def _where(ctx: Context, asked: _Asked, board: Board) -> tuple[int | None, Verdi
 def _turn_us(ctx: Context, asked: _Asked, board: Board, row: int) -> int:
     """What those before it add that rest for the same place: in the queue as a whole more may be before it, for other places."""
     resting, each_us = line_at(ctx.queue, board, row, asked.key)
+    if asked.waits and claims.is_at(ctx, asked.key, board, row):
+        # Its block is kept for its class: only jobs of that are before it.
+        return 0 if asked.first else min(asked.ahead, asked.alike) * each_us
     itself = asked.waits and asked.pool == row % board.pools
     return min(asked.ahead, resting - itself) * each_us
 

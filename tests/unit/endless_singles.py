@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 from atoll.model.attempt import AttemptState
 from atoll.model.ids import AttemptKey, JobId, SiteId
-from atoll.model.job import JobSpec, JobState
+from atoll.model.job import JobSpec, JobState, Priority
 from atoll.model.replica import ReplicaState
 from atoll.model.shape import Shape
 from orchestrator.core.machine import Machine
+from orchestrator.core.placement.policy import Policy
 from orchestrator.core.state import LiveAttempt, Slot
-from tests.unit.fleet_of_machines import SECOND, Fleet, spec
+from tests.unit.fleet_of_machines import BATCH, SECOND, Fleet, model, pool, site, spec
 
 
 @dataclass
@@ -124,3 +125,23 @@ class Endless:
 def of_steps(steps: int, model_id: str = "m", **changes: object) -> JobSpec:
     """A job of so many steps."""
     return spec(model_id, shape=Shape(width=1024, height=1024, steps=steps), **changes)
+
+
+def crowded(
+    *, gpus: int = 8, nodes: int = 1, priority: Priority = BATCH, steps: int = 40, policy: Policy | None = None, backlog: int = 12
+) -> Endless:
+    """A pool that is full of singles, with more of them waiting."""
+    fleet = Fleet(site("a", pool("p", gpus=gpus, nodes=nodes)), models=(model("m"),), policy=policy)
+    for node in range(nodes):
+        for gpu in range(gpus):
+            fleet.warm("a", f"p-{node}", gpu, "m")
+    fleet.agents[SiteId("a")].disk.add("m")
+    fleet.report("a")
+    endless = Endless(fleet, lambda number: of_steps(steps, prompt=f"s{number}", priority=priority), backlog=backlog)
+    for _ in range(3 * gpus * nodes):
+        if len(endless.fleet.machine.context.queue) >= backlog:
+            break
+        endless.refill()
+    for _ in range(gpus):
+        endless.advance()
+    return endless

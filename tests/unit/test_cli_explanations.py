@@ -103,6 +103,10 @@ def test_a_model_that_was_loading_for_another_job_was_not_warm(capsys: Shown) ->
     assert "It would wait for osaka-1/l4, where another node fetches the model and has it in about 447ms: " in capsys.readouterr().out
     outlook.show_quote("flux1-dev", replace(WAITS, chosen=replace(OTHER, awaits=Awaits.LOAD), turn_us=0))
     assert "It would wait for osaka-1/l4, where the model is loading already, free in about 2.00s: " in capsys.readouterr().out
+    outlook.show_quote("flux1-dev", replace(WAITS, chosen=replace(OTHER, awaits=Awaits.GANG), turn_us=0))
+    shown = capsys.readouterr().out
+    kept = "where idle GPUs are kept for a job that needs several at once and should be done with them in about 2.00s: "
+    assert f"It would wait for osaka-1/l4, {kept}" in shown and ", kept for a gang, free in 2.00s" in shown
     outlook.show_quote("flux1-dev", replace(GOES, others=(replace(OTHER, awaits=Awaits.LOAD),)))
     assert "sooner than waiting for osaka-1/l4, where the model is loading already." in capsys.readouterr().out
 

@@ -16,33 +16,13 @@ from orchestrator.core.claimed import ClaimDropped
 from orchestrator.core.machine import restore
 from orchestrator.core.outputs import AttemptPreempted
 from orchestrator.core.placement.policy import Policy
-from tests.unit.endless_singles import Endless, of_steps
+from tests.unit.endless_singles import Endless, crowded, of_steps
 from tests.unit.fleet_of_machines import BATCH, GPUS, SECOND, URGENT, Fleet, model, pool, site
-
-
-def _endless(
-    *, gpus: int = 8, nodes: int = 1, priority: Priority = BATCH, steps: int = 40, policy: Policy | None = None, backlog: int = 12
-) -> Endless:
-    """A pool that is full of singles, with more of them waiting."""
-    fleet = Fleet(site("a", pool("p", gpus=gpus, nodes=nodes)), models=(model("m"),), policy=policy)
-    for node in range(nodes):
-        for gpu in range(gpus):
-            fleet.warm("a", f"p-{node}", gpu, "m")
-    fleet.agents[SiteId("a")].disk.add("m")
-    fleet.report("a")
-    endless = Endless(fleet, lambda number: of_steps(steps, prompt=f"s{number}", priority=priority), backlog=backlog)
-    for _ in range(3 * gpus * nodes):
-        if len(endless.fleet.machine.context.queue) >= backlog:
-            break
-        endless.refill()
-    for _ in range(gpus):
-        endless.advance()
-    return endless
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_an_urgent_gang_behind_batch_singles_without_end_begins_after_a_step(size: int) -> None:
-    endless = _endless()
+    endless = crowded()
     gang = endless.submit(of_steps(20, gang_size=size, priority=URGENT))
     waited_us = endless.until_begun(gang, 60 * SECOND)
     assert waited_us <= endless.longest_us // 40 + 3 * SECOND
@@ -52,28 +32,28 @@ def test_an_urgent_gang_behind_batch_singles_without_end_begins_after_a_step(siz
 
 @pytest.mark.parametrize("priority", [Priority.NORMAL, BATCH])
 def test_a_gang_among_its_equals_without_end_begins_when_what_was_bound_there_has_ended(priority: Priority) -> None:
-    endless = _endless(priority=priority, backlog=6)
+    endless = crowded(priority=priority, backlog=6)
     gang = endless.submit(of_steps(20, gang_size=8, priority=priority))
     endless.until_begun(gang, 4 * endless.longest_us + 10 * SECOND)
     assert not [one for step in endless.fleet.steps for one in step.decisions if isinstance(one, AttemptPreempted)]
 
 
 def test_without_claims_it_would_starve() -> None:
-    endless = _endless(policy=Policy(claims_share_milli=0, preemptions_max=0))
+    endless = crowded(policy=Policy(claims_share_milli=0, preemptions_max=0))
     gang = endless.submit(of_steps(20, gang_size=8, priority=URGENT))
     with pytest.raises(AssertionError, match="waits for more than"):
         endless.until_begun(gang, 40 * endless.longest_us)
 
 
 def test_an_aged_batch_gang_goes_before_urgent_singles_without_end() -> None:
-    endless = _endless(priority=URGENT, policy=Policy(ageing_ms=120_000), backlog=20)
+    endless = crowded(priority=URGENT, policy=Policy(ageing_ms=120_000), backlog=20)
     gang = endless.submit(of_steps(20, gang_size=8, priority=BATCH))
     waited_us = endless.until_begun(gang, 600 * SECOND)
     assert waited_us >= 120 * SECOND
 
 
 def test_a_gang_with_singles_of_the_same_work_says_what_it_claims_and_short_work_is_let_in() -> None:
-    endless = _endless(priority=Priority.NORMAL, steps=400, backlog=0)
+    endless = crowded(priority=Priority.NORMAL, steps=400, backlog=0)
     fleet = endless.fleet
     long = endless.submit(of_steps(400, prompt="long"))
     gang = endless.submit(of_steps(20, gang_size=8))
@@ -93,7 +73,7 @@ def test_a_gang_with_singles_of_the_same_work_says_what_it_claims_and_short_work
 
 
 def test_urgent_singles_pass_a_claim_that_is_not_aged() -> None:
-    endless = _endless(priority=Priority.NORMAL, steps=400, backlog=0)
+    endless = crowded(priority=Priority.NORMAL, steps=400, backlog=0)
     endless.submit(of_steps(400, prompt="long"))
     endless.submit(of_steps(20, gang_size=8))
     for _ in range(40):
@@ -103,7 +83,7 @@ def test_urgent_singles_pass_a_claim_that_is_not_aged() -> None:
 
 
 def test_a_claim_ends_with_its_job_and_says_so() -> None:
-    endless = _endless(priority=Priority.NORMAL, backlog=4)
+    endless = crowded(priority=Priority.NORMAL, backlog=4)
     gang = endless.submit(of_steps(20, gang_size=8))
     for _ in range(60):
         if endless.machine.context.state.claims:
@@ -118,7 +98,7 @@ def test_a_claim_ends_with_its_job_and_says_so() -> None:
 
 
 def test_a_burst_of_gangs_leaves_three_quarters_of_a_pool_open() -> None:
-    endless = _endless(gpus=8, nodes=2, priority=Priority.NORMAL, backlog=4)
+    endless = crowded(gpus=8, nodes=2, priority=Priority.NORMAL, backlog=4)
     for steps in range(20, 28):
         endless.submit(of_steps(steps, gang_size=2))
     seen = set()
@@ -154,7 +134,7 @@ def test_every_gang_begins_within_a_bound_that_what_comes_later_does_not_move(
     """Of one tenant and priority: for itself and each gang that waits before it, what may be bound to a slot, the gang, and an attempt
     that was let in; an attempt for each single before it. Singles keep coming; executions take 0.7 to 1.4 times what was predicted."""
     chance = random.Random(seed)
-    endless = _endless(nodes=nodes, priority=Priority.NORMAL, backlog=6)
+    endless = crowded(nodes=nodes, priority=Priority.NORMAL, backlog=6)
     endless.single = lambda number: of_steps(chance.randint(5, 80), prompt=f"s{number}")
     endless.factor_milli = lambda key: 700 + crc32(f"{seed} {key}".encode()) % 700
     fleet = endless.fleet
@@ -175,7 +155,7 @@ def test_every_gang_begins_within_a_bound_that_what_comes_later_does_not_move(
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 30), st.sampled_from([2, 4, 8]), st.sampled_from([URGENT, Priority.NORMAL]))
 def test_a_restored_machine_goes_on_with_the_same_claims(cut: int, size: int, priority: Priority) -> None:
-    endless = _endless(priority=Priority.NORMAL, backlog=4)
+    endless = crowded(priority=Priority.NORMAL, backlog=4)
     endless.submit(of_steps(20, gang_size=size, priority=priority))
     for _ in range(cut):
         endless.advance()

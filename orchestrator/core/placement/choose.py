@@ -309,11 +309,21 @@ def awaited(board: Board, row: int) -> Awaits:
     """What a row is behind that is no work of a slot."""
     column, variant = board.column(row), board.estimate.variant
     if board.is_cold(row):
-        joins = board.wait_us(row) and column.free_slots and board.source(row) == Source.SITE_FETCHING
-        return Awaits.FETCH if joins and variant.gang_size == 1 else Awaits.NOTHING
+        if not board.wait_us(row) or variant.gang_size > 1:
+            return Awaits.NOTHING
+        if column.free_slots:
+            return Awaits.FETCH if board.source(row) == Source.SITE_FETCHING else Awaits.NOTHING
+        return Awaits.GANG if _is_kept(column.top(column.busy)) else Awaits.NOTHING
     slot = next(iter(slots_of(board, row)), None)
+    if variant.gang_size == 1 and _is_kept(slot):
+        return Awaits.GANG
     replica = slot.replicas.get(ReplicaKey(variant.model_id, variant.gang_size)) if slot is not None else None
     return Awaits.LOAD if replica is not None and replica.state in _ON_ITS_WAY else Awaits.NOTHING
+
+
+def _is_kept(slot: Slot | None) -> bool:
+    """Whether a slot is idle and kept for a gang."""
+    return slot is not None and bool(slot.claimed_until_us) and not slot.attempts
 
 
 def awaited_slot(board: Board, row: int) -> Slot | None:
