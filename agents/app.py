@@ -30,6 +30,7 @@ from agents.probes.prober import ProbedNode, Prober
 from agents.results import Retention
 from agents.runtime.base import Runtime
 from agents.runtime.twin import TwinRuntime
+from agents.runtime.twin_peers import TwinPeers
 from agents.session import AgentEndedError, AgentSession, Dial, ExitCode
 from agents.sweeper import ResultSweeper
 from agents.telemetry import Metrics, configure_logs
@@ -38,11 +39,12 @@ from agents.weights_server import WeightsServer
 from atoll.model.errors import AtollError, FieldError
 from atoll.model.gpu import CPU, GpuType
 from atoll.model.ids import GpuTypeId, SiteId
-from atoll.model.site import SiteSpec
+from atoll.model.site import LinkSpec, SiteSpec
 from atoll.physics.hidden import HiddenWorld
 
 if TYPE_CHECKING:
     from agents.runtime.ray import RayRuntime
+    from atoll.catalog.fleet import FleetSpec
 
 _log = structlog.get_logger(__name__)
 
@@ -177,8 +179,10 @@ def _executing(
             retention = Retention(max_age_us=settings.results_hours * _US_PER_HOUR, max_bytes=settings.results_bytes)
             return real, Beside(prober=prober, retention=retention, store_url=lambda: real.artifacts_url)
         case TwinSettings() as settings:
-            spec = site_of(settings.fleet, config.site_id, around.gpus)
-            return TwinRuntime(spec, gpus=around.gpus, hidden=HiddenWorld(settings.seed, settings.sigma)), Beside()
+            fleet = fleet_of(settings.fleet, around.gpus)
+            spec = _site_of(fleet, settings.fleet, config.site_id)
+            peers = TwinPeers(fleet.sites, links_of(fleet), here=(spec.site_id,))
+            return TwinRuntime(spec, gpus=around.gpus, hidden=HiddenWorld(settings.seed, settings.sigma), peers=peers), Beside()
         case _:
             assert_never(config.runtime)
 
@@ -338,8 +342,8 @@ def packaged_gpus() -> dict[GpuTypeId, GpuType]:
     return parse_gpus(gpus_csv(), "gpus.csv")
 
 
-def sites_of(fleet: Path, gpus: Mapping[GpuTypeId, GpuType]) -> tuple[SiteSpec, ...]:
-    """The sites that a fleet file declares. Raises AtollError naming file and line."""
+def fleet_of(fleet: Path, gpus: Mapping[GpuTypeId, GpuType]) -> FleetSpec:
+    """The sites and links that a fleet file declares. Raises AtollError naming file and line."""
     from atoll.catalog.fleet import parse_fleet
     from atoll.catalog.problems import SourceErrors
     from atoll.data import fleet_wan_csv
@@ -353,15 +357,18 @@ def sites_of(fleet: Path, gpus: Mapping[GpuTypeId, GpuType]) -> tuple[SiteSpec, 
     except UnicodeDecodeError:
         raise FieldError("fleet", str(fleet), "UTF-8 text") from None
     try:
-        return parse_fleet(text, str(fleet), gpus, fleet_wan_csv()).sites
+        return parse_fleet(text, str(fleet), gpus, fleet_wan_csv())
     except SourceErrors as errors:
         raise ConfigError(str(errors)) from None
 
 
-def site_of(fleet: Path, site_id: SiteId, gpus: Mapping[GpuTypeId, GpuType]) -> SiteSpec:
-    """One site of a fleet file."""
-    sites = sites_of(fleet, gpus)
-    for spec in sites:
+def links_of(fleet: FleetSpec) -> dict[tuple[SiteId, SiteId], LinkSpec]:
+    """The links of a fleet file, by their ends."""
+    return {(link.src, link.dst): link for link in fleet.links}
+
+
+def _site_of(fleet: FleetSpec, path: Path, site_id: SiteId) -> SiteSpec:
+    for spec in fleet.sites:
         if spec.site_id == site_id:
             return spec
-    raise FieldError("site", site_id, f"a site of {fleet}: {', '.join(spec.site_id for spec in sites[:8])}, ...")
+    raise FieldError("site", site_id, f"a site of {path}: {', '.join(spec.site_id for spec in fleet.sites[:8])}, ...")

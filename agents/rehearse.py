@@ -6,20 +6,19 @@ Decides what the twins share: one channel, one set of metrics, one hidden world.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 import structlog
 
-from agents.app import Surroundings, open_shared_channel, packaged_gpus, run_program, run_site, serve_metrics, sites_of
+from agents.app import Surroundings, fleet_of, links_of, open_shared_channel, packaged_gpus, run_program, run_site, serve_metrics
 from agents.config import RehearseConfig
 from agents.journal import MemoryJournal
 from agents.runtime.twin import TwinRuntime
+from agents.runtime.twin_peers import TwinPeers
 from agents.session import Dial
 from agents.telemetry import Metrics
+from atoll.catalog.fleet import FleetSpec
 from atoll.model.errors import FieldError
-from atoll.model.gpu import GpuType
-from atoll.model.ids import GpuTypeId
 from atoll.model.site import SiteSpec
 from atoll.physics.hidden import HiddenWorld
 
@@ -34,7 +33,8 @@ def run_rehearsal(config: RehearseConfig) -> int:
 async def rehearse(config: RehearseConfig, *, stop: asyncio.Event) -> None:
     """Run the twins until `stop` is set. One that is refused for good ends them all, with its reason."""
     reach, gpus = config.reach, packaged_gpus()
-    specs = _chosen(config, gpus)
+    fleet = fleet_of(config.fleet, gpus)
+    specs = _chosen(config, fleet)
     async with AsyncExitStack() as stack:
         channel = await open_shared_channel(stack, reach)
         metrics = Metrics()
@@ -42,7 +42,8 @@ async def rehearse(config: RehearseConfig, *, stop: asyncio.Event) -> None:
         dial = Dial(where=str(reach.orchestrator), token=reach.token, give_up_after_s=reach.give_up_after_s)
         around = Surroundings(channel=channel, dial=dial, metrics=metrics, gpus=gpus)
         hidden = HiddenWorld(config.seed, config.sigma)
-        runtimes = [(spec, TwinRuntime(spec, gpus=gpus, hidden=hidden)) for spec in specs]
+        peers = TwinPeers(fleet.sites, links_of(fleet), here=(spec.site_id for spec in specs))
+        runtimes = [(spec, TwinRuntime(spec, gpus=gpus, hidden=hidden, peers=peers)) for spec in specs]
         slots = sum(pool.slots for spec in specs for pool in spec.pools)
         _log.info("rehearsing", sites=len(specs), gpus=slots, orchestrator=str(reach.orchestrator), seed=config.seed, sigma=config.sigma)
         agents = [asyncio.create_task(run_site(spec.site_id, runtime, MemoryJournal(), around, stop)) for spec, runtime in runtimes]
@@ -56,8 +57,8 @@ async def rehearse(config: RehearseConfig, *, stop: asyncio.Event) -> None:
             await asyncio.gather(*agents, return_exceptions=True)
 
 
-def _chosen(config: RehearseConfig, gpus: Mapping[GpuTypeId, GpuType]) -> tuple[SiteSpec, ...]:
-    specs = sites_of(config.fleet, gpus)
+def _chosen(config: RehearseConfig, fleet: FleetSpec) -> tuple[SiteSpec, ...]:
+    specs = fleet.sites
     known = {spec.site_id for spec in specs}
     for site_id in config.sites:
         if site_id not in known:

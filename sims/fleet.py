@@ -6,7 +6,7 @@ Decides what the world is made of. Sizes are small so that work takes seconds an
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from atoll.model.adapter import AdapterSpec
@@ -125,6 +125,33 @@ def draw_fleet(chance: random.Random) -> Fleet:
     )
     models = tuple(_model(*row) for row in _MODELS)
     return Fleet(sites=sites, links=links, models=models, adapters=tuple(_adapter(*row) for row in _ADAPTERS))
+
+
+# In two fleets of three sites give weights to one another, most of them; what leaves them costs nothing, and some links are quick.
+_PEERING_OF_3: Final = 2
+_SERVES: Final = 0.8
+_QUICK: Final = 0.5
+
+
+def with_peers(fleet: Fleet, chance: random.Random) -> Fleet:
+    """The same fleet, some of its sites giving weights to others. Drawn from a stream of its own: what came later does not change the
+    rest of the fleets of seeds that failed once."""
+    if chance.randrange(3) >= _PEERING_OF_3:
+        return fleet
+    sites = tuple(
+        replace(
+            spec,
+            weights_url=f"http://{spec.site_id}.simulated" if chance.random() < _SERVES else "",
+            wan_bytes_per_s=8 * GB,
+            egress_usd_micros_per_gb=0,
+        )
+        for spec in fleet.sites
+    )
+    links = tuple(
+        replace(link, bytes_per_s=chance.choice((2, 8)) * GB, egress_usd_micros_per_gb=0) if chance.random() < _QUICK else link
+        for link in fleet.links
+    )
+    return replace(fleet, sites=sites, links=links)
 
 
 def _site(chance: random.Random, index: int) -> SiteSpec:

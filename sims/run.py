@@ -16,7 +16,7 @@ from orchestrator.core.placement.policy import Policy
 from sims.checks import History, Violation
 from sims.clients import Clients
 from sims.faults import Fault, Faults, draw_faults
-from sims.fleet import GPUS, Fleet, draw_fleet, draw_order
+from sims.fleet import GPUS, Fleet, draw_fleet, draw_order, with_peers
 from sims.links import Link
 from sims.liveness import Liveness
 from sims.orchestrator import Orchestrators, Rules
@@ -26,6 +26,7 @@ from sims.schedule import Schedule
 from sims.sites import SimSite
 from sims.store import SimStore
 from sims.truth import Truth
+from sims.weights import Disks
 from sims.world import SECOND_US, World
 
 FLEET_ID: Final = FleetId("fleet-simulated")
@@ -86,12 +87,13 @@ class Run:
         chance = self.world.stream("plan")
         enabled = draw_faults(chance, self.world.stream("late faults")) if options.faults is None else options.faults
         self.faults = Faults(self.world, enabled)
-        self.fleet: Fleet = draw_fleet(chance)
+        self.fleet: Fleet = with_peers(draw_fleet(chance), self.world.stream("peers"))
         self.store = SimStore(self.world, self.faults, FLEET_ID)
         self.history = History(self.world, self.store, options.policy.slot_depth)
         rules = Rules(policy=options.policy, gpus=GPUS, resnapshot=options.resnapshot)
         self.orchestrators = Orchestrators(self.world, self.faults, self.store, self.history, rules)
         truth = Truth(seed, self.fleet, GPUS)
+        disks: Disks = {}
         self.sites = tuple(
             SimSite(
                 self.world,
@@ -99,7 +101,7 @@ class Run:
                 self.history,
                 self.orchestrators,
                 spec,
-                SimRuntime(self.world, self.faults, self.history, truth, spec),
+                SimRuntime(self.world, self.faults, self.history, truth, spec, disks),
                 Link(self.world, self.faults, spec.site_id),
             )
             for spec in self.fleet.sites

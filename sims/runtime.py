@@ -1,7 +1,7 @@
 """The simulated runtime of a site: disks, slots and executions that outlive the agent, and what goes wrong in them.
 
-Decides how long things take (by the hidden truth, never by the estimator's prior) and when they fail. It knows nothing of the
-orchestrator and answers as every runtime does: through the sink, with events of `agents.core.events`.
+Decides how long things take (by the hidden truth, never by the estimator's prior) and when they fail. It answers as every runtime does:
+through the sink, with events of `agents.core.events`. It knows nothing of the orchestrator.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sims.checks import History
 from sims.faults import Fault, Faults
 from sims.fleet import BAD_PROMPT
 from sims.truth import Truth
-from sims.weights import SimWeights, Storage, WeightsCommand
+from sims.weights import Disks, SimWeights, Storage, WeightsCommand
 from sims.world import MILLISECOND_US, SECOND_US, Timer, World
 
 RuntimeCommand = WeightsCommand | FetchAdapter | LoadReplica | AdaptReplica | EvictReplica | RunAttempt | StopAttempt | RenewAttempts
@@ -47,8 +47,7 @@ _EVICT_US: Final = 300 * MILLISECOND_US
 _PROCESS_START_US: Final = (SECOND_US, 4 * SECOND_US)
 _FAILURE_US: Final = (50 * MILLISECOND_US, 3 * SECOND_US)
 _UPLOAD_US: Final = (20 * MILLISECOND_US, 400 * MILLISECOND_US)
-# A GPU that is throttled or shared with somebody: this many times slower.
-_SLOW_FACTOR: Final = 6
+_SLOW_FACTOR: Final = 6  # a GPU that is throttled or shared with somebody
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,7 +80,7 @@ class _Slot:
 class SimRuntime:
     """Everything at a site but the agent. `pools` is what there is; a lying site's agent claims more."""
 
-    def __init__(self, world: World, faults: Faults, history: History, truth: Truth, spec: SiteSpec) -> None:
+    def __init__(self, world: World, faults: Faults, history: History, truth: Truth, spec: SiteSpec, disks: Disks) -> None:
         self.sink: Callable[[AgentEvent], None] | None = None
         self._world = world
         self._faults = faults
@@ -100,7 +99,7 @@ class SimRuntime:
                 for gpu in range(pool.gpus_per_node):
                     slot = SlotRef(pool_id=pool.pool_id, node_id=node_id, index=gpu)
                     self._slots[slot] = _Slot(memory_bytes=pool.gpu_memory_bytes)
-        self._weights = SimWeights(world, faults, history, truth, spec.site_id, self._nodes, self._random, self._say)
+        self._weights = SimWeights(world, faults, history, truth, spec.site_id, self._nodes, disks, self._random, self._say)
         self._adapters = SimAdapters(world, faults, history, truth, spec.site_id, self._random, self._say)
 
     # --- what an agent sees when it starts -------------------------------------------------------------------------------------
@@ -112,6 +111,7 @@ class SimRuntime:
 
     def started(self) -> RuntimeStarted:
         """What an agent finds."""
+        self._weights.agent_started()
         return RuntimeStarted(
             slots=tuple(
                 RecoveredSlot(

@@ -29,6 +29,7 @@ class Truth:
         self._hidden = HiddenWorld(seed)
         self._gpus = gpus
         self._sites = {spec.site_id: spec for spec in fleet.sites}
+        self._links = {(link.src, link.dst): link for link in fleet.links}
         self._pools: dict[tuple[SiteId, PoolId], PoolSpec] = {
             (spec.site_id, pool.pool_id): pool for spec in fleet.sites for pool in spec.pools
         }
@@ -43,6 +44,15 @@ class Truth:
         """From the origin to a node's disk."""
         rate = self._sites[site_id].origin_bytes_per_s
         return self._hidden.fetch_us(model.weights_bytes, rate, 0, site_id, self._next(site_id, "fetch"))
+
+    def peer_us(self, src: SiteId, dst: SiteId, model: ModelSpec) -> int | None:
+        """From another site to a node's disk; the link has a hidden factor of its own. None: there is no link."""
+        link = self._links.get((src, dst))
+        if link is None:
+            return None
+        rate = min(link.bytes_per_s, self._sites[src].wan_bytes_per_s, self._sites[dst].wan_bytes_per_s)
+        way = SiteId(f"{src} to {dst}")
+        return self._hidden.fetch_us(model.weights_bytes, rate, link.rtt_us, way, self._next(way, "fetch"))
 
     def copy_us(self, site_id: SiteId, model: ModelSpec) -> int:
         """From another node of the site to a node's disk."""

@@ -29,6 +29,7 @@ from sims.faults import Fault, Faults
 from sims.truth import Truth
 from sims.world import MILLISECOND_US, SECOND_US, Timer, World
 
+Disks = dict[SiteId, "SimWeights"]
 WeightsCommand = FetchWeights | YieldFetch | PinWeights | StageWeights | DeleteWeights
 
 _FAILURE_US: Final = (50 * MILLISECOND_US, 3 * SECOND_US)
@@ -52,8 +53,12 @@ class Storage:
         return self.pool.node.disk_cache_bytes - sum(size for size, _ in self.disk.values())
 
 
+# Who reads what of another site: site, node and model.
+Reading = tuple[SiteId, NodeId, ModelId]
+
+
 class SimWeights:
-    """All nodes of one site."""
+    """All nodes of one site. `disks`: those of every site, this one's included."""
 
     def __init__(
         self,
@@ -63,6 +68,7 @@ class SimWeights:
         truth: Truth,
         site_id: SiteId,
         nodes: dict[NodeId, Storage],
+        disks: Disks,
         chance: random.Random,
         say: Callable[[AgentEvent], None],
     ) -> None:
@@ -74,6 +80,10 @@ class SimWeights:
         self._nodes = nodes
         self._random = chance
         self._say = say
+        self._disks = disks
+        self._serves = False  # its agent runs
+        self._readers: dict[Reading, Callable[[], None]] = {}  # what other sites read here, and what they do when it ends
+        disks[site_id] = self
 
     def perform(self, command: WeightsCommand) -> None:
         """Begin a command; the outcome comes through `say`."""
@@ -85,6 +95,7 @@ class SimWeights:
                 timer = node.fetching.pop(command.model_id, None)
                 if timer is not None:
                     timer.cancel()
+                    self._read_no_more(command.node_id, command.model_id)
                     self._say(FetchYielded(node_id=command.node_id, model_id=command.model_id))
             case PinWeights():
                 node.pinned = frozenset((*command.host, *(model_id for model_id, _ in command.disk)))
@@ -92,6 +103,8 @@ class SimWeights:
                 self._world.after(self._random.randint(*_STAGE_US), partial(self._staged, node, command))
             case DeleteWeights():
                 node.disk.pop(command.model_id, None)
+                if not self.gives(command.model_id):
+                    self._interrupt(command.model_id)
                 if node.host.pop(command.model_id, None) is not None:
                     self._tell_host(command.node_id)
                 self._say(WeightsDeleted(node_id=command.node_id, model_id=command.model_id))
@@ -99,11 +112,31 @@ class SimWeights:
                 assert_never(command)
 
     def agent_died(self) -> None:
-        """The agent's fetches end with it."""
-        for node in self._nodes.values():
-            for timer in node.fetching.values():
+        """The agent's fetches end with it, and what others read here."""
+        for node_id, node in self._nodes.items():
+            for model_id, timer in node.fetching.items():
                 timer.cancel()
+                self._read_no_more(node_id, model_id)
             node.fetching.clear()
+        self._serves = False
+        self._interrupt(None)
+
+    def agent_started(self) -> None:
+        """An agent gives what is on the disks."""
+        self._serves = True
+
+    def gives(self, model_id: ModelId) -> bool:
+        """Whether other sites can read a model here."""
+        return self._serves and any(model_id in node.disk for node in self._nodes.values())
+
+    def _interrupt(self, model_id: ModelId | None) -> None:
+        """Who reads a model here (None: any) has to go on elsewhere."""
+        for reading in [reading for reading in self._readers if model_id in (None, reading[2])]:
+            self._readers.pop(reading)()
+
+    def _read_no_more(self, node_id: NodeId, model_id: ModelId) -> None:
+        for other in self._disks.values():
+            other._readers.pop((self._site_id, node_id, model_id), None)
 
     def power_lost(self, *, disk_lost: bool) -> None:
         """Nothing is in memory any more."""
@@ -151,10 +184,30 @@ class SimWeights:
             fail = partial(self._fail_fetch, command, kind)
             node.fetching[model.model_id] = self._world.after(self._random.randint(*_FAILURE_US), fail)
             return
+        source = self._disks.get(command.fetch_from.site_id) if command.fetch_from is not None and not near else None
+        if source is not None and source.gives(model.model_id):
+            peer_us = self._truth.peer_us(source._site_id, self._site_id, model)
+            if peer_us is not None:
+                self._world.note(self._site_id, f"fetches {model.model_id} from {source._site_id}")
+                elsewhere = partial(self._go_on, node, command.node_id, model, self._world.now_us, peer_us, elapsed_us)
+                source._readers[self._site_id, command.node_id, model.model_id] = elsewhere
+                elapsed_us = peer_us
         node.fetching[model.model_id] = self._world.after(elapsed_us, partial(self._fetched, node, command.node_id, model, elapsed_us))
+
+    def _go_on(self, node: Storage, node_id: NodeId, model: ModelSpec, since_us: int, peer_us: int, origin_us: int) -> None:
+        """The peer is gone in the middle of a fetch: the rest comes from the origin store."""
+        timer = node.fetching.pop(model.model_id, None)
+        if timer is None:
+            return
+        timer.cancel()
+        passed_us = self._world.now_us - since_us
+        left_us = origin_us * max(peer_us - passed_us, 0) // max(peer_us, 1)
+        self._world.note(self._site_id, f"goes on with the origin store for {model.model_id}")
+        node.fetching[model.model_id] = self._world.after(left_us, partial(self._fetched, node, node_id, model, passed_us + left_us))
 
     def _fetched(self, node: Storage, node_id: NodeId, model: ModelSpec, elapsed_us: int) -> None:
         node.fetching.pop(model.model_id, None)
+        self._read_no_more(node_id, model.model_id)
         node.disk[model.model_id] = (model.weights_bytes, model.weights_digest)
         self._say(
             WeightsFetched(

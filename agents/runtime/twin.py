@@ -31,6 +31,7 @@ from agents.core.outputs import AdaptReplica, EvictReplica, LoadReplica, RenewAt
 from agents.core.state import ReplicaKey
 from agents.runtime.base import RuntimeCommand, Sink
 from agents.runtime.rates import Rates
+from agents.runtime.twin_peers import TwinPeers
 from agents.runtime.twin_results import simulated_result
 from agents.runtime.twin_weights import Surroundings, TwinWeights
 from atoll.model import limits
@@ -97,8 +98,10 @@ class TwinRuntime:
 
     kind = SiteRuntime.TWIN
 
-    def __init__(self, spec: SiteSpec, *, gpus: Mapping[GpuTypeId, GpuType], hidden: HiddenWorld) -> None:
-        """FieldError when a pool's GPU type is not in the catalogue."""
+    def __init__(
+        self, spec: SiteSpec, *, gpus: Mapping[GpuTypeId, GpuType], hidden: HiddenWorld, peers: TwinPeers | None = None
+    ) -> None:
+        """FieldError when a pool's GPU type is not in the catalogue. `peers`: the twins beside it, and the ways to others."""
         self._site_id = spec.site_id
         self._spec = spec
         self._hidden = hidden
@@ -120,7 +123,7 @@ class TwinRuntime:
             uses=lambda node_id, model_id: self._nodes[node_id].uses(model_id),
             learn_origin=self._learn_origin,
         )
-        self._weights = TwinWeights(spec, hidden, around)
+        self._weights = TwinWeights(spec, hidden, around, peers or TwinPeers())
 
     def _build(self, pool: PoolSpec, gpus: Mapping[GpuTypeId, GpuType]) -> PoolSpec:
         gpu = gpus.get(pool.gpu_type)

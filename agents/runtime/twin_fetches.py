@@ -66,6 +66,11 @@ class TwinFetches:
         self._arm()
         return True
 
+    def command(self, node_id: NodeId, model_id: ModelId) -> FetchWeights | None:
+        """What a fetch under way was begun with."""
+        flight = self._flights.get((node_id, model_id, False))
+        return flight.command if flight is not None and isinstance(flight.command, FetchWeights) else None
+
     def forget(self, node_id: NodeId, model_id: ModelId) -> None:
         """Nothing is kept of a fetch that yielded: its model was deleted."""
         self._paused.pop((node_id, model_id, False), None)

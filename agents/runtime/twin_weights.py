@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, assert_never
 
@@ -30,8 +30,9 @@ from agents.core.outputs import DeleteWeights, FetchAdapter, FetchWeights, PinWe
 from agents.runtime.base import WeightsCommand
 from agents.runtime.twin_fetches import Flight, TwinFetches
 from agents.runtime.twin_host import HostMemory
+from agents.runtime.twin_peers import TwinPeers
 from atoll.model.attempt import Failure, FailureKind
-from atoll.model.ids import AdapterId, ModelId, NodeId
+from atoll.model.ids import AdapterId, ModelId, NodeId, SiteId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import NodeSpec, SiteSpec
 from atoll.physics.hidden import HiddenWorld
@@ -68,8 +69,10 @@ class _Storage:
 class TwinWeights:
     """The disks and host memories of one twin. On the agent's event loop."""
 
-    def __init__(self, spec: SiteSpec, hidden: HiddenWorld, surroundings: Surroundings) -> None:
+    def __init__(self, spec: SiteSpec, hidden: HiddenWorld, surroundings: Surroundings, peers: TwinPeers) -> None:
         self._spec = spec
+        self._peers = peers
+        self._from_peer: dict[tuple[NodeId, ModelId], SiteId] = {}  # whose weights a fetch under way reads
         self._hidden = hidden
         self._around = surroundings
         self._fetching = TwinFetches(done=self._fetched, came=self._came)
@@ -80,6 +83,7 @@ class TwinWeights:
             for pool in spec.pools
             for index in range(pool.nodes)
         }
+        peers.join(spec.site_id, self)
 
     def perform(self, command: WeightsCommand) -> None:
         """Begin a command."""
@@ -91,6 +95,7 @@ class TwinWeights:
                 ways = (self._fetching, self._copying)
                 if any(way.yields(command.node_id, command.model_id) for way in ways):
                     del node.incoming[command.model_id]
+                    self._from_peer.pop((command.node_id, command.model_id), None)
                     self._around.tell(FetchYielded(node_id=command.node_id, model_id=command.model_id))
                     self._measure(command.node_id)
             case PinWeights():
@@ -120,6 +125,7 @@ class TwinWeights:
 
     def close(self) -> None:
         """Nothing comes any more."""
+        self._peers.leave(self._spec.site_id)
         self._fetching.close()
         self._copying.close()
 
@@ -132,7 +138,7 @@ class TwinWeights:
             if node.disk_free_bytes >= model.weights_bytes:
                 break
             if held not in node.pinned and not self._around.uses(command.node_id, held):
-                del node.disk[held]
+                self._drop(node, held)
                 self._around.tell(WeightsDeleted(node_id=command.node_id, model_id=held))
         if node.disk_free_bytes < model.weights_bytes:
             message = f"{model.model_id} has {model.weights_bytes} bytes, the disk of {command.node_id} has room for {node.disk_free_bytes}"
@@ -148,7 +154,31 @@ class TwinWeights:
         rate = self._spec.lan_bytes_per_s if copied else min(self._spec.origin_bytes_per_s, self._spec.wan_bytes_per_s)
         key = f"{command.node_id}/{name}#{self._fetches}"
         alone_us = self._hidden.fetch_us(size_bytes, rate, 0, self._spec.site_id, key)
+        if isinstance(command, FetchWeights) and command.fetch_from is not None and not copied:
+            src, model_id = command.fetch_from.site_id, command.model.model_id
+            peer_us = self._peers.fetch_us(self._hidden, src, self._spec.site_id, model_id, size_bytes, key)
+            if peer_us is not None:
+                alone_us = peer_us
+                self._from_peer[command.node_id, model_id] = src
         (self._copying if copied else self._fetching).begin(command, self._around.real_s(alone_us))
+
+    def holds(self, model_id: ModelId) -> bool:
+        """Whether one of its disks has the model."""
+        return any(model_id in node.disk for node in self._nodes.values())
+
+    def peer_lost(self, site_id: SiteId, model_id: ModelId | None) -> None:
+        """Another twin has a model no more (None: it is gone itself): fetches from it go on with the origin store."""
+        for (node_id, fetched_id), src in list(self._from_peer.items()):
+            if src != site_id or model_id not in (None, fetched_id):
+                continue
+            del self._from_peer[node_id, fetched_id]
+            command = self._fetching.command(node_id, fetched_id)
+            if command is not None and self._fetching.yields(node_id, fetched_id):
+                self._begin(self._nodes[node_id], replace(command, fetch_from=None), fetched_id, command.model.weights_bytes)
+
+    def _drop(self, node: _Storage, model_id: ModelId) -> None:
+        if node.disk.pop(model_id, None) is not None and not self.holds(model_id):
+            self._peers.lost(self._spec.site_id, model_id)
 
     def _came(self, command: FetchWeights, done_bytes: int) -> None:
         self._around.tell(FetchAdvanced(node_id=command.node_id, model_id=command.model.model_id, bytes_done=done_bytes))
@@ -158,8 +188,11 @@ class TwinWeights:
         self._arrived(flight)
 
     def _fetched(self, flight: Flight) -> None:
+        command = flight.command
+        model_id = command.model.model_id if isinstance(command, FetchWeights) else ModelId("")
+        from_peer = self._from_peer.pop((command.node_id, model_id), None) is not None
         size_bytes = self._arrived(flight)
-        if size_bytes:
+        if size_bytes and not from_peer:
             self._around.learn_origin(size_bytes * 1_000_000 // max(self._around.fleet_us(flight.work_s), 1))
 
     def _arrived(self, flight: Flight) -> int:
@@ -219,7 +252,7 @@ class TwinWeights:
             self._nodes[node_id].adapters.move_to_end(adapter_id)
 
     def _delete(self, node: _Storage, command: DeleteWeights) -> None:
-        node.disk.pop(command.model_id, None)
+        self._drop(node, command.model_id)
         self._fetching.forget(command.node_id, command.model_id)
         self._copying.forget(command.node_id, command.model_id)
         if node.host.drop(command.model_id):

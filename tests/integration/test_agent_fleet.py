@@ -163,9 +163,9 @@ async def test_a_token_joins_once_and_the_credential_serves_from_then_on(tmp_pat
 async def test_a_rehearsal_connects_every_site_of_the_reference_fleet(tmp_path: Path) -> None:
     gpus = packaged_gpus()
     async with orchestrator(tmp_path, **quick(catalogue=Catalogue(gpus=gpus))) as running:
-        from agents.app import sites_of
+        from agents.app import fleet_of
 
-        specs = sites_of(FLEET, gpus)
+        specs = fleet_of(FLEET, gpus).sites
         await _declare(running, *specs)
         stop = asyncio.Event()
         config = RehearseConfig(fleet=FLEET, reach=Reach(orchestrator=running.address))

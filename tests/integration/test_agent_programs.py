@@ -156,6 +156,6 @@ def _catalogue() -> Catalogue:
 
 
 def _specs() -> tuple[Any, ...]:
-    from agents.app import packaged_gpus, sites_of
+    from agents.app import fleet_of, packaged_gpus
 
-    return tuple(spec for spec in sites_of(FLEET, packaged_gpus()) if spec.site_id == SITE)
+    return tuple(spec for spec in fleet_of(FLEET, packaged_gpus()).sites if spec.site_id == SITE)
