@@ -98,10 +98,7 @@ class Estimator:
         ):
             if known.ways.held == self._columns.peers.version(model.model_id):
                 return known
-            # Other sites can give the model than before: nothing else of what it costs has changed.
-            ways, fix = self._sources.of(model), known.fix.copy()
-            self._fetching(fix, ways, self._policy.weight_milli(key.priority))
-            known = self._estimates[key] = replace(known, ways=ways, fix=fix)
+            known = self._estimates[key] = self._refetched(key, model, known)
             return known
         estimate = self._compute(key, model)
         kept = max(_KEPT_BYTES // max(3 * estimate.fix.nbytes, 1), _KEPT_MIN)
@@ -109,6 +106,14 @@ class Estimator:
             del self._estimates[next(iter(self._estimates))]
         self._estimates[key] = estimate
         return estimate
+
+    def _refetched(self, key: ClassKey, model: ModelSpec, known: Estimate) -> Estimate:
+        """Other sites can give the model than before: nothing else of what it costs has changed."""
+        ways, fix = self._sources.of(model), known.fix
+        if ways.peers is not None or known.ways.peers is not None:
+            fix = fix.copy()
+            self._fetching(fix, ways, self._policy.weight_milli(key.priority))
+        return replace(known, ways=ways, fix=fix)
 
     def _compute(self, key: ClassKey, model: ModelSpec) -> Estimate:
         columns = self._columns
