@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
+import shutil
 import signal
 import subprocess
 from dataclasses import replace
@@ -120,6 +123,9 @@ async def test_a_site_fetches_from_its_peer_and_the_origin_store_heals_what_is_c
             await _pinned(client, other, WANTS)
             assert verify_folder(_folder(tmp_path, WANTS, other)).digest == other.weights_digest
         said = {site: (await end(process, signal.SIGTERM))[1] for site, process in processes.items()}
+    for site in processes:
+        mark = hashlib.sha256(os.fsencode(tmp_path / site / "ray")).hexdigest()[:10]
+        shutil.rmtree(f"/tmp/atoll-{mark}", ignore_errors=True)
     (given_up,) = [line for line in said[WANTS].splitlines() if "peer_given_up" in line]
     assert str(other.model_id) in given_up and "which the manifest says" in given_up and origin.as_uri() in given_up
     assert "a-secret-of" not in said[HAS] + said[WANTS]
