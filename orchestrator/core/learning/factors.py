@@ -63,16 +63,17 @@ class PoolFactors:
         """As of the book."""
         return self._book.version_of(model_id)
 
-    def of(self, model_id: ModelId, columns: Sequence[HasPool]) -> Factors:
-        """The factors of a model in these pools. Another sequence means other pools; the same one must not have changed."""
+    def of(self, model_id: ModelId, columns: Sequence[HasPool], components: Sequence[Component] = COMPONENTS) -> Factors:
+        """The factors of a model in these pools, of these components. Another sequence of pools means other pools; the same one must not
+        have changed."""
         if columns is not self._layout:
             self._lay_out(columns)
         if self._base_of != self._book.shared_version:
             self._base = {name: self._shared(one) for name, one in self._book.components.items()}
             self._base_of = self._book.shared_version
         if not self._book.learning:
-            return Factors(milli={name: np.full(len(columns), 1_000, dtype=np.int64) for name in COMPONENTS})
-        return Factors(milli={name: self._own(one, self._base[name], model_id) for name, one in self._book.components.items()})
+            return Factors(milli={name: np.full(len(columns), 1_000, dtype=np.int64) for name in components})
+        return Factors(milli={name: self._own(self._book.components[name], self._base[name], model_id) for name in components})
 
     def _lay_out(self, columns: Sequence[HasPool]) -> None:
         self._by_site = {}

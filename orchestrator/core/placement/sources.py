@@ -107,7 +107,7 @@ class Sources:
             return known
         while len(self._ways) >= _KEPT:
             del self._ways[next(iter(self._ways))]
-        factors = factors or self._factors.of(model_id, columns.columns)
+        factors = factors or self._factors.of(model_id, columns.columns, (Component.FETCH,))
         ways = self._ways[model_id] = self._compute(model, factors, learned, held)
         return ways
 
