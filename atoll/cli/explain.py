@@ -171,6 +171,7 @@ def _queued(moment: Moment, last: Attempt | None) -> list[str]:
         lines.append(f"{count(moment.queue_position - 1, 'job')} may go before it, for this place or for others.")
     if moment.eta is not None:
         lines.append(f"It should {outlook.when(moment.eta, moment.now_us)}.")
+        lines += outlook.corrected(quote) if quote is not None else []
     return lines
 
 

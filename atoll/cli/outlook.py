@@ -19,6 +19,8 @@ from atoll.model.quote import Eta, InTime, PlaceView, Quote, TimeLimits, Verdict
 # As the policy resolves ties: below it nobody would call one place better.
 _TIE_US: Final = 50_000
 _REASONS_NAMED: Final = 2
+# A time that differs from its terms by less than this part of them would be rounded to once.
+_SHARE_TOLD: Final = 20
 # The rule of a decision that a comparison of costs explains; decisions of older stores do not name theirs.
 _BY_COST: Final = frozenset({"", "cost"})
 # What would be shown as $0.0000 is not worth a clause.
@@ -163,6 +165,19 @@ def nowhere(found: Sequence[Rejection]) -> str:
     return ", ".join(named) + more if named else "the fleet has no pools"
 
 
+def corrected(quote: Quote) -> list[str]:
+    """Why what is told is not what the terms add up to, where that is so."""
+    added_us, eta = quote.predicted_us + quote.turn_us, quote.eta
+    if eta is None or added_us <= 0:
+        return []
+    told_us = eta.end_p50_us - quote.at_us
+    if abs(told_us - added_us) * _SHARE_TOLD < added_us or abs(told_us - added_us) < _TIE_US:
+        return []
+    behind = " and the jobs before it" if quote.turn_us else ""
+    times = f"{told_us / added_us:.2f}".rstrip("0").rstrip(".")
+    return [f"The terms below{behind} add up to {duration(added_us)}: jobs like this took {times} times as long as predicted of late."]
+
+
 def show_quote(model: str, quote: Quote, *, origin: str = "", limits: TimeLimits | None = None) -> None:
     """Print what a job with these limits, asked from near this site, would be offered."""
     near = f", asked from near {origin}" if origin else ""
@@ -181,6 +196,8 @@ def show_quote(model: str, quote: Quote, *, origin: str = "", limits: TimeLimits
         leaving = quote.egress_usd_micros >= _WORTH_NAMING_USD_MICROS
         leave = f" and {money(quote.egress_usd_micros)} for the result to leave" if leaving else ""
         say(f"  It should {when(quote.eta, quote.at_us)}, for {money(quote.gpu_usd_micros)} of GPU time{leave}.")
+        for line in corrected(quote):
+            say(f"  {line}")
     if quote.refusal:
         again = f"; try again in {duration(quote.retry_after_ms * 1_000)}" if quote.retry_after_ms else ""
         say(f"  A submit would be refused just now: {printable(quote.refusal)}{again}.")

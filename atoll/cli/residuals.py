@@ -16,7 +16,7 @@ from atoll.cli.models import model_id
 from atoll.cli.output import Column, Form, Listing, note, plain, say, show_list, show_plain, table
 from atoll.cli.session import session, verb
 from atoll.cli.sites import site_id
-from atoll.model.learned import GATE_ATTEMPTS, Calibration, Gate, Level, Residual
+from atoll.model.learned import GATE_ATTEMPTS, Calibration, Gate, Level, QuotePart, Residual
 
 if TYPE_CHECKING:
     from atoll.client import Residuals
@@ -32,6 +32,11 @@ _LEVELS = {
     Level.SITE: "site",
     Level.MODEL_GPU_TYPE: "model x GPU type",
     Level.MODEL_SITE: "model x site",
+}
+_PARTS = {
+    QuotePart.BEFORE: "until it executes",
+    QuotePart.EXECUTION: "execution and result",
+    QuotePart.WHOLE: "both",
 }
 # Thousands of lines about single models are asked for by name.
 _SHOWN = frozenset({Level.ALL, Level.GPU_TYPE, Level.SITE})
@@ -170,11 +175,15 @@ def _show(found: Calibration) -> None:
         say("no attempt has ended since learning began")
     quotes = []
     for quote in found.quotes:
+        whole = quote.part is QuotePart.WHOLE
         p50, p90 = (f"{milli / 1_000:.2f}" for milli in (quote.p50_milli, quote.p90_milli))
-        quotes.append([quote.start or "any", quote.modality or "any", str(quote.observations), p50, p90])
-    say("")
-    say("A quote of a completion is its prediction times:")
-    table(["START", "MAKES", "ATTEMPTS", "P50", "P90"], quotes, frozenset({2, 3, 4}), indent="  ")
+        quotes.append([quote.start, quote.modality, _PARTS[quote.part], str(quote.observations), NONE if whole else p50, p90])
+    if quotes:
+        say("")
+        say("A quote of a completion is what was predicted of each part times:")
+        table(["START", "MAKES", "PART", "JOBS", "P50", "P90"], quotes, frozenset({3, 4, 5}), indent="  ")
+        say("  (both: what the distance from P50 to P90 of the sum is multiplied by. Jobs decided together count less, and a part")
+        say("  as much as it was of the whole; kinds that are not here take after those nearest to them)")
     say("")
     off = "" if found.learning else "; learning is off: all factors are 1"
     say(f"{count(found.factors, 'factor')}, {count(found.shifts, 'lasting change')} found{off}")

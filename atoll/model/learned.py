@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from atoll.model.ids import SiteId
+from atoll.model.ids import ModelId, SiteId
 
 # Attempts that a gate needs. With fewer a coverage of 90 % is within its gate by chance only: sqrt(0.09 / 200) is two points.
 GATE_ATTEMPTS: Final = 200
@@ -27,6 +27,14 @@ class Component(StrEnum):
     COMPILE = "compile"
     EXECUTION = "execution"
     UPLOAD = "upload"
+
+
+class QuotePart(StrEnum):
+    """What a quoted time is made of, and what both together leave over."""
+
+    BEFORE = "before"  # execution: waiting, fetching, loading
+    EXECUTION = "execution"  # with its result
+    WHOLE = "whole"  # in margins: how far P90 of the parts lies above their P50
 
 
 class Level(StrEnum):
@@ -119,13 +127,23 @@ class LearnedComponent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedQuote:
-    """How totals of chosen decisions came out against their prediction, by kind of start and of result ("" "": all)."""
+    """How one part of chosen decisions came out against its prediction, by kind of start and of result."""
 
     start: str
     modality: str
     spread: LearnedSpread
     p50_log: int
     p90_log: int
+    part: str = ""  # a `QuotePart`; "": written before parts were told apart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedCrowd:
+    """How many jobs of a model were decided in one window of time: they share their error."""
+
+    model_id: ModelId
+    window: int
+    jobs: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +153,7 @@ class Estimates:
     components: tuple[LearnedComponent, ...] = ()
     quotes: tuple[LearnedQuote, ...] = ()
     gate: LearnedSpread | None = None  # of quoted totals
+    crowds: tuple[LearnedCrowd, ...] = ()  # not in checkpoints: what is forgotten weighs as if it had come alone
     quotes_us: int = 0
     refreshed_us: int = 0
     saved_us: int = 0
@@ -174,10 +193,14 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuoteFactor:
-    """What a quote makes of a prediction: P50 and P90 as thousandths of it."""
+    """What a quote makes of a prediction: P50 and P90 of a part as thousandths of it, of the whole as thousandths of its margin.
+
+    Jobs that were decided together count less, and a part as much as it was of the whole: `observations` is the sum, rounded.
+    """
 
     start: str
     modality: str
+    part: QuotePart
     observations: int
     p50_milli: int
     p90_milli: int

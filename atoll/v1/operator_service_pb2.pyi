@@ -1444,12 +1444,17 @@ class QuoteFactor(_message.Message):
     OBSERVATIONS_FIELD_NUMBER: _builtins.int
     P50_MILLI_FIELD_NUMBER: _builtins.int
     P90_MILLI_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
     start: _builtins.str
-    """cold, warm; "" with modality "": all"""
+    """cold, warm"""
     modality: _builtins.str
     observations: _builtins.int
+    """weighed: jobs that were decided together count less"""
     p50_milli: _builtins.int
+    """of what is predicted of a part; of the margin of the whole"""
     p90_milli: _builtins.int
+    part: _builtins.str
+    """before (execution), execution, whole"""
     def __init__(
         self,
         *,
@@ -1458,10 +1463,11 @@ class QuoteFactor(_message.Message):
         observations: _builtins.int = ...,
         p50_milli: _builtins.int = ...,
         p90_milli: _builtins.int = ...,
+        part: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["modality", b"modality", "observations", b"observations", "p50_milli", b"p50_milli", "p90_milli", b"p90_milli", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["modality", b"modality", "observations", b"observations", "p50_milli", b"p50_milli", "p90_milli", b"p90_milli", "part", b"part", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from atoll.model.errors import FieldError
 from atoll.model.ids import SiteId, parse_name
-from atoll.model.learned import Calibration, Component, Gate, Level, QuoteFactor, Residual
+from atoll.model.learned import Calibration, Component, Gate, Level, QuoteFactor, QuotePart, Residual
 from atoll.v1 import operator_service_pb2 as pb
 from atoll.wire import bounds
 
@@ -92,6 +92,7 @@ def _quote_from_proto(msg: pb.QuoteFactor) -> QuoteFactor:
     return QuoteFactor(
         start=bounds.label("start", msg.start),
         modality=bounds.label("modality", msg.modality),
+        part=_member("part", msg.part, QuotePart),
         observations=_figure("observations", msg.observations),
         p50_milli=_figure("p50_milli", msg.p50_milli),
         p90_milli=_figure("p90_milli", msg.p90_milli),
@@ -116,6 +117,7 @@ def calibration_to_proto(calibration: Calibration) -> pb.Calibration:
             pb.QuoteFactor(
                 start=quote.start,
                 modality=quote.modality,
+                part=quote.part.value,
                 observations=quote.observations,
                 p50_milli=quote.p50_milli,
                 p90_milli=quote.p90_milli,

@@ -11,28 +11,49 @@ from atoll.model.attempt import AttemptState
 from atoll.model.modelspec import Modality
 from atoll.model.quote import Eta
 from orchestrator.core.context import Context
-from orchestrator.core.placement.registry import EXECUTION, OUTPUT
+from orchestrator.core.learning.quotes import Spread
+from orchestrator.core.placement.registry import OUTPUT
 from orchestrator.core.state import LiveAttempt
 
 # 300 years: what is further away is never, and fits into every message.
 _NEVER_US: Final = 10**16
 
 
-def spread(ctx: Context, predicted_us: int, *, cold: bool, modality: Modality) -> tuple[int, int]:
-    """(P50, P90) of a completion that is predicted to take this long from its decision on."""
-    p50_us, p90_us = ctx.book.quote(min(predicted_us, _NEVER_US), cold, modality)
-    return min(max(p50_us, 0), _NEVER_US), min(max(p90_us, 0), _NEVER_US)
+def spread(ctx: Context, predicted_us: int, execution_us: int, *, cold: bool, modality: Modality) -> Spread:
+    """Quantiles of a completion that is predicted to take this long from its decision on, `execution_us` of it from when it executes."""
+    predicted_us = min(max(predicted_us, 0), _NEVER_US)
+    execution_us = min(max(execution_us, 0), predicted_us)
+    found = ctx.book.quote(predicted_us - execution_us, execution_us, cold, modality)
+    if found.p90_us <= _NEVER_US:
+        return found
+    return Spread(
+        begin_p50_us=min(found.begin_p50_us, _NEVER_US),
+        begin_p90_us=min(found.begin_p90_us, _NEVER_US),
+        p50_us=min(found.p50_us, _NEVER_US),
+        p90_us=min(found.p90_us, _NEVER_US),
+    )
 
 
-def ahead_of_us(now_us: int, begin_us: int, whole: tuple[int, int], predicted_us: int) -> Eta:
-    """The times of what is decided `now_us`: predicted to begin after `begin_us` of `predicted_us`, which has the quantiles `whole`."""
-    p50_us, p90_us = whole
-    of = max(predicted_us, 1)
+def parts_us(live: LiveAttempt) -> tuple[int, int]:
+    """What was predicted of an attempt at its decision: until it executes, and from then to its result."""
+    attempt = live.attempt
+    execution_us = min(live.exec_us + _output_us(live), attempt.predicted_us)
+    return attempt.predicted_us - execution_us, execution_us
+
+
+def _output_us(live: LiveAttempt) -> int:
+    explanation = live.attempt.explanation
+    terms_us = explanation.chosen.terms_us if explanation is not None else ()
+    return terms_us[OUTPUT] if len(terms_us) > OUTPUT else 0
+
+
+def after_us(from_us: int, taken: Spread) -> Eta:
+    """The times of what is decided at an instant."""
     return Eta(
-        begin_p50_us=now_us + begin_us * p50_us // of,
-        begin_p90_us=now_us + begin_us * p90_us // of,
-        end_p50_us=now_us + p50_us,
-        end_p90_us=now_us + p90_us,
+        begin_p50_us=from_us + taken.begin_p50_us,
+        begin_p90_us=from_us + taken.begin_p90_us,
+        end_p50_us=from_us + taken.p50_us,
+        end_p90_us=from_us + taken.p90_us,
     )
 
 
@@ -42,19 +63,18 @@ def of_attempt(ctx: Context, live: LiveAttempt, now_us: int) -> Eta:
     explanation = attempt.explanation
     model = ctx.state.models.get(live.model_id)
     modality = model.modality if model is not None else Modality.IMAGE
-    terms_us = explanation.chosen.terms_us if explanation is not None else ()
-    output_us = terms_us[OUTPUT] if len(terms_us) > OUTPUT else 0
     if attempt.state in (AttemptState.RUNNING, AttemptState.UPLOADING):
         steps = live.spec.shape.steps
-        left_us = output_us
+        left_us = _output_us(live)
         if attempt.state is AttemptState.RUNNING:
             # Between two steps as much may have passed since the last one as a step takes: the steps done are what is known.
             left_us += live.exec_us * (steps - attempt.steps_done) // steps
-        p50_us, p90_us = spread(ctx, left_us, cold=False, modality=modality)
-        return Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=now_us + p50_us, end_p90_us=now_us + p90_us)
-    whole = (explanation.p50_us, explanation.p90_us) if explanation is not None and explanation.p90_us else None
-    if whole is None:
-        whole = spread(ctx, attempt.predicted_us, cold=attempt.cold, modality=modality)
-    execution_us = terms_us[EXECUTION] if len(terms_us) > EXECUTION else live.exec_us
-    begin_us = max(attempt.predicted_us - execution_us - output_us, 0)
-    return ahead_of_us(attempt.leased_us, begin_us, whole, attempt.predicted_us)
+        left = spread(ctx, left_us, left_us, cold=False, modality=modality)
+        return Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=now_us + left.p50_us, end_p90_us=now_us + left.p90_us)
+    taken = spread(ctx, attempt.predicted_us, parts_us(live)[1], cold=attempt.cold, modality=modality)
+    if explanation is not None and explanation.p90_us:
+        p50_us, p90_us = explanation.p50_us, explanation.p90_us
+        taken = Spread(
+            begin_p50_us=min(taken.begin_p50_us, p50_us), begin_p90_us=min(taken.begin_p90_us, p90_us), p50_us=p50_us, p90_us=p90_us
+        )
+    return after_us(attempt.leased_us, taken)

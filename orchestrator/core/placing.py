@@ -303,7 +303,8 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
     exec_us = int(board.estimate.execution_us[row])
     delay_us = board.delay_us(row)
     chosen, *others = board.candidates([row, *board.next_best(row, ctx.policy.candidates_kept)])
-    p50_us, p90_us = etas.spread(ctx, delay_us, cold=board.is_cold(row), modality=model.modality)
+    executing_us = exec_us + int(board.estimate.output_us[row])
+    told = etas.spread(ctx, delay_us, executing_us, cold=board.is_cold(row), modality=model.modality)
     job = entry.job
     key = AttemptKey(job_id=job.job_id, ordinal=Ordinal(len(job.attempts) + 1))
     explanation = Explanation(
@@ -319,8 +320,8 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
         deferrals=entry.deferrals,
         queued_us=ctx.now_us - max(job.accepted_us, entry.not_before_us),
         weights_bytes=model.weights_bytes,
-        p50_us=p50_us,
-        p90_us=p90_us,
+        p50_us=told.p50_us,
+        p90_us=told.p90_us,
     )
     attempt = Attempt(
         key=key,

@@ -163,8 +163,8 @@ def _offer(ctx: Context, asked: _Asked, now_us: int) -> Quote:
         )
     cold, delay_us = board.is_cold(row), board.delay_us(row)
     turn_us = _turn_us(ctx, asked, board, row) if verdict is Verdict.WAITS else 0
-    whole = etas.spread(ctx, turn_us + delay_us, cold=cold, modality=asked.model.modality)
-    begin_us = turn_us + max(delay_us - int(board.estimate.execution_us[row]) - int(board.estimate.output_us[row]), 0)
+    executing_us = int(board.estimate.execution_us[row]) + int(board.estimate.output_us[row])
+    taken = etas.spread(ctx, turn_us + delay_us, executing_us, cold=cold, modality=asked.model.modality)
     members = slots_of(board, row) if verdict is Verdict.NOW else ()
     chosen, *others = board.candidates([row, *board.next_best(row, ctx.policy.candidates_kept)])
     return Quote(
@@ -182,7 +182,7 @@ def _offer(ctx: Context, asked: _Asked, now_us: int) -> Quote:
         ahead=asked.ahead,
         queue_length=len(ctx.queue),
         turn_us=turn_us,
-        eta=etas.ahead_of_us(now_us, begin_us, whole, turn_us + delay_us),
+        eta=etas.after_us(now_us, taken),
         gpu_usd_micros=int(board.estimate.gpu_usd_micros[row]),
         egress_usd_micros=int(board.estimate.egress_usd_micros[row]),
     )

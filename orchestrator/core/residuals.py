@@ -10,10 +10,13 @@ from atoll.model.attempt import AttemptState, FailureKind, PhaseTimes
 from atoll.model.audit import Severity
 from atoll.model.compiled import needed_form
 from atoll.model.learned import Component, Shift
+from atoll.model.modelspec import Modality
 from orchestrator.core.context import Context
+from orchestrator.core.etas import parts_us
 from orchestrator.core.events import EstimatesResetRequested
 from orchestrator.core.learning.corrections import Place
 from orchestrator.core.learning.observation import COMPONENTS, Cut, is_cut, observed
+from orchestrator.core.learning.quotes import Completion
 from orchestrator.core.outputs import Done, EstimateShifted, JobPlaced, PutEstimates, RefusalCode
 from orchestrator.core.state import LiveAttempt, Pool, Site
 
@@ -40,6 +43,7 @@ def note_placed(ctx: Context) -> None:
             # The job compiles or it does not: neither is what a mean of the two predicted, and only the first would be heard of.
             factors = (*factors[:_COMPILE], 0, *factors[_COMPILE + 1 :])
         live.factors_milli = factors
+        ctx.book.decided(live.model_id, ctx.now_us)
 
 
 def _expects_a_mean(ctx: Context, site: Site, pool: Pool, live: LiveAttempt) -> bool:
@@ -87,13 +91,34 @@ def _learn(ctx: Context, site: Site, live: LiveAttempt, state: AttemptState, tim
         if shift is not None:
             _report(ctx, shift)
     if state is AttemptState.SUCCEEDED or (cut is not None and cut.lasted_us > 0):
-        until_us = cut_us or ctx.now_us
-        total_us = until_us - live.attempt.leased_us
-        ctx.book.observe_total(live.attempt.cold, model.modality, live.attempt.predicted_us, total_us, at_least=cut is not None)
+        ctx.book.observe_total(_completion(live, model.modality, times, cut_us or ctx.now_us, at_least=cut is not None))
     ctx.book.refresh(ctx.now_us)
     checkpoint = ctx.book.checkpoint(ctx.now_us)
     if checkpoint is not None:
         ctx.records.append(PutEstimates(estimates=checkpoint))
+
+
+def _completion(live: LiveAttempt, modality: Modality, times: PhaseTimes, until_us: int, *, at_least: bool) -> Completion:
+    """A decision that was carried out until an instant, in its two parts."""
+    attempt = live.attempt
+    before_us, execution_us = parts_us(live)
+    total_us = until_us - attempt.leased_us
+    begun_us = -1
+    if not at_least and times.run_us >= 0:
+        begun_us = total_us - times.run_us - max(times.upload_us, 0)
+    elif attempt.running_us:
+        begun_us = attempt.running_us - attempt.leased_us
+    return Completion(
+        cold=attempt.cold,
+        modality=modality,
+        model_id=live.model_id,
+        decided_us=attempt.leased_us,
+        before_us=before_us,
+        execution_us=execution_us,
+        actual_us=total_us,
+        actual_before_us=min(max(begun_us, -1), total_us),
+        at_least=at_least,
+    )
 
 
 def _report(ctx: Context, shift: Shift) -> None:

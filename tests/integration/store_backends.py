@@ -25,6 +25,7 @@ from orchestrator.core.learning.corrections import Place
 from orchestrator.core.learning.observation import COMPONENTS, Observation
 from orchestrator.store.base import Store
 from orchestrator.store.sqlite import SqliteStore
+from tests.unit.learned_world import completion
 
 SHAPE = Shape(width=64, height=64, steps=4)
 
@@ -139,7 +140,7 @@ def estimates(observations: int) -> Estimates:
         for component in COMPONENTS:
             one = Observation(component=component, predicted_us=10**6, factor_milli=1_000, actual_us=2 * 10**6, at_least=number % 2 == 1)
             book.observe(place, one, number)
-        book.observe_total(True, Modality.IMAGE, 10**6, 2 * 10**6, at_least=False)
+        book.observe_total(completion(cold=True, before_us=5 * 10**5, execution_us=5 * 10**5, actual_us=2 * 10**6, actual_before_us=10**6))
     return book.save(observations)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,11 @@ async def test_what_attempts_took_is_learned_shown_and_forgotten(tmp_path: Path,
         assert (await run("costs", "residuals", "-o", "name"))[1].splitlines()[0] == "residual/load/all"
         code, out, err = await run("costs", "calibrate")
         assert (code, err) == (Exit.UNDECIDED, "nothing judged yet: 6 of 200 attempts\n") and "too few attempts" in out
-        assert "A quote of a completion is its prediction times:" in out
+        assert "A quote of a completion is what was predicted of each part times:" in out
+        rows = [re.split(r" {2,}", line.strip())[:3] for line in out.splitlines() if line.startswith("  warm")]
+        assert rows == [["warm", "image", part] for part in ("until it executes", "execution and result", "both")]
+        told = json.loads((await run("costs", "calibrate", "-o", "json"))[1])["quotes"]
+        assert {(one["start"], one["part"]) for one in told} >= {("warm", "before"), ("warm", "execution"), ("warm", "whole")}
         code, _, err = await run("costs", "calibrate", "--reset")
         assert code == Exit.USAGE and "--reason" in err
         code, _, err = await run("costs", "calibrate", "--reset", "--site", "nowhere", "--reason", "moved")

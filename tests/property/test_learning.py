@@ -12,6 +12,7 @@ from orchestrator.core.learning.book import Book, restored
 from orchestrator.core.learning.corrections import Place
 from orchestrator.core.learning.observation import COMPONENTS, Observation
 from orchestrator.core.learning.report import calibration, residuals
+from tests.unit.learned_world import completion
 
 _NAMES = st.sampled_from(["a", "b", "c"])
 _PLACES = st.builds(
@@ -38,10 +39,18 @@ def _live(book: Book, seen: list[tuple[Place, Observation, int]], now_us: int = 
         now_us += gap * 1_000_000
         answers.append(book.observe(place, observation, now_us))
         actual_us = observation.actual_us
-        book.observe_total(observation.at_least, Modality.IMAGE, observation.predicted_us, actual_us, at_least=observation.at_least)
+        book.decided(place.model_id, now_us)
+        # By name and size, so that all kinds, parts and ways to end are met.
+        begun_us = actual_us * (actual_us % 3) // 2 if actual_us % 5 else -1
+        seen_ = completion(
+            cold=actual_us % 2 == 1, modality=Modality.VIDEO if place.site_id == "a" else Modality.IMAGE, model=place.model_id,
+            decided_us=now_us, before_us=observation.factor_milli - 250, execution_us=observation.predicted_us, actual_us=actual_us,
+            actual_before_us=begun_us, at_least=observation.at_least,
+        )  # fmt: skip
+        book.observe_total(seen_)
         before = book.version_of(place.model_id)
         book.refresh(now_us)
-        answers.extend((book.version_of(place.model_id) - before, book.checkpoint(now_us), book.quote(10**6, True, Modality.IMAGE)))
+        answers.extend((book.version_of(place.model_id) - before, book.checkpoint(now_us), book.quote(10**6, 10**6, True, Modality.IMAGE)))
         answers.append(_factors(book))
     return answers
 
@@ -78,8 +87,10 @@ def test_factors_and_figures_stay_within_their_bounds(seen: list[tuple[Place, Ob
     for gate in calibration(book).gates:
         assert 0 <= gate.coverage_milli <= 1_000
     for cold in (False, True):
-        p50_us, p90_us = book.quote(10**9, cold, Modality.IMAGE)
-        assert 0 < p50_us <= p90_us
+        for before_us in (0, 10**3, 10**9):
+            told = book.quote(before_us, 10**9, cold, Modality.IMAGE)
+            assert 0 < told.p50_us <= told.p90_us
+            assert 0 <= told.begin_p50_us <= told.begin_p90_us <= told.p90_us and told.begin_p50_us <= told.p50_us
 
 
 @settings(max_examples=100, deadline=None)

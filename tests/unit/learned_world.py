@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 from atoll.model.ids import GpuTypeId, ModelId, SiteId
 from atoll.model.learned import Component, Shift
+from atoll.model.modelspec import Modality
 from orchestrator.core.learning.book import Book
 from orchestrator.core.learning.corrections import Place
 from orchestrator.core.learning.observation import COMPONENTS, Observation
+from orchestrator.core.learning.quotes import Completion
 
 SECOND = 1_000_000
 # Two modes, as loads have: a third at a quarter, the rest at twice.
@@ -42,6 +44,32 @@ def seen(
 def factor(book: Book, component: Component, where: Place) -> int:
     """The factor in force, thousandths."""
     return book.factors_milli(where.model_id, where.gpu_type, where.site_id)[COMPONENTS.index(component)]
+
+
+def completion(
+    *,
+    cold: bool = False,
+    modality: Modality = Modality.IMAGE,
+    model: str = "m",
+    decided_us: int = 0,
+    before_us: int = 0,
+    execution_us: int,
+    actual_us: int,
+    actual_before_us: int = 0,
+    at_least: bool = False,
+) -> Completion:
+    """A decision that was carried out."""
+    return Completion(
+        cold=cold,
+        modality=modality,
+        model_id=ModelId(model),
+        decided_us=decided_us,
+        before_us=before_us,
+        execution_us=execution_us,
+        actual_us=actual_us,
+        actual_before_us=actual_before_us,
+        at_least=at_least,
+    )
 
 
 @dataclass(slots=True)

@@ -247,6 +247,21 @@ def test_a_quote_that_would_go_somewhere(capsys: Shown) -> None:
     assert "  Would make room: sdxl, 7.00 GB: others are expected to wait 1.50s longer for it" in lines
 
 
+def test_a_quote_that_differs_from_its_terms_says_why(capsys: Shown) -> None:
+    """The table and the sentence are made of the same prediction; what lies between them is what was learned of such jobs."""
+    assert GOES.eta is not None and WAITS.eta is not None
+    outlook.show_quote("flux1-dev", replace(GOES, eta=replace(GOES.eta, end_p50_us=14_700_000)))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("  It should begin in about 5.00s and be done in about 11.7s")
+    assert lines[3] == "  The terms below add up to 9.00s: jobs like this took 1.3 times as long as predicted of late."
+    waits = replace(WAITS, eta=replace(WAITS.eta, end_p50_us=8_625_000))
+    said = "The terms below and the jobs before it add up to 7.50s: jobs like this took 0.75 times as long as predicted of late."
+    assert story_of(capsys, QUEUED, quote=waits, eta=waits.eta)[-1] == said
+    # What is the same to the eye needs no reason, and what cannot run has none.
+    for quote in (GOES, WAITS, NOWHERE, replace(GOES, eta=replace(GOES.eta, end_p50_us=12_300_000))):
+        assert outlook.corrected(quote) == []
+
+
 def test_quotes_that_wait_or_lead_nowhere_or_would_be_refused(capsys: Shown) -> None:
     outlook.show_quote("flux1-dev", replace(WAITS, refusal="the queue is full", retry_after_ms=5_000))
     shown = capsys.readouterr().out

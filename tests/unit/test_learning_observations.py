@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from atoll.model.attempt import AttemptState, FailureKind, PhaseTimes
 from atoll.model.ids import NodeId, PoolId, SiteId
 from atoll.model.learned import Component
-from atoll.model.modelspec import Modality
 from atoll.model.placement import Candidate, Explanation
-from orchestrator.core.learning.book import Book
 from orchestrator.core.learning.observation import COMPONENTS, Cut, is_cut, observed
-from orchestrator.core.learning.report import TOTAL, calibration
 
 SECOND = 1_000_000
 NAMES = ("queue", "fetch", "input", "stage", "init", "execution", "output", "money", "overlap")
@@ -96,51 +91,3 @@ def test_what_is_not_to_be_learned_has_no_factor() -> None:
     assert Component.FETCH not in {one.component for one in found}
     assert observed(EXPLANATION, AttemptState.SUCCEEDED, ALL, (), None) == ()
     assert observed(None, AttemptState.SUCCEEDED, ALL, FACTORS, None) == ()
-
-
-def test_quotes_undo_the_optimism_of_the_chosen() -> None:
-    """Of twenty places with estimates 30 % off, the one that looks best is too good: its total is half as long again."""
-    chance, book, held = random.Random(3), Book(), 0
-    for number in range(4_000):
-        predicted_us = int(60 * SECOND * min(2.718 ** chance.gauss(0, 0.3) for _ in range(20)))
-        actual_us = int(60 * SECOND * 2.718 ** chance.gauss(0, 0.1))
-        p50_us, p90_us = book.quote(predicted_us, False, Modality.IMAGE)
-        assert p50_us <= p90_us
-        if number >= 2_000:
-            held += actual_us <= p90_us
-        book.observe_total(False, Modality.IMAGE, predicted_us, actual_us, at_least=False)
-        book.refresh(number * SECOND)
-    assert held / 2_000 == pytest.approx(0.9, abs=0.03)
-    assert book.quote(60 * SECOND, False, Modality.IMAGE)[0] > 75 * SECOND
-    (gate,) = [gate for gate in calibration(book).gates if gate.name == TOTAL]
-    assert gate.passed
-
-
-def test_kinds_of_jobs_have_quotes_of_their_own_once_there_is_evidence() -> None:
-    book = Book()
-    for number in range(300):
-        book.observe_total(False, Modality.IMAGE, SECOND, SECOND, at_least=False)
-        book.observe_total(True, Modality.IMAGE, SECOND, 3 * SECOND, at_least=False)
-        book.refresh(number * SECOND)
-    warm, cold = (book.quote(100 * SECOND, start, Modality.IMAGE)[0] for start in (False, True))
-    assert warm == pytest.approx(100 * SECOND, rel=0.05)
-    assert cold == pytest.approx(300 * SECOND, rel=0.05)
-    # A kind that has not been seen gets what everybody gets.
-    assert warm <= book.quote(100 * SECOND, True, Modality.VIDEO)[0] <= cold
-
-
-def test_totals_that_were_cut_off_push_the_stated_p90_out() -> None:
-    dropped, kept = Book(), Book()
-    for number in range(1_000):
-        for book in (dropped, kept):
-            book.observe_total(False, Modality.IMAGE, SECOND, SECOND * (1 + number % 10) // 5, at_least=False)
-        kept.observe_total(False, Modality.IMAGE, SECOND, SECOND * 3 // 2, at_least=True)
-        for book in (dropped, kept):
-            book.refresh(number * SECOND)
-    assert kept.quote(SECOND, False, Modality.IMAGE)[0] > dropped.quote(SECOND, False, Modality.IMAGE)[0] * 5 // 4
-
-
-def test_a_new_fleet_quotes_its_prediction_and_a_margin() -> None:
-    p50_us, p90_us = Book().quote(100 * SECOND, True, Modality.VIDEO)
-    assert p50_us == pytest.approx(100 * SECOND, rel=0.05)
-    assert p90_us == pytest.approx(155 * SECOND, rel=0.06)

@@ -19,7 +19,7 @@ from orchestrator.core.learning.cells import CellKey
 from orchestrator.core.learning.corrections import Corrections, Place, Sample, factor_log_of
 from orchestrator.core.learning.logs import log_ratio, milli, times
 from orchestrator.core.learning.observation import COMPONENTS, Observation
-from orchestrator.core.learning.quotes import Quotes
+from orchestrator.core.learning.quotes import Completion, Quotes, Spread
 
 # News are published this often at most, of all components at once: what is published makes estimates be computed again. That is a third of
 # a millisecond for a class of jobs at 36 sites and some ten at 3,600, so a large book publishes more slowly: five seconds for each of
@@ -79,9 +79,9 @@ class Book:
         p90_log = figures.p90_log + one.widened_log(place.site_id)
         return times(prior_us, located + figures.p50_log), times(prior_us, located + p90_log)
 
-    def quote(self, predicted_us: int, cold: bool, modality: Modality) -> tuple[int, int]:
-        """(P50, P90) of a completion that is predicted to take this long from its decision on."""
-        return self.quotes.quote(predicted_us, cold, modality)
+    def quote(self, before_us: int, execution_us: int, cold: bool, modality: Modality) -> Spread:
+        """Quantiles of a completion that is predicted to begin to execute after `before_us` and then to take `execution_us`."""
+        return self.quotes.quote(before_us, execution_us, cold, modality)
 
     # --- what settled attempts say -----------------------------------------------------------------------------------------------
 
@@ -101,9 +101,13 @@ class Book:
         before, after = changed
         return Shift(component=one.component, site_id=place.site_id, from_milli=milli(before), to_milli=milli(after))
 
-    def observe_total(self, cold: bool, modality: Modality, predicted_us: int, actual_us: int, *, at_least: bool) -> None:
+    def decided(self, model_id: ModelId, now_us: int) -> None:
+        """A job of this model was bound."""
+        self.quotes.decided(model_id, now_us)
+
+    def observe_total(self, seen: Completion) -> None:
         """Learn from how long a chosen decision took in all."""
-        self.quotes.observe(of_totals.key_of(cold, modality), predicted_us, actual_us, at_least=at_least)
+        self.quotes.observe(seen)
         self.unsaved = True
 
     def refresh(self, now_us: int) -> None:
@@ -159,11 +163,12 @@ class Book:
 
     def take(self, leaves_max: int | None = None) -> Estimates:
         """As a frozen value; `leaves_max`: without the oldest cells of the lowest levels."""
-        kinds, gate = self.quotes.take()
+        kinds, gate, crowds = self.quotes.take(crowds=leaves_max is None)
         return Estimates(
             components=tuple(one.take(leaves_max) for one in self.components.values()),
             quotes=kinds,
             gate=gate,
+            crowds=crowds,
             quotes_us=self.quotes.refreshed_us,
             refreshed_us=self.refreshed_us,
             saved_us=self.saved_us,
@@ -188,7 +193,8 @@ def restored(estimates: Estimates, *, learning: bool = True) -> Book:
     for told in estimates.components:
         if told.component in book.components:
             book.components[told.component] = of_component.restored(told)
-    book.quotes = of_totals.restored(estimates.quotes, estimates.gate or LearnedSpread(bins=()), estimates.quotes_us)
+    gate = estimates.gate or LearnedSpread(bins=())
+    book.quotes = of_totals.restored(estimates.quotes, gate, estimates.crowds, estimates.quotes_us)
     book.refreshed_us = estimates.refreshed_us
     book.saved_us, book.unsaved = estimates.saved_us, estimates.unsaved
     return book

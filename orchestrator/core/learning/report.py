@@ -69,8 +69,8 @@ def calibration(book: Book) -> Calibration:
     """Whether predictions may be believed."""
     gates = [_gate(one.component.value, one.gate) for one in book.components.values()]
     quotes = tuple(
-        QuoteFactor(start=key[0], modality=key[1], observations=held, p50_milli=p50, p90_milli=p90)
-        for key, held, p50, p90 in book.quotes.kinds()
+        QuoteFactor(start=key[0], modality=key[1], part=part, observations=(evidence + 500) // 1_000, p50_milli=p50, p90_milli=p90)
+        for key, part, evidence, p50, p90 in book.quotes.kinds()
     )
     return Calibration(
         gates=(*gates, _gate(TOTAL, book.quotes.gate)),

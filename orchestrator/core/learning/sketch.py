@@ -64,27 +64,27 @@ class Sketch:
         for log in guess:
             self.add(log)
 
-    def add(self, log: int) -> None:
-        """One observation."""
-        self.bins[_bin_of(log)] += UNIT
-        self.held += UNIT
+    def add(self, log: int, weight: int = UNIT) -> None:
+        """One observation, or a part of one."""
+        self.bins[_bin_of(log)] += weight
+        self.held += weight
         if self.held >= self.kept_max:
             self._halve()
 
-    def add_at_least(self, log: int) -> None:
+    def add_at_least(self, log: int, weight: int = UNIT) -> None:
         """One observation that was cut off here: its weight goes to the bins above, in proportion (Kaplan and Meier's estimator)."""
         first = _bin_of(log)
         above = sum(self.bins[first:])
         if not above:
-            self.add(log)
+            self.add(log, weight)
             return
         given = 0
         for index in range(first, BINS):
-            share = UNIT * self.bins[index] // above
+            share = weight * self.bins[index] // above
             self.bins[index] += share
             given += share
-        self.bins[first] += UNIT - given
-        self.held += UNIT
+        self.bins[first] += weight - given
+        self.held += weight
         if self.held >= self.kept_max:
             self._halve()
 
