@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from atoll.cli.figures import change, count, duration, seconds, size
@@ -14,7 +15,7 @@ from atoll.cli.output import say, table
 from atoll.cli.reasons import meaning, remedy
 from atoll.model.attempt import Attempt, AttemptState
 from atoll.model.learned import Component
-from atoll.model.placement import PRICE_TERMS, Awaits, Candidate, Evicted, Explanation, Rejection
+from atoll.model.placement import PRICE_TERMS, Awaits, Candidate, Evicted, Explanation, Reason, Rejection
 
 _LEGEND_CHARS: Final = 110
 _WHOLE: Final = 1_000
@@ -120,12 +121,24 @@ def made_room(evicted: Sequence[Evicted], verb: str) -> None:
         say(f"  {verb} {one.model_id}, {size(one.memory_bytes)}: {price}")
 
 
-def rejections(found: Sequence[Rejection], title: str) -> None:
-    """What was left out and why."""
-    if not found:
+# Why a pool cannot be bound though it is a place to wait for: its slots have all their work, or what is in their memory may not go.
+_WAITED_FOR: Final = (Reason.NO_SLOT, Reason.MEMORY_BUSY)
+
+
+def rejections(found: Sequence[Rejection], title: str, listed: Sequence[Candidate]) -> None:
+    """What was left out and why. Places that are `listed` to be waited for are possible: they are in the table above."""
+    at_once = {place(one) for one in listed if not one.wait_us}
+    waited_for = len({place(one) for one in listed} - at_once)
+    left = []
+    for one in sorted(found, key=lambda rejection: _WAITED_FOR.index(rejection.reason) if rejection.reason in _WAITED_FOR else -1):
+        known = min(one.pools, waited_for) if one.reason in _WAITED_FOR else 0
+        waited_for -= known
+        if one.pools > known:
+            left.append(replace(one, pools=one.pools - known))
+    if not left:
         return
     say(f"  {title}")
-    ordered = sorted(found, key=lambda rejection: (-rejection.pools, rejection.reason.value))
+    ordered = sorted(left, key=lambda rejection: (-rejection.pools, rejection.reason.value))
     rows = [[count(one.pools, "pool"), meaning(one.reason), remedy(one.reason)] for one in ordered]
     table(["HOW MANY", "WHY", "WHAT WOULD HAVE TO CHANGE"], rows, indent="    ")
 

@@ -16,6 +16,7 @@ from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.placement import Awaits, Claim, Deferral
 from atoll.model.quote import Eta, PlaceView, Prospects, Quote, TimeLimits, Verdict, prospects
 
+_IN_VAIN = "It waits in vain: cancel it and ask for what a site can do, or add a site that can do this."
 _DOES = {
     AttemptState.LEASED: "was sent to {site}",
     AttemptState.FETCHING: "is at {site}, which fetches the weights",
@@ -63,7 +64,9 @@ def show(moment: Moment) -> None:
     """Print the explanation of a job."""
     job = moment.job
     _head(moment)
-    for line in (*(outlook.in_time(moment.eta, moment.limits) if moment.has_prospects else ()), *_story(moment)):
+    never = moment.quote is not None and moment.quote.verdict is Verdict.NEVER
+    limits = outlook.in_time(moment.eta, moment.limits, never=never) if moment.has_prospects else ()
+    for line in (*limits, *_story(moment)):
         say(f"  {printable(line)}")
     if moment.quote is not None and job.state not in TERMINAL:
         say("")
@@ -158,16 +161,17 @@ def _queued(moment: Moment, last: Attempt | None) -> list[str]:
     elif job.deferral is not None and job.deferral.claim is not None:
         lines.append(_claimed(job.deferral.claim, moment.now_us))
     elif quote is None:
-        lines.append(f"It waits{_deferred(job.deferral, moment.now_us)}." if job.deferral else "It is about to be placed.")
+        lines.append(_deferred(job.deferral, moment.now_us) if job.deferral else "It is about to be placed.")
     elif quote.chosen is None:
-        lines.append(f"No place can take it now: {outlook.nowhere(quote.rejections)}.")
-        lines.append("It is placed as soon as that changes.")
+        lines.append(outlook.nowhere(quote.rejections))
+        lines.append(_IN_VAIN if quote.verdict is Verdict.NEVER else "It is placed as soon as that changes.")
     elif quote.verdict is Verdict.NOW:
         better = outlook.comparison(quote.term_names, quote.chosen, quote.others, quote.weights_bytes, rule=quote.rule)
         lines.append(f"It is about to go to {costtable.place(quote.chosen)}: {better}.")
     else:
         lines.append(f"It waits for {outlook.waiting(quote)}.")
-    if moment.queue_position > 1 and (quote is None or not quote.turn_us):
+    placeless = quote is not None and quote.chosen is None
+    if moment.queue_position > 1 and not placeless and (quote is None or not quote.turn_us):
         lines.append(f"{count(moment.queue_position - 1, 'job')} may go before it, for this place or for others.")
     if moment.eta is not None:
         lines.append(f"It should {outlook.when(moment.eta, moment.now_us)}.")
@@ -178,9 +182,9 @@ def _queued(moment: Moment, last: Attempt | None) -> list[str]:
 def _deferred(deferral: Deferral, now_us: int) -> str:
     best = deferral.waits_for
     if best is None:
-        return f": no place could take it when it was last looked at: {outlook.nowhere(deferral.rejections)}"
+        return outlook.nowhere(deferral.rejections, "could take it when it was last looked at")
     left_us = max(deferral.since_us + best.wait_us - now_us, 0)
-    return f" for {outlook.awaited(best, left_us)}"
+    return f"It waits for {outlook.awaited(best, left_us)}."
 
 
 def _claimed(claim: Claim, now_us: int) -> str:
@@ -269,4 +273,4 @@ def _attempt(attempt: Attempt, explained: set[str]) -> None:
     elif attempt.ended_us:
         took = duration(attempt.ended_us - attempt.leased_us)
         say(f"  Ended {took} after the decision; {duration(attempt.predicted_us)} had been predicted to the result")
-    costtable.rejections(told.rejections, "Not possible then:")
+    costtable.rejections(told.rejections, "Not possible then:", [told.chosen, *told.others])

@@ -13,7 +13,7 @@ from atoll.cli.costtable import place, term, time_us
 from atoll.cli.figures import count, duration, money, size
 from atoll.cli.output import printable, say
 from atoll.cli.reasons import meaning, remedy
-from atoll.model.placement import Awaits, Candidate, Rejection
+from atoll.model.placement import LASTING, Awaits, Candidate, Rejection, is_lasting
 from atoll.model.quote import Eta, InTime, PlaceView, Quote, TimeLimits, Verdict, prospects
 
 # As the policy resolves ties: below it nobody would call one place better.
@@ -96,24 +96,28 @@ def when(eta: Eta, now_us: int) -> str:
     return f"begin in about {duration(eta.begin_p50_us - now_us)} and {done} ({late})"
 
 
-def in_time(eta: Eta | None, limits: TimeLimits) -> list[str]:
-    """Whether it keeps its limits of time, a sentence for each that it has and has not met yet. `eta` None: no place can take it."""
+def in_time(eta: Eta | None, limits: TimeLimits, *, never: bool = False) -> list[str]:
+    """Whether it keeps its limits of time, a sentence for each that it has and has not met yet. `eta` None: no place can take it now, or
+    `never`."""
     found, lines = prospects(eta, limits), []
     if found.meets_deadline is not None:
         quantiles = (eta.end_p50_us, eta.end_p90_us) if eta is not None else None
-        lines.append(_kept(found.meets_deadline, "deadline", "are done", limits.deadline_ms, limits, quantiles))
+        lines.append(_kept(found.meets_deadline, "deadline", "are done", limits.deadline_ms, limits, quantiles, never=never))
     if found.meets_start_timeout is not None and (eta is None or eta.begin_p50_us):
         quantiles = (eta.begin_p50_us, eta.begin_p90_us) if eta is not None else None
-        lines.append(_kept(found.meets_start_timeout, "start timeout", "begin", limits.start_timeout_ms, limits, quantiles))
+        kept = found.meets_start_timeout
+        lines.append(_kept(kept, "start timeout", "begin", limits.start_timeout_ms, limits, quantiles, never=never))
     return lines
 
 
-def _kept(meets: InTime, what: str, do: str, limit_ms: int, limits: TimeLimits, quantiles: tuple[int, int] | None) -> str:
+def _kept(
+    meets: InTime, what: str, do: str, limit_ms: int, limits: TimeLimits, quantiles: tuple[int, int] | None, *, never: bool
+) -> str:
     asked_us, now_us = limits.asked_us, limits.now_us
     left_us = asked_us + limit_ms * 1_000 - now_us
     limit = f"its {what} of {duration(limit_ms * 1_000)}" + (f" ({duration(left_us)} from now)" if asked_us < now_us else "")
     if quantiles is None:
-        return f"It would miss {limit} and expire, unless a place can take it before that."
+        return f"It would miss {limit} and expire{'' if never else ', unless a place can take it before that'}."
     p50, p90 = (_within(us - now_us) for us in quantiles)
     match meets:
         case InTime.YES:
@@ -157,8 +161,18 @@ def waiting(quote: Quote) -> str:
     return f"{awaited(chosen, chosen.wait_us)}{behind}: {rest}"
 
 
-def nowhere(found: Sequence[Rejection]) -> str:
-    """Why no place can take it, the most frequent reasons first."""
+def nowhere(found: Sequence[Rejection], when: str = "can take it now") -> str:
+    """A sentence: what keeps places from it that may take it yet, or why none of the fleet ever can."""
+    if is_lasting(found):
+        return f"No site of this fleet can ever run it as it is: {_reasons(found)}."
+    passing = [one for one in found if one.reason not in LASTING]
+    never = sum(one.pools for one in found) - sum(one.pools for one in passing)
+    others = f"; {count(never, 'other pool')} never can" if never else ""
+    return f"No place {when}: {_reasons(passing)}{others}."
+
+
+def _reasons(found: Sequence[Rejection]) -> str:
+    """Why pools do not take it, the most frequent reasons first."""
     ordered = sorted(found, key=lambda rejection: (-rejection.pools, rejection.reason.value))
     named = [f"{meaning(one.reason)} ({count(one.pools, 'pool')})" for one in ordered[:_REASONS_NAMED]]
     more = f", and {count(len(ordered) - _REASONS_NAMED, 'other reason')}" if len(ordered) > _REASONS_NAMED else ""
@@ -182,10 +196,11 @@ def show_quote(model: str, quote: Quote, *, origin: str = "", limits: TimeLimits
     """Print what a job with these limits, asked from near this site, would be offered."""
     near = f", asked from near {origin}" if origin else ""
     say(f"quote for {model}{near}, {count(quote.queue_length, 'job')} in the queue")
-    for line in in_time(quote.eta, limits) if limits is not None else ():
+    for line in in_time(quote.eta, limits, never=quote.verdict is Verdict.NEVER) if limits is not None else ():
         say(f"  {line}")
     if quote.chosen is None:
-        say(f"  No place can take it now: {nowhere(quote.rejections)}. It would wait until that changes.")
+        then = "It would wait in vain." if quote.verdict is Verdict.NEVER else "It would wait until that changes."
+        say(f"  {nowhere(quote.rejections)} {then}")
     elif quote.verdict is Verdict.NOW:
         better = comparison(quote.term_names, quote.chosen, quote.others, quote.weights_bytes, rule=quote.rule)
         stands = has(quote.term_names, quote.chosen, quote.weights_bytes, "has")
@@ -210,7 +225,8 @@ def details(quote: Quote, room: str) -> None:
         say(f"  Places as of now. Policy: {policy(quote.policy, quote.rule)}")
         costtable.candidates(quote.term_names, [quote.chosen, *quote.others])
     costtable.made_room(quote.evicted, room)
-    costtable.rejections(quote.rejections, "Not possible now:")
+    listed = [quote.chosen, *quote.others] if quote.chosen is not None else []
+    costtable.rejections(quote.rejections, "Not possible:" if quote.verdict is Verdict.NEVER else "Not possible now:", listed)
 
 
 def show_site(site_id: str, places: Sequence[PlaceView], quote: Quote | None) -> None:

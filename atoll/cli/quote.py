@@ -35,7 +35,7 @@ from atoll.cli.submit import (
     TenantOption,
     request_of,
 )
-from atoll.model.quote import InTime, TimeLimits, prospects
+from atoll.model.quote import InTime, TimeLimits, Verdict, prospects
 
 
 def register(root: typer.Typer) -> None:
@@ -81,7 +81,8 @@ def quote(
 ) -> None:
     """Where such a job would go now, when it would be done, at what price; or why it cannot run. Nothing is submitted or reserved.
 
-    Exit code 1: it would miss the --deadline or the --start-timeout that was given, by what half of such jobs take.
+    Exit code 1: it would miss the --deadline or the --start-timeout that was given, by what half of such jobs take; or no site of this
+    fleet can ever run it as it is. 8: no place can take it now, and nobody knows when one can.
     """
     form = session().form
     request = request_of(
@@ -104,6 +105,12 @@ def quote(
                 say(f"site/{found.chosen.site_id}")
         case Form.TABLE | Form.WIDE:
             outlook.show_quote(model, found, origin=origin, limits=limits)
+    if found.verdict is Verdict.NEVER:
+        note("no site of this fleet can ever run it as it is")
+        raise typer.Exit(Exit.FAILED)
     if InTime.NO in (kept.meets_deadline, kept.meets_start_timeout):
         note("it would miss a limit of time")
         raise typer.Exit(Exit.FAILED)
+    if found.verdict is Verdict.IMPOSSIBLE:
+        note("no place can take it now")
+        raise typer.Exit(Exit.UNDECIDED)

@@ -5,6 +5,7 @@ Decides the form in which decisions are kept. Must not know how costs are comput
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -58,6 +59,25 @@ REMEDIES: Final[dict[Reason, str]] = {
 }
 
 
+# What no waiting changes, only another job, another fleet, or somebody's work on a site. A price is counted among them: what is learned
+# moves it by some percent, and who set the limit can raise it. The others end by themselves, or by a word of an operator.
+LASTING: Final = frozenset(
+    {
+        Reason.SITE_NOT_ALLOWED,
+        Reason.REGION_NOT_ALLOWED,
+        Reason.GPU_TYPE_NOT_ALLOWED,
+        Reason.PRICE_TOO_HIGH,
+        Reason.MEMORY_TOO_SMALL,
+        Reason.PRECISION_UNSUPPORTED,
+        Reason.GANG_TOO_LARGE,
+        Reason.DISK_TOO_SMALL,
+        Reason.WEIGHTS_UNAVAILABLE,
+        Reason.SIMULATED_SITE,
+        Reason.REAL_SITE,
+    }
+)
+
+
 # Terms that are no time that passes, but what something is worth in time; the others add up to the predicted delay.
 PRICE_TERMS: Final = frozenset({"money", "net", "link", "evict", "churn", "fragmentation", "risk", "deadline"})
 
@@ -91,6 +111,12 @@ class Rejection:
 
     reason: Reason
     pools: int
+
+
+def is_lasting(rejections: Iterable[Rejection]) -> bool:
+    """Whether every pool was rejected for what no waiting changes. A fleet without pools is still to come."""
+    reasons = {one.reason for one in rejections}
+    return bool(reasons) and reasons <= LASTING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

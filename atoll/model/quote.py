@@ -18,7 +18,8 @@ class Verdict(StrEnum):
 
     NOW = "now"  # it is bound at once
     WAITS = "waits"  # for a place that is busy now, because that is cheaper or nothing else is possible
-    IMPOSSIBLE = "impossible"  # no place can take it, as the fleet is now
+    IMPOSSIBLE = "impossible"  # no place can take it just now: one is cordoned, silent, or failed a moment ago
+    NEVER = "never"  # no place of this fleet can take it as it is, however long it waits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ def _in_time(quantiles: tuple[int, int] | None, limits: TimeLimits, limit_ms: in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quote:
-    """The offer. `chosen` and `eta` are None where it is impossible, and the figures of the chosen place are 0."""
+    """The offer. `chosen` and `eta` are None where no place can take it, and the figures of the chosen place are 0."""
 
     at_us: int
     verdict: Verdict

@@ -347,7 +347,9 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     VERDICT_WAITS: _Verdict.ValueType  # 2
     """for a place that is busy now, because that is cheaper or nothing else is possible"""
     VERDICT_IMPOSSIBLE: _Verdict.ValueType  # 3
-    """no place can take it, as the fleet is now"""
+    """no place can take it just now: one is cordoned, silent, or failed a moment ago"""
+    VERDICT_NEVER: _Verdict.ValueType  # 4
+    """no place of this fleet can take it as it is, however long it waits"""
 
 class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper): ...
 
@@ -357,7 +359,9 @@ VERDICT_NOW: Verdict.ValueType  # 1
 VERDICT_WAITS: Verdict.ValueType  # 2
 """for a place that is busy now, because that is cheaper or nothing else is possible"""
 VERDICT_IMPOSSIBLE: Verdict.ValueType  # 3
-"""no place can take it, as the fleet is now"""
+"""no place can take it just now: one is cordoned, silent, or failed a moment ago"""
+VERDICT_NEVER: Verdict.ValueType  # 4
+"""no place of this fleet can take it as it is, however long it waits"""
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 @_typing.final
@@ -1036,7 +1040,7 @@ class Quote(_message.Message):
     def term_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def chosen(self) -> Global___Candidate:
-        """absent: impossible"""
+        """absent: impossible, never"""
 
     @_builtins.property
     def others(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:

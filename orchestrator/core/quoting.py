@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from atoll.model.ids import JobId, SiteId
 from atoll.model.job import PRIORITY_RANK, JobSpec, JobState
 from atoll.model.modelspec import ModelSpec
-from atoll.model.placement import Reason
+from atoll.model.placement import Reason, is_lasting
 from atoll.model.quote import Eta, PlaceView, Quote, Verdict
 from orchestrator.core import claims, etas, jobs
 from orchestrator.core.context import Context
@@ -148,15 +148,16 @@ def _offer(ctx: Context, asked: _Asked, now_us: int) -> Quote:
     board = _score(ctx, asked, now_us)
     row, verdict = _where(ctx, asked, board)
     if row is None:
+        rejections = board.rejections()
         return Quote(
             at_us=now_us,
-            verdict=verdict,
+            verdict=Verdict.NEVER if is_lasting(rejections) else verdict,
             policy=ctx.policy.name,
             rule=ctx.policy.rule,
             term_names=TERM_NAMES,
             chosen=None,
             others=(),
-            rejections=board.rejections(),
+            rejections=rejections,
             weights_bytes=asked.model.weights_bytes,
             ahead=asked.ahead,
             queue_length=len(ctx.queue),

@@ -117,8 +117,11 @@ GOES = replace(
     eta=Eta(begin_p50_us=8_000_000, begin_p90_us=13_000_000, end_p50_us=12_000_000, end_p90_us=21_000_000),
 )  # fmt: skip
 NOWHERE = replace(
-    WAITS, verdict=Verdict.IMPOSSIBLE, chosen=None, others=(), eta=None, predicted_us=0, turn_us=0, gpu_usd_micros=0, ahead=0,
+    WAITS, verdict=Verdict.NEVER, chosen=None, others=(), eta=None, predicted_us=0, turn_us=0, gpu_usd_micros=0, ahead=0,
     queue_length=0,
+)  # fmt: skip
+CORDONED = replace(
+    NOWHERE, verdict=Verdict.IMPOSSIBLE, rejections=(*REJECTED, Rejection(reason=Reason.CORDONED, pools=2)),
 )  # fmt: skip
 (FIRST,) = DONE.attempts
 

@@ -12,13 +12,12 @@ from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind, Pha
 from atoll.model.ids import AttemptKey, GpuTypeId, JobId, Ordinal, PoolId
 from atoll.model.job import JobState
 from atoll.model.learned import Component
-from atoll.model.placement import Awaits, Reason
+from atoll.model.placement import Awaits, Reason, Rejection
 from atoll.model.quote import Eta, PlaceView
 from orchestrator.core.placement.registry import TERM_NAMES
-from tests.unit.jobs_to_show import CHOSEN, DONE, FIRST, GOES, NOWHERE, OTHER, QUEUED, WAITS, live, story_of
+from tests.unit.jobs_to_show import CHOSEN, CORDONED, DONE, FIRST, GOES, NOWHERE, OTHER, QUEUED, REJECTED, WAITS, live, story_of
 
 Shown = pytest.CaptureFixture[str]
-
 
 
 def test_a_job_that_is_done(capsys: Shown) -> None:
@@ -146,11 +145,27 @@ def test_waiting_that_is_later_and_cheaper_says_both(capsys: Shown) -> None:
     assert "as good as fetching" in story[0]
 
 
-def test_a_job_that_nobody_can_take(capsys: Shown) -> None:
-    assert story_of(capsys, QUEUED, queue_position=1, queue_length=1, quote=NOWHERE) == [
-        "No place can take it now: a twin: it only rehearses (62 pools), the GPU is too small for the model at this shape (1 pool).",
+def test_a_job_that_nobody_can_take_now_and_one_that_nobody_ever_can(capsys: Shown) -> None:
+    why = "a twin: it only rehearses (62 pools), the GPU is too small for the model at this shape (1 pool)"
+    # Jobs before it are of no matter to one that has no place.
+    assert story_of(capsys, QUEUED, queue_position=5, queue_length=5, quote=NOWHERE) == [
+        f"No site of this fleet can ever run it as it is: {why}.",
+        "It waits in vain: cancel it and ask for what a site can do, or add a site that can do this.",
+    ]
+    assert story_of(capsys, QUEUED, queue_position=5, queue_length=5, quote=CORDONED) == [
+        "No place can take it now: the site is cordoned (2 pools); 63 other pools never can.",
         "It is placed as soon as that changes.",
     ]
+    cordoned = "the site is cordoned (2 pools); 63 other pools never can."
+    for found, said in (
+        (NOWHERE.rejections, f"No site of this fleet can ever run it as it is: {why}."),
+        (CORDONED.rejections, f"No place could take it when it was last looked at: {cordoned}"),
+    ):
+        assert QUEUED.deferral is not None
+        looked = replace(QUEUED, deferral=replace(QUEUED.deferral, waits_for=None, rejections=found))
+        assert story_of(capsys, looked)[0] == said
+    late = replace(QUEUED, spec=replace(QUEUED.spec, deadline_ms=7_000))
+    assert story_of(capsys, late, quote=NOWHERE)[0] == "It would miss its deadline of 7.00s (5.00s from now) and expire."
 
 
 def test_a_job_in_back_off_says_what_failed_and_when_it_is_tried_again(capsys: Shown) -> None:
@@ -262,6 +277,22 @@ def test_a_quote_that_differs_from_its_terms_says_why(capsys: Shown) -> None:
         assert outlook.corrected(quote) == []
 
 
+def test_a_place_that_is_waited_for_is_not_called_impossible(capsys: Shown) -> None:
+    """Its slots are full, and so are those of four more: the two that are listed are possible, the other three are not listed."""
+    rejected = (*REJECTED, Rejection(reason=Reason.NO_SLOT, pools=1))
+    outlook.show_quote("flux1-dev", replace(WAITS, rejections=rejected))
+    assert "every slot has all the work" not in capsys.readouterr().out
+    listed = replace(CHOSEN, wait_us=1)
+    more = (*REJECTED, Rejection(reason=Reason.NO_SLOT, pools=4), Rejection(reason=Reason.MEMORY_BUSY, pools=1))
+    outlook.show_quote("flux1-dev", replace(WAITS, others=(listed, listed), rejections=more))
+    shown = capsys.readouterr().out
+    assert "2 pools" in shown.split("every slot has all the work")[0].splitlines()[-1]
+    assert "1 pool" in shown.split("the memory is held")[0].splitlines()[-1]
+    # The only one, and its memory may not go: nothing else was left out.
+    outlook.show_quote("flux1-dev", replace(WAITS, others=(), rejections=(Rejection(reason=Reason.MEMORY_BUSY, pools=1),)))
+    assert "Not possible" not in capsys.readouterr().out
+
+
 def test_quotes_that_wait_or_lead_nowhere_or_would_be_refused(capsys: Shown) -> None:
     outlook.show_quote("flux1-dev", replace(WAITS, refusal="the queue is full", retry_after_ms=5_000))
     shown = capsys.readouterr().out
@@ -269,7 +300,12 @@ def test_quotes_that_wait_or_lead_nowhere_or_would_be_refused(capsys: Shown) -> 
     assert "  A submit would be refused just now: the queue is full; try again in 5.00s." in shown
     outlook.show_quote("flux1-dev", NOWHERE)
     shown = capsys.readouterr().out
-    assert "  No place can take it now: a twin: it only rehearses (62 pools)" in shown and "It would wait until that changes." in shown
+    assert "  No site of this fleet can ever run it as it is: a twin: it only rehearses (62 pools)" in shown
+    assert "It would wait in vain." in shown and "\n  Not possible:\n" in shown
+    outlook.show_quote("flux1-dev", CORDONED)
+    shown = capsys.readouterr().out
+    assert "  No place can take it now: the site is cordoned (2 pools); 63 other pools never can. It would wait until" in shown
+    assert "\n  Not possible now:\n" in shown
     warm = replace(OTHER, wait_us=0)
     outlook.show_quote("flux1-dev", replace(GOES, chosen=warm, others=(CHOSEN,), evicted=()))
     assert "osaka-1/l4 at once, where the model is warm, behind 1.00s of other work: " in capsys.readouterr().out

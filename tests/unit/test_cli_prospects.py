@@ -9,7 +9,7 @@ import pytest
 from atoll.cli import explain, outlook
 from atoll.model.attempt import AttemptState
 from atoll.model.quote import Eta, InTime, Prospects, TimeLimits, prospects
-from tests.unit.jobs_to_show import DONE, GOES, NOWHERE, QUEUED, WAITS, live, story_of
+from tests.unit.jobs_to_show import CORDONED, DONE, GOES, QUEUED, WAITS, live, story_of
 
 Shown = pytest.CaptureFixture[str]
 
@@ -46,7 +46,7 @@ def test_an_explanation_says_first_whether_limits_are_kept(capsys: Shown) -> Non
     first, second, *_ = story_of(capsys, waits, eta=WAITS.eta, quote=WAITS)
     assert first == "It would miss its deadline of 7.00s (5.00s from now) and expire: half of such jobs are done only after 7.50s."
     assert second == "It would miss its start timeout of 4.00s (2.00s from now) and expire: half of such jobs begin only after 3.50s."
-    assert story_of(capsys, waits, quote=NOWHERE)[0] == (
+    assert story_of(capsys, waits, quote=CORDONED)[0] == (
         "It would miss its deadline of 7.00s (5.00s from now) and expire, unless a place can take it before that."
     )
     running = replace(live(AttemptState.RUNNING, running_us=2_500_000), spec=spec)

@@ -103,7 +103,7 @@ def test_a_price_limit_is_held_against_what_each_place_would_cost() -> None:
     again = fleet.machine.quote_job(limited, fleet.now_us)
     assert isinstance(again, Quote) and again.chosen is not None and again.chosen.site_id == "warm"
     none = fleet.machine.quote_job(spec(constraints=Constraints(max_price_usd_micros=1)), fleet.now_us)
-    assert isinstance(none, Quote) and none.verdict is Verdict.IMPOSSIBLE
+    assert isinstance(none, Quote) and none.verdict is Verdict.NEVER
     assert {one.reason.value for one in none.rejections} == {"price_too_high"}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import JobId, SiteId, TenantId
-from atoll.model.job import Job, JobSpec, JobState
+from atoll.model.job import Constraints, Job, JobSpec, JobState
 from atoll.model.modelspec import AdapterUse
 from atoll.model.placement import PRICE_TERMS, Awaits, Reason
 from atoll.model.quote import Quote, Verdict
@@ -212,11 +212,35 @@ def test_another_tenant_is_quoted_its_own_turn() -> None:
 def test_what_cannot_run_anywhere_is_quoted_with_its_reasons() -> None:
     fleet = Fleet(site("a"), site("b", pool("p", "small")), models=(model("huge", weights_gb=100),))
     offered = _quote(fleet, spec("huge"))
-    assert (offered.verdict, offered.chosen, offered.eta, offered.others) == (Verdict.IMPOSSIBLE, None, None, ())
+    assert (offered.verdict, offered.chosen, offered.eta, offered.others) == (Verdict.NEVER, None, None, ())
     assert {one.reason: one.pools for one in offered.rejections} == {Reason.MEMORY_TOO_SMALL: 2}
     fleet.ask(events.SiteCordoned, actor="t", reason="r", site_id=SiteId("a"))
     offered = _quote(fleet, spec("huge", shape=Shape(width=64, height=64, steps=1)))
     assert {one.reason for one in offered.rejections} == {Reason.MEMORY_TOO_SMALL}
+
+
+def test_what_an_uncordon_would_make_possible_is_told_from_what_never_is() -> None:
+    """A 24 GB GPU does not grow, however long a job waits for it; a cordoned site comes back."""
+    models = (model("m"), model("large", weights_gb=60), model("huge", weights_gb=100))
+    fleet = Fleet(site("a"), site("b", pool("p", "small")), models=models)
+    fleet.ask(events.SiteCordoned, actor="t", reason="r", site_id=SiteId("a"))
+    large = _quote(fleet, spec("large"))
+    assert large.verdict is Verdict.IMPOSSIBLE
+    assert {one.reason: one.pools for one in large.rejections} == {Reason.CORDONED: 1, Reason.MEMORY_TOO_SMALL: 1}
+    for job in (
+        spec("huge"),
+        spec("large", constraints=Constraints(sites=(SiteId("b"),))),
+        spec(gang_size=8),
+        spec(constraints=Constraints(regions=("Atlantis",))),
+    ):
+        assert _quote(fleet, job).verdict is Verdict.NEVER
+    fleet.submit(spec("large"))
+    (job_id,) = fleet.jobs
+    explained = fleet.machine.outlook(job_id, spec("large"), fleet.now_us)
+    assert isinstance(explained, Quote) and explained.verdict is Verdict.IMPOSSIBLE
+    fleet.ask(events.SiteUncordoned, actor="t", reason="r", site_id=SiteId("a"))
+    assert fleet.job(job_id).state is not JobState.QUEUED
+    assert _quote(Fleet(models=(model("m"),)), spec()).verdict is Verdict.IMPOSSIBLE, "its first site is still to come"
 
 
 def test_a_quota_that_would_refuse_the_submit_is_said_beside_the_offer() -> None:
