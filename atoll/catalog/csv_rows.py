@@ -64,8 +64,10 @@ def read_rows(text: str, problems: Problems, columns: frozenset[str]) -> list[Ro
     rows: list[Row] = []
     try:
         header = [name.strip() for name in next(reader)]
-        for column in sorted(columns - set(header)):
-            problems.add(1, "header", column, f"a column {column!r}; there are {', '.join(header)[:400]}")
+        lacks = sorted(columns - set(header))
+        if lacks:
+            noun = "columns" if len(lacks) > 1 else "column"
+            problems.add(1, "header", ",".join(header), f"also the {noun} {', '.join(lacks)}")
         if len(set(header)) < len(header):
             problems.add(1, "header", ",".join(header), "each column once")
         problems.check()

@@ -122,7 +122,7 @@ def push(
     """Bring a model to sites before it is asked for: fast ones for it, well connected, spread over regions."""
     if sites is None:
         raise CliError("--sites is missing: expected on how many sites the weights go", code=Exit.USAGE, hint="for example --sites 4")
-    wanted = arguments.whole("--sites", sites, 1, limits.SITES_MAX)
+    wanted = arguments.whole("--sites", sites, 1, limits.PUSH_SITES_MAX)
     hot = arguments.whole("--warm", warm, 0, wanted)
     patience_s = arguments.duration_ms("--timeout", timeout) / 1_000
     form = session().form

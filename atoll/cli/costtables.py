@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 from atoll.cli.figures import count, seconds
 from atoll.cli.output import Form, say, show_plain, table
 from atoll.physics.coefficients import Coefficients
-from atoll.physics.estimate import Estimate
+from atoll.physics.estimate import DEVICE_LEVEL, Estimate
 from atoll.physics.evaluation import Judged, LeftOut, Quality, grouped, quality
 from atoll.physics.peaks import used_precision
+from atoll.physics.stack import used_stack
 from atoll.physics.terms import Run, class_of
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def _estimate_plain(run: Run, found: Estimate) -> dict[str, Any]:
         "precision": run.precision.value,
         "supported": run.gpu.supports(run.precision),
         "stack": run.stack.value,
+        "stack_supported": used_stack(run.stack, run.gpu.arch) is run.stack,
         "seconds": found.total_us / _US,
         "low_seconds": found.low_us / _US,
         "high_seconds": found.high_us / _US,
@@ -95,16 +97,27 @@ def _estimate_table(run: Run, found: Estimate, *, wide: bool) -> None:
     say(f"{run.model.model_id}: {size}, {steps} of {passes}{results}, {run.precision.value}, {run.stack.value}, on {where}")
     rows = [[name, seconds(us)] for name, us in _parts(found).items() if us] + [["in all", seconds(found.total_us)]]
     table(["PART", "SECONDS"], rows, frozenset({1}), indent="  ")
-    say(f"  80 % of such runs took {seconds(found.low_us)} to {seconds(found.high_us)} s")
+    say(f"  {_range(found)}")
     say(f"  {found.flops / 1e12:.1f} TFLOP; denoising reaches {found.eta_milli / 1_000:.3f} of the dense peak; known by: {found.eta_level}")
     if not run.gpu.supports(run.precision):
         lacks = f"{run.gpu.gpu_type} has no units for {run.precision.value}"
         say(f"  {lacks}: no such job is placed there, and the figure is that of {used_precision(run.gpu, run.precision).value}")
+    used = used_stack(run.stack, run.gpu.arch)
+    if used is not run.stack:
+        say(f"  FlashAttention 3 runs on Hopper only, and {run.gpu.gpu_type} is {run.gpu.arch}: the figure is that of {used.value}")
     if run.gang_size > 1:
         say(f"  {found.gang_speedup_milli / 1_000:.2f} times as fast as one GPU")
     if wide:
         rows = [[level.name, level.of, f"{level.effect_milli / 1_000:+.3f}", str(level.rows)] for level in found.levels]
         table(["LEVEL", "OF", "LOG OF TIME", "ROWS"], rows, frozenset({2, 3}), indent="  ")
+
+
+def _range(found: Estimate) -> str:
+    """Where most runs lie. What was said of GPU types before theirs were measured is all that is known of one without a row."""
+    spread = f"{seconds(found.low_us)} to {seconds(found.high_us)} s"
+    if any(level.rows for level in found.levels if level.name == DEVICE_LEVEL):
+        return f"80 % of such runs took {spread}"
+    return f"no run on this type was measured: if it is as far off as others were before theirs, 80 % take {spread}"
 
 
 # --- check --------------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Decides how rows and runs are read; how answers look is `costtables`'. Needs no 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -95,6 +95,7 @@ def predict(
     from atoll.cli.costtables import show_estimate
     from atoll.physics.estimate import estimate
     from atoll.physics.fitted import FITTED
+    from atoll.physics.stack import used_stack
     from atoll.physics.terms import Run
 
     names = _names()
@@ -106,7 +107,7 @@ def predict(
     run = Run(
         model=spec, shape=shape, gpu=gpu_type, precision=_precision(precision, spec.precision), stack=_stack(stack), gang_size=gang
     )
-    show_estimate(session().form, run, estimate(FITTED, run))
+    show_estimate(session().form, run, estimate(FITTED, replace(run, stack=used_stack(run.stack, gpu_type.arch))))
 
 
 def check(

@@ -38,6 +38,8 @@ ADAPTER_RANK_MAX: Final = 1_024
 STRENGTH_MILLI_MAX: Final = 1_000
 GANG_SIZES: Final = (1, 2, 4, 8)
 CONSTRAINT_NAMES_MAX: Final = 256
+# Sites of one push: seven times the reference fleet. More are served by demand, not by an operator's foresight.
+PUSH_SITES_MAX: Final = 256
 # A client that wants an answer later than this wants a batch: 7 days.
 DEADLINE_MS_MAX: Final = 7 * 24 * 3600 * 1000
 PRICE_USD_MICROS_MAX: Final = 1_000_000_000_000

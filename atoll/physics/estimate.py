@@ -22,9 +22,10 @@ _US_NS: Final = 1_000
 _US: Final = 1_000_000
 # beta: achieved share of the memory bandwidth; streaming reads of weights reach it on every generation.
 _BETA_MILLI: Final = 750
+DEVICE_LEVEL: Final = "GPU type"
 _LEVEL_NAMES: Final = {
     "matmul": "all",
-    "device": "GPU type",
+    "device": DEVICE_LEVEL,
     "class": "class",
     "device-class": "GPU type and class",
     "stack": "stack",
@@ -34,7 +35,7 @@ _LEVEL_NAMES: Final = {
     "offloaded": "offloaded",
 }
 # Levels of one chain, each within the one before; the others hold across GPU types.
-_ETA_LEVELS: Final = frozenset({"all", "GPU type", "GPU type and class", "GPU type and stack"})
+_ETA_LEVELS: Final = frozenset({"all", DEVICE_LEVEL, "GPU type and class", "GPU type and stack"})
 # Where nothing was left out to learn a spread from: a third either way.
 _SPREAD: Final = Spread(low_milli=-300, high_milli=300)
 _WIDER: Final = {Precision.FP4: Precision.FP8, Precision.FP8: Precision.BF16}
@@ -128,7 +129,7 @@ def levels_of(coefficients: Coefficients, run: Run) -> tuple[Level, ...]:
 
 
 def _told(level: Level) -> str:
-    return f"{' '.join(filter(None, (level.name, level.of)))} ({level.rows} rows)"
+    return f"{' '.join(filter(None, (level.name, level.of)))} ({level.rows} {'row' if level.rows == 1 else 'rows'})"
 
 
 def _level(coefficients: Coefficients, key: str) -> Level:

@@ -71,6 +71,16 @@ TRAITS: Final[dict[Stack, StackTraits]] = {
 }
 
 
+# FlashAttention 3 is written for one architecture's asynchronous tensor cores.
+_FA3_ARCH: Final = "Hopper"
+_WITHOUT_FA3: Final = {Stack.EAGER_FA3: Stack.EAGER, Stack.COMPILE_FA3: Stack.COMPILE}
+
+
+def used_stack(stack: Stack, arch: str) -> Stack:
+    """What a stack comes down to on a GPU of this architecture: itself, or itself without what only another can run."""
+    return stack if arch == _FA3_ARCH else _WITHOUT_FA3.get(stack, stack)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
     """What a published description of an optimisation says."""
@@ -92,7 +102,7 @@ _WORDS: Final[dict[str, Stack]] = {
 }
 # Remarks that change nothing here: precision has a column of its own, and who measured a TensorRT engine in which scenario is no stack.
 _REMARKS: Final = frozenset({"bf16", "fp16", "fp8", "fp32"})
-_FA3_OF: Final = {Stack.EAGER: Stack.EAGER_FA3, Stack.COMPILE: Stack.COMPILE_FA3}
+_FA3_OF: Final = {without: stack for stack, without in _WITHOUT_FA3.items()}
 _OPTIMISATION_CHARS_MAX: Final = 200
 
 
@@ -109,7 +119,7 @@ def published_stack(text: str, arch: str) -> Published | None:
         if remark.startswith("offload"):
             offloaded = True
         elif remark == "fa3 on hopper" and stack in _FA3_OF:
-            stack = _FA3_OF[stack] if arch == "Hopper" else stack
+            stack = used_stack(_FA3_OF[stack], arch)
         elif remark not in _REMARKS and stack is not Stack.TENSORRT:
             return None
     return Published(stack=stack, offloaded=offloaded)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from atoll.model.errors import NotFoundError
 from atoll.model.ids import ModelId, parse_name
 from atoll.v1 import operator_service_pb2 as pb
 from atoll.wire.jobs import checked_reason
@@ -18,11 +19,17 @@ from orchestrator.core.machine import Machine
 
 def list_residuals(machine: Machine, request: pb.ListResidualsRequest, now_us: int) -> pb.ListResidualsResponse:
     """A line per cell."""
-    rows = machine.residuals(
-        component=component_from_text("component", request.component),
-        site_id=site_from_text("site_id", request.site_id),
-        model_id=ModelId(parse_name("model_id", request.model_id)) if request.model_id else None,
-    )
+    site_id = site_from_text("site_id", request.site_id)
+    model_id = ModelId(parse_name("model_id", request.model_id)) if request.model_id else None
+    component = component_from_text("component", request.component)
+    rows = machine.residuals(component=component, site_id=site_id, model_id=model_id)
+    if not rows:
+        # What was learned of one that has been removed is shown; of one that never was there is nothing to learn.
+        state = machine.context.state
+        if site_id is not None and site_id not in state.sites:
+            raise NotFoundError("site", site_id)
+        if model_id is not None and model_id not in state.models:
+            raise NotFoundError("model", model_id)
     return pb.ListResidualsResponse(residuals=map(residual_to_proto, rows), truncated=len(rows) >= ROWS_MAX, now_us=now_us)
 
 

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from heapq import heapify, heappop, heappush
-from typing import Final
 
 from atoll.model.ids import ModelId, SiteId
+from atoll.model.limits import PUSH_SITES_MAX
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason
 from atoll.model.residency import PushPlan, PushStep
 from orchestrator.core import sitings
 from orchestrator.core.context import Context
 from orchestrator.core.outputs import Refusal, RefusalCode
-
-# Sites of one push: seven times the reference fleet. More are served by demand, not by an operator's foresight.
-PUSH_SITES_MAX: Final = 256
 
 
 def plan(ctx: Context, model_id: ModelId, count: int, warm: int, now_us: int) -> PushPlan | Refusal:
@@ -28,7 +25,8 @@ def plan(ctx: Context, model_id: ModelId, count: int, warm: int, now_us: int) ->
     if model is None:
         return Refusal(code=RefusalCode.NOT_FOUND, field="model_id", message=f"no model {model_id!r}")
     if not 1 <= count <= PUSH_SITES_MAX:
-        return Refusal(code=RefusalCode.INVALID, field="sites", message=f"sites is {count}: expected 1 to {PUSH_SITES_MAX}")
+        message = f"sites is {count}: expected a whole number from 1 to {PUSH_SITES_MAX}"
+        return Refusal(code=RefusalCode.INVALID, field="sites", message=message)
     if not 0 <= warm <= count:
         return Refusal(code=RefusalCode.INVALID, field="warm", message=f"warm is {warm}: expected 0 to {count}, the number of sites")
     refused, best = _best_pools(ctx, model)
@@ -49,14 +47,18 @@ def plan(ctx: Context, model_id: ModelId, count: int, warm: int, now_us: int) ->
     if able < count:
         return _too_many("sites", count, able, f"can hold {model_id}", refused)
     if len(hot) < warm:
-        return _too_many("warm", warm, len(hot), f"have an idle GPU with room for {model_id} now", Counter())
+        return _too_many("warm", warm, len(hot), f"can load {model_id} into an idle GPU now", Counter())
     steps = (*hot, *cold[: count - len(hot)])
     return PushPlan(model_id=model_id, steps=steps, until_us=now_us + ctx.policy.push_hold_ms * 1_000, now_us=now_us)
 
 
 def _too_many(field: str, asked: int, able: int, what: str, refused: Counter[Reason]) -> Refusal:
-    others = ", ".join(f"{count} {reason.value}" for reason, count in sorted(refused.items()))
-    message = f"{field} is {asked}: expected at most {able}, since {able} sites {what}" + (f" (others: {others})" if others else "")
+    why = ", ".join(f"{count} {reason.value}" for reason, count in sorted(refused.items()))
+    if able:
+        held = f"expected at most {able}, since {able} {'site' if able == 1 else 'sites'} {what}" + (f" (others: {why})" if why else "")
+    else:
+        held = f"no site {what}" + (f" ({why})" if why else "")
+    message = f"{field} is {asked}: {held}"
     return Refusal(code=RefusalCode.INVALID, field=field, message=message)
 
 

@@ -83,6 +83,12 @@ async def test_what_is_no_component_and_no_site_is_said_so(tmp_path: Path, capsy
         run = _at(running, capsys)
         code, _, err = await run("costs", "residuals", "--component", "magic")
         assert code == Exit.USAGE and "fetch, load, adapt, compile, execution, upload" in err
+        for noun in ("site", "model"):
+            code, out, err = await run("costs", "residuals", f"--{noun}", "nope")
+            assert (code, out) == (Exit.NOT_FOUND, "") and f"no {noun} 'nope'" in err and "nothing was learned" not in err
+        await running.apply(site("a"))
+        code, _, err = await run("costs", "residuals", "--site", "a")
+        assert (code, err) == (Exit.OK, "nothing was learned yet: no attempt of that kind has ended\n")
         code, _, err = await run("costs", "calibrate", "--site", "a")
         assert code == Exit.USAGE and "--reset" in err
         async with AsyncClient(str(running.address)) as client:

@@ -95,8 +95,8 @@ def test_regions_take_turns_before_any_gets_a_second_copy() -> None:
     ("model_id", "count", "warm", "field", "told"),
     [
         ("m", 5, 0, "sites", "expected at most 4, since 4 sites can hold m"),
-        ("huge", 1, 0, "sites", "expected at most 0, since 0 sites can hold huge (others: 4 memory_too_small)"),
-        ("m", 0, 0, "sites", "expected 1 to"),
+        ("huge", 1, 0, "sites", "sites is 1: no site can hold huge (4 memory_too_small)"),
+        ("m", 0, 0, "sites", "expected a whole number from 1 to 256"),
         ("m", 2, 3, "warm", "expected 0 to 2"),
         ("none", 1, 0, "model_id", "no model 'none'"),
     ],
@@ -305,7 +305,7 @@ def test_of_two_warm_copies_in_demand_only_one_makes_room() -> None:
         found.report(name)
     refused = found.ask(events.ModelPushed, actor="t", reason="", model_id="n", sites=2, warm=2)
     assert isinstance(refused, Refusal)
-    assert "expected at most 1" in refused.message
+    assert "expected at most 1, since 1 site can load n into an idle GPU now" in refused.message
     assert isinstance(found.ask(events.ModelPushed, actor="t", reason="", model_id="n", sites=2, warm=1), Done)
     again = pin(found, "n", "b" if ("a", "n") in wanted(found, Tier.GPU) else "a")
     assert isinstance(again, Refusal), "the other copy of m is the last, as soon as the first may go"

@@ -73,6 +73,21 @@ def test_a_precision_that_placement_rejects_there_is_said_so(capsys: Shown) -> N
     assert "no units" not in capsys.readouterr().out
 
 
+def test_flash_attention_3_is_counted_only_where_it_runs(capsys: Shown) -> None:
+    for gpu, stack, used in (("T4", "eager-fa3", "eager"), ("B200", "compile-fa3", "compile")):
+        asked = ["costs", "predict", "--model", "flux.1-dev", "--gpu", gpu]
+        told = _json(capsys, *asked, "--stack", stack)
+        assert (told["stack"], told["stack_supported"]) == (stack, False)
+        assert told["seconds"] == _json(capsys, *asked, "--stack", used)["seconds"]
+        assert main([*asked, "--stack", stack]) == Exit.OK
+        assert f"  FlashAttention 3 runs on Hopper only, and {gpu} is " in (said := capsys.readouterr().out)
+        assert f": the figure is that of {used}\n" in said
+    hopper = _json(capsys, *PREDICT, "--stack", "eager-fa3")
+    assert hopper["stack_supported"] is True and hopper["seconds"] < _json(capsys, *PREDICT)["seconds"]
+    assert main([*PREDICT, "--stack", "eager-fa3"]) == Exit.OK
+    assert "FlashAttention" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("form", ["table", "wide", "json", "yaml", "name"])
 def test_every_form_is_printed(form: str, capsys: Shown) -> None:
     assert main([*PREDICT, "-o", form]) == Exit.OK
@@ -96,6 +111,16 @@ def test_a_core_of_a_cpu_is_predicted_too(capsys: Shown) -> None:
     found = _json(capsys, "costs", "predict", "--model", "sd-1.5", "--gpu", "cpu", "--precision", "fp32")
     assert found["seconds"] > 600
     assert found["eta_level"] == "physics alone"
+    assert main(["costs", "predict", "--model", "sd-1.5", "--gpu", "cpu", "--precision", "fp32"]) == Exit.OK
+    told = capsys.readouterr().out
+    assert "such runs took" not in told, "nobody measured one"
+    assert "  no run on this type was measured: if it is as far off as others were before theirs, 80 % take " in told
+
+
+def test_a_level_with_one_row_says_so(capsys: Shown) -> None:
+    assert main(["costs", "predict", "--model", "flux.1-dev", "--gpu", "V100-32", "--precision", "fp16"]) == Exit.OK
+    told = capsys.readouterr().out
+    assert "(1 row)" in told and "80 % of such runs took" in told
 
 
 @pytest.mark.parametrize(
@@ -234,10 +259,12 @@ def test_all_mistakes_of_a_table_are_told_at_once(tmp_path: Path, capsys: Shown)
     assert [error.split(":")[1] for error in errors] == ["2", "4"]
 
 
-def test_missing_columns_are_each_named(tmp_path: Path, capsys: Shown) -> None:
+def test_all_missing_columns_are_named_in_one_line(tmp_path: Path, capsys: Shown) -> None:
     errors = _errors(capsys, main(["costs", "check", _file(tmp_path, "model,gpu", "a,b")]))
-    assert any("header is 'seconds': expected a column 'seconds'" in error for error in errors)
-    assert len(errors) == 9
+    lacks = "batch, cfg_forwards, frames, n_gpus, optimisation, precision, resolution, seconds, steps"
+    assert [error.partition(":1: ")[2] for error in errors] == [f"header is 'model,gpu': expected also the columns {lacks}"]
+    errors = _errors(capsys, main(["costs", "check", _file(tmp_path, ",".join(f"column_{number}" for number in range(2_000)), "1")]))
+    assert len(errors) == 1 and len(errors[0]) < 500
 
 
 def test_files_that_are_no_tables_are_refused(tmp_path: Path, capsys: Shown) -> None:
