@@ -134,7 +134,8 @@ async def test_adapters_are_added_from_their_files_listed_and_removed(
         code, _, err = await run("submit", "mine", "--adapter", "noir")
         assert (code, "must be simulated" in err) == (Exit.USAGE, True)
         assert (await run("submit", "mine", "--adapter", "noir:0.5", "--simulated"))[0] == Exit.OK
-        assert (await run("quote", "mine", "--adapter", "noir:0.5", "--simulated"))[0] == Exit.OK
+        # It is known, and the fleet has no site yet.
+        assert (await run("quote", "mine", "--adapter", "noir:0.5", "--simulated"))[0] == Exit.UNDECIDED
         assert (await run("adapters", "remove", "noir"))[0] == Exit.USAGE
         assert (await run("adapters", "remove", "noir", "--reason", "superseded"))[1] == "adapter/noir removed\n"
         assert (await run("adapters", "get", "noir"))[0] == Exit.NOT_FOUND

@@ -128,7 +128,12 @@ async def test_a_limit_of_time_that_cannot_be_kept_is_said_first_and_ends_a_quot
             told = await answer(run, "quote", "m", "--deadline", "1h", "--start-timeout", "1h")
             assert (told["meets_deadline"], told["meets_start_timeout"]) == ("yes", "yes")
             code, out, _ = await run("quote", "m", "--gpu", "small", "--deadline", "1h")
-            assert code == Exit.FAILED and "unless a place can take it before that." in out.splitlines()[1]
+            assert code == Exit.FAILED and out.splitlines()[1] == "  It would miss its deadline of 1h00m and expire."
+            assert out.splitlines()[2].startswith("  No site of this fleet can ever run it as it is: ")
+            for options, said in ((("--gpu", "small"), "never"), (("--max-price", "0.000001"), "never"), ((), "now")):
+                code, out, err = await run("quote", "m", *options, "-o", "json")
+                assert json.loads(out)["verdict"] == said and code == (Exit.FAILED if options else Exit.OK)
+                assert err == ("no site of this fleet can ever run it as it is\n" if options else "")
             code, job_id, _ = await run("submit", "m", "--deadline", "1h", "-o", "name")
             assert (await answer(run, "jobs", "explain", job_id.strip()))["meets_deadline"] == "yes"
             assert "  It should meet its deadline of 1h00m (" in (await run("jobs", "explain", job_id.strip()))[1]
@@ -306,3 +311,19 @@ def test_two_clients_one_after_the_other_in_one_program(tmp_path: Path) -> None:
                 assert await asyncio.to_thread(work) == [JobState.SUCCEEDED] * 2
 
     asyncio.run(run())
+
+
+async def test_a_quote_that_waits_for_an_operator_ends_with_eight(tmp_path: Path, atoll: Callable[[Running], Atoll]) -> None:
+    async with orchestrator(tmp_path) as running:
+        run = atoll(running)
+        await running.add_models(model("m"))
+        await running.apply(site("a"))
+        async with ScriptedAgent(running, "a"):
+            assert (await run("sites", "cordon", "a", "--reason", "moving"))[0] == Exit.OK
+            code, out, err = await run("quote", "m")
+            assert (code, err) == (Exit.UNDECIDED, "no place can take it now\n")
+            assert "  No place can take it now: the site is cordoned (1 pool). It would wait until that changes." in out.splitlines()
+            code, out, _ = await run("quote", "m", "-o", "json")
+            assert (code, json.loads(out)["verdict"]) == (Exit.UNDECIDED, "impossible")
+            assert (await run("sites", "uncordon", "a", "--reason", "moved"))[0] == Exit.OK
+            assert (await run("quote", "m"))[0] == Exit.OK
