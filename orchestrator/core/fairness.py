@@ -115,6 +115,10 @@ class Shares:
         if tenant not in self._served:
             self._served.offer(tenant)
 
+    def spend(self, tenant: Tenant, cost_us: int) -> None:
+        """What a tenant that waits costs beside GPUs moves it on too."""
+        self._move(tenant, tenant.virtual_us, cost_us)
+
     def settle(self, tenant_id: TenantId, charged_us: int, actual_us: int) -> None:
         """A bound job ended: what it really took replaces what was charged."""
         tenant = self.tenants[tenant_id]

@@ -65,6 +65,7 @@ class JobClass:
     resting: bool = False
     wake_us: int = 0
     pool: int = NO_POOL
+    each_us: int = 0  # while it rests: for so long one of its jobs would hold the slot that it rests for
     patience: int = 0  # while it rests: so many jobs are better off waiting, more need not be looked at one by one
     rest_seq: int = 0
     favour: Favour = Favour.NONE

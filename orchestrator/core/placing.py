@@ -5,7 +5,8 @@ Decides when a job is bound and when it waits. Waiting is a candidate: a job res
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
@@ -31,11 +32,14 @@ from orchestrator.core.queue import NO_POOL, JobClass, Queue
 from orchestrator.core.state import JobEntry, LiveAttempt, Slot
 
 # Scorings in one step: about 10 ms of work. What is left goes on in the next step, so that reports and results are heard in between.
-_SCORINGS_PER_STEP = 256
+_SCORINGS_PER_STEP: Final = 256
+# Classes that are looked at again within `recheck_max_ms`, of all tenants together: beyond it each is looked at less often. At 0.1 ms
+# each they take a tenth of a core.
+_RECHECKED_MAX: Final = 2_000
 # Blocks of waiting gangs whose idle slots a class is scored against in one look.
-_LENDERS_MAX = 2
+_LENDERS_MAX: Final = 2
 # While nothing can be bound, all wait, however many.
-_ENDLESS = 2**40
+_ENDLESS: Final = 2**40
 
 
 def place_ready(ctx: Context, arrivals: int = 0) -> None:
@@ -90,6 +94,7 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int) -> int:
             lenders = lending.lenders(ctx, waiting, estimate)[:_LENDERS_MAX] if ctx.state.claims else []
             spent += len(lenders)
             if not any(_borrow(ctx, waiting, model, estimate, lender) for lender in lenders):
+                ctx.queue.looked_at(waiting)
                 _rest(ctx, waiting, _score(ctx, waiting, estimate) if lenders else board, patient, position)
                 return spent
         else:
@@ -197,22 +202,32 @@ def patience(queue: Queue, board: Board, bound: int, patient: int | None, key: C
     gain_us = board.gain_us(bound, patient) if patient is not None else 0
     if patient is None or gain_us <= 0:
         return 0
-    ahead, each_us = line_at(queue, board, patient, key)
-    return max(gain_us // each_us + 1 - (ahead - at_place), 0)
+    line = line_at(queue, board, patient, key)
+    left_us = gain_us - max(line.work_us - at_place * line.each_us, 0)
+    return left_us // line.each_us + 1 if left_us >= 0 else 0
 
 
-def line_at(queue: Queue, board: Board, patient: int, key: ClassKey) -> tuple[int, int]:
-    """(jobs that rest for the busy place of a row, by how much each of them puts off the next)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """Who rests for the busy place of a row. Times are by how much they put off whoever comes after: several slots serve them."""
+
+    jobs: int
+    work_us: int  # all of them
+    each_us: int  # one job of the class that asks
+
+
+def line_at(queue: Queue, board: Board, patient: int, key: ClassKey) -> Line:
+    """The line at the busy place of a row, which its own work makes up: twenty films before a picture are twenty films."""
     pool, column = patient % board.pools, board.column(patient)
-    if board.is_cold(patient):
-        servers = column.pool.spec.slots
-        each_us = board.delay_us(patient) - board.wait_us(patient)
-        ahead = queue.resting_at(pool, key.rank, None)
-    else:
-        servers = column.copies(key.model_id)
-        each_us = int(board.estimate.execution_us[patient])
-        ahead = queue.resting_at(pool, key.rank, key.model_id)
-    return ahead, max(each_us // servers, 1)
+    cold = board.is_cold(patient)
+    servers = column.pool.spec.slots if cold else column.copies(key.model_id)
+    jobs, work_us = queue.resting_at(pool, key.rank, None if cold else key.model_id)
+    return Line(jobs=jobs, work_us=work_us // servers, each_us=max(_hold_us(board, patient) // servers, 1))
+
+
+def _hold_us(board: Board, row: int) -> int:
+    """For how long a job would hold the slot that a row waits for: it executes, and loads before if the row is cold."""
+    return board.delay_us(row) - board.wait_us(row) if board.is_cold(row) else int(board.estimate.execution_us[row])
 
 
 def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, patience: int) -> None:
@@ -231,14 +246,14 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
         _rest_claimed(ctx, waiting, board, claimed, patience)
         return
     candidate: Candidate | None = None
-    pool = NO_POOL
+    pool, each_us = NO_POOL, 0
     rest_us = policy.recheck_idle_ms * 1_000
     if patient is not None:
-        pool = patient % board.pools
+        pool, each_us = patient % board.pools, _hold_us(board, patient)
         preempting.keep_slot(ctx, waiting, board.column(patient), awaited_slot(board, patient))
         told = ctx.state.jobs[waiting.head[1]].job.deferral
         if told is not None and told.claim is None and ctx.now_us < told.until_us and board.is_at(patient, told.waits_for):
-            ctx.queue.rest(waiting.key, told.until_us, pool, patience)
+            ctx.queue.rest(waiting.key, told.until_us, pool, patience, each_us)
             return
         hold_us = board.delay_us(patient) - board.wait_us(patient)
         preempting.make_room(
@@ -246,10 +261,11 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
         )
         (candidate,) = board.candidates([patient])
         rest_us = int(np.clip(candidate.wait_us, policy.recheck_min_ms * 1_000, policy.recheck_max_ms * 1_000))
+    rest_us = max(rest_us, policy.recheck_max_ms * 1_000 * ctx.queue.looks_ahead(waiting) // _RECHECKED_MAX)
     deferral = Deferral(
         since_us=ctx.now_us, until_us=ctx.now_us + rest_us, waits_for=candidate, rejections=board.rejections()
     )
-    ctx.queue.rest(waiting.key, ctx.now_us + rest_us, pool, patience)
+    ctx.queue.rest(waiting.key, ctx.now_us + rest_us, pool, patience, each_us)
     ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
     _tell_head(ctx, waiting.head[1], deferral)
 

@@ -20,7 +20,7 @@ from typing import Final
 from atoll.model.gpu import GpuType
 from atoll.model.ids import JobId, ModelId, TenantId
 from atoll.model.job import PRIORITY_RANK
-from orchestrator.core.fairness import Shares, ShareSnapshot, normalised_us
+from orchestrator.core.fairness import Shares, ShareSnapshot, Tenant, normalised_us
 from orchestrator.core.lanes import NO_POOL, Favour, JobClass, Lane
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.policy import Policy
@@ -33,6 +33,8 @@ __all__ = ["NO_POOL", "Favour", "JobClass", "Queue", "QueueSnapshot"]
 # When a slot frees, this many of the classes that wait for its pool are scored again: the first may have found a better place
 # meanwhile, more only compete for the same slot.
 _WOKEN_PER_SLOT: Final = 2
+# A tenth of a millisecond: what scoring a class takes on the orchestrator's core.
+_LOOK_US: Final = 100
 # While a class is held, all who join it are, however many.
 _ENDLESS: Final = 2**40
 _RANKS: Final = sorted(PRIORITY_RANK.values())
@@ -60,10 +62,12 @@ class Queue:
         "_every",
         "_favoured",
         "_jobs",
+        "_lanes",
         "_positions",
         "_ready",
         "_rest_seq",
         "_resting",
+        "_resting_us",
         "_turns",
         "_wakes",
         "classes",
@@ -78,12 +82,14 @@ class Queue:
         self._ageing_us = policy.ageing_ms * 1_000
         self._every = policy.aged_every
         self._jobs: dict[JobId, tuple[JobClass, Lane]] = {}
+        self._lanes: Counter[TenantId] = Counter()  # in how many classes a tenant waits
         self._by_pool: dict[tuple[int, int], Turns] = {}  # by pool and priority's rank
         self._elders: dict[int, Ranking[JobClass]] = {}  # the same classes by pool and age
         self._turns: dict[int, int] = {}  # by pool: slots that came free since one was offered to an aged job
         self._by_model: dict[ModelId, dict[ClassKey, None]] = {}
         # How many jobs rest, by pool, priority's rank and model, and of any model (None).
         self._resting: Counter[tuple[int, int, ModelId | None]] = Counter()
+        self._resting_us: Counter[tuple[int, int, ModelId | None]] = Counter()  # for how long their work would hold a slot there
         self._wakes: list[tuple[int, int, ClassKey]] = []
         self._rest_seq = 0
         self._positions = Positions()
@@ -115,6 +121,7 @@ class Queue:
         account = self.shares.began_waiting(tenant)
         lane, first = known.add(account, accept_seq, accepted_us, job_id)
         self._jobs[job_id] = (known, lane)
+        self._lanes[tenant] += lane.jobs == 1
         self._positions.add(key.rank, account, accept_seq)
         if known in self._favoured:
             self._favoured.offer(known)
@@ -144,6 +151,9 @@ class Queue:
             self._count(known, -1)
         self._positions.remove(key.rank, lane.tenant, known.remove(lane, job_id))
         if not lane.jobs:
+            self._lanes[lane.tenant.tenant_id] -= 1
+            if not self._lanes[lane.tenant.tenant_id]:
+                del self._lanes[lane.tenant.tenant_id]
             turns = self._by_pool[(known.pool, key.rank)] if known.resting else self._ready[key.rank]
             turns.lane_ended(lane)
         if not known.members:
@@ -164,16 +174,17 @@ class Queue:
         self._positions.charged(charge_us)
         return charge_us
 
-    def rest(self, key: ClassKey, wake_us: int, pool: int, patience: int = 0) -> None:
+    def rest(self, key: ClassKey, wake_us: int, pool: int, patience: int = 0, each_us: int = 0) -> None:
         """Nothing to bind for this class now: look again at `wake_us`, when the pool of this index frees a slot, or when more than
-        `patience` jobs wait: so many are better off waiting than anywhere they could begin now."""
+        `patience` jobs wait: so many are better off waiting than anywhere they could begin now. One of them would hold a slot of the
+        pool for `each_us`."""
         known = self.classes[key]
         self._unrest(known)
         self._unready(known)
         self._rest_seq += 1
         known.favour = Favour.NONE
         known.resting, known.wake_us, known.pool, known.rest_seq = True, wake_us, pool, self._rest_seq
-        known.patience = patience
+        known.patience, known.each_us = patience, each_us
         where = (pool, key.rank)
         if where not in self._by_pool:
             self._by_pool[where] = Turns()
@@ -189,6 +200,19 @@ class Queue:
         known, _ = self._jobs.get(job_id, (None, None))
         if known is not None and not known.resting and known not in self._favoured and known.oldest[1] > since_us:
             self.rest(known.key, until_us, NO_POOL, _ENDLESS)
+
+    def looked_at(self, known: JobClass) -> None:
+        """A class was scored and nothing was bound: that costs whose turn it was what it took. A tenant with jobs of ten thousand shapes
+        would keep all others from being looked at else."""
+        self.shares.spend(self._whose(known), _LOOK_US)
+
+    def looks_ahead(self, known: JobClass) -> int:
+        """How many looks it takes until the tenant whose turn it is in a class has looked at all of its classes, and each tenant that
+        waits at as many."""
+        return self._lanes[self._whose(known).tenant_id] * len(self._lanes)
+
+    def _whose(self, known: JobClass) -> Tenant:
+        return self._jobs[known.head[1]][1].tenant
 
     def _unready(self, known: JobClass) -> None:
         self._ready[known.key.rank].leave(known)
@@ -212,12 +236,15 @@ class Queue:
         for model_id in (known.key.model_id, None):
             where = (known.pool, known.key.rank, model_id)
             self._resting[where] += jobs
+            self._resting_us[where] += jobs * known.each_us
             if not self._resting[where]:
-                del self._resting[where]
+                del self._resting[where], self._resting_us[where]
 
-    def resting_at(self, pool: int, rank: int, model_id: ModelId | None) -> int:
-        """How many jobs of this rank or a more urgent one rest until this pool frees a slot; of a model, or of any."""
-        return sum(self._resting[(pool, urgent, model_id)] for urgent in range(rank + 1))
+    def resting_at(self, pool: int, rank: int, model_id: ModelId | None) -> tuple[int, int]:
+        """How many jobs of this rank or a more urgent one rest until this pool frees a slot, and for how many microseconds in all they
+        would hold one; of a model, or of any."""
+        where = [(pool, urgent, model_id) for urgent in range(rank + 1)]
+        return sum(self._resting[one] for one in where), sum(self._resting_us[one] for one in where)
 
     def wake(self, key: ClassKey, favour: Favour = Favour.NONE) -> None:
         """Score this class in this round, before its turn if it is favoured. A favour lasts until it rests again or one job is bound."""
@@ -384,14 +411,14 @@ class Queue:
             shares=self.shares.take(),
         )
 
-    def restore(self, told: QueueSnapshot, resting: Iterable[tuple[JobId, int, int, int]], ready: Iterable[JobId]) -> None:
+    def restore(self, told: QueueSnapshot, resting: Iterable[tuple[JobId, int, int, int, int]], ready: Iterable[JobId]) -> None:
         """Go on as told, once every job that waits was added and every charge adopted. `resting`: the arguments of `rest`, by job."""
         self.shares.restore(told.virtual_us, told.shares)
         self._positions.mean_us = told.mean_charge_us
         self._turns = dict(told.turns)
-        for job_id, wake_us, pool, patience in resting:
+        for job_id, *told_of in resting:
             if job_id in self._jobs:
-                self.rest(self._jobs[job_id][0].key, wake_us, pool, patience)
+                self.rest(self._jobs[job_id][0].key, *told_of)
         favours = dict(told.favoured)
         for job_id in ready:
             if job_id in self._jobs:

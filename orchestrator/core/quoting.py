@@ -204,12 +204,13 @@ def _where(ctx: Context, asked: _Asked, board: Board) -> tuple[int | None, Verdi
 
 def _turn_us(ctx: Context, asked: _Asked, board: Board, row: int) -> int:
     """What those before it add that rest for the same place: in the queue as a whole more may be before it, for other places."""
-    resting, each_us = line_at(ctx.queue, board, row, asked.key)
+    line = line_at(ctx.queue, board, row, asked.key)
     if asked.waits and claims.is_at(ctx, asked.key, board, row):
         # Its block is kept for its class: only jobs of that are before it.
-        return 0 if asked.first else min(asked.ahead, asked.alike) * each_us
+        return 0 if asked.first else min(asked.ahead, asked.alike) * line.each_us
     itself = asked.waits and asked.pool == row % board.pools
-    return min(asked.ahead, resting - itself) * each_us
+    others, work_us = line.jobs - itself, max(line.work_us - itself * line.each_us, 0)
+    return work_us * min(asked.ahead, others) // others if others > 0 else 0
 
 
 def _place(board: Board, pool: int) -> PlaceView:

@@ -148,6 +148,7 @@ class RestSnapshot:
     wake_us: int
     pool: int
     patience: int
+    each_us: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +216,7 @@ def take(ctx: Context) -> Snapshot:
         ),
         ready=tuple(ctx.queue.classes[key].head[1] for key in ctx.queue.in_order()),
         resting=tuple(
-            RestSnapshot(job_id=known.head[1], wake_us=known.wake_us, pool=known.pool, patience=known.patience)
+            RestSnapshot(job_id=known.head[1], wake_us=known.wake_us, pool=known.pool, patience=known.patience, each_us=known.each_us)
             for known in ctx.queue.resting_in_order()
         ),
         claims=tuple(
