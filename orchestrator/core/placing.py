@@ -5,7 +5,7 @@ Decides when a job is bound and when it waits. Waiting is a candidate: a job res
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from orchestrator.core import breakers, claims, etas, jobs, leases, lending, pre
 from orchestrator.core.claimed import ClaimDropped, Claimed
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.outputs import JobPlaced, JobsDeferred
+from orchestrator.core.patience import hold_us, patience
 from orchestrator.core.placement.choose import Board, awaited_slot, slots_of, victims_in
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
@@ -31,8 +32,9 @@ from orchestrator.core.placement.rules import NO_LOT, Lot
 from orchestrator.core.queue import NO_POOL, JobClass, Queue
 from orchestrator.core.state import JobEntry, LiveAttempt, Slot
 
-# Scorings in one step: about 10 ms of work. What is left goes on in the next step, so that reports and results are heard in between.
-_SCORINGS_PER_STEP: Final = 256
+# Scorings in one step: about 10 ms of work, or 80 where each class is seen for the first time. What is left goes on in the next step, so
+# that reports and results are heard in between.
+_SCORINGS_PER_STEP: Final = 64
 # Classes that are looked at again within `recheck_max_ms`, of all tenants together: beyond it each is looked at less often. At 0.1 ms
 # each they take a tenth of a core.
 _RECHECKED_MAX: Final = 2_000
@@ -187,47 +189,8 @@ def _correct_overdue(ctx: Context, board: Board, row: int | None) -> bool:
 
 
 def _who_binds(queue: Queue, board: Board, bound: int | None, patient: int | None, waiting: JobClass) -> int:
-    """Which job of the class takes the best place that can be had now, by its position in the class: those before it wait.
-
-    One waits only while the busy place would still serve it sooner, behind those of its class before it and behind the jobs of other
-    classes that rest for the same place: were they not counted, a hundred classes of a model would queue for its one replica.
-    """
-    if bound is None:
-        return _ENDLESS
-    return patience(queue, board, bound, patient, waiting.key, at_place=0)
-
-
-def patience(queue: Queue, board: Board, bound: int, patient: int | None, key: ClassKey, *, at_place: int) -> int:
-    """How many jobs of a class are better off waiting for the busy place than with the one that can be had; so many rest for it now."""
-    gain_us = board.gain_us(bound, patient) if patient is not None else 0
-    if patient is None or gain_us <= 0:
-        return 0
-    line = line_at(queue, board, patient, key)
-    left_us = gain_us - max(line.work_us - at_place * line.each_us, 0)
-    return left_us // line.each_us + 1 if left_us >= 0 else 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """Who rests for the busy place of a row. Times are by how much they put off whoever comes after: several slots serve them."""
-
-    jobs: int
-    work_us: int  # all of them
-    each_us: int  # one job of the class that asks
-
-
-def line_at(queue: Queue, board: Board, patient: int, key: ClassKey) -> Line:
-    """The line at the busy place of a row, which its own work makes up: twenty films before a picture are twenty films."""
-    pool, column = patient % board.pools, board.column(patient)
-    cold = board.is_cold(patient)
-    servers = column.pool.spec.slots if cold else column.copies(key.model_id)
-    jobs, work_us = queue.resting_at(pool, key.rank, None if cold else key.model_id)
-    return Line(jobs=jobs, work_us=work_us // servers, each_us=max(_hold_us(board, patient) // servers, 1))
-
-
-def _hold_us(board: Board, row: int) -> int:
-    """For how long a job would hold the slot that a row waits for: it executes, and loads before if the row is cold."""
-    return board.delay_us(row) - board.wait_us(row) if board.is_cold(row) else int(board.estimate.execution_us[row])
+    """Which job of the class takes the best place that can be had now, by its position in the class: those before it wait."""
+    return _ENDLESS if bound is None else patience(queue, board, bound, patient, waiting.key, at_place=0)
 
 
 def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, patience: int) -> None:
@@ -249,15 +212,15 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
     pool, each_us = NO_POOL, 0
     rest_us = policy.recheck_idle_ms * 1_000
     if patient is not None:
-        pool, each_us = patient % board.pools, _hold_us(board, patient)
+        pool, each_us = patient % board.pools, hold_us(board, patient)
         preempting.keep_slot(ctx, waiting, board.column(patient), awaited_slot(board, patient))
         told = ctx.state.jobs[waiting.head[1]].job.deferral
         if told is not None and told.claim is None and ctx.now_us < told.until_us and board.is_at(patient, told.waits_for):
             ctx.queue.rest(waiting.key, told.until_us, pool, patience, each_us)
             return
-        hold_us = board.delay_us(patient) - board.wait_us(patient)
+        wait_us = board.wait_us(patient)
         preempting.make_room(
-            ctx, waiting, board.column(patient), cold=board.is_cold(patient), wait_us=board.wait_us(patient), hold_us=hold_us
+            ctx, waiting, board.column(patient), cold=board.is_cold(patient), wait_us=wait_us, hold_us=board.delay_us(patient) - wait_us
         )
         (candidate,) = board.candidates([patient])
         rest_us = int(np.clip(candidate.wait_us, policy.recheck_min_ms * 1_000, policy.recheck_max_ms * 1_000))

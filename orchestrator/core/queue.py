@@ -26,6 +26,7 @@ from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.positions import Positions
 from orchestrator.core.ranking import Ranking
+from orchestrator.core.resting import Resting
 from orchestrator.core.turns import Turns
 
 __all__ = ["NO_POOL", "Favour", "JobClass", "Queue", "QueueSnapshot"]
@@ -57,8 +58,6 @@ class Queue:
     __slots__ = (
         "_ageing_us",
         "_by_model",
-        "_by_pool",
-        "_elders",
         "_every",
         "_favoured",
         "_jobs",
@@ -66,11 +65,10 @@ class Queue:
         "_positions",
         "_ready",
         "_rest_seq",
-        "_resting",
-        "_resting_us",
         "_turns",
         "_wakes",
         "classes",
+        "resting",
         "shares",
     )
 
@@ -83,13 +81,9 @@ class Queue:
         self._every = policy.aged_every
         self._jobs: dict[JobId, tuple[JobClass, Lane]] = {}
         self._lanes: Counter[TenantId] = Counter()  # in how many classes a tenant waits
-        self._by_pool: dict[tuple[int, int], Turns] = {}  # by pool and priority's rank
-        self._elders: dict[int, Ranking[JobClass]] = {}  # the same classes by pool and age
         self._turns: dict[int, int] = {}  # by pool: slots that came free since one was offered to an aged job
         self._by_model: dict[ModelId, dict[ClassKey, None]] = {}
-        # How many jobs rest, by pool, priority's rank and model, and of any model (None).
-        self._resting: Counter[tuple[int, int, ModelId | None]] = Counter()
-        self._resting_us: Counter[tuple[int, int, ModelId | None]] = Counter()  # for how long their work would hold a slot there
+        self.resting = Resting()
         self._wakes: list[tuple[int, int, ClassKey]] = []
         self._rest_seq = 0
         self._positions = Positions()
@@ -137,7 +131,7 @@ class Queue:
         known.add(account, accept_seq, accepted_us, job_id)
         self._jobs[job_id] = (known, lane)
         self._positions.add(known.key.rank, account, accept_seq)
-        self._count(known, 1)
+        self.resting.count(known, 1)
         return True
 
     def discard(self, job_id: JobId) -> bool:
@@ -148,14 +142,13 @@ class Queue:
         known, lane = where
         key = known.key
         if known.resting:
-            self._count(known, -1)
+            self.resting.count(known, -1)
         self._positions.remove(key.rank, lane.tenant, known.remove(lane, job_id))
         if not lane.jobs:
             self._lanes[lane.tenant.tenant_id] -= 1
             if not self._lanes[lane.tenant.tenant_id]:
                 del self._lanes[lane.tenant.tenant_id]
-            turns = self._by_pool[(known.pool, key.rank)] if known.resting else self._ready[key.rank]
-            turns.lane_ended(lane)
+            (self.resting if known.resting else self._ready[key.rank]).lane_ended(lane)
         if not known.members:
             self._unrest(known)
             self._unready(known)
@@ -185,14 +178,7 @@ class Queue:
         known.favour = Favour.NONE
         known.resting, known.wake_us, known.pool, known.rest_seq = True, wake_us, pool, self._rest_seq
         known.patience, known.each_us = patience, each_us
-        where = (pool, key.rank)
-        if where not in self._by_pool:
-            self._by_pool[where] = Turns()
-        if pool not in self._elders:
-            self._elders[pool] = Ranking(JobClass.age_key)
-        self._by_pool[where].enter(known)
-        self._elders[pool].offer(known)
-        self._count(known, len(known.members))
+        self.resting.enter(known)
         heappush(self._wakes, (wake_us, known.rest_seq, key))
 
     def hold(self, job_id: JobId, since_us: int, until_us: int) -> None:
@@ -202,9 +188,11 @@ class Queue:
             self.rest(known.key, until_us, NO_POOL, _ENDLESS)
 
     def looked_at(self, known: JobClass) -> None:
-        """A class was scored and nothing was bound: that costs whose turn it was what it took. A tenant with jobs of ten thousand shapes
-        would keep all others from being looked at else."""
-        self.shares.spend(self._whose(known), _LOOK_US)
+        """A class was scored and nothing was bound: a tenant that waits in several classes pays for that what it took. Else one with jobs
+        of ten thousand shapes would keep all others from being looked at."""
+        tenant = self._whose(known)
+        if self._lanes[tenant.tenant_id] > 1:
+            self.shares.spend(tenant, _LOOK_US)
 
     def looks_ahead(self, known: JobClass) -> int:
         """How many looks it takes until the tenant whose turn it is in a class has looked at all of its classes, and each tenant that
@@ -222,29 +210,7 @@ class Queue:
         if not known.resting:
             return
         known.resting = False
-        self._count(known, -len(known.members))
-        where = (known.pool, known.key.rank)
-        waiting, elders = self._by_pool[where], self._elders[known.pool]
-        waiting.leave(known)
-        elders.withdraw(known)
-        if not len(waiting):
-            del self._by_pool[where]
-        if not len(elders):
-            del self._elders[known.pool]
-
-    def _count(self, known: JobClass, jobs: int) -> None:
-        for model_id in (known.key.model_id, None):
-            where = (known.pool, known.key.rank, model_id)
-            self._resting[where] += jobs
-            self._resting_us[where] += jobs * known.each_us
-            if not self._resting[where]:
-                del self._resting[where], self._resting_us[where]
-
-    def resting_at(self, pool: int, rank: int, model_id: ModelId | None) -> tuple[int, int]:
-        """How many jobs of this rank or a more urgent one rest until this pool frees a slot, and for how many microseconds in all they
-        would hold one; of a model, or of any."""
-        where = [(pool, urgent, model_id) for urgent in range(rank + 1)]
-        return sum(self._resting[one] for one in where), sum(self._resting_us[one] for one in where)
+        self.resting.leave(known)
 
     def wake(self, key: ClassKey, favour: Favour = Favour.NONE) -> None:
         """Score this class in this round, before its turn if it is favoured. A favour lasts until it rests again or one job is bound."""
@@ -277,20 +243,18 @@ class Queue:
     def wake_for_slot(self, pool: int, *, offered: bool = True) -> None:
         """A slot of this pool came free: wake the first few that wait for it, in order; before them, if its turn has come, an aged one.
         A slot that is not `offered` is claimed for a gang: it may be lent, but is nobody's turn."""
-        elders = self._elders.get(pool)
-        if elders is None:
+        elder = self.resting.elder(pool)
+        if elder is None:
             return
         left = _WOKEN_PER_SLOT
         if offered:
             turn = min(self._turns.get(pool, 0) + 1, self._every)
-            if turn == self._every and (elder := elders.first()) is not None and self.is_aged(elder):
+            if turn == self._every and self.is_aged(elder):
                 self.wake(elder.key, Favour.AGED)
                 left, turn = left - 1, 0
             self._turns[pool] = turn
         for rank in _RANKS:
-            while left and (waiting := self._by_pool.get((pool, rank))) is not None:
-                first = waiting.first()
-                assert first is not None, "nothing is kept of a pool that nobody waits for"
+            while left and (first := self.resting.first(pool, rank)) is not None:
                 self.wake(first.key)
                 left -= 1
 
@@ -300,23 +264,21 @@ class Queue:
 
     def count_turn(self, pool: int, slots: int) -> None:
         """Slots of this pool went to a gang that had claimed them: they count among those of which aged jobs are due a share."""
-        if pool in self._elders:
+        if self.resting.elder(pool) is not None:
             self._turns[pool] = min(self._turns.get(pool, 0) + slots, self._every)
 
     def has_turn(self, known: JobClass, pool: int) -> bool:
         """Whether nobody who rests for this pool goes before a class: none in the order of turns, unless the class is aged, and no aged
         one that a slot is due to and that is older."""
-        aged, elders = self.is_aged(known), self._elders.get(pool)
-        elder = elders.first() if elders is not None else None
+        aged, elder = self.is_aged(known), self.resting.elder(pool)
         older = elder is not None and elder is not known and self.is_aged(elder) and (not aged or elder.age_key() < known.age_key())
         if older and self._turns.get(pool, 0) + 1 >= self._every:
             return False
         if aged:
             return True
-        if any((pool, rank) in self._by_pool for rank in _RANKS if rank < known.key.rank):
+        if any(self.resting.first(pool, rank) is not None for rank in _RANKS if rank < known.key.rank):
             return False
-        equals = self._by_pool.get((pool, known.key.rank))
-        first = equals.first() if equals is not None else None
+        first = self.resting.first(pool, known.key.rank)
         return first is None or first is known or known.fair_key() < first.fair_key()
 
     def wake_model(self, model_id: ModelId) -> None:

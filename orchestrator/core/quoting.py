@@ -17,12 +17,13 @@ from atoll.model.quote import Eta, PlaceView, Quote, Verdict
 from orchestrator.core import claims, etas, jobs
 from orchestrator.core.context import Context
 from orchestrator.core.outputs import Refusal, RefusalCode
+from orchestrator.core.patience import line_at, patience
 from orchestrator.core.placement.choose import Board, slots_of, victims_in
 from orchestrator.core.placement.classes import NO_AVOIDANCE, ClassKey, class_of
 from orchestrator.core.placement.columns import REASONS
 from orchestrator.core.placement.registry import TERM_NAMES
 from orchestrator.core.placement.rows import NO_DEADLINE, Out, State
-from orchestrator.core.placing import line_at, lot_of, patience
+from orchestrator.core.placing import lot_of
 from orchestrator.core.queue import NO_POOL
 
 

@@ -17,8 +17,10 @@ from pathlib import Path
 from atoll.catalog.fleet import parse_fleet
 from atoll.data import fleet_wan_csv
 from atoll.model.attempt import AttemptState, ResultManifest
-from atoll.model.ids import AttemptKey, EventSeq, Generation, JobId, ModelId, SiteId
+from atoll.model.ids import AttemptKey, EventSeq, Generation, JobId, ModelId, SiteId, TenantId
+from atoll.model.job import Constraints, JobSpec
 from atoll.model.modelspec import ModelSpec
+from atoll.model.quote import Quote, Verdict
 from atoll.model.replica import ReplicaFact, ReplicaState
 from atoll.model.report import AttemptEvent, NodeFacts, SiteReport, SlotFacts
 from atoll.model.shape import Shape
@@ -159,12 +161,14 @@ def models_of(count: int) -> tuple[ModelSpec, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What is measured: copies of the reference fleet, models, whether decisions are explained, impossible jobs that wait meanwhile."""
+    """What is measured: copies of the reference fleet, models, whether decisions are explained, impossible jobs that wait meanwhile, and
+    jobs of one tenant, each of another size, that wait for one small site."""
 
     copies: int = 1
     models: int = 600
     explained: bool = True
     queued: int = 0
+    kinds: int = 0
     warm_up: int = 4_000
     jobs: int = 6_000
 
@@ -186,20 +190,33 @@ def prepare(case: Case) -> Load:
         load_reports[agent.site.site_id] = agent.report_seq
     load = Load(fleet=fleet, models=models, gap_us=2_000, reports=load_reports)
     load.run(0, case.warm_up, random.Random(1))
-    for first in range(0, case.queued, 1_000):
-        # Of no place: real results of a model that has no weights, in a hundred shapes.
+    # Of no place: real results of a model that has no weights, in a hundred shapes.
+    _queue(fleet, [spec("m0", shape=Shape(width=512 + 8 * (number % 100), height=512, steps=20)) for number in range(case.queued)])
+    if case.kinds:
+        _queue(fleet, _kinds(fleet, case.kinds))
+        load.run(case.warm_up, case.jobs, random.Random(2))
+    return load
+
+
+def _queue(fleet: Fleet, specs: list[JobSpec]) -> None:
+    for first in range(0, len(specs), 1_000):
         jobs = tuple(
-            Submission(
-                job_id=JobId(f"q{number}"),
-                spec=spec("m0", shape=Shape(width=512 + 8 * (number % 100), height=512, steps=20)),
-                idempotency_key=f"q{number}",
-                payload_digest="",
-                request_id="",
-            )
-            for number in range(first, first + 1_000)
+            Submission(job_id=JobId(f"q{number}"), spec=one, idempotency_key=f"q{number}", payload_digest="", request_id="")
+            for number, one in enumerate(specs[first : first + 1_000], len(fleet.machine.context.state.jobs) + first)
         )
         fleet.machine.handle(events.JobsSubmitted(request=RequestRef(1), submissions=jobs), fleet.now_us)
-    return load
+
+
+def _kinds(fleet: Fleet, count: int) -> list[JobSpec]:
+    """For the smallest site that can run them: it has work for longer than the measurement takes."""
+    def may_run(only: Constraints) -> bool:
+        quote = fleet.machine.quote_job(spec("m0", simulated=True, constraints=only), fleet.now_us)
+        return isinstance(quote, Quote) and quote.verdict is not Verdict.IMPOSSIBLE
+
+    by_size = sorted(fleet.agents.values(), key=lambda agent: sum(pool.slots for pool in agent.site.pools))
+    only = next(filter(may_run, (Constraints(sites=(agent.site.site_id,)) for agent in by_size)))
+    shapes = (Shape(width=64 + 8 * (number % 200), height=64 + 8 * (number // 200 % 200), steps=20) for number in range(count))
+    return [spec("m0", simulated=True, constraints=only, shape=shape, tenant=TenantId("crowd")) for shape in shapes]
 
 
 def measure(case: Case) -> tuple[float, float]:
@@ -207,10 +224,11 @@ def measure(case: Case) -> tuple[float, float]:
     load = prepare(case)
     load.placed = 0
     with Rounds() as rounds:
-        seconds = load.run(case.warm_up, case.jobs, random.Random(2))
+        seconds = load.run(case.warm_up + case.jobs, case.jobs, random.Random(2))
     gpus = sum(pool.slots for agent in load.fleet.agents.values() for pool in agent.site.pools)
     decisions = load.placed + rounds.waits
     queued = f", {case.queued:,} impossible ones queued" if case.queued else ""
+    queued += f", {case.kinds:,} of as many kinds waiting for one site" if case.kinds else ""
     explained = "" if case.explained else ", explain off"
     print(
         f"core alone, {36 * case.copies:,} sites, {gpus:,} GPUs, {case.models:,} models{explained}{queued}: "
@@ -227,6 +245,7 @@ def main() -> None:
     measure(Case(explained=False))
     measure(Case(models=10_000))
     measure(Case(queued=1_000_000))
+    measure(Case(kinds=20_000))
     large, large_job = measure(Case(copies=10))
     largest, _ = measure(Case(copies=100, jobs=2_000, warm_up=1_000))
     print(f"at 360 sites a decision costs {large / small:.1f} and a job {large_job / small_job:.1f} times what it does at 36", flush=True)

@@ -23,6 +23,8 @@ from orchestrator.core.state import Pool
 
 # 36 years: as good as never, and no product with a factor overflows.
 _PRIOR_MAX_US: Final = 2**50
+# Factors kept, in bytes: 5 KB a model at 36 sites, half a megabyte at 3,600.
+_KEPT_BYTES: Final = 128 * 1024 * 1024
 
 
 class HasPool(Protocol):
@@ -43,13 +45,14 @@ class Factors:
         """A prior per pool (or per row, with the rows of all pools one kind after the other) with its correction."""
         factor = self.milli[component]
         rows = len(prior_us) // len(factor) if len(factor) else 1
-        return np.asarray(np.minimum(prior_us, _PRIOR_MAX_US) * (factor if rows == 1 else np.tile(factor, rows)) // 1_000, dtype=np.int64)
+        corrected = np.minimum(prior_us, _PRIOR_MAX_US) * (factor if rows == 1 else np.concatenate((factor,) * rows)) // 1_000
+        return np.asarray(corrected, dtype=np.int64)
 
 
 class PoolFactors:
     """The arrays of one fleet."""
 
-    __slots__ = ("_base", "_base_of", "_book", "_by_gpu_type", "_by_site", "_layout")
+    __slots__ = ("_base", "_base_of", "_book", "_by_gpu_type", "_by_site", "_kept", "_layout")
 
     def __init__(self, book: Book) -> None:
         self._book = book
@@ -58,6 +61,7 @@ class PoolFactors:
         self._base: dict[Component, Ints] = {}
         self._by_site: dict[SiteId, list[int]] = {}
         self._by_gpu_type: dict[GpuTypeId, Ints] = {}
+        self._kept: dict[tuple[ModelId, Component], tuple[int, Ints]] = {}  # with the version that they are of
 
     def version_of(self, model_id: ModelId) -> int:
         """As of the book."""
@@ -71,9 +75,21 @@ class PoolFactors:
         if self._base_of != self._book.shared_version:
             self._base = {name: self._shared(one) for name, one in self._book.components.items()}
             self._base_of = self._book.shared_version
-        if not self._book.learning:
-            return Factors(milli={name: np.full(len(columns), 1_000, dtype=np.int64) for name in components})
-        return Factors(milli={name: self._own(self._book.components[name], self._base[name], model_id) for name in components})
+        return Factors(milli={name: self._kept_or_own(model_id, name) for name in components})
+
+    def _kept_or_own(self, model_id: ModelId, component: Component) -> Ints:
+        version = self._book.version_of(model_id)
+        known = self._kept.get((model_id, component))
+        if known is not None and known[0] == version:
+            return known[1]
+        if len(self._kept) * max(len(self._layout), 1) * 8 >= _KEPT_BYTES:
+            self._kept.clear()
+        if self._book.learning:
+            milli = self._own(self._book.components[component], self._base[component], model_id)
+        else:
+            milli = np.full(len(self._layout), 1_000, dtype=np.int64)
+        self._kept[model_id, component] = version, milli
+        return milli
 
     def _lay_out(self, columns: Sequence[HasPool]) -> None:
         self._by_site = {}
@@ -84,6 +100,7 @@ class PoolFactors:
         self._by_gpu_type = {gpu_type: np.array(found, dtype=np.int64) for gpu_type, found in by_gpu_type.items()}
         self._layout = columns
         self._base_of = -1
+        self._kept.clear()
 
     def _shared(self, one: Corrections) -> Ints:
         """Logs that hold for every model."""
@@ -109,7 +126,10 @@ class PoolFactors:
             cell = one.tables[Level.MODEL_SITE][model_id, site_id]
             for row in self._by_site.get(site_id, ()):
                 logs[row] += cell.published_log
-        np.clip(logs, -CORRECTION_MAX, CORRECTION_MAX, out=logs)
-        return millis(np.clip(logs + one.mean_log, -CORRECTION_MAX, CORRECTION_MAX))
+        return millis(_clipped(_clipped(logs) + one.mean_log))
+
+
+def _clipped(logs: Ints) -> Ints:
+    return np.minimum(np.maximum(logs, -CORRECTION_MAX), CORRECTION_MAX)
 
 
