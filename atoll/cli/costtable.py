@@ -157,7 +157,7 @@ def phases(attempt: Attempt, explanation: Explanation) -> None:
         predicted_rest_us -= predicted_us
         actual_rest_us -= max(actual_us, 0)
         if predicted_us or actual_us > 0:
-            rows.append([*_line(title, predicted_us, actual_us), _factor(attempt, component)])
+            rows.append([*_line(title, predicted_us, actual_us), _factor(attempt, _corrected_as(component, chosen))])
     # A fetch begins when the attempt is queued at the site, whoever else waits for it.
     at_once_us = -min(max(attempt.times.waiting_us, 0), max(attempt.times.fetch_us, 0))
     overlap_us = term(names, chosen, "overlap")
@@ -184,6 +184,10 @@ def _line(title: str, predicted_us: int, actual_us: int) -> list[str]:
     happened = actual_us >= 0
     off = change(predicted_us, actual_us) if happened and predicted_us > 0 else ""
     return [title, seconds(predicted_us), seconds(actual_us) if happened else "-", off]
+
+
+def _corrected_as(component: Component | None, chosen: Candidate) -> Component | None:
+    return Component.PEER if component is Component.FETCH and chosen.fetch_from is not None else component
 
 
 def _factor(attempt: Attempt, component: Component | None) -> str:

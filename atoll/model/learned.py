@@ -18,7 +18,8 @@ GATE_ATTEMPTS: Final = 200
 class Component(StrEnum):
     """A part of a job's time that is predicted and measured on its own, in the order in which they happen.
 
-    `load` is staging and building the pipeline: a site measures them as one duration, so they are corrected as one.
+    `load` is staging and building the pipeline: a site measures them as one duration, so they are corrected as one. `fetch` is a fetch from
+    the origin store, `peer` one from a peer site: other links, and so other factors; it came last, and stands last.
     """
 
     FETCH = "fetch"
@@ -27,6 +28,7 @@ class Component(StrEnum):
     COMPILE = "compile"
     EXECUTION = "execution"
     UPLOAD = "upload"
+    PEER = "peer"
 
 
 class QuotePart(StrEnum):

@@ -21,6 +21,7 @@ from orchestrator.core.outputs import Done, EstimateShifted, JobPlaced, PutEstim
 from orchestrator.core.state import LiveAttempt, Pool, Site
 
 _FETCH = COMPONENTS.index(Component.FETCH)
+_PEER = COMPONENTS.index(Component.PEER)
 _COMPILE = COMPONENTS.index(Component.COMPILE)
 
 
@@ -36,13 +37,15 @@ def note_placed(ctx: Context) -> None:
             continue
         pool = site.pools[chosen.pool_id]
         factors = ctx.book.factors_milli(live.model_id, pool.gpu.gpu_type, site.site_id)
-        if chosen.fetch_from is not None or (chosen.cold and _joins_fetch(site, pool, live)):
-            # What is left of another's fetch is not what a fetch takes, nor what comes from a peer what the origin store would have taken.
-            factors = (*factors[:_FETCH], 0, *factors[_FETCH + 1 :])
+        # What comes from a peer says nothing of the origin store, and the other way round.
+        unheard = {_PEER if chosen.fetch_from is None else _FETCH}
+        if chosen.cold and _joins_fetch(site, pool, live):
+            # What is left of another's fetch is not what a fetch takes.
+            unheard |= {_FETCH, _PEER}
         if _expects_a_mean(ctx, site, pool, live):
             # The job compiles or it does not: neither is what a mean of the two predicted, and only the first would be heard of.
-            factors = (*factors[:_COMPILE], 0, *factors[_COMPILE + 1 :])
-        live.factors_milli = factors
+            unheard.add(_COMPILE)
+        live.factors_milli = tuple(0 if index in unheard else factor for index, factor in enumerate(factors))
         ctx.book.decided(live.model_id, ctx.now_us)
 
 

@@ -189,7 +189,27 @@ def test_what_came_from_a_peer_teaches_nothing_of_the_origin_store() -> None:
     fleet.end_attempt("a", key, AttemptState.SUCCEEDED, after_us=110 * SECOND, times=times)
     book = fleet.machine.context.book
     assert not any(book.components[Component.FETCH].tables.values())
-    assert any(book.components[Component.LOAD].tables.values())
+    assert any(book.components[Component.LOAD].tables.values()) and any(book.components[Component.PEER].tables.values())
+
+
+def test_peers_that_keep_disappointing_are_left_for_the_origin_store() -> None:
+    fleet = _fleet(_link(B, A, rtt_ms=0))
+    chosen = []
+    for number in range(12):
+        fleet.agents[A].warm, fleet.agents[A].disk = {}, set()
+        fleet.report("a")
+        fleet.submit(spec(constraints=AT_A, prompt=str(number)))
+        (key,) = fleet.agents[A].attempts
+        explanation = fleet.job(key.job_id).attempts[0].explanation
+        assert explanation is not None
+        chosen.append(explanation.chosen.fetch_from)
+        took_s = 45 if chosen[-1] == B else 20  # 10 s were predicted: the peer refuses, and the origin store gives it after all
+        times = PhaseTimes(waiting_us=0, fetch_us=took_s * SECOND, load_us=9 * SECOND, run_us=9 * SECOND, upload_us=100_000)
+        fleet.end_attempt("a", key, AttemptState.SUCCEEDED, after_us=120 * SECOND, times=times)
+        for name in ("a", "b", "c"):
+            fleet.report(name)
+    assert chosen[0] == B and chosen[-1] is None
+    assert _at_a(fleet).terms_us[FETCH] == pytest.approx(20 * SECOND, rel=0.1)
 
 
 def test_a_snapshot_knows_the_same_sources_and_goes_on_with_equal_steps() -> None:

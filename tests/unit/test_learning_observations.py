@@ -13,7 +13,8 @@ from orchestrator.core.learning.observation import COMPONENTS, Cut, is_cut, obse
 SECOND = 1_000_000
 NAMES = ("queue", "fetch", "input", "stage", "init", "execution", "output", "money", "overlap")
 TERMS = (9, 40, 0, 6, 4, 20, 2, 5, -9)
-FACTORS = tuple(1_000 + 100 * index for index in range(len(COMPONENTS)))
+# From the origin store: what a fetch from a peer takes, such an attempt does not say.
+FACTORS = tuple(0 if component is Component.PEER else 1_000 + 100 * index for index, component in enumerate(COMPONENTS))
 
 
 EXPLANATION = Explanation(

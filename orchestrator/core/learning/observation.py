@@ -38,7 +38,7 @@ class ComponentRule:
     phase: AttemptState | None
 
 
-# In the order in which the phases follow one another.
+# In the order in which the phases follow one another, but for the last.
 RULES: Final = (
     ComponentRule(component=Component.FETCH, terms=("fetch",), actual_us=lambda times: times.fetch_us, phase=AttemptState.FETCHING),
     ComponentRule(component=Component.LOAD, terms=("stage", "init"), actual_us=lambda times: times.load_us, phase=AttemptState.LOADING),
@@ -51,7 +51,10 @@ RULES: Final = (
         component=Component.EXECUTION, terms=("execution",), actual_us=lambda times: times.run_us, phase=AttemptState.RUNNING
     ),
     ComponentRule(component=Component.UPLOAD, terms=("output",), actual_us=lambda times: times.upload_us, phase=AttemptState.UPLOADING),
+    # The same term and the same phase: which of the two an attempt's fetch is, its decision says, and the other's factor is 0.
+    ComponentRule(component=Component.PEER, terms=("fetch",), actual_us=lambda times: times.fetch_us, phase=AttemptState.FETCHING),
 )
+_FETCH, _PEER = 0, len(RULES) - 1
 COMPONENTS: Final = tuple(Component)
 
 
@@ -123,5 +126,6 @@ def _actual(state: AttemptState, times: PhaseTimes, index: int, cut: Cut | None)
     if cut is not None and cut.phase is rule.phase:
         return max(measured_us, cut.lasted_us), True
     # Complete if something that follows it was begun.
-    followed = any(later.actual_us(times) >= 0 for later in RULES[index + 1 :])
+    after = _FETCH if index == _PEER else index
+    followed = any(later.actual_us(times) >= 0 for later in RULES[after + 1 : _PEER])
     return (measured_us, False) if followed else (-1, False)

@@ -6,7 +6,7 @@ store where none is cheaper. One decision per model and pool, the same for every
 | source | time |
 |---|---|
 | origin store | bytes / the site's measured or declared rate from it, corrected by what was learned of the site |
-| peer site | RTT + bytes / the least of the link's rate and the two sites' own links to others; not corrected |
+| peer site | RTT + bytes / the least of the link's rate and the two sites' own links to others, corrected likewise, apart |
 
 Left out: rates of several sources do not add up, one is read at a time; and flows at the peer's end, which are not counted.
 Must not know classes of jobs, nor what else a place costs.
@@ -107,7 +107,7 @@ class Sources:
             return known
         while len(self._ways) >= _KEPT:
             del self._ways[next(iter(self._ways))]
-        factors = factors or self._factors.of(model_id, columns.columns, (Component.FETCH,))
+        factors = factors or self._factors.of(model_id, columns.columns, (Component.FETCH, Component.PEER))
         ways = self._ways[model_id] = self._compute(model, factors, learned, held)
         return ways
 
@@ -121,14 +121,15 @@ class Sources:
         reaches = [(site_id, reach) for site_id in columns.peers.of(model.model_id) if (reach := self._reach(site_id)) is not None]
         if not reaches:
             return ways
-        return self._with_peers(ways, tuple(site_id for site_id, _ in reaches), [reach for _, reach in reaches])
+        return self._with_peers(ways, tuple(site_id for site_id, _ in reaches), [reach for _, reach in reaches], factors)
 
-    def _with_peers(self, ways: Ways, sites: tuple[SiteId, ...], reaches: list[_Reach]) -> Ways:
+    def _with_peers(self, ways: Ways, sites: tuple[SiteId, ...], reaches: list[_Reach], factors: Factors) -> Ways:
         size, simulated = min(ways.model.weights_bytes, _BYTES_MAX), self._columns.simulated
         pools = np.concatenate([reach.pools for reach in reaches])
         number = np.repeat(np.arange(len(reaches)), [len(reach.pools) for reach in reaches])
         rtt_us = np.concatenate([reach.rtt_us for reach in reaches])
-        us = np.minimum(rtt_us + transfer_us(size, np.concatenate([reach.bytes_per_s for reach in reaches])), FETCH_MAX_US)
+        prior_us = np.minimum(rtt_us + transfer_us(size, np.concatenate([reach.bytes_per_s for reach in reaches])), FETCH_MAX_US)
+        us = np.minimum(prior_us * factors.milli[Component.PEER][pools] // 1_000, FETCH_MAX_US)
         per_gb = np.concatenate([reach.usd_micros_per_gb for reach in reaches])
         usd_micros = np.minimum(per_gb * (size // 10**6) // _MB_PER_GB, _USD_MICROS_MAX)
         cost = us + self._price_us(usd_micros)
