@@ -117,7 +117,7 @@ def _range(found: Estimate) -> str:
     spread = f"{seconds(found.low_us)} to {seconds(found.high_us)} s"
     if any(level.rows for level in found.levels if level.name == DEVICE_LEVEL):
         return f"80 % of such runs took {spread}"
-    return f"no run on this type was measured: if it is as far off as others were before theirs, 80 % take {spread}"
+    return f"nobody measured a run on this type: 80 % should take {spread}, as of other types before theirs were measured"
 
 
 # --- check --------------------------------------------------------------------------------------------------------------------
