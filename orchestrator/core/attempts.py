@@ -203,8 +203,9 @@ def forget_fetch(ctx: Context, column: Column, node_index: int, model_id: ModelI
     ctx.columns.node_changed(column, node_index, "fetching", model_id, present=False)
     if model_id in node.copying:
         node.copying.discard(model_id)
-        return
-    column.site.fetches -= 1
+        column.site.copies -= 1
+    else:
+        column.site.fetches -= 1
     ctx.columns.flows_changed(column.site)
 
 

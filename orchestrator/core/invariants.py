@@ -78,9 +78,11 @@ def _check_site(ctx: Context, site: Site) -> None:
         _must(held[live.key] == len(members), "an attempt holds its slots, all of them, until the site says so", str(live.key))
         _must(all(live.key in slot.attempts for slot in members), "a gang holds the block that it leads", str(live.key))
     nodes = [node for pool in site.pools.values() for node in pool.nodes]
-    fetching = sum(len(node.fetching) - len(node.copying) for node in nodes)
+    copying = sum(len(node.copying) for node in nodes)
+    fetching = sum(len(node.fetching) for node in nodes) - copying
     _must(all(node.copying <= set(node.fetching) for node in nodes), "what is copied is on its way", site.site_id)
-    _must(fetching == site.fetches, "flows are counted", (site.site_id, fetching, site.fetches))
+    counted = (site.fetches, site.copies)
+    _must(counted == (fetching, copying), "flows are counted", (site.site_id, fetching, copying, *counted))
     for pool in site.pools.values():
         for slot in _slots(pool):
             _check_slot(ctx, site, slot)

@@ -145,6 +145,7 @@ def _restore_site(ctx: Context, snapshot: SiteSnapshot) -> Site:
         removed=dict.fromkeys(snapshot.removed),
         evict=dict.fromkeys(snapshot.evict),
         fetches=snapshot.fetches,
+        copies=snapshot.copies,
         wanted={one.desired.key: one for one in snapshot.wanted},
         wanted_changed=dict.fromkeys(snapshot.wanted_changed),
         unwanted={one.key: one for one in snapshot.unwanted},

@@ -91,7 +91,7 @@ def build_pools(ctx: Context, site: Site, hello: SiteHello) -> None:
 
 def _make_pools(ctx: Context, site: Site, specs: tuple[PoolSpec, ...]) -> None:
     site.pools = {spec.pool_id: make_pool(ctx, site, spec) for spec in specs if spec.gpu_type in ctx.state.gpus}
-    site.fetches = 0
+    site.fetches = site.copies = 0
     site.breakers = {pool_id: breaker for pool_id, breaker in site.breakers.items() if pool_id in site.pools}
     for live in site.attempts.values():
         pool = site.pools.get(live.attempt.slot.pool_id)

@@ -133,6 +133,7 @@ class SiteSnapshot:
     removed: tuple[AttemptKey, ...]
     evict: tuple[ModelId, ...]
     fetches: int
+    copies: int
     wanted: tuple[Wanted, ...]
     wanted_changed: tuple[CopyKey, ...]
     unwanted: tuple[DesiredReplica, ...]
@@ -279,6 +280,7 @@ def _take_site(ctx: Context, site: Site) -> SiteSnapshot:
         removed=tuple(site.removed),
         evict=tuple(site.evict),
         fetches=site.fetches,
+        copies=site.copies,
         wanted=tuple(site.wanted.values()),
         wanted_changed=tuple(site.wanted_changed),
         unwanted=tuple(site.unwanted.values()),

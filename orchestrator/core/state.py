@@ -229,6 +229,7 @@ class Site:
     removed: dict[AttemptKey, None] = field(default_factory=dict)
     evict: dict[ModelId, None] = field(default_factory=dict)
     fetches: int = 0  # flows from the origin: for placed attempts, and ahead of demand
+    copies: int = 0  # flows between its nodes
     # Copies ahead of demand as told, what changed of them since, and from when on the next may be fetched within the link's share.
     wanted: dict[CopyKey, Wanted] = field(default_factory=dict)
     wanted_changed: dict[CopyKey, None] = field(default_factory=dict)

@@ -172,10 +172,11 @@ def note_fetch(ctx: Context, column: Column, node_index: int, model: ModelSpec, 
     node.bytes_left[model.model_id] = model.weights_bytes
     if copied:
         node.copying.add(model.model_id)
-    ctx.columns.node_changed(column, node_index, "fetching", model.model_id, present=True)
-    if not copied:
+        column.site.copies += 1
+    else:
         column.site.fetches += 1
-        ctx.columns.flows_changed(column.site)
+    ctx.columns.node_changed(column, node_index, "fetching", model.model_id, present=True)
+    ctx.columns.flows_changed(column.site)
 
 
 # --- what becomes of them -----------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def error_of(shown: Shown) -> str:
         (["submit", "m", "--guidance", "nan"], "--guidance is 'nan': expected a number from 0 to 100"),
         (["submit", "m", "--deadline", "10"], "--deadline is '10': expected a duration such as 90s, 10m or 1h30m"),
         (["submit", "m", "--priority", "high"], "--priority is 'high': expected one of urgent, normal, batch"),
-        (["submit", "m", "--max-price", "cheap"], "--max-price is 'cheap': expected a number"),
+        (["submit", "m", "--max-price", "cheap"], "--max-price is 'cheap': expected dollars from 0.000001"),
         (["submit", "m", "--origin", "../x"], "--origin is '../x': expected"),
         (["submit", "m", "--out", "x.png", "--simulated"], "--out is given with --simulated"),
         (["sites", "drain", "tokyo-1", "--deadline", "10m"], "--reason is missing"),

@@ -9,7 +9,7 @@ from atoll.model.job import Constraints, JobState
 from atoll.model.modelspec import AdapterUse
 from atoll.model.quote import Quote, Verdict
 from atoll.model.replica import Tier
-from atoll.model.site import SiteSpec
+from atoll.model.site import SiteRuntime, SiteSpec
 from orchestrator.core import events
 from orchestrator.core.machine import restore
 from orchestrator.core.placement.registry import TERM_NAMES
@@ -74,8 +74,8 @@ def _slow_origin(nodes: int) -> SiteSpec:
 
 
 def test_one_node_fetches_and_the_others_of_the_site_copy_from_it() -> None:
-    fleet = Fleet(_slow_origin(3), models=(model("m", 30),))
-    fleet.submit(*(spec("m", prompt=str(number), shape=replace(spec().shape, steps=1_000)) for number in range(3)))
+    fleet = Fleet(_slow_origin(3), models=(model("m", 30),), runtime=SiteRuntime.TWIN)
+    fleet.submit(*(spec("m", prompt=str(number), shape=replace(spec().shape, steps=1_000), simulated=True) for number in range(3)))
     attempts = list(fleet.agents[SiteId("a")].attempts)
     nodes = fleet.machine.context.state.sites[SiteId("a")].pools
     assert sum(len(node.fetching) for found in nodes.values() for node in found.nodes) == 1, "one flight per model and site"
@@ -85,11 +85,24 @@ def test_one_node_fetches_and_the_others_of_the_site_copy_from_it() -> None:
     fleet.wait(31, reporting=("a",))
     copies = [job.attempts[-1] for job in fleet.jobs.values() if job.attempts and job.attempts[-1].slot.node_id != first.slot.node_id]
     assert copies
-    for attempt in copies:
-        assert attempt.explanation is not None
-        assert attempt.explanation.chosen.terms_us[_FETCH] <= 3_100_000
+    fetches_us = [attempt.explanation.chosen.terms_us[_FETCH] for attempt in copies if attempt.explanation is not None]
+    assert len(fetches_us) == len(copies) == 2
+    assert fetches_us[0] <= 3_100_000
+    assert fetches_us[0] * 2 - 100_000 <= fetches_us[1] <= 6_100_000, "two copies share the way between the nodes"
     assert fleet.machine.context.state.sites[SiteId("a")].fetches <= 1, "copies take nothing of the way to the origin"
     assert restore(fleet.machine.snapshot(), fleet.policy, GPUS).snapshot() == fleet.machine.snapshot()
+
+
+def test_nodes_of_a_real_site_do_not_copy_and_each_fetches_for_itself() -> None:
+    fleet = Fleet(_slow_origin(2), models=(model("m", 30),))
+    fleet.agents[SiteId("a")].disk_of = {"p-0": {"m"}}
+    fleet.warm("a", "p-0", 0, "m", 30)
+    fleet.report("a")
+    long = replace(spec().shape, steps=100_000)
+    fleet.submit(*(spec("m", prompt=str(number), shape=long) for number in range(2)))
+    (cold,) = [attempt for job in fleet.jobs.values() for attempt in job.attempts if attempt.cold]
+    assert cold.explanation is not None and cold.explanation.chosen.terms_us[_FETCH] > 25_000_000
+    assert fleet.machine.context.state.sites[SiteId("a")].fetches == 1
 
 
 def test_a_price_limit_is_held_against_what_each_place_would_cost() -> None:

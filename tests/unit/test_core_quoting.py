@@ -13,6 +13,7 @@ from atoll.model.modelspec import AdapterUse
 from atoll.model.placement import PRICE_TERMS, Awaits, Reason
 from atoll.model.quote import Quote, Verdict
 from atoll.model.shape import Precision, Shape
+from atoll.model.site import SiteRuntime
 from orchestrator.core import events
 from orchestrator.core.outputs import Refusal, RefusalCode
 from orchestrator.core.placement.policy import Policy
@@ -75,9 +76,9 @@ def test_in_a_quiet_fleet_the_quote_is_what_a_submit_does(one: JobSpec) -> None:
 
 
 def test_a_replica_that_is_loading_for_another_job_is_told_from_a_warm_one() -> None:
-    fleet = Fleet(site("a", pool("p", gpus=1, nodes=3)), models=(model("m", weights_gb=20),))
+    fleet = Fleet(site("a", pool("p", gpus=1, nodes=3)), models=(model("m", weights_gb=20),), runtime=SiteRuntime.TWIN)
     for number in range(3):
-        fleet.submit(spec(prompt=str(number)))
+        fleet.submit(spec(prompt=str(number), simulated=True))
     first, second, third = fleet.jobs.values()
     told = [job.attempts[0].explanation for job in (first, second)]
     assert [(one.chosen.cold, one.chosen.awaits) for one in told if one is not None] == [(True, Awaits.NOTHING), (False, Awaits.LOAD)]
@@ -89,7 +90,7 @@ def test_a_replica_that_is_loading_for_another_job_is_told_from_a_warm_one() -> 
     assert third.deferral.waits_for.awaits is Awaits.LOAD
     fleet.warm("a", "p-0", 0, "m", size_gb=20)
     fleet.report("a")
-    offered = _quote(fleet, spec(prompt="later")).chosen
+    offered = _quote(fleet, spec(prompt="later", simulated=True)).chosen
     assert offered is not None and (offered.cold, offered.awaits) == (False, Awaits.NOTHING), "it is there now, and busy"
 
 

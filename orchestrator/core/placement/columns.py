@@ -206,7 +206,7 @@ class Columns:
             breaker = site.breakers.get(column.pool.pool_id)
             closed = reason or (Reason.BREAKER_OPEN if breaker is not None and breaker.blocks else None)
             self.dyn[index, Dyn.ACCEPTING] = closed is None
-            self.dyn[index, Dyn.FLOWS] = site.fetches
+            self.dyn[index, Dyn.FLOWS], self.dyn[index, Dyn.COPIES] = site.fetches, site.copies
             self.lan_rate[index] = spec.lan_bytes_per_s
             self.reason[index] = REASON_CODE[closed or Reason.NO_SLOT]
             node = column.pool.spec.node
@@ -224,9 +224,9 @@ class Columns:
                 self.version += 1
 
     def flows_changed(self, site: Site) -> None:
-        """A fetch to the site began or ended: all of its pools share the rate."""
+        """A fetch to the site, or a copy within it, began or ended: all of its pools share the rate."""
         for column in self.of_site(site):
-            self.dyn[column.index, Dyn.FLOWS] = site.fetches
+            self.dyn[column.index, Dyn.FLOWS], self.dyn[column.index, Dyn.COPIES] = site.fetches, site.copies
 
     # --- slots -----------------------------------------------------------------------------------------------------------------
 

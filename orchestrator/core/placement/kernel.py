@@ -64,7 +64,7 @@ _P_COLD_PRICE, _P_COLD_BYTES, _P_NEAR = int(Pres.COLD_PRICE), int(Pres.COLD_BYTE
 _O_STATE, _O_WAIT, _O_FETCH, _O_SAVING, _O_EVICT = int(Out.STATE), int(Out.WAIT), int(Out.FETCH), int(Out.SAVING), int(Out.EVICT)
 _O_BYTES, _O_CHURN, _O_RISK, _O_TARDY = int(Out.EVICTED_BYTES), int(Out.CHURN), int(Out.RISK), int(Out.TARDY)
 _O_DELAY, _O_TOTAL, _O_FRAGMENT = int(Out.DELAY), int(Out.TOTAL), int(Out.FRAGMENT)
-_D_WHOLE, _R_FRAGMENT = int(Dyn.WHOLE), int(Rate.FRAGMENT_MILLI)
+_D_WHOLE, _D_COPIES, _R_FRAGMENT = int(Dyn.WHOLE), int(Dyn.COPIES), int(Rate.FRAGMENT_MILLI)
 _R_NOW, _R_NEED, _R_EVICT, _R_CHURN = int(Rate.NOW), int(Rate.NEED), int(Rate.EVICT_MILLI), int(Rate.CHURN)
 _R_SLACK, _R_SPREAD, _R_TARDY = int(Rate.SLACK), int(Rate.SPREAD_MILLI), int(Rate.TARDY_MILLI)
 _R_TIE_US, _R_TIE_MILLI = int(Rate.TIE_US), int(Rate.TIE_MILLI)
@@ -191,21 +191,22 @@ def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints) -> Non
 
 
 @_jit
-def _cold_line(fix: Ints, pres: Ints, rates: Ints, out: Ints, line: int, row: int) -> None:
+def _cold_line(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, out: Ints, line: int, row: int) -> None:
     """The cold row of a pool whose site has something of the model, or of a gang, whose block is told."""
     now, source, until = rates[_R_NOW], pres[line, _P_SOURCE], pres[line, _P_SOURCE_US]
     if pres[line, _P_COLD] >= 0:
         out[row, _O_STATE] = pres[line, _P_COLD]
         out[row, _O_WAIT] = 0 if pres[line, _P_COLD] == _BINDABLE else max(pres[line, _P_COLD_UNTIL] - now, OVERDUE_US)
         out[row, _O_EVICT], out[row, _O_BYTES] = pres[line, _P_COLD_PRICE] * rates[_R_EVICT] // 1_000, pres[line, _P_COLD_BYTES]
+    copy = fix[row, _F_COPY] * (dyn[pres[line, _P_POOL], _D_COPIES] + 1)
     if source == _SITE_FETCHING and until > now:
         # One flight per model and site: others wait for it, unless it should have ended by now, and copy from where it landed.
-        out[row, _O_SOURCE], out[row, _O_FETCH] = source, min(until - now + fix[row, _F_COPY], FETCH_MAX_US)
+        out[row, _O_SOURCE], out[row, _O_FETCH] = source, min(until - now + copy, FETCH_MAX_US)
         if out[row, _O_STATE] == _BINDABLE:
             out[row, _O_STATE], out[row, _O_WAIT] = _WAITS, until - now
     elif source == _SITE:
-        if fix[row, _F_COPY] < out[row, _O_FETCH]:
-            out[row, _O_SOURCE], out[row, _O_FETCH] = source, fix[row, _F_COPY]
+        if copy < out[row, _O_FETCH]:
+            out[row, _O_SOURCE], out[row, _O_FETCH] = source, copy
     elif source in (_FETCHING, _DISK, _HOST):
         out[row, _O_SOURCE] = source
         out[row, _O_FETCH] = max(until - now, 0) if source == _FETCHING else 0
@@ -308,7 +309,7 @@ def decide_rows(
             _slot_row(out, bare, pres[line, _P_BARE], pres[line, _P_BARE_UNTIL], now)
             out[bare, _O_SAVING] = fix[bare, _F_NEAR] if pres[line, _P_NEAR] else 0
         if fix[pools + pool, _F_FEASIBLE]:
-            _cold_line(fix, pres, rates, out, line, pools + pool)
+            _cold_line(fix, dyn, pres, rates, out, line, pools + pool)
     _spots(fix, dyn, nodes, spots, rates, out)
     _cost_rows(fix, dyn, rates, out)
     bound = _best(fix, dyn, rates, mask, out, pools, _BINDABLE)

@@ -58,7 +58,8 @@ class Dyn(IntEnum):
     FREE = 1
     SOONEST = 2  # fleet time at which the first busy slot is predicted to be free
     FLOWS = 3  # fetches from the origin in flight at the site
-    WHOLE = 4  # 1: its free slots are one whole block of a gang that has a replica there
+    COPIES = 4  # copies between nodes of the site in flight
+    WHOLE = 5  # 1: its free slots are one whole block of a gang that has a replica there
 
 
 class Room(IntEnum):

@@ -52,7 +52,7 @@ def decide(
             saved = (lines[:, Pres.BARE_NEAR] != 0) & (fix[bare, Fix.FEASIBLE] != 0)
             out[bare, Out.SAVING] = np.where(saved, fix[bare, Fix.NEAR_SAVING], 0)
         lines = lines[open_pools[where]]
-        _sources(fix, rates, lines, out, pools + lines[:, Pres.POOL])
+        _sources(fix, dyn, rates, lines, out, pools + lines[:, Pres.POOL])
     if len(spots):
         _spots(fix, dyn, nodes, spots[open_pools[spots[:, Spot.POOL]]], rates, out)
     possible = out[:, Out.STATE] != State.IMPOSSIBLE
@@ -112,7 +112,7 @@ def _slot_rows(fix: Ints, out: Ints, rows: Ints, slots: Ints, until: Ints, now: 
     out[rows, Out.WAIT] = np.where(feasible & (slots != Slots.NONE), wait, 0)
 
 
-def _sources(fix: Ints, rates: Ints, lines: Ints, out: Ints, rows: Ints) -> None:
+def _sources(fix: Ints, dyn: Ints, rates: Ints, lines: Ints, out: Ints, rows: Ints) -> None:
     """Cold rows of pools whose site has something of the model, or of gangs, whose blocks are told."""
     now = rates[Rate.NOW]
     state, wait, fetch = out[rows, Out.STATE], out[rows, Out.WAIT], out[rows, Out.FETCH]
@@ -123,7 +123,8 @@ def _sources(fix: Ints, rates: Ints, lines: Ints, out: Ints, rows: Ints) -> None
     told_price = lines[:, Pres.COLD_PRICE] * rates[Rate.EVICT_MILLI] // 1_000
     out[rows, Out.EVICT] = np.where(told, told_price, out[rows, Out.EVICT])
     out[rows, Out.EVICTED_BYTES] = np.where(told, lines[:, Pres.COLD_BYTES], out[rows, Out.EVICTED_BYTES])
-    source, until, copy = lines[:, Pres.SOURCE], lines[:, Pres.SOURCE_US], fix[rows, Fix.COPY]
+    source, until = lines[:, Pres.SOURCE], lines[:, Pres.SOURCE_US]
+    copy = fix[rows, Fix.COPY] * (dyn[lines[:, Pres.POOL], Dyn.COPIES] + 1)
     beside = (source == Source.SITE_FETCHING) & (until > now)
     there = (source == Source.SITE) & (copy < fetch)
     local = (source == Source.FETCHING) | (source == Source.DISK) | (source == Source.HOST)

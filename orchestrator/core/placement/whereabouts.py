@@ -9,10 +9,12 @@ from collections import Counter
 from typing import Final
 
 from atoll.model.ids import ModelId, PoolId, SiteId
+from atoll.model.site import SiteRuntime
 from orchestrator.core.placement.classes import Variant
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.eviction import Prices
 from orchestrator.core.placement.presence import Near, Presence, line_of, spots_in
+from orchestrator.core.state import Site
 
 # Models with a table of their own; the oldest is dropped beyond it. A table of a model that is everywhere is some 10 KB.
 _PRESENCES_MAX: Final = 4_096
@@ -62,8 +64,8 @@ class Whereabouts:
         self._moved(model_id, column)
 
     def holds(self, column: Column, model_id: ModelId) -> bool:
-        """Whether a node of the pool's site has the model."""
-        return (column.site.site_id, model_id) in self._holding
+        """Whether a node of the pool's site has the model, and others copy it from there."""
+        return _copies(column.site) and (column.site.site_id, model_id) in self._holding
 
     def count_held(self, column: Column, model_id: ModelId, step: int) -> None:
         """As `held`, for a pool that comes or goes as a whole."""
@@ -142,6 +144,8 @@ class Whereabouts:
         return presence
 
     def _near(self, column: Column, model_id: ModelId) -> Near:
+        if not _copies(column.site):
+            return Near(False, None)
         key = (column.site.site_id, model_id)
         flights = self._flights.get(key)
         return Near(key in self._holding, min(flights.values()) if flights else None)
@@ -161,3 +165,8 @@ class Whereabouts:
             presence.stale = dict(self.by_model.get(variant.model_id, {}))
             presence.stale_spots = dict(presence.stale)
         return presence
+
+
+def _copies(site: Site) -> bool:
+    """Whether nodes of a site copy weights from each other. Nodes of real sites each fetch for themselves, so far."""
+    return site.hello is not None and site.hello.runtime is SiteRuntime.TWIN
