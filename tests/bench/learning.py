@@ -11,105 +11,45 @@ import math
 import random
 import statistics
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 from pathlib import Path
 from typing import Final
 
-from atoll.model.attempt import Attempt, AttemptState, PhaseTimes, ResultManifest
-from atoll.model.ids import AttemptKey, EventSeq, JobId, ModelId, SiteId, SlotRef
+from atoll.model.attempt import Attempt
+from atoll.model.ids import JobId
 from atoll.model.job import Constraints, JobSpec
 from atoll.model.learned import Calibration, Component
-from atoll.model.modelspec import ModelSpec
-from atoll.model.report import AttemptEvent
 from atoll.model.site import SiteRuntime
 from atoll.packaged import load_packaged
 from atoll.physics.hidden import HiddenWorld
 from orchestrator.core import events
 from orchestrator.core.events import RequestRef, Submission
 from orchestrator.core.learning.observation import LEAST_US, RULES, predicted
-from orchestrator.core.outputs import AttemptSettled, SendAssignment, Step
+from orchestrator.core.outputs import AttemptSettled, Step
 from orchestrator.core.placement.policy import Policy
-from tests.bench.core import Load, models_of, short, sites_of
+from tests.bench.core import models_of, short, sites_of
+from tests.bench.truth import TrueSites
 from tests.unit.fleet_of_machines import Fleet, spec
 
 JOBS: Final = 8_000
 _MODELS: Final = 150
 _GROUPS: Final = 12
 _GAP_US: Final = 500_000
-# What an agent needs between two phases, and a result on its way.
-_OVERHEAD_US: Final = 20_000
 _WINDOW: Final = 250
 TOTAL: Final = "total"
 
 
 @dataclass(slots=True)
-class TrueLoad(Load):
-    """A stream of jobs whose attempts take what a hidden world says. `errors`: logs of actual over predicted, by component, in order."""
+class Judged(TrueSites):
+    """Jobs of all groups at such sites. `errors`: logs of actual over predicted by component, in order."""
 
-    truth: HiddenWorld = field(default_factory=lambda: HiddenWorld(1))
     errors: dict[str, list[float]] = field(default_factory=dict)
-    free_us: dict[tuple[SiteId, SlotRef], int] = field(default_factory=dict)
-    fetched_us: dict[tuple[SiteId, str, ModelId], int] = field(default_factory=dict)
-    took: dict[AttemptKey, PhaseTimes] = field(default_factory=dict)
-    known: set[AttemptKey] = field(default_factory=set)
 
     def take(self, step: Step, now_us: int) -> None:
-        """Let what was bound take its time, and note how far off it was when it has ended."""
-        for command in step.commands:
-            if isinstance(command, SendAssignment):
-                for told in command.assignment.attempts:
-                    if told.key not in self.known:
-                        self.known.add(told.key)
-                        self._begin(command.site_id, told.key, now_us)
+        """Note how far off what has ended was, too."""
+        TrueSites.take(self, step, now_us)
         for decision in step.decisions:
             if isinstance(decision, AttemptSettled):
                 self._note(decision.attempt)
-
-    def _begin(self, site_id: SiteId, key: AttemptKey, now_us: int) -> None:
-        site = self.fleet.machine.context.state.sites[site_id]
-        live = site.attempts[key]
-        slot = live.attempt.slot
-        model = self.fleet.machine.context.state.models[live.model_id]
-        pool = site.pools[slot.pool_id]
-        turn_us = max(self.free_us.get((site_id, slot), 0), now_us)
-        at_us, fetch_us, load_us = turn_us, -1, -1
-        if live.attempt.cold:
-            fetched_us = self._fetched_us(site_id, live.attempt, model, at_us)
-            if fetched_us:
-                fetch_us, at_us = fetched_us - at_us, fetched_us
-            h2d = pool.spec.node.h2d_bytes_per_s or pool.gpu.h2d_bytes_per_s
-            stage_us = self.truth.stage_us(model, pool.spec.node.disk_bytes_per_s, h2d, False, site_id, str(key))
-            load_us = stage_us + self.truth.init_us(model, site_id, str(key))
-            at_us += load_us
-        run_us = self.truth.execution_us(model, live.spec.shape, pool.gpu, live.spec.precision, site_id, str(key))
-        output_us = self._output_us(live.attempt)
-        upload_us = output_us * self.truth.factor_milli("fetch", site_id) // 1_000
-        self.took[key] = PhaseTimes(
-            waiting_us=turn_us - now_us, fetch_us=fetch_us, load_us=load_us, run_us=run_us, upload_us=upload_us
-        )
-        self.free_us[site_id, slot] = at_us + run_us
-        heappush(self.ends, (at_us + run_us + upload_us + _OVERHEAD_US, site_id, key))
-
-    def _fetched_us(self, site_id: SiteId, attempt: Attempt, model: ModelSpec, at_us: int) -> int:
-        """When the weights are on the node's disk; 0: they are there."""
-        assert attempt.explanation is not None
-        if not predicted(attempt.explanation, RULES[0]):
-            return 0
-        where = (site_id, str(attempt.slot.node_id), model.model_id)
-        coming_us = self.fetched_us.get(where, 0)
-        if coming_us <= at_us:
-            # Fetches that go on share the site's way to the origin.
-            flows = 1 + sum(1 for (site, _, _), end_us in self.fetched_us.items() if site == site_id and end_us > at_us)
-            rate = self.fleet.agents[site_id].site.origin_bytes_per_s // flows
-            coming_us = self.fetched_us[where] = at_us + self.truth.fetch_us(model.weights_bytes, rate, 0, site_id, str(attempt.key))
-        return coming_us
-
-    def _output_us(self, attempt: Attempt) -> int:
-        """The prior of the upload: what was predicted, without what was learned."""
-        assert attempt.explanation is not None
-        factors = self.fleet.machine.context.state.sites[attempt.site_id].attempts[attempt.key].factors_milli
-        index = next(index for index, rule in enumerate(RULES) if rule.component is Component.UPLOAD)
-        return predicted(attempt.explanation, RULES[index]) * 1_000 // factors[index]
 
     def _note(self, attempt: Attempt) -> None:
         assert attempt.explanation is not None
@@ -120,27 +60,13 @@ class TrueLoad(Load):
         total_us = attempt.ended_us - attempt.leased_us
         self.errors.setdefault(TOTAL, []).append(math.log(total_us / attempt.predicted_us))
 
-    def _end_due(self) -> None:
-        while self.ends and self.ends[0][0] <= self.fleet.now_us:
-            at_us, site_id, key = heappop(self.ends)
-            if key not in self.fleet.machine.context.state.sites[site_id].attempts:
-                continue
-            self._report(site_id, key)
-            self.seqs[site_id] = self.seqs.get(site_id, 0) + 1
-            manifest = ResultManifest(key=key, artifacts=(), seed=0, simulated=True)
-            end = AttemptEvent(
-                seq=EventSeq(self.seqs[site_id]), key=key, state=AttemptState.SUCCEEDED, manifest=manifest, times=self.took.pop(key)
-            )
-            event = events.AttemptsEnded(site_id=site_id, session=self.fleet.agents[site_id].session, events=(end,))
-            self.take(self.fleet.machine.handle(event, at_us), at_us)
-
     def live(self, jobs: int, chance: random.Random) -> None:
         """Let jobs of all groups come, one each half second, and most of them end."""
         groups = [tuple(sorted(self.fleet.agents))[number::_GROUPS] for number in range(_GROUPS)]
         weights = [1 / (rank + 1) ** 0.9 for rank in range(len(self.models))]
         for number in range(jobs):
             self.fleet.now_us += _GAP_US
-            self._end_due()
+            self.pass_time(self.fleet.now_us)
             model = chance.choices(self.models, weights)[0]
             job = spec(
                 model.model_id, simulated=True, shape=short(model.default_shape), constraints=Constraints(sites=chance.choice(groups))
@@ -167,7 +93,7 @@ def simulate(seed: int, jobs: int, *, learning: bool) -> Outcome:
     policy = Policy(silent_after_ms=10**9, learning=learning)
     models = models_of(_MODELS)
     fleet = Fleet(*sites_of(1), models=models, policy=policy, gpus=gpus, runtime=SiteRuntime.TWIN, checked=False)
-    load = TrueLoad(fleet=fleet, models=models, gap_us=_GAP_US, truth=HiddenWorld(seed))
+    load = Judged(fleet=fleet, models=models, gap_us=_GAP_US, truth=HiddenWorld(seed))
     for agent in fleet.agents.values():
         load.reports[agent.site.site_id] = agent.report_seq
     load.live(jobs, random.Random(seed))
