@@ -5,6 +5,7 @@ Decides the wording. Logs of ratios are shown as they are (0.05 is about 5 %), b
 
 from __future__ import annotations
 
+from math import exp
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,7 +17,17 @@ from atoll.cli.models import model_id
 from atoll.cli.output import Column, Form, Listing, note, plain, say, show_list, show_plain, table
 from atoll.cli.session import session, verb
 from atoll.cli.sites import site_id
-from atoll.model.learned import GATE_ATTEMPTS, Calibration, Gate, Level, QuotePart, Residual
+from atoll.model.learned import (
+    COVERAGE_MILLI,
+    GATE_ATTEMPTS,
+    MEDIAN_MAX_MILLI,
+    TOTAL,
+    Calibration,
+    Gate,
+    Level,
+    QuotePart,
+    Residual,
+)
 
 if TYPE_CHECKING:
     from atoll.client import Residuals
@@ -38,6 +49,11 @@ _PARTS = {
     QuotePart.EXECUTION: "execution and result",
     QuotePart.WHOLE: "both",
 }
+# What the headings mean, under the lines.
+_LEGEND = (
+    "FACTOR: what this level multiplies a prediction by; JOBS: evidence for it, older attempts count less; BIAS and SPREAD: mean and",
+    "deviation of log(actual / stated median), +0.05: 5 % longer than stated; WITHIN P90: 90 % is right. Few JOBS say little.",
+)
 # Thousands of lines about single models are asked for by name.
 _SHOWN = frozenset({Level.ALL, Level.GPU_TYPE, Level.SITE})
 
@@ -109,6 +125,9 @@ def residuals(
     every = form is not Form.TABLE or bool(site or model)
     shown = [row for row in found.residuals if every or row.level in _SHOWN]
     show_list(form, _listing(found.now_us), shown, empty="nothing was learned yet: no attempt of that kind has ended")
+    if shown and form in {Form.TABLE, Form.WIDE}:
+        for line in _LEGEND:
+            note(line)
     _leave_out(found, len(found.residuals) - len(shown))
 
 
@@ -146,7 +165,7 @@ def calibrate(
         for gate in found.gates:
             say(f"gate/{gate.name}")
     else:
-        _show(found)
+        show(found)
     if reset:
         what = component or "all components"
         note(f"forgotten: {what} {f'at {site_id(site)}' if site else 'everywhere'}")
@@ -161,12 +180,22 @@ def judged(found: Calibration) -> bool:
     judged = [gate for gate in found.gates if gate.enough]
     failing = [gate.name for gate in judged if not gate.passed]
     if failing:
-        hint = "quoted P50 and P90 are widened by what is known; a site that changed is in 'atoll events'"
-        raise CliError(f"predictions are off: {', '.join(failing)}", hint=hint)
+        raise CliError(f"predictions are off: {', '.join(failing)}", hint=_hint(failing))
     return bool(judged)
 
 
-def _show(found: Calibration) -> None:
+def _hint(failing: list[str]) -> str:
+    """Where to look. Quotes are fitted to totals, so they follow by themselves."""
+    if failing == [TOTAL]:
+        where = "its parts hold: time passes between them, such as messages or a busy machine ('the rest' in 'atoll jobs explain JOB')"
+    else:
+        name = next(name for name in failing if name != TOTAL)
+        where = f"'atoll costs residuals --component {name}' shows at whom; a site that changed is in 'atoll events'"
+    return f"{where}; quotes follow what completions took"
+
+
+def show(found: Calibration) -> None:
+    """Gates, what quotes make of predictions, and how much was learned."""
     rows = [[gate.name, str(gate.observations), _signed(gate.median_milli), f"{gate.coverage_milli / 10:.1f} %", _verdict(gate)]
             for gate in found.gates if gate.observations]  # fmt: skip
     if rows:
@@ -192,4 +221,12 @@ def _show(found: Calibration) -> None:
 def _verdict(gate: Gate) -> str:
     if not gate.enough:
         return "too few attempts"
-    return "holds" if gate.passed else "fails"
+    if gate.passed:
+        return "holds"
+    amiss = []
+    if abs(gate.median_milli) > MEDIAN_MAX_MILLI:
+        percent = round(abs(exp(gate.median_milli / 1_000) - 1) * 100)
+        amiss.append(f"{percent} % {'longer' if gate.median_milli > 0 else 'shorter'} than stated")
+    if not COVERAGE_MILLI[0] <= gate.coverage_milli <= COVERAGE_MILLI[1]:
+        amiss.append("P90 is exceeded too often" if gate.coverage_milli < COVERAGE_MILLI[0] else "P90 is too cautious")
+    return f"fails: {', '.join(amiss)}"

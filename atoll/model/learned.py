@@ -13,6 +13,11 @@ from atoll.model.ids import ModelId, SiteId
 
 # Attempts that a gate needs. With fewer a coverage of 90 % is within its gate by chance only: sqrt(0.09 / 200) is two points.
 GATE_ATTEMPTS: Final = 200
+# |median log residual| at most 0.05, and P90 true for 87 to 93 %: beyond that a stated time is no statement.
+MEDIAN_MAX_MILLI: Final = 50
+COVERAGE_MILLI: Final = (870, 930)
+# The gate of whole completions, beside those of components.
+TOTAL: Final = "total"
 
 
 class Component(StrEnum):

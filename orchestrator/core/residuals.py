@@ -39,8 +39,8 @@ def note_placed(ctx: Context) -> None:
         factors = ctx.book.factors_milli(live.model_id, pool.gpu.gpu_type, site.site_id)
         # What comes from a peer says nothing of the origin store, and the other way round.
         unheard = {_PEER if chosen.fetch_from is None else _FETCH}
-        if chosen.cold and _joins_fetch(site, pool, live):
-            # What is left of another's fetch is not what a fetch takes.
+        if chosen.cold and (_joins_fetch(site, pool, live) or _is_copied(pool, live)):
+            # What is left of another's fetch is not what a fetch takes, nor is a copy from another node of the site.
             unheard |= {_FETCH, _PEER}
         if _expects_a_mean(ctx, site, pool, live):
             # The job compiles or it does not: neither is what a mean of the two predicted, and only the first would be heard of.
@@ -58,6 +58,11 @@ def _expects_a_mean(ctx: Context, site: Site, pool: Pool, live: LiveAttempt) -> 
     form = needed_form(model, live.spec.shape, live.spec.gang_size, (adapter.rank for adapter in used if adapter is not None))
     held = sum(form in node.compiled for node in pool.nodes)
     return 0 < held < len(pool.nodes)
+
+
+def _is_copied(pool: Pool, live: LiveAttempt) -> bool:
+    """Whether its weights come from another node of the site."""
+    return live.model_id in pool.nodes[pool.node_index[live.attempt.slot.node_id]].copying
 
 
 def _joins_fetch(site: Site, pool: Pool, live: LiveAttempt) -> bool:

@@ -137,7 +137,7 @@ class Load:
             slots=(SlotFacts(index=ref.index, memory_free_bytes=0, replicas=replicas),),
         )
         self.reports[site_id] = self.reports.get(site_id, 1) + 1
-        report = SiteReport(seq=self.reports[site_id], full=False, generation=Generation(site.generation), nodes=(facts,))
+        report = SiteReport(seq=self.reports[site_id], full=False, generation=Generation(site.generation), nodes=(facts,), rates=site.rates)
         event = events.SiteReported(site_id=site_id, session=self.fleet.agents[site_id].session, report=report)
         self.take(self.fleet.machine.handle(event, self.fleet.now_us), self.fleet.now_us)
 

@@ -15,12 +15,14 @@ from heapq import heappop, heappush
 from math import ceil, inf
 from typing import Final
 
+from agents.core.events import AgentEvent, RatesMeasured
 from agents.runtime.fair_link import FairLink
+from agents.runtime.rates import Rates
 from atoll.model.attempt import AttemptState, PhaseTimes, ResultManifest
 from atoll.model.ids import AttemptKey, EventSeq, Generation, ModelId, NodeId, SiteId, SlotRef
 from atoll.model.learned import Component
 from atoll.model.modelspec import ModelSpec
-from atoll.model.report import AttemptEvent, FetchFact, NodeFacts, SiteReport
+from atoll.model.report import AttemptEvent, FetchFact, NodeFacts, RateFacts, SiteReport
 from atoll.physics.hidden import HiddenWorld
 from orchestrator.core import events
 from orchestrator.core.learning.observation import RULES, predicted
@@ -79,6 +81,8 @@ class TrueSites(Load):
     happened: int = 0
     landing: list[Where] = field(default_factory=list)
     telling: bool = False
+    rates: dict[SiteId, Rates] = field(default_factory=dict)
+    measured: dict[SiteId, RateFacts] = field(default_factory=dict)
 
     # --- what the orchestrator says ------------------------------------------------------------------------------------------------
 
@@ -138,12 +142,24 @@ class TrueSites(Load):
     def _landed(self, where: Where, now_us: int) -> None:
         site_id, node_id, model_id = where
         flight = self.flights.pop(where)
+        if not flight.way[1]:
+            self._measured(site_id, flight)
         self._disk(site_id, node_id)[model_id] = None
         self._tell({(site_id, node_id): flight.pool}, now_us)
         for work in flight.waiting:
             work.fetching, work.fetch_us = False, now_us - work.begun_us
             if self.queues[site_id, work.live.attempt.slot][0] is work:
                 self._serve(work, now_us)
+
+    def _measured(self, site_id: SiteId, flight: Flight) -> None:
+        """Sites measure their way to the origin by what they fetch, and tell."""
+        if site_id not in self.rates:
+            self.rates[site_id] = Rates(partial(self._rates_measured, site_id))
+        self.rates[site_id].measured(origin=flight.model.weights_bytes * 1_000_000 // flight.work_us)
+
+    def _rates_measured(self, site_id: SiteId, event: AgentEvent) -> None:
+        assert isinstance(event, RatesMeasured)
+        self.measured[site_id] = event.rates
 
     def _disk(self, site_id: SiteId, node_id: NodeId) -> dict[ModelId, None]:
         return self.disks.setdefault((site_id, node_id), {})
@@ -211,7 +227,8 @@ class TrueSites(Load):
         for site_id, facts in by_site.items():
             self.reports[site_id] = self.reports.get(site_id, 1) + 1
             generation = Generation(self._site(site_id).generation)
-            report = SiteReport(seq=self.reports[site_id], full=False, generation=generation, nodes=tuple(facts))
+            rates = self.measured.get(site_id, RateFacts())
+            report = SiteReport(seq=self.reports[site_id], full=False, generation=generation, nodes=tuple(facts), rates=rates)
             event = events.SiteReported(site_id=site_id, session=self.fleet.agents[site_id].session, report=report)
             self.take(self.fleet.machine.handle(event, now_us), now_us)
 

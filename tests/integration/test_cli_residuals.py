@@ -13,7 +13,7 @@ import pytest
 
 from atoll.cli.app import main
 from atoll.cli.exits import CliError, Exit
-from atoll.cli.residuals import judged
+from atoll.cli.residuals import judged, show
 from atoll.client import AsyncClient, InputError, NotFoundError
 from atoll.model.attempt import PhaseTimes
 from atoll.model.learned import Calibration, Gate
@@ -53,7 +53,11 @@ async def test_what_attempts_took_is_learned_shown_and_forgotten(tmp_path: Path,
         assert out.splitlines()[0].split() == ["COMPONENT", "LEVEL", "WHO", "JOBS", "FACTOR", "BIAS", "SPREAD", "WITHIN", "P90"]
         assert any(line.startswith("execution") and " site " in line and " a " in line for line in out.splitlines())
         assert "m at" not in out and "more lines about single models" in err
+        assert "FACTOR: what this level multiplies a prediction by" in err
         assert "m at a" in (await run("costs", "residuals", "--model", "m"))[1]
+        for option, name in (("--site", "nowhere"), ("--model", "nothing")):
+            code, out, err = await run("costs", "residuals", option, name)
+            assert (code, out) == (Exit.NOT_FOUND, "") and name in err
         code, out, _ = await run("costs", "residuals", "--component", "execution", "-o", "json")
         told = json.loads(out)
         assert {row["component"] for row in told["residuals"]} == {"execution"} and not told["truncated"]
@@ -118,3 +122,19 @@ def test_gates_hold_when_something_can_be_said_and_nothing_fails(gates: tuple[Ga
     failing = (*gates, _gate(enough=True, passed=False))
     with pytest.raises(CliError, match="predictions are off: execution"):
         judged(Calibration(gates=failing, quotes=(), factors=0, shifts=0, learning=True))
+
+
+def test_a_gate_that_fails_says_how_and_where_to_look(capsys: Shown) -> None:
+    slow = Gate(name="total", observations=630, median_milli=156, coverage_milli=905, enough=True, passed=False)
+    tight = Gate(name="fetch", observations=300, median_milli=-70, coverage_milli=700, enough=True, passed=False)
+    shown = Calibration(gates=(tight, slow), quotes=(), factors=3, shifts=0, learning=True)
+    show(shown)
+    out = capsys.readouterr().out
+    assert "fails: 17 % longer than stated" in out
+    assert "fails: 7 % shorter than stated, P90 is exceeded too often" in out
+    with pytest.raises(CliError) as both:
+        judged(shown)
+    assert "atoll costs residuals --component fetch" in (both.value.hint or "")
+    with pytest.raises(CliError) as only:
+        judged(Calibration(gates=(slow,), quotes=(), factors=3, shifts=0, learning=True))
+    assert "atoll jobs explain JOB" in (only.value.hint or "")

@@ -22,8 +22,9 @@ def test_bias_shrinks_below_the_gate_with_learning_and_stays_without(seed: int) 
     assert bias(last) < 0.7 * bias(on.errors[Component.EXECUTION][:1_000])
     assert bias(on.errors[TOTAL][-1_000:]) < 0.65 * bias(off.errors[TOTAL][-1_000:])
     gates = {gate.name: gate for gate in on.calibration.gates}
-    assert abs(gates[TOTAL].median_milli) <= 50
-    assert gates[Component.EXECUTION].enough and abs(gates[Component.EXECUTION].median_milli) <= 50
+    judged = {name for name, gate in gates.items() if gate.enough}
+    assert judged >= {Component.FETCH, Component.LOAD, Component.EXECUTION, TOTAL}
+    assert {name: gates[name] for name in judged if not gates[name].passed} == {}
 
 
 def test_the_same_seed_learns_the_same() -> None:

@@ -18,7 +18,8 @@ from orchestrator.core.learning.book import Book
 from orchestrator.core.machine import new_machine
 from orchestrator.core.outputs import AppendAudit, Done, EstimateShifted, PutEstimates, Refusal
 from orchestrator.core.placement.policy import Policy
-from tests.unit.fleet_of_machines import GPUS, SECOND, Fleet, model, pool, site, spec
+from tests.unit.fleet_of_machines import GB, GPUS, SECOND, Fleet, model, pool, site, spec
+from tests.unit.learned_world import place, seen
 
 EXECUTION = Component.EXECUTION
 # Nobody reports in these tests while hours pass.
@@ -204,6 +205,31 @@ def test_who_joins_a_fetch_learns_nothing_of_fetching() -> None:
         fleet.end_attempt("a", live.key, times=PhaseTimes(fetch_us=5 * SECOND, load_us=SECOND, run_us=SECOND))
     observations = {name: one.observations for name, one in fleet.machine.context.book.components.items()}
     assert (observations[Component.FETCH], observations[Component.LOAD]) == (1, len(lives))
+
+
+def test_a_copy_within_a_site_is_predicted_and_learned_apart_from_the_way_to_the_origin() -> None:
+    fleet = Fleet(site("a", pool("p", nodes=2, gpus=1), origin_gbs=1), policy=CALM)
+    book = fleet.machine.context.book
+    fetch = list(Component).index(Component.FETCH)
+    for _ in range(30):
+        seen(book, Component.FETCH, 3.0, place("m", "big", "a"), fleet.now_us)
+        fleet.now_us += 10 * SECOND
+    first = placed(fleet)
+    assert term(first, "fetch") > 15 * SECOND  # 10 GB at 1 GB/s, and slower than that
+    node = first.slot.node_id
+    fleet.agents[SiteId("a")].disk_of[node] = {"m"}
+    fleet.agents[SiteId("a")].warm[node, 0] = {"m": 10 * GB}
+    fleet.report("a")
+    second = placed(fleet, prompt="while the first one runs")
+    assert second.slot.node_id != node
+    lan = fleet.agents[SiteId("a")].site.lan_bytes_per_s
+    assert term(second, "fetch") == 10 * GB * SECOND // lan
+    before = book.components[Component.FETCH].observations
+    for attempt in (first, second):
+        fleet.end_attempt("a", attempt.key, times=PhaseTimes(fetch_us=30 * SECOND, load_us=SECOND, run_us=SECOND))
+    assert book.components[Component.FETCH].observations == before + 1
+    (told,) = [job.attempts[-1] for job in fleet.jobs.values() if job.job_id == second.key.job_id]
+    assert told.factors_milli[fetch] == 0
 
 
 def test_what_was_learned_is_checkpointed_each_minute_and_survives_a_restart() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from itertools import pairwise
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from orchestrator.core.learning.factors import PoolFactors
 from orchestrator.core.learning.logs import ONE, log2, milli, millis, nats_milli, times
 from orchestrator.core.learning.observation import COMPONENTS, Observation
 from orchestrator.core.learning.report import calibration, residuals
+from orchestrator.core.learning.sketch import FIRST_GUESS, RECENT_MAX, Sketch
 from tests.unit.learned_world import MODES, SECOND, World, factor, place, seen
 
 EXECUTION, FETCH, LOAD = Component.EXECUTION, Component.FETCH, Component.LOAD
@@ -80,6 +82,23 @@ def test_loads_have_two_modes_and_both_gates_hold(seed: int) -> None:
     assert gate.passed
     # The expected time is what ranks: 1.417 times the middle of the logs.
     assert 2 ** (world.book.components[LOAD].mean_log / ONE) == pytest.approx((0.25 + 2 + 2) / 3, rel=0.06)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_stated_median_keeps_up_while_errors_of_two_modes_become_smaller(seed: int) -> None:
+    """What predictions are off by narrows for as long as a fleet is being learned, and the median, on a flank, moves with it."""
+    chance = random.Random(seed)
+    spread = Sketch(FIRST_GUESS, most=RECENT_MAX)
+    median, within, misses = 0, 0, []
+    for number in range(1_500):
+        narrow = 0.7 - 0.5 * number / 1_500
+        off = int((math.log(chance.choice(MODES)) + chance.gauss(0, narrow)) / math.log(2) * ONE)
+        misses.append(off - median)
+        within += off <= spread.quantile(900)
+        spread.add(off)
+        median = spread.quantile(500)
+    assert abs(statistics.median(misses)) * math.log(2) / ONE < 0.05
+    assert 0.87 <= within / 1_500 <= 0.93
 
 
 def test_sites_that_differ_like_modes_are_told_from_modes() -> None:

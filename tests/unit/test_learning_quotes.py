@@ -7,11 +7,11 @@ import random
 import pytest
 
 from atoll.model.ids import ModelId
-from atoll.model.learned import QuotePart
+from atoll.model.learned import TOTAL, QuotePart
 from atoll.model.modelspec import Modality
 from orchestrator.core.learning.book import Book
 from orchestrator.core.learning.quotes import CROWD_US, Spread
-from orchestrator.core.learning.report import TOTAL, calibration
+from orchestrator.core.learning.report import calibration
 from tests.unit.learned_world import completion
 
 SECOND = 1_000_000

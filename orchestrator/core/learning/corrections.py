@@ -20,7 +20,7 @@ from orchestrator.core.learning import sketch
 from orchestrator.core.learning.cells import RESIDUAL_MAX, SHRINK, Cell, CellKey
 from orchestrator.core.learning.changepoints import WATCH_FROM, Watch, standard_deviation
 from orchestrator.core.learning.logs import ONE, log2
-from orchestrator.core.learning.sketch import FIRST_GUESS, Sketch
+from orchestrator.core.learning.sketch import FIRST_GUESS, RECENT_MAX, Sketch
 
 # [1/4, 4] in all: what is further off than that is no calibration error, and the next who learns should not have to undo it.
 CORRECTION_MAX: Final = 2 * ONE
@@ -95,7 +95,7 @@ class Corrections:
     def __init__(self, component: Component) -> None:
         self.component = component
         self.tables: dict[Level, dict[CellKey, Cell]] = {level: {} for level in Level}
-        self.spread = Sketch(FIRST_GUESS)
+        self.spread = Sketch(FIRST_GUESS, most=RECENT_MAX)
         self.figures = SpreadFigures()
         self.mean_log = 0
         self.gate = Sketch()
@@ -358,7 +358,7 @@ def restored(told: LearnedComponent) -> Corrections:
         corrections._index(one.level, key)
         if one.changed:
             corrections._changed[one.level][key] = None
-    corrections.spread = sketch.restored(told.spread)
+    corrections.spread = sketch.restored(told.spread, most=RECENT_MAX)
     corrections.figures = told.figures
     corrections.mean_log = told.published_mean_log
     corrections.gate = sketch.restored(told.gate)

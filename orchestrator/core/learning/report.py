@@ -9,16 +9,23 @@ from math import isqrt
 from typing import Final
 
 from atoll.model.ids import ModelId, SiteId
-from atoll.model.learned import GATE_ATTEMPTS, Calibration, Component, Gate, Level, QuoteFactor, Residual
+from atoll.model.learned import (
+    COVERAGE_MILLI,
+    GATE_ATTEMPTS,
+    MEDIAN_MAX_MILLI,
+    TOTAL,
+    Calibration,
+    Component,
+    Gate,
+    Level,
+    QuoteFactor,
+    Residual,
+)
 from orchestrator.core.learning.book import Book
 from orchestrator.core.learning.cells import Cell, CellKey
 from orchestrator.core.learning.logs import ONE, milli, nats_milli
 from orchestrator.core.learning.sketch import UNIT, Sketch
 
-# |median log residual| at most 0.05, and P90 true for 87 to 93 %: beyond that a stated time is no statement.
-MEDIAN_MAX_MILLI: Final = 50
-COVERAGE_MILLI: Final = (870, 930)
-TOTAL: Final = "total"
 # What one answer holds: a page of a terminal's patience, and well under a message's limit.
 ROWS_MAX: Final = 5_000
 

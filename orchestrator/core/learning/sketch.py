@@ -18,11 +18,16 @@ _WIDTH: Final = ONE // 32
 _LEAST: Final = -BINS // 2 * _WIDTH
 # One observation. Fine enough that an observation which only says "at least" can be spread over the bins above it.
 UNIT: Final = 1 << 10
-# Counts are halved when this many observations are held, and twice as many may be held from then on, up to the second figure: what was
-# seen while the corrections were still being learned is soon outweighed, and in the end the last 512 to 1,024 rule. With fewer a P90,
-# which rests on every tenth, would be off by a good part of its gate's 3 points by chance alone: sqrt(0.09 / 750) is 1.1 points.
+# Counts are halved when this many observations are held, and twice as many may be held from then on, up to `most`: what was seen while
+# the corrections were still being learned is soon outweighed, and in the end the last half of `most` to `most` rule.
 _KEPT_FIRST: Final = 128 * UNIT
-_KEPT_MAX: Final = 1_024 * UNIT
+# Of totals that are promised to people: with fewer a P90, which rests on every tenth, would be off by a good part of its gate's 3 points by
+# chance alone: sqrt(0.09 / 750) is 1.1 points.
+KEPT_MAX: Final = 1_024 * UNIT
+# Of components, whose quantiles are judged and told to nobody. Their errors become smaller for as long as sites are being learned, at 36
+# sites for a thousand fetches: with two modes the median lies on the flank of one, and moves by a third meanwhile. A histogram that
+# remembers as long is behind it all the time.
+RECENT_MAX: Final = 256 * UNIT
 # What was within its P90 is counted over twice as many.
 _COUNTED_MAX: Final = 2_048 * UNIT
 # Before anything was seen: eight observations as far apart as a calibration error of 35 % makes them. Eight, as everywhere: n / (n + 8).
@@ -51,13 +56,14 @@ _RATIOS: Final = tuple(times(_FINE, _middle(index)) for index in range(BINS))
 
 
 class Sketch:
-    """The histogram; `held` is the sum of its counts, at most `kept_max`."""
+    """The histogram; `held` is the sum of its counts, at most `kept_max`, which grows to `most`."""
 
-    __slots__ = ("bins", "counted", "covered", "held", "kept_max")
+    __slots__ = ("bins", "counted", "covered", "held", "kept_max", "most")
 
-    def __init__(self, guess: Sequence[int] = ()) -> None:
+    def __init__(self, guess: Sequence[int] = (), *, most: int = KEPT_MAX) -> None:
         self.bins = [0] * BINS
         self.held = 0
+        self.most = most
         self.kept_max = _KEPT_FIRST
         self.covered = 0
         self.counted = 0
@@ -99,7 +105,7 @@ class Sketch:
     def _halve(self) -> None:
         self.bins = [count >> 1 for count in self.bins]
         self.held = sum(self.bins)
-        self.kept_max = min(2 * self.kept_max, _KEPT_MAX)
+        self.kept_max = min(2 * self.kept_max, self.most)
 
     def mean_above(self, log: int) -> int:
         """The mean of what lies above a log: what an observation that was cut off there would have been, as far as is known."""
@@ -172,13 +178,13 @@ class Sketch:
         return LearnedSpread(bins=tuple(self.bins), kept_max=self.kept_max, covered=self.covered, counted=self.counted)
 
 
-def restored(spread: LearnedSpread) -> Sketch:
+def restored(spread: LearnedSpread, *, most: int = KEPT_MAX) -> Sketch:
     """A histogram that goes on where the value was taken; one of another layout begins anew."""
-    sketch = Sketch()
+    sketch = Sketch(most=most)
     if len(spread.bins) == BINS:
         sketch.bins = list(spread.bins)
         sketch.held = sum(spread.bins)
-        sketch.kept_max = spread.kept_max
+        sketch.kept_max = min(spread.kept_max, most)
         sketch.covered, sketch.counted = spread.covered, spread.counted
     return sketch
 

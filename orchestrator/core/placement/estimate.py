@@ -229,8 +229,8 @@ class Estimator:
         rows = len(inputs.cold)
         kinds = rows // max(len(self._columns.columns), 1)
         fix = np.zeros((rows, len(Fix)), dtype=np.int64)
-        alone = np.minimum(transfer_us(model.weights_bytes, self._columns.lan_rate), FETCH_MAX_US)
-        copy = np.minimum(factors.times(Component.FETCH, alone), FETCH_MAX_US)
+        # What was learned of the way to the origin says nothing of that between nodes.
+        copy = np.minimum(transfer_us(model.weights_bytes, self._columns.lan_rate), FETCH_MAX_US)
         risky = risk.NAME in self._policy.terms
         for column, figures in (
             (Fix.FEASIBLE, feasible),
