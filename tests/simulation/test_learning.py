@@ -9,7 +9,7 @@ import pytest
 from atoll.model.learned import Component
 from tests.bench.learning import TOTAL, bias, simulate
 
-JOBS = 4_000
+JOBS = 3_000
 
 
 @pytest.mark.slow
