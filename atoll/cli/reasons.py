@@ -19,6 +19,7 @@ REASONS: Final[dict[Reason, tuple[str, str]]] = {
     Reason.REGION_NOT_ALLOWED: ("the job names other regions", "submit with another --region, or none"),
     Reason.GPU_TYPE_NOT_ALLOWED: ("the job names other GPU types", "submit with another --gpu, or none"),
     Reason.PRICE_TOO_HIGH: ("it would cost more than the job may", "raise --max-price, or make the job smaller"),
+    Reason.LOAD_TOO_DEAR: ("the price is too high while the weights are far", "raise --max-price, or wait: they may come"),
     Reason.MEMORY_TOO_SMALL: ("the GPU is too small for the model at this shape", "a smaller --size, --frames or --batch, or larger GPUs"),
     Reason.MEMORY_BUSY: ("the memory is held by replicas at work", "wait: it is looked at again when one of them is idle"),
     Reason.PRECISION_UNSUPPORTED: ("the GPU cannot compute in this precision", "another --precision, or newer GPUs"),

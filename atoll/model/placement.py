@@ -24,6 +24,7 @@ class Reason(StrEnum):
     REGION_NOT_ALLOWED = "region_not_allowed"
     GPU_TYPE_NOT_ALLOWED = "gpu_type_not_allowed"
     PRICE_TOO_HIGH = "price_too_high"
+    LOAD_TOO_DEAR = "load_too_dear"  # the price is too high while the weights are far: the GPU is taken until they have come
     MEMORY_TOO_SMALL = "memory_too_small"
     MEMORY_BUSY = "memory_busy"  # would fit if pinned or busy replicas went
     PRECISION_UNSUPPORTED = "precision_unsupported"
@@ -46,6 +47,7 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.REGION_NOT_ALLOWED: "the job's constraints have to name the region",
     Reason.GPU_TYPE_NOT_ALLOWED: "the job's constraints have to name the GPU type",
     Reason.PRICE_TOO_HIGH: "the job's price limit has to rise, or the pool's price to fall",
+    Reason.LOAD_TOO_DEAR: "the weights have to be nearer, or the job's price limit has to rise",
     Reason.MEMORY_TOO_SMALL: "the job needs a smaller shape, or a GPU with more memory",
     Reason.MEMORY_BUSY: "a replica there has to become idle",
     Reason.PRECISION_UNSUPPORTED: "the job needs a precision that the GPU has units for",

@@ -239,7 +239,7 @@ def _place_of(ctx: Context, key: ClassKey, board: Board, column: Column, slots: 
         slots=slots,
         begins_us=begins_us,
         hold_us=late_us + load_us + int(estimate.execution_us[row]),
-        cost_us=begins_us - ctx.now_us + late_us + int(estimate.fix[row, Fix.SERIAL] + estimate.fix[row, Fix.PRICE]),
+        cost_us=ctx.scorer.cost_us(key, estimate, row, begins_us - ctx.now_us, fetch_us),
     )
 
 

@@ -27,6 +27,7 @@ from orchestrator.core.outputs import (
     SubmitReply,
 )
 from orchestrator.core.placement.classes import NO_AVOIDANCE, Avoidance, class_of
+from orchestrator.core.placement.rows import NO_DEADLINE
 from orchestrator.core.state import JobEntry, KeyEntry, State
 
 # Keys of ended jobs that stay known, so that a late retry of a client meets its job: at 60 jobs a second that is an
@@ -263,6 +264,11 @@ def retry_due(ctx: Context, job_id: JobId) -> None:
     if entry is not None and entry.job.state is JobState.QUEUED:
         ctx.queue.discard(job_id)
         enqueue(ctx, entry)
+
+
+def slack_us(job: Job, now_us: int) -> int:
+    """How long until the deadline of a job; NO_DEADLINE where it has none."""
+    return job.accepted_us + job.spec.deadline_ms * 1_000 - now_us if job.spec.deadline_ms else NO_DEADLINE
 
 
 def avoidance_of(job: Job, now_us: int) -> Avoidance:

@@ -17,7 +17,7 @@ from orchestrator.core.context import Context
 from orchestrator.core.placement.classes import class_of
 from orchestrator.core.placement.column import Column, is_free
 from orchestrator.core.placement.policy import Rule
-from orchestrator.core.placement.rows import READY, Fix
+from orchestrator.core.placement.rows import READY
 from orchestrator.core.state import LiveAttempt, ReplicaKey, Slot
 
 # Of the attempts that wait behind others, so many that wait longest are scored for one free slot: the gain falls with the wait.
@@ -78,17 +78,20 @@ def _movable(ctx: Context, live: LiveAttempt) -> bool:
 
 
 def _pays(ctx: Context, where: Column, live: LiveAttempt, wait_us: int, column: Column) -> bool:
-    """Whether the attempt would be so much better off in the pool that has a slot free now, all costs counted."""
+    """Whether the attempt would be so much better off in the pool that has a slot free now, all costs counted: also what it is worth that
+    a slow and cheap place is in time."""
     model = ctx.state.models.get(live.model_id)
     if model is None:
         return False
-    job_class = class_of(live.spec, jobs.avoidance_of(ctx.state.jobs[live.key.job_id].job, ctx.now_us))
+    job = ctx.state.jobs[live.key.job_id].job
+    job_class = class_of(live.spec, jobs.avoidance_of(job, ctx.now_us))
     estimate = ctx.estimator.of(job_class, model)
-    board = ctx.scorer.score(job_class, estimate, ctx.now_us)
+    slack_us = jobs.slack_us(job, ctx.now_us)
+    board = ctx.scorer.score(job_class, estimate, ctx.now_us, slack_us=slack_us)
     row = board.bound
     if row is None or board.column(row) is not column or board.wait_us(row):
         return False
     own = READY * board.pools + where.index
-    here_us = wait_us + int(estimate.fix[own, Fix.SERIAL]) + int(estimate.fix[own, Fix.PRICE])
+    here_us = ctx.scorer.cost_us(job_class, estimate, own, wait_us, slack_us=slack_us)
     gain_us = here_us - board.total_us(row)
     return gain_us > max(ctx.policy.move_gain_min_ms * 1_000, here_us * ctx.policy.move_gain_milli // 1_000)

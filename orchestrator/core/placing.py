@@ -27,7 +27,6 @@ from orchestrator.core.placement.columns import REASON_CODE
 from orchestrator.core.placement.estimate import Estimate
 from orchestrator.core.placement.policy import Rule
 from orchestrator.core.placement.registry import TERM_NAMES
-from orchestrator.core.placement.rows import NO_DEADLINE
 from orchestrator.core.placement.rules import NO_LOT, Lot
 from orchestrator.core.queue import NO_POOL, JobClass, Queue
 from orchestrator.core.state import JobEntry, LiveAttempt, Slot
@@ -160,8 +159,7 @@ def _spares(board: Board, row: int, lender: ClassKey) -> bool:
 
 def _slack_us(ctx: Context, job_id: JobId) -> int:
     """How long until the deadline of a job."""
-    job = ctx.state.jobs[job_id].job
-    return job.accepted_us + job.spec.deadline_ms * 1_000 - ctx.now_us if job.spec.deadline_ms else NO_DEADLINE
+    return jobs.slack_us(ctx.state.jobs[job_id].job, ctx.now_us)
 
 
 def lot_of(ctx: Context, job_id: JobId) -> Lot:

@@ -185,7 +185,7 @@ def _offer(ctx: Context, asked: _Asked, now_us: int) -> Quote:
         queue_length=len(ctx.queue),
         turn_us=turn_us,
         eta=etas.after_us(now_us, taken),
-        gpu_usd_micros=int(board.estimate.gpu_usd_micros[row]),
+        gpu_usd_micros=board.gpu_usd_micros(row),
         egress_usd_micros=int(board.estimate.egress_usd_micros[row]),
     )
 

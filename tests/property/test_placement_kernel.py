@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.core.placement import kernel, vectors
+from orchestrator.core.placement import kernel, listing, vectors
 from orchestrator.core.placement.rows import (
+    NO_BUDGET,
     NO_DEADLINE,
     RATES,
     ROOM_WIDTH,
@@ -24,9 +25,9 @@ from orchestrator.core.placement.rows import (
 )
 
 _FIX_MOST = {
-    Fix.SERIAL: 10**8, Fix.INPUT: 10**6, Fix.PRICE: 10**7, Fix.RISK_PPM: 10**6, Fix.FAIL_PPM: 10**5, Fix.HALF_OCCUPANCY: 10**8,
+    Fix.SERIAL: 10**8, Fix.INPUT: 10**6, Fix.NET: 10**7, Fix.HAZARD: 10**7, Fix.FAIL_PPM: 10**5, Fix.OCCUPANCY: 10**8,
     Fix.FETCH: 2**45, Fix.RELOAD: 10**8, Fix.HOST_SAVING: 10**4, Fix.USD: 3, Fix.HASH: 2**32, Fix.COPY: 10**9, Fix.CROWD: 2**45,
-    Fix.NEAR_SAVING: 10**4, Fix.LEAVING: 10**7,
+    Fix.NEAR_SAVING: 10**4, Fix.LEAVING: 10**7, Fix.PAY: 2**32,
 }  # fmt: skip
 
 
@@ -43,6 +44,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
     fix[:, Fix.FEASIBLE] = rng.integers(0, 5, kinds * pools) > 0
     for column, most in _FIX_MOST.items():
         fix[:, column] = rng.integers(0, most, kinds * pools)
+    fix[:, Fix.BUDGET] = np.where(rng.integers(0, 2, kinds * pools) > 0, NO_BUDGET, rng.integers(0, 10**8, kinds * pools))
     dyn = rng.integers(0, 3, (pools, len(Dyn)))
     dyn[:, Dyn.SOONEST] = rng.integers(0, 10**9, pools)
     nodes = 2 * pools
@@ -56,6 +58,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
     rates[Rate.NOW], rates[Rate.NEED] = rng.integers(0, 10**9), rng.integers(0, 200)
     rates[Rate.EVICT_MILLI], rates[Rate.CHURN] = rng.choice([0, 1_000, 5_000]), rng.integers(0, 2)
     rates[Rate.FRAGMENT_MILLI] = rng.choice([0, 1_000])
+    rates[Rate.MONEY], rates[Rate.WEIGHT_MILLI] = rng.choice([0, 60, 100_000]), rng.choice([200, 1_000, 5_000])
     rates[Rate.SLACK] = draw(st.sampled_from([NO_DEADLINE, -5, 10**6, 10**8, 10**12]))
     rates[Rate.SPREAD_MILLI], rates[Rate.TARDY_MILLI] = 1_500, 3_000
     rates[Rate.TIE_US], rates[Rate.TIE_MILLI] = draw(st.sampled_from([0, 50_000, 10**8])), 20
@@ -81,12 +84,12 @@ def test_machine_code_and_numpy_give_the_same(fleet: Fleet) -> None:
     assert np.array_equal(here, there)
     for keep in (1, 8):
         rows, others = np.zeros(keep, dtype=np.int64), np.zeros(keep, dtype=np.int64)
-        found = kernel.nearest_rows(here, 0, rows)
+        found = listing.nearest_rows(here, 0, rows)
         assert found == vectors.nearest(here, 0, others) and np.array_equal(rows[:found], others[:found])
     codes, reasons = 1 - fleet[0][: len(fleet[1]), Fix.FEASIBLE], 2 + np.arange(len(fleet[1]), dtype=np.int64) % 2
-    counts, same = np.zeros(5, dtype=np.int64), np.zeros(5, dtype=np.int64)
-    kernel.count_reasons(codes, reasons, fleet[1], here, 2, 4, counts)
-    vectors.count(codes, reasons, fleet[1], there, 2, 4, same)
+    counts, same = np.zeros(6, dtype=np.int64), np.zeros(6, dtype=np.int64)
+    listing.count_reasons(codes, reasons, fleet[1], here, (2, 4, 5), counts)
+    vectors.count(codes, reasons, fleet[1], there, (2, 4, 5), same)
     assert np.array_equal(counts, same) and counts.sum() <= len(codes)
 
 
@@ -115,6 +118,6 @@ def test_the_chosen_row_is_among_the_least_and_parts_add_up(fleet: Fleet) -> Non
         assert open_rows[row]
         assert out[row, Out.TOTAL] <= least + max(rates[Rate.TIE_US], least * rates[Rate.TIE_MILLI] // 1_000)
     possible = out[:, Out.STATE] != State.IMPOSSIBLE
-    priced = (Out.EVICT, Out.CHURN, Out.FRAGMENT, Out.LINK, Out.RISK, Out.TARDY)
-    prices = fix[:, Fix.PRICE] + out[:, priced].sum(axis=1)
+    priced = (Out.MONEY, Out.EVICT, Out.CHURN, Out.FRAGMENT, Out.LINK, Out.RISK, Out.TARDY)
+    prices = fix[:, Fix.NET] + out[:, priced].sum(axis=1)
     assert np.array_equal(out[possible, Out.TOTAL], (out[:, Out.DELAY] + prices)[possible])

@@ -80,7 +80,8 @@ def test_a_burst_of_500_jobs_of_one_model_against_stale_reports_does_not_land_on
     assert len(jobs) == JOBS
     bound = [job.attempts[0] for job in jobs if job.attempts]
     assert len(bound) == JOBS or not warm, "what is warm on every node has room for all"
-    assert len(bound) >= 2 * JOBS // 5
+    # Cold, the largest site may be worth a short wait: when its first flight has landed, all of its nodes take copies.
+    assert len(bound) >= JOBS // 4
     assert max(Counter((attempt.site_id, attempt.slot) for attempt in bound).values()) <= POLICY.slot_depth
     at: Counter[SiteId] = Counter(attempt.site_id for attempt in bound)
     usable = {one.site_id: sum(pool.slots for pool in burst.pools(one)) for one in SITES}

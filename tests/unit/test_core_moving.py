@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import AttemptKey, ModelId, SiteId
 from atoll.model.job import JobState
@@ -54,6 +56,38 @@ def test_an_attempt_that_waits_is_moved_to_a_slot_that_came_free() -> None:
     assert [attempt.site_id for attempt in job.attempts] == [name, other]
     failure = job.attempts[0].failure
     assert failure is not None and failure.kind is FailureKind.MOVED and "came free" in failure.message
+
+
+def _behind_cheap_work(dear_usd_micros: int, deadline_ms: int = 0) -> tuple[Fleet, AttemptKey]:
+    """Both sites are at work, b for much longer; one more job is bound behind the work at a. Only what b costs differs."""
+    sites = (
+        site(name, replace(pool("p", gpus=1), usd_micros_per_gpu_hour=usd)) for name, usd in (("a", 500_000), ("b", dear_usd_micros))
+    )
+    fleet = Fleet(*sites, models=(model("m", 70),), policy=Policy(silent_after_ms=10**9))
+    for name in "ab":
+        fleet.warm(name, "p-0", 0, "m", 70)
+        fleet.report(name)
+    for name, steps in (("a", 200), ("b", 1_000)):
+        fleet.submit(spec(prompt=name, shape=replace(spec().shape, steps=steps), constraints=in_regions(f"region-{name}")))
+        fleet.running(name, next(iter(fleet.agents[SiteId(name)].attempts)))
+    fleet.submit(spec(prompt="behind", deadline_ms=deadline_ms))
+    (job,) = [job for job in fleet.jobs.values() if job.spec.prompt == "behind"]
+    assert [attempt.site_id for attempt in job.attempts] == ["a"]
+    return fleet, job.attempts[0].key
+
+
+@pytest.mark.parametrize(("usd_micros", "moves"), [(500_000, True), (4_000_000_000, False)])
+def test_the_price_of_the_place_that_came_free_alone_decides_whether_to_move(usd_micros: int, *, moves: bool) -> None:
+    fleet, key = _behind_cheap_work(usd_micros)
+    fleet.end_attempt("b", next(iter(fleet.agents[SiteId("b")].attempts)))
+    assert fleet.agents[SiteId("a")].attempts[key].stop is moves
+
+
+@pytest.mark.parametrize(("deadline_ms", "moves"), [(0, True), (3_600_000, False)])
+def test_a_job_that_is_in_time_at_a_cheap_place_is_not_moved_to_a_dear_one_that_came_free(deadline_ms: int, *, moves: bool) -> None:
+    fleet, key = _behind_cheap_work(40_000_000, deadline_ms)
+    fleet.end_attempt("b", next(iter(fleet.agents[SiteId("b")].attempts)))
+    assert fleet.agents[SiteId("a")].attempts[key].stop is moves
 
 
 def test_nothing_that_began_is_moved_and_nobody_more_often_than_the_policy_allows() -> None:

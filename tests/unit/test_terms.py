@@ -121,7 +121,7 @@ def test_a_term_that_is_left_out_is_0_and_touches_no_other(given_: Inputs) -> No
             assert np.array_equal(without.terms[:, index], expected)
     by_name = dict(zip(TERM_NAMES, whole.terms.T, strict=True))
     assert np.array_equal(whole.serial_us, sum(by_name[name] for name in ("stage", "init", "adapt", "compile", "execution", "output")))
-    assert np.array_equal(whole.price_us, by_name["money"] + by_name["net"])
+    assert np.array_equal(whole.price_us, by_name["net"])
 
 
 # --- all of them, in a fleet --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.placement import Awaits, Candidate, Reason, Rejection
 from atoll.model.replica import ReplicaState
-from orchestrator.core.placement import kernel
+from orchestrator.core.placement import kernel, listing
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column, free_bytes
 from orchestrator.core.placement.columns import REASON_CODE, REASONS, Columns
@@ -47,7 +47,9 @@ from orchestrator.core.state import ReplicaKey, Slot
 # Rows besides the best among which one of another pool is: a pool has three at most.
 _OTHERS_MAX: Final = 4
 # As plain integers: a member of an IntEnum costs a look-up where a list is indexed.
-_NO_SLOT, _MEMORY_BUSY = REASON_CODE[Reason.NO_SLOT], REASON_CODE[Reason.MEMORY_BUSY]
+_NO_SLOT, _MEMORY_BUSY, _TOO_DEAR = (
+    REASON_CODE[reason] for reason in (Reason.NO_SLOT, Reason.MEMORY_BUSY, Reason.LOAD_TOO_DEAR)
+)
 _ON_ITS_WAY: Final = (ReplicaState.ABSENT, ReplicaState.LOADING)
 _STATE, _WAIT, _TOTAL, _BINDABLE = int(Out.STATE), int(Out.WAIT), int(Out.TOTAL), int(State.BINDABLE)
 _FETCH, _SOURCE, _ORIGIN = int(Out.FETCH), int(Out.SOURCE), int(Source.ORIGIN)
@@ -98,6 +100,10 @@ class Board:
         """Whether the row waits for a slot that should have been free by now."""
         return self.wait_us(row) == OVERDUE_US
 
+    def gpu_usd_micros(self, row: int) -> int:
+        """Micro-dollars of GPU time that a row costs, the fetch for which its slot is held included."""
+        return int(self.out[row, Out.PAID])
+
     def delay_us(self, row: int) -> int:
         """Predicted time from decision to result, without prices."""
         return int(self.out[row, Out.DELAY]) + int(self.estimate.unpriced_us[row])
@@ -140,7 +146,7 @@ class Board:
         if self.bound is None:
             return 0
         rows = np.empty(_OTHERS_MAX, dtype=np.int64)
-        found = kernel.nearest(self.out, self.bound, rows)
+        found = listing.nearest(self.out, self.bound, rows)
         for row in rows[:found].tolist():
             if row % self.pools != self.bound % self.pools:
                 return max(self.total_us(row) - self.total_us(self.bound), 0)
@@ -151,13 +157,13 @@ class Board:
         if not keep:
             return []
         rows = np.empty(keep, dtype=np.int64)
-        return [int(row) for row in rows[: kernel.nearest(self.out, chosen, rows)]]
+        return [int(row) for row in rows[: listing.nearest(self.out, chosen, rows)]]
 
     def rejections(self) -> tuple[Rejection, ...]:
         """Pools that cannot be bound now, counted by reason; the order is that of `Reason`."""
         counts = np.zeros(len(REASONS), dtype=np.int64)
         columns = self.columns
-        kernel.count(self.estimate.codes, columns.reason, columns.dyn, self.out, _NO_SLOT, _MEMORY_BUSY, counts)
+        listing.count(self.estimate.codes, columns.reason, columns.dyn, self.out, (_NO_SLOT, _MEMORY_BUSY, _TOO_DEAR), counts)
         return tuple(_rejection(code, pools) for code, pools in enumerate(counts.tolist()) if pools and code)
 
 
@@ -179,8 +185,6 @@ class Scorer:
         self._policy = policy
         self._chooser = RULES.get(policy.rule)
         self._rates = np.zeros(RATES, dtype=np.int64)
-        self._rates[Rate.SPREAD_MILLI] = policy.spread_milli
-        self._rates[Rate.TARDY_MILLI] = policy.tardy_milli
         self._rates[Rate.TIE_US], self._rates[Rate.TIE_MILLI] = policy.tie_us, policy.tie_milli
         self._out = np.zeros((0, len(Out)), dtype=np.int64)
         self._everything = np.zeros(0, dtype=np.bool_)
@@ -207,7 +211,7 @@ class Scorer:
         rates[Rate.CHURN] = "churn" in self._policy.terms and self._beyond_target(key.model_id)
         rates[Rate.FRAGMENT_MILLI] = self._fragment_milli(key)
         rates[Rate.LINK_MILLI] = self._policy.link_milli if "link" in self._policy.terms else 0
-        rates[Rate.SLACK] = slack_us if "deadline" in self._policy.terms else NO_DEADLINE
+        self._set_rates(rates, key, slack_us)
         chosen = self._everything if mask is None else mask
         bound, patient = kernel.decide(
             estimate.fix, columns.dyn, columns.rooms, columns.node_rooms, presence.table, presence.spots, rates, chosen, self._out
@@ -225,6 +229,27 @@ class Scorer:
             self._choose(self._chooser, board, chosen, lot)
         return board
 
+    def cost_us(self, key: ClassKey, estimate: Estimate, row: int, wait_us: int, fetch_us: int = 0, slack_us: int = NO_DEADLINE) -> int:
+        """What a row would cost if it began after this wait and fetch, nothing had to leave, and no guard was up; UNREACHABLE beyond the
+        job's price limit."""
+        pools, rates = len(self._columns.columns), np.zeros(RATES, dtype=np.int64)
+        self._set_rates(rates, key, slack_us)
+        fix = np.ascontiguousarray(estimate.fix[row % pools :: pools])
+        out = np.zeros((len(fix), len(Out)), dtype=np.int64)
+        line = out[row // pools]
+        line[[Out.STATE, Out.WAIT, Out.FETCH]] = State.WAITS, wait_us, fetch_us
+        line[Out.SOURCE] = Source.ORIGIN if fetch_us else Source.DISK
+        kernel.cost_rows(fix, self._columns.dyn[row % pools][np.newaxis], rates, out)
+        return int(line[Out.TOTAL]) if line[Out.STATE] != State.IMPOSSIBLE else UNREACHABLE
+
+    def _set_rates(self, rates: Ints, key: ClassKey, slack_us: int) -> None:
+        """What a class's time, money and deadline are worth."""
+        policy = self._policy
+        rates[Rate.SPREAD_MILLI], rates[Rate.TARDY_MILLI] = policy.spread_milli, policy.tardy_milli
+        rates[Rate.MONEY] = policy.seconds_per_dollar if "money" in policy.terms else 0
+        rates[Rate.WEIGHT_MILLI] = policy.weight_milli(key.priority)
+        rates[Rate.SLACK] = slack_us if "deadline" in policy.terms else NO_DEADLINE
+
     def _choose(self, chooser: Chooser, board: Board, mask: Bools, lot: Lot) -> None:
         """Where the policy's rule is not least cost: what it takes of the same rows."""
         columns, estimate, states = self._columns, board.estimate, board.out[:, Out.STATE]
@@ -235,7 +260,7 @@ class Scorer:
             dyn=columns.dyn,
             slots=columns.slots,
             transfer_us=estimate.fix[:, Fix.INPUT] + estimate.output_us,
-            usd_micros=estimate.gpu_usd_micros + estimate.egress_usd_micros,
+            usd_micros=board.out[:, Out.PAID] + estimate.egress_usd_micros,
             lot=lot,
             seed=self._policy.seed,
             after=columns.after(lot.last),
@@ -244,7 +269,9 @@ class Scorer:
         board.bound, board.patient, board.keys = taken.bound, taken.patient, taken.keys
 
     def _fragment_milli(self, key: ClassKey) -> int:
-        return self._policy.fragmentation_milli if key.gang_size == 1 and "fragmentation" in self._policy.terms else 0
+        if key.gang_size > 1 or "fragmentation" not in self._policy.terms:
+            return 0
+        return self._policy.fragmentation_milli * 1_000 // self._policy.weight_milli(key.priority)
 
     def _evict_milli(self, key: ClassKey) -> int:
         if "evict" not in self._policy.terms:

@@ -29,7 +29,7 @@ from orchestrator.core.placement.filters import static_reasons
 from orchestrator.core.placement.inputs import Inputs
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.registry import Still, still
-from orchestrator.core.placement.rows import BARE, COLD, FETCH_MAX_US, READY, Bools, Fix, Ints
+from orchestrator.core.placement.rows import BARE, COLD, FETCH_MAX_US, NO_BUDGET, READY, Bools, Fix, Ints
 from orchestrator.core.placement.sources import RATE_MIN, Sources, Ways, transfer_us
 from orchestrator.core.placement.terms import money, risk
 
@@ -58,7 +58,6 @@ class Estimate:
     execution_us: Ints
     output_us: Ints
     unpriced_us: Ints  # time that passes although the policy's terms leave it out
-    gpu_usd_micros: Ints
     egress_usd_micros: Ints
 
 
@@ -130,13 +129,13 @@ class Estimator:
         adapters_bytes = sum(adapter.weights_bytes for adapter in adapters if adapter is not None)
         memory = model.resident_bytes + adapters_bytes + peak_bytes(model, key.shape)
         count = len(columns.columns)
-        gpu_usd_micros = money.price_usd_micros(inputs)
-        whole_usd_micros = gpu_usd_micros + inputs.egress_usd_micros
-        least_usd_micros = whole_usd_micros.reshape(-1, count).min(axis=0) if count else whole_usd_micros
+        kinds = len(inputs.cold) // max(count, 1)
+        saving_us = np.concatenate([np.zeros_like(host_saving), host_saving, near_saving])[: kinds * count]
+        least_usd_micros = money.least_usd_micros(inputs, saving_us) + inputs.egress_usd_micros
+        least_usd_micros = least_usd_micros.reshape(kinds, count).min(axis=0) if count else least_usd_micros
         codes = static_reasons(key, model, memory, least_usd_micros, columns)
-        most_usd_micros = key.constraints.max_price_usd_micros
-        affordable = whole_usd_micros <= most_usd_micros if most_usd_micros else np.ones(len(whole_usd_micros), dtype=np.bool_)
-        feasible = np.tile(codes == 0, len(affordable) // max(count, 1)) & affordable
+        most_usd_micros = key.constraints.max_price_usd_micros or NO_BUDGET
+        feasible = np.tile(codes == 0, kinds)
         known = still(inputs, self._policy.terms)
         whole = still(inputs, _DELAYS) if not self._policy.terms >= _DELAYS else known
         return Estimate(
@@ -149,12 +148,11 @@ class Estimator:
             codes=codes,
             memory_bytes=memory,
             still=known,
-            fix=self._fix(model, inputs, known, feasible, factors, host_saving, near_saving, ways),
+            fix=self._fix(model, inputs, known, feasible, factors, host_saving, near_saving, ways, most_usd_micros),
             ways=ways,
             execution_us=inputs.execution_us,
             output_us=inputs.output_us,
             unpriced_us=whole.serial_us - known.serial_us,
-            gpu_usd_micros=gpu_usd_micros,
             egress_usd_micros=inputs.egress_usd_micros,
         )
 
@@ -211,7 +209,7 @@ class Estimator:
             gang_size=key.gang_size,
             weight_milli=self._policy.weight_milli(key.priority),
             seconds_per_dollar=self._policy.seconds_per_dollar,
-            hazard_per_million_hours=self._policy.hazard_per_million_hours * key.gang_size,
+            hazard_per_million_hours=self._policy.hazard_per_million_hours,
             fail_ppm=self._policy.load_failure_ppm,
         )
 
@@ -225,6 +223,7 @@ class Estimator:
         host_saving: Ints,
         near_saving: Ints,
         ways: Ways,
+        most_usd_micros: int,
     ) -> Ints:
         rows = len(inputs.cold)
         kinds = rows // max(len(self._columns.columns), 1)
@@ -236,10 +235,12 @@ class Estimator:
             (Fix.FEASIBLE, feasible),
             (Fix.SERIAL, known.serial_us),
             (Fix.INPUT, known.input_us),
-            (Fix.PRICE, known.price_us),
-            (Fix.RISK_PPM, risk.loss_ppm(inputs) * risky),
+            (Fix.NET, known.price_us),
+            (Fix.HAZARD, risk.losses_per_million_hours(inputs) * risky),
             (Fix.FAIL_PPM, risk.failure_ppm(inputs) * risky),
-            (Fix.HALF_OCCUPANCY, inputs.occupancy_us // 2),
+            (Fix.OCCUPANCY, inputs.occupancy_us),
+            (Fix.PAY, money.usd_micros_per_hour(inputs)),
+            (Fix.BUDGET, most_usd_micros - inputs.egress_usd_micros if most_usd_micros < NO_BUDGET else NO_BUDGET),
             (Fix.COPY, np.tile(copy, kinds)),
             (Fix.RELOAD, inputs.loading_us),
             (Fix.HOST_SAVING, np.tile(host_saving, kinds)),

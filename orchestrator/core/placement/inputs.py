@@ -33,7 +33,7 @@ class Inputs:
 
     @property
     def occupancy_us(self) -> Ints:
-        """For how long the slot is taken, without waiting for the fetch."""
+        """For how long the slot is taken, beside the fetch that it is held for: that moves with the fleet."""
         return self.loading_us + self.adapt_us + self.compile_us + self.execution_us
 
     @property

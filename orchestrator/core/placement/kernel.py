@@ -5,20 +5,24 @@ Integers only, so that numba's machine code and `vectors` (numpy, where numba is
 Must not know jobs, sites or models: only tables (see `rows`).
 
     delay = max(wait, fetch, input) + serial - what host memory saves
-    total = delay + price + evict + churn + fragmentation + risk + tardy
+    total = delay + money + net + evict + churn + fragmentation + link + risk + tardy
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Final, Protocol
 
 from orchestrator.core.placement import vectors
+from orchestrator.core.placement.hazard import X_PPM_MAX, within_ppm
+from orchestrator.core.placement.machine_code import COMPILED, jit
 from orchestrator.core.placement.rows import (
     BARE,
     COLD,
     FETCH_MAX_US,
     FORBIDDEN_US,
+    HELD_MAX_US,
+    MONEY_MAX_US,
+    MS_PER_HOUR,
     NO_DEADLINE,
     OVERDUE_US,
     UNREACHABLE,
@@ -38,17 +42,12 @@ from orchestrator.core.placement.rows import (
     State,
 )
 
-try:
-    import numba
-except ImportError:  # the optional extra `fast` is not installed
-    numba = None
-
-F = TypeVar("F", bound=Callable[..., Any])
-
 # numba sees plain integers: an IntEnum's members cost it a lookup each.
 _COLD, _BARE = int(COLD), int(BARE)
-_F_FEASIBLE, _F_SERIAL, _F_INPUT, _F_PRICE = int(Fix.FEASIBLE), int(Fix.SERIAL), int(Fix.INPUT), int(Fix.PRICE)
-_F_RISK, _F_FAIL, _F_HALF, _F_FETCH = int(Fix.RISK_PPM), int(Fix.FAIL_PPM), int(Fix.HALF_OCCUPANCY), int(Fix.FETCH)
+_F_FEASIBLE, _F_SERIAL, _F_INPUT, _F_NET = int(Fix.FEASIBLE), int(Fix.SERIAL), int(Fix.INPUT), int(Fix.NET)
+_F_HAZARD, _F_FAIL, _F_OCCUPANCY, _F_FETCH = int(Fix.HAZARD), int(Fix.FAIL_PPM), int(Fix.OCCUPANCY), int(Fix.FETCH)
+_F_PAY, _F_BUDGET, _O_PAID, _O_MONEY = int(Fix.PAY), int(Fix.BUDGET), int(Out.PAID), int(Out.MONEY)
+_R_MONEY, _R_WEIGHT = int(Rate.MONEY), int(Rate.WEIGHT_MILLI)
 _F_RELOAD, _F_SAVING, _F_USD, _F_HASH = int(Fix.RELOAD), int(Fix.HOST_SAVING), int(Fix.USD), int(Fix.HASH)
 _F_NEAR = int(Fix.NEAR_SAVING)
 _D_ACCEPTING, _D_FREE, _D_SOONEST, _D_FLOWS = int(Dyn.ACCEPTING), int(Dyn.FREE), int(Dyn.SOONEST), int(Dyn.FLOWS)
@@ -74,9 +73,7 @@ _SITE, _DISK, _HOST = int(Source.SITE), int(Source.DISK), int(Source.HOST)
 _IMPOSSIBLE, _WAITS, _BINDABLE = int(State.IMPOSSIBLE), int(State.WAITS), int(State.BINDABLE)
 
 
-def _jit(function: F) -> F:
-    """`function` as machine code where numba is installed. Compiled code is kept beside this file, so that only the first start pays."""
-    return function if numba is None else cast(F, numba.njit(cache=True)(function))
+_within_ppm = jit(within_ppm)
 
 
 class Decide(Protocol):
@@ -87,7 +84,7 @@ class Decide(Protocol):
     ) -> tuple[int, int]: ...
 
 
-@_jit
+@jit
 def _clearing(rooms: Ints, line: int, least: int, victim: int, need: int) -> tuple[int, int]:
     """(price, bytes) of making room in one slot: its victims leave in their order until it fits."""
     short = need - rooms[line, least]
@@ -104,7 +101,7 @@ def _clearing(rooms: Ints, line: int, least: int, victim: int, need: int) -> tup
     return min(price, FORBIDDEN_US), gone
 
 
-@_jit
+@jit
 def _room(rooms: Ints, line: int, need: int) -> tuple[int, int]:
     """(price, bytes) of making room among the free slots of a line: the cheapest of the three that it tells of."""
     if need <= rooms[line, _MOST]:
@@ -116,7 +113,7 @@ def _room(rooms: Ints, line: int, need: int) -> tuple[int, int]:
     return price, gone
 
 
-@_jit
+@jit
 def _slot_row(out: Ints, row: int, slots: int, until: int, now: int) -> None:
     """The state of a row that runs by a resident replica."""
     if slots == _FREE:
@@ -128,7 +125,7 @@ def _slot_row(out: Ints, row: int, slots: int, until: int, now: int) -> None:
             out[row, _O_STATE] = _BINDABLE if slots == _OPEN else _WAITS
 
 
-@_jit
+@jit
 def _before(fix: Ints, dyn: Ints, out: Ints, pools: int, row: int, other: int) -> bool:
     """Whether `row` goes before `other` among equals: resident, fewer evicted bytes, cheaper, more free slots, rendezvous hash."""
     mine, theirs = row // pools == _COLD, other // pools == _COLD
@@ -147,7 +144,7 @@ def _before(fix: Ints, dyn: Ints, out: Ints, pools: int, row: int, other: int) -
     return row < other
 
 
-@_jit
+@jit
 def _best(fix: Ints, dyn: Ints, rates: Ints, mask: Bools, out: Ints, pools: int, state: int) -> int:
     """The row of least total in this state, ties resolved; jobs with a deadline take one that is in time before any that is not."""
     least, safe = UNREACHABLE, False
@@ -169,7 +166,7 @@ def _best(fix: Ints, dyn: Ints, rates: Ints, mask: Bools, out: Ints, pools: int,
     return chosen
 
 
-@_jit
+@jit
 def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints) -> None:
     """The cold row of every pool, as the pool is for everybody: any free slot, and the weights from the origin."""
     pools = len(dyn)
@@ -190,7 +187,7 @@ def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints) -> Non
                 out[row, _O_EVICT], out[row, _O_BYTES] = price * rates[_R_EVICT] // 1_000, gone
 
 
-@_jit
+@jit
 def _cold_line(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, out: Ints, line: int, row: int) -> None:
     """The cold row of a pool whose site has something of the model, or of a gang, whose block is told."""
     now, source, until = rates[_R_NOW], pres[line, _P_SOURCE], pres[line, _P_SOURCE_US]
@@ -213,7 +210,7 @@ def _cold_line(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, out: Ints, line: i
         out[row, _O_SAVING] = fix[row, _F_SAVING] if source == _HOST else 0
 
 
-@_jit
+@jit
 def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Ints) -> None:
     """Nodes with the weights, each against what the cold row of its pool means so far: what can begin goes before what waits, then the
     sooner and cheaper, then the one that was looked at first. One loop: a call for each node took longer than the look at it."""
@@ -254,32 +251,52 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
             out[row, _O_SOURCE], out[row, _O_NODE] = source, node + 1
 
 
-@_jit
-def _cold_prices(fix: Ints, dyn: Ints, rates: Ints, out: Ints, row: int) -> None:
-    """What a cold row costs others beside evictions: one more copy than is wanted, a crowded way to the origin, a broken block."""
+@jit
+def _held_us(fix: Ints, dyn: Ints, out: Ints, row: int) -> int:
+    """For how much of its fetch a cold row holds the slot: all of one that begins when it is bound, what is left of one in flight, and
+    where another node of the site fetches, the copy that follows."""
+    source, held = out[row, _O_SOURCE], out[row, _O_FETCH]
+    if source == _SITE_FETCHING:
+        held = min(fix[row, _F_COPY] * (dyn[row - len(dyn), _D_COPIES] + 1), held)
+    elif source == _FETCHING:
+        held = max(held - out[row, _O_WAIT], 0)
+    return int(held)
+
+
+@jit
+def _cold_prices(fix: Ints, dyn: Ints, rates: Ints, out: Ints, row: int, occupied: int) -> None:
+    """What a cold row costs others beside evictions: a crowded way to the origin, a broken block."""
     pool = row - len(dyn)
-    if rates[_R_CHURN]:
-        out[row, _O_CHURN] = (fix[row, _F_RELOAD] + out[row, _O_FETCH] - out[row, _O_SAVING]) // 2
     if rates[_R_FRAGMENT] and dyn[pool, _D_WHOLE] and out[row, _O_WAIT] == 0:
-        out[row, _O_FRAGMENT] = fix[row, _F_HALF] * rates[_R_FRAGMENT] // 1_000
+        out[row, _O_FRAGMENT] = occupied // 2 * rates[_R_FRAGMENT] // 1_000
     if out[row, _O_SOURCE] == 0:
         flows = dyn[pool, _D_FLOWS]
         crowd = fix[row, _F_CROWD] * flows // (flows + 1) // 1_000 * rates[_R_LINK] if rates[_R_LINK] and flows else 0
         out[row, _O_LINK] = fix[row, _F_LEAVING] + crowd
 
 
-@_jit
+@jit
 def _cost_rows(fix: Ints, dyn: Ints, rates: Ints, out: Ints) -> None:
     pools, slack = len(dyn), rates[_R_SLACK]
     for row in range(len(out)):
         if out[row, _O_STATE] == _IMPOSSIBLE:
             continue
-        if row // pools == _COLD:
-            _cold_prices(fix, dyn, rates, out, row)
+        cold = row // pools == _COLD
+        occupied = fix[row, _F_OCCUPANCY] - out[row, _O_SAVING] + (_held_us(fix, dyn, out, row) if cold else 0)
+        occupied = min(max(occupied, 0), HELD_MAX_US)
+        paid = fix[row, _F_PAY] * (occupied // 1_000) // MS_PER_HOUR
+        out[row, _O_PAID] = paid
+        if paid > fix[row, _F_BUDGET]:
+            out[row, _O_STATE] = _IMPOSSIBLE
+            continue
+        money = min(paid * rates[_R_MONEY], MONEY_MAX_US) * 1_000 // rates[_R_WEIGHT]
+        if cold:
+            _cold_prices(fix, dyn, rates, out, row, occupied)
         delay = max(out[row, _O_WAIT], out[row, _O_FETCH], fix[row, _F_INPUT]) + fix[row, _F_SERIAL] - out[row, _O_SAVING]
-        total = delay + fix[row, _F_PRICE] + out[row, _O_EVICT] + out[row, _O_CHURN] + out[row, _O_FRAGMENT] + out[row, _O_LINK]
+        total = delay + money + fix[row, _F_NET] + out[row, _O_EVICT] + out[row, _O_FRAGMENT] + out[row, _O_LINK]
+        lost = _within_ppm(min(fix[row, _F_HAZARD] * (occupied // 1_000) // MS_PER_HOUR, X_PPM_MAX))
         # In milliseconds: parts per million of a year in microseconds would overflow.
-        risk = fix[row, _F_RISK] * ((fix[row, _F_HALF] + delay) // 1_000) // 1_000 + fix[row, _F_FAIL] * (delay // 1_000) // 1_000
+        risk = lost * ((occupied // 2 + delay) // 1_000) // 1_000 + fix[row, _F_FAIL] * (delay // 1_000) // 1_000
         tardy = 0
         if slack != NO_DEADLINE:
             if delay // 1_000 * rates[_R_SPREAD] <= slack:
@@ -287,10 +304,34 @@ def _cost_rows(fix: Ints, dyn: Ints, rates: Ints, out: Ints) -> None:
             else:
                 tardy = rates[_R_TARDY] * (max(delay - slack, 0) // 1_000)
         out[row, _O_DELAY], out[row, _O_RISK], out[row, _O_TARDY] = delay, risk, tardy
-        out[row, _O_TOTAL] = total + risk + tardy
+        out[row, _O_MONEY], out[row, _O_TOTAL] = money, total + risk + tardy
 
 
-@_jit
+@jit
+def _guard(fix: Ints, dyn: Ints, out: Ints) -> None:
+    """One more copy than is wanted: a load that does not beat the best copy there is by more than half of what loading takes is handicapped
+    by that half. Of two that both are in time, or both are not, the cheaper is the better one."""
+    pools, least, safe = len(dyn), UNREACHABLE, False
+    for row in range(len(out)):
+        if out[row, _O_STATE] == _IMPOSSIBLE or row // pools == _COLD:
+            continue
+        in_time = out[row, _O_TARDY] < 0
+        if (in_time and not safe) or (in_time == safe and out[row, _O_TOTAL] < least):
+            least, safe = out[row, _O_TOTAL], in_time
+    if least >= UNREACHABLE:
+        return
+    for row in range(pools, 2 * pools):
+        if out[row, _O_STATE] == _IMPOSSIBLE:
+            continue
+        half = (fix[row, _F_RELOAD] + out[row, _O_FETCH] - out[row, _O_SAVING]) // 2
+        in_time = out[row, _O_TARDY] < 0
+        beats = in_time if in_time != safe else out[row, _O_TOTAL] + half < least
+        if not beats:
+            out[row, _O_CHURN] = half
+            out[row, _O_TOTAL] += half
+
+
+@jit
 def decide_rows(
     fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, spots: Ints, rates: Ints, mask: Bools, out: Ints
 ) -> tuple[int, int]:
@@ -312,47 +353,16 @@ def decide_rows(
             _cold_line(fix, dyn, pres, rates, out, line, pools + pool)
     _spots(fix, dyn, nodes, spots, rates, out)
     _cost_rows(fix, dyn, rates, out)
+    if rates[_R_CHURN]:
+        _guard(fix, dyn, out)
     bound = _best(fix, dyn, rates, mask, out, pools, _BINDABLE)
     return bound, _best(fix, dyn, rates, mask, out, pools, _WAITS)
 
 
-@_jit
-def nearest_rows(out: Ints, chosen: int, rows: Ints) -> int:
-    """Fills `rows` with the possible rows of least total besides `chosen`, cheapest first, then by number. How many there are."""
-    found = 0
-    for row in range(len(out)):
-        if out[row, _O_STATE] == _IMPOSSIBLE or row == chosen:
-            continue
-        total = out[row, _O_TOTAL]
-        if found == len(rows) and total >= out[rows[found - 1], _O_TOTAL]:
-            continue
-        place = found if found < len(rows) else found - 1
-        while place > 0 and out[rows[place - 1], _O_TOTAL] > total:
-            rows[place] = rows[place - 1]
-            place -= 1
-        rows[place] = row
-        found = min(found + 1, len(rows))
-    return found
+def cost_rows(fix: Ints, dyn: Ints, rates: Ints, out: Ints) -> None:
+    """The costs of rows whose state, wait, fetch and evictions are in `out` already, each for itself."""
+    (_cost_rows if COMPILED else vectors.cost)(fix, dyn, rates, out)
 
 
-@_jit
-def count_reasons(codes: Ints, reasons: Ints, dyn: Ints, out: Ints, taken: int, held: int, counts: Ints) -> None:
-    """Adds up by number why pools cannot be bound: `codes` of static rejection, else `reasons` where no row of the pool is bindable. A
-    pool of which that is `taken` and that has a free slot which nothing may leave is full of another kind: `held`."""
-    pools = len(codes)
-    for pool in range(pools):
-        if codes[pool]:
-            counts[codes[pool]] += 1
-            continue
-        bindable = False
-        for row in range(pool, len(out), pools):
-            bindable = bindable or out[row, _O_STATE] == _BINDABLE
-        if not bindable:
-            full = reasons[pool] == taken and dyn[pool, _D_FREE] > 0 and out[pools + pool, _O_STATE] == _IMPOSSIBLE
-            counts[held if full else reasons[pool]] += 1
-
-
-# The ones that decisions use.
-decide: Final[Decide] = decide_rows if numba is not None else vectors.decide
-nearest: Final[Callable[[Ints, int, Ints], int]] = nearest_rows if numba is not None else vectors.nearest
-count: Final[Callable[[Ints, Ints, Ints, Ints, int, int, Ints], None]] = count_reasons if numba is not None else vectors.count
+# The one that decisions use.
+decide: Final[Decide] = decide_rows if COMPILED else vectors.decide

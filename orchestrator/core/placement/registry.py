@@ -56,7 +56,7 @@ TERMS: Final = (
     Term(name=compile_term.NAME, still=compile_term.cost_us),
     Term(name=execution.NAME, still=execution.cost_us),
     Term(name=output.NAME, still=output.cost_us),
-    Term(name=money.NAME, still=money.cost_us, price=True),
+    Term(name=money.NAME, moving=money.COLUMN, price=True),
     Term(name=net.NAME, still=net.cost_us, price=True),
     Term(name=link.NAME, moving=link.COLUMN, price=True),
     Term(name=evict.NAME, moving=evict.COLUMN, price=True),

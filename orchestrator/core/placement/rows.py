@@ -33,13 +33,13 @@ FORBIDDEN_US: Final = 2**50
 class Fix(IntEnum):
     """What does not change between decisions of a class, by row."""
 
-    FEASIBLE = 0  # 1: no static filter rejects the pool, nor the job's price limit this row of it
+    FEASIBLE = 0  # 1: no static filter rejects the pool
     SERIAL = 1  # stage, init, compile, adapt, execution, output: one after the other
     INPUT = 2
-    PRICE = 3  # money, egress, fragmentation, as this job's microseconds
-    RISK_PPM = 4  # of losing the GPU while it is occupied
+    NET = 3  # what the owner charges for the result to leave, as this job's microseconds
+    HAZARD = 4  # losses of the place per million hours of holding it
     FAIL_PPM = 5  # of the load failing
-    HALF_OCCUPANCY = 6
+    OCCUPANCY = 6  # for how long the slot is taken, beside a fetch
     FETCH = 7  # from where the weights are nearest outside of the site (`sources`), with no other flow
     RELOAD = 8  # what another copy costs in loading, without the fetch
     HOST_SAVING = 9  # what staging from host memory saves over disk
@@ -49,6 +49,8 @@ class Fix(IntEnum):
     COPY = 13  # fetch from another node of the site
     CROWD = 14  # what others lose when one more fetch shares the site's way to its sources
     LEAVING = 15  # what the owner of a peer site charges for the weights to leave it
+    PAY = 16  # micro-dollars per hour of all GPUs that are taken, PAY_MAX at most
+    BUDGET = 17  # micro-dollars of GPU time that the job's price limit leaves; NO_BUDGET: there is none
 
 
 class Dyn(IntEnum):
@@ -118,6 +120,8 @@ class Out(IntEnum):
     LINK = 12
     SOURCE = 13
     NODE = 14  # of a cold row: number of the node that is meant, plus 1; 0: any
+    PAID = 15  # micro-dollars of GPU time; of an impossible row: what it would cost, if that is what makes it impossible
+    MONEY = 16
 
 
 ROOM_WIDTH: Final = Room.KEPT_VICTIM + 2 * VICTIMS
@@ -157,17 +161,25 @@ class Rate(IntEnum):
     NOW = 0
     NEED = 1  # bytes: weights, adapters, activations
     EVICT_MILLI = 2  # exchange rate of evictions for this job: k_e over the priority's weight; 0: the term is off
-    CHURN = 3  # 1: another copy must beat the existing ones by half its reload time
+    CHURN = 3  # 1: another copy must beat the best existing one by more than half its reload time
     SLACK = 4  # microseconds until the job's deadline; NO_DEADLINE: it has none
     SPREAD_MILLI = 5  # 95 % of the completions take at most this much of their prediction
     TARDY_MILLI = 6
     TIE_US = 7
     TIE_MILLI = 8
     LINK_MILLI = 9  # price of crowding the way to the origin
-    FRAGMENT_MILLI = 10  # price of breaking the last whole block of a pool, by half of what the job occupies; 0 for gangs
+    FRAGMENT_MILLI = 10  # price of breaking the last whole block of a pool, by half of the occupancy, over the weight; 0 for gangs
+    MONEY = 11  # seconds per dollar
+    WEIGHT_MILLI = 12  # of the job's priority
 
 
 RATES: Final = len(Rate)
 NO_DEADLINE: Final = 2**60
 # A fetch of a year is as good as none, however many share the way; sums and products with it stay far from overflowing.
 FETCH_MAX_US: Final = 2**45
+# Money is counted over twelve days of one place at most, and to $4,295 an hour: what costs more is as good as never, and products fit.
+HELD_MAX_US: Final = 2**40
+PAY_MAX: Final = 2**32
+MONEY_MAX_US: Final = 2**50
+NO_BUDGET: Final = 2**60
+MS_PER_HOUR: Final = 3_600_000

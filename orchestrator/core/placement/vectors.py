@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from orchestrator.core.placement.hazard import X_PPM_MAX, within_ppm
 from orchestrator.core.placement.rows import (
     BARE,
     COLD,
     FETCH_MAX_US,
     FORBIDDEN_US,
+    HELD_MAX_US,
+    MONEY_MAX_US,
+    MS_PER_HOUR,
     NO_DEADLINE,
     OVERDUE_US,
     UNREACHABLE,
@@ -55,11 +59,24 @@ def decide(
         _sources(fix, dyn, rates, lines, out, pools + lines[:, Pres.POOL])
     if len(spots):
         _spots(fix, dyn, nodes, spots[open_pools[spots[:, Spot.POOL]]], rates, out)
-    possible = out[:, Out.STATE] != State.IMPOSSIBLE
-    _cold_prices(fix[pools : 2 * pools], dyn, rates, cold, possible[pools : 2 * pools])
-    _costs(fix, rates, out, possible)
+    cost(fix, dyn, rates, out)
+    if rates[Rate.CHURN]:
+        _guard(fix[pools : 2 * pools], pools, out)
     bound = _best(fix, dyn, rates, mask, out, State.BINDABLE)
     return bound, _best(fix, dyn, rates, mask, out, State.WAITS)
+
+
+def cost(fix: Ints, dyn: Ints, rates: Ints, out: Ints) -> None:
+    """See `kernel.cost_rows`."""
+    pools = len(dyn)
+    cold = out[pools : 2 * pools]
+    possible = out[:, Out.STATE] != State.IMPOSSIBLE
+    occupied = _occupied_us(fix, dyn, out)
+    out[:, Out.PAID] = np.where(possible, fix[:, Fix.PAY] * (occupied // 1_000) // MS_PER_HOUR, 0)
+    possible = possible & (out[:, Out.PAID] <= fix[:, Fix.BUDGET])
+    out[~possible, Out.STATE] = State.IMPOSSIBLE
+    _cold_prices(fix[pools : 2 * pools], dyn, rates, cold, possible[pools : 2 * pools], occupied[pools : 2 * pools])
+    _costs(fix, rates, out, possible, occupied)
 
 
 def _clearing(rooms: Ints, least: int, victim: int, need: int) -> tuple[Ints, Ints]:
@@ -172,32 +189,61 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
         out[into, column] = figures[best]
 
 
-def _cold_prices(fix: Ints, dyn: Ints, rates: Ints, cold: Ints, possible: Bools) -> None:
+def _occupied_us(fix: Ints, dyn: Ints, out: Ints) -> Ints:
+    """For how long each row takes its slot, what it holds it for its fetch included."""
+    pools = len(dyn)
+    cold = out[pools : 2 * pools]
+    copy = np.minimum(fix[pools : 2 * pools, Fix.COPY] * (dyn[:, Dyn.COPIES] + 1), cold[:, Out.FETCH])
+    held = np.where(cold[:, Out.SOURCE] == Source.FETCHING, np.maximum(cold[:, Out.FETCH] - cold[:, Out.WAIT], 0), cold[:, Out.FETCH])
+    held = np.where(cold[:, Out.SOURCE] == Source.SITE_FETCHING, copy, held)
+    occupied = fix[:, Fix.OCCUPANCY] - out[:, Out.SAVING]
+    occupied[pools : 2 * pools] += held
+    return np.asarray(np.clip(occupied, 0, HELD_MAX_US))
+
+
+def _cold_prices(fix: Ints, dyn: Ints, rates: Ints, cold: Ints, possible: Bools, occupied: Ints) -> None:
     """What cold rows cost others beside evictions."""
-    if rates[Rate.CHURN]:
-        churn = (fix[:, Fix.RELOAD] + cold[:, Out.FETCH] - cold[:, Out.SAVING]) // 2
-        cold[:, Out.CHURN] = np.where(possible, churn, 0)
     if rates[Rate.FRAGMENT_MILLI]:
         breaks = possible & (dyn[:, Dyn.WHOLE] != 0) & (cold[:, Out.WAIT] == 0)
-        cold[:, Out.FRAGMENT] = np.where(breaks, fix[:, Fix.HALF_OCCUPANCY] * rates[Rate.FRAGMENT_MILLI] // 1_000, 0)
+        cold[:, Out.FRAGMENT] = np.where(breaks, occupied // 2 * rates[Rate.FRAGMENT_MILLI] // 1_000, 0)
     flows = dyn[:, Dyn.FLOWS]
     crowd = fix[:, Fix.CROWD] * flows // (flows + 1) // 1_000 * rates[Rate.LINK_MILLI]
     cold[:, Out.LINK] = np.where(possible & (cold[:, Out.SOURCE] == Source.ORIGIN), fix[:, Fix.LEAVING] + crowd, 0)
 
 
-def _costs(fix: Ints, rates: Ints, out: Ints, possible: Bools) -> None:
+def _costs(fix: Ints, rates: Ints, out: Ints, possible: Bools, occupied: Ints) -> None:
     concurrent = np.maximum(np.maximum(out[:, Out.WAIT], out[:, Out.FETCH]), fix[:, Fix.INPUT])
     delay = concurrent + fix[:, Fix.SERIAL] - out[:, Out.SAVING]
-    risk = fix[:, Fix.RISK_PPM] * ((fix[:, Fix.HALF_OCCUPANCY] + delay) // 1_000) // 1_000
+    lost = within_ppm(np.minimum(fix[:, Fix.HAZARD] * (occupied // 1_000) // MS_PER_HOUR, X_PPM_MAX))
+    risk = lost * ((occupied // 2 + delay) // 1_000) // 1_000
     risk = risk + fix[:, Fix.FAIL_PPM] * (delay // 1_000) // 1_000
     slack = rates[Rate.SLACK]
     tardy = np.zeros(len(out), dtype=np.int64)
     if slack != NO_DEADLINE:
         late = rates[Rate.TARDY_MILLI] * (np.maximum(delay - slack, 0) // 1_000)
         tardy = np.where(delay // 1_000 * rates[Rate.SPREAD_MILLI] <= slack, -delay, late)
-    total = delay + fix[:, Fix.PRICE] + out[:, Out.EVICT] + out[:, Out.CHURN] + out[:, Out.FRAGMENT] + out[:, Out.LINK] + risk + tardy
-    for column, values in ((Out.DELAY, delay), (Out.RISK, risk), (Out.TARDY, tardy), (Out.TOTAL, total)):
+    money = np.minimum(out[:, Out.PAID] * rates[Rate.MONEY], MONEY_MAX_US) * 1_000 // rates[Rate.WEIGHT_MILLI]
+    total = delay + money + fix[:, Fix.NET] + out[:, Out.EVICT] + out[:, Out.FRAGMENT] + out[:, Out.LINK]
+    total = total + risk + tardy
+    for column, values in ((Out.DELAY, delay), (Out.MONEY, money), (Out.RISK, risk), (Out.TARDY, tardy), (Out.TOTAL, total)):
         out[:, column] = np.where(possible, values, 0)
+
+
+def _guard(fix: Ints, pools: int, out: Ints) -> None:
+    """A load that does not beat the best copy there is by more than half of what loading takes."""
+    existing = out[:, Out.STATE] != State.IMPOSSIBLE
+    existing[pools : 2 * pools] = False
+    in_time = out[:, Out.TARDY] < 0
+    safe = bool((existing & in_time).any())
+    total = out[existing & in_time if safe else existing, Out.TOTAL]
+    least = int(total.min()) if len(total) else UNREACHABLE
+    if least >= UNREACHABLE:
+        return
+    cold, cold_in_time = out[pools : 2 * pools], in_time[pools : 2 * pools]
+    half = (fix[:, Fix.RELOAD] + cold[:, Out.FETCH] - cold[:, Out.SAVING]) // 2
+    beats = np.where(cold_in_time != safe, cold_in_time, cold[:, Out.TOTAL] + half < least)
+    cold[:, Out.CHURN] = np.where((cold[:, Out.STATE] != State.IMPOSSIBLE) & ~beats, half, 0)
+    cold[:, Out.TOTAL] += cold[:, Out.CHURN]
 
 
 def _best(fix: Ints, dyn: Ints, rates: Ints, mask: Bools, out: Ints, state: int) -> int:
@@ -229,7 +275,7 @@ def _best(fix: Ints, dyn: Ints, rates: Ints, mask: Bools, out: Ints, state: int)
 
 
 def nearest(out: Ints, chosen: int, rows: Ints) -> int:
-    """See `kernel.nearest_rows`."""
+    """See `listing.nearest_rows`."""
     possible = out[:, Out.STATE] != State.IMPOSSIBLE
     possible[chosen] = False
     (known,) = np.nonzero(possible)
@@ -238,10 +284,15 @@ def nearest(out: Ints, chosen: int, rows: Ints) -> int:
     return len(ranked)
 
 
-def count(codes: Ints, reasons: Ints, dyn: Ints, out: Ints, taken: int, held: int, counts: Ints) -> None:
-    """See `kernel.count_reasons`."""
+def count(codes: Ints, reasons: Ints, dyn: Ints, out: Ints, told: tuple[int, int, int], counts: Ints) -> None:
+    """See `listing.count_reasons`."""
     pools = len(codes)
     counts += np.bincount(codes[codes != 0], minlength=len(counts))
-    bindable = (out[:, Out.STATE] == State.BINDABLE).reshape(-1, max(pools, 1)).any(axis=0)
-    full = (reasons == taken) & (dyn[:, Dyn.FREE] > 0) & (out[pools : 2 * pools, Out.STATE] == State.IMPOSSIBLE)
-    counts += np.bincount(np.where(full, held, reasons)[(codes == 0) & ~bindable], minlength=len(counts))
+    taken, held, dear = told
+    states = out[:, Out.STATE].reshape(-1, max(pools, 1))
+    bindable, possible = (states == State.BINDABLE).any(axis=0), (states != State.IMPOSSIBLE).any(axis=0)
+    priced_out = ((states == State.IMPOSSIBLE) & (out[:, Out.PAID].reshape(states.shape) > 0)).any(axis=0) & ~possible
+    cold = out[pools : 2 * pools]
+    full = (reasons == taken) & (dyn[:, Dyn.FREE] > 0) & (cold[:, Out.STATE] == State.IMPOSSIBLE) & (cold[:, Out.PAID] == 0)
+    why = np.where(priced_out, dear, np.where(full, held, reasons))
+    counts += np.bincount(why[(codes == 0) & ~bindable], minlength=len(counts))

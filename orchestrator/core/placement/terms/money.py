@@ -1,25 +1,28 @@
-"""E_money: the GPU's price over the time it is occupied, as seconds of this job's delay.
+"""E_money: the GPU's price over the time it is taken, as seconds of this job's delay.
 
-Unit: microseconds. Formula: price per hour x GPUs x (stage + init + adapt + compile + execution) x seconds_per_dollar / the priority's
-weight. Source: prices of `clusters.yaml`; the exchange rate of the policy. Fails where a reserved GPU costs the same idle: its price is
-then sunk, and this term merely ranks it.
+Unit: microseconds. Formula: price per hour x GPUs x (fetch for which it is held + stage + init + adapt + compile + execution) x
+seconds_per_dollar / the priority's weight. A slot is held from the moment its attempt is bound: for all of a fetch that begins then, of one
+in flight for what is left when the slot is free. Source: prices of `clusters.yaml`; the exchange rate of the policy. Fails where a reserved
+GPU costs the same idle: its price is then sunk, and this term merely ranks it.
 """
 
 from __future__ import annotations
 
+import numpy as np
+
 from orchestrator.core.placement.inputs import Inputs
-from orchestrator.core.placement.rows import Ints
+from orchestrator.core.placement.rows import HELD_MAX_US, MS_PER_HOUR, PAY_MAX, Ints, Out
 
 NAME = "money"
-
-_US_PER_HOUR = 3_600_000_000
-
-
-def price_usd_micros(inputs: Inputs) -> Ints:
-    """Micro-dollars of GPU time, per row. The product is taken in milliseconds: a price x microseconds would overflow int64."""
-    return inputs.usd_micros_per_hour * inputs.gang_size * (inputs.occupancy_us // 1_000) // (_US_PER_HOUR // 1_000)
+COLUMN = Out.MONEY
 
 
-def cost_us(inputs: Inputs) -> Ints:
-    """Microseconds worth of money, per row."""
-    return price_usd_micros(inputs) * inputs.seconds_per_dollar * 1_000 // inputs.weight_milli
+def usd_micros_per_hour(inputs: Inputs) -> Ints:
+    """Micro-dollars per hour of all GPUs that are taken, per row."""
+    return np.asarray(np.minimum(inputs.usd_micros_per_hour * inputs.gang_size, PAY_MAX))
+
+
+def least_usd_micros(inputs: Inputs, saving_us: Ints) -> Ints:
+    """Micro-dollars of GPU time that a row costs at least, with no fetch. In milliseconds: microseconds would overflow int64."""
+    held_us = np.clip(inputs.occupancy_us - saving_us, 0, HELD_MAX_US)
+    return np.asarray(usd_micros_per_hour(inputs) * (held_us // 1_000) // MS_PER_HOUR)

@@ -1,0 +1,65 @@
+"""What is read off a decision's table for those who ask why: the next best rows, and what rules pools out.
+
+Decides nothing: rows are costed (`kernel`) when it looks at them. Integers only, and the same in numpy (`vectors`). Must not know jobs,
+sites or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from orchestrator.core.placement import vectors
+from orchestrator.core.placement.machine_code import COMPILED, jit
+from orchestrator.core.placement.rows import Dyn, Ints, Out, State
+
+# numba sees plain integers: an IntEnum's members cost it a lookup each.
+_STATE, _TOTAL, _PAID, _FREE = int(Out.STATE), int(Out.TOTAL), int(Out.PAID), int(Dyn.FREE)
+_IMPOSSIBLE, _BINDABLE = int(State.IMPOSSIBLE), int(State.BINDABLE)
+
+
+@jit
+def nearest_rows(out: Ints, chosen: int, rows: Ints) -> int:
+    """Fills `rows` with the possible rows of least total besides `chosen`, cheapest first, then by number. How many there are."""
+    found = 0
+    for row in range(len(out)):
+        if out[row, _STATE] == _IMPOSSIBLE or row == chosen:
+            continue
+        total = out[row, _TOTAL]
+        if found == len(rows) and total >= out[rows[found - 1], _TOTAL]:
+            continue
+        place = found if found < len(rows) else found - 1
+        while place > 0 and out[rows[place - 1], _TOTAL] > total:
+            rows[place] = rows[place - 1]
+            place -= 1
+        rows[place] = row
+        found = min(found + 1, len(rows))
+    return found
+
+
+@jit
+def count_reasons(codes: Ints, reasons: Ints, dyn: Ints, out: Ints, told: tuple[int, int, int], counts: Ints) -> None:
+    """Adds up by number why pools cannot be bound: `codes` of static rejection, else `reasons` where no row of the pool is bindable. A
+    pool of which that is `taken` and that has a free slot which nothing may leave is full of another kind: `held`; and one that the price
+    limit alone rules out, as things are now, is too `dear`. `told`: the numbers of these three."""
+    pools = len(codes)
+    taken, held, dear = told
+    for pool in range(pools):
+        if codes[pool]:
+            counts[codes[pool]] += 1
+            continue
+        best, priced_out = _IMPOSSIBLE, False
+        for row in range(pool, len(out), pools):
+            best = max(best, out[row, _STATE])
+            priced_out = priced_out or (out[row, _STATE] == _IMPOSSIBLE and out[row, _PAID] > 0)
+        if best == _IMPOSSIBLE and priced_out:
+            counts[dear] += 1
+        elif best != _BINDABLE:
+            cold = pools + pool
+            full = reasons[pool] == taken and dyn[pool, _FREE] > 0 and out[cold, _STATE] == _IMPOSSIBLE and out[cold, _PAID] == 0
+            counts[held if full else reasons[pool]] += 1
+
+
+# The ones that are used.
+nearest: Final[Callable[[Ints, int, Ints], int]] = nearest_rows if COMPILED else vectors.nearest
+count: Final[Callable[[Ints, Ints, Ints, Ints, tuple[int, int, int], Ints], None]] = count_reasons if COMPILED else vectors.count
