@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from orchestrator.core.placement.terms import money, risk
 _KEPT_BYTES: Final = 256 * 1024 * 1024
 _KEPT_MIN: Final = 64
 _BYTES_PER_GB: Final = 10**9
+Array = TypeVar("Array", Ints, Bools)
 _DELAYS: Final = frozenset({"input", "stage", "init", "adapt", "compile", "execution", "output"})
 
 
@@ -135,7 +136,7 @@ class Estimator:
         least_usd_micros = least_usd_micros.reshape(kinds, count).min(axis=0) if count else least_usd_micros
         codes = static_reasons(key, model, memory, least_usd_micros, columns)
         most_usd_micros = key.constraints.max_price_usd_micros or NO_BUDGET
-        feasible = np.tile(codes == 0, kinds)
+        feasible = _rows(codes == 0, kinds)
         known = still(inputs, self._policy.terms)
         whole = still(inputs, _DELAYS) if not self._policy.terms >= _DELAYS else known
         return Estimate(
@@ -196,16 +197,16 @@ class Estimator:
         kind = np.arange(kinds * count) // max(count, 1)
         return Inputs(
             cold=kind == COLD,
-            input_us=np.tile(input_time, kinds),
-            stage_us=np.tile(stage, kinds),
+            input_us=_rows(input_time, kinds),
+            stage_us=_rows(stage, kinds),
             init_us=np.full(kinds * count, init_us(model), dtype=np.int64),
-            adapt_us=np.where(kind == READY, 0, np.tile(adapt, kinds)),
-            compile_us=np.where(kind == COLD, np.tile(compiling[1], kinds), np.tile(compiling[0], kinds)),
-            execution_us=np.tile(execution, kinds),
-            output_us=np.tile(output_time, kinds),
-            usd_micros_per_hour=np.tile(columns.price, kinds),
-            egress_usd_micros=np.tile(egress, kinds),
-            preemptions_per_million_hours=np.tile(preemptions, kinds),
+            adapt_us=np.where(kind == READY, 0, _rows(adapt, kinds)),
+            compile_us=np.where(kind == COLD, _rows(compiling[1], kinds), _rows(compiling[0], kinds)),
+            execution_us=_rows(execution, kinds),
+            output_us=_rows(output_time, kinds),
+            usd_micros_per_hour=_rows(columns.price, kinds),
+            egress_usd_micros=_rows(egress, kinds),
+            preemptions_per_million_hours=_rows(preemptions, kinds),
             gang_size=key.gang_size,
             weight_milli=self._policy.weight_milli(key.priority),
             seconds_per_dollar=self._policy.seconds_per_dollar,
@@ -241,12 +242,12 @@ class Estimator:
             (Fix.OCCUPANCY, inputs.occupancy_us),
             (Fix.PAY, money.usd_micros_per_hour(inputs)),
             (Fix.BUDGET, most_usd_micros - inputs.egress_usd_micros if most_usd_micros < NO_BUDGET else NO_BUDGET),
-            (Fix.COPY, np.tile(copy, kinds)),
+            (Fix.COPY, _rows(copy, kinds)),
             (Fix.RELOAD, inputs.loading_us),
-            (Fix.HOST_SAVING, np.tile(host_saving, kinds)),
-            (Fix.NEAR_SAVING, np.tile(near_saving, kinds)),
+            (Fix.HOST_SAVING, _rows(host_saving, kinds)),
+            (Fix.NEAR_SAVING, _rows(near_saving, kinds)),
             (Fix.USD, inputs.usd_micros_per_hour),
-            (Fix.HASH, np.tile(self._hash_of(model.model_id), kinds)),
+            (Fix.HASH, _rows(self._hash_of(model.model_id), kinds)),
         ):
             fix[:, column] = figures
         self._fetching(fix, ways, inputs.weight_milli)
@@ -255,9 +256,9 @@ class Estimator:
     def _fetching(self, fix: Ints, ways: Ways, weight_milli: int) -> None:
         """Fill in the columns that depend on where the weights come from."""
         kinds = len(fix) // max(len(ways.us), 1)
-        fix[:, Fix.FETCH] = np.tile(ways.us, kinds)
-        fix[:, Fix.CROWD] = np.tile(ways.us // weight_milli * 1_000, kinds)
-        fix[:, Fix.LEAVING] = np.tile(self._sources.price_us(ways) * 1_000 // weight_milli, kinds)
+        fix[:, Fix.FETCH] = _rows(ways.us, kinds)
+        fix[:, Fix.CROWD] = _rows(ways.us // weight_milli * 1_000, kinds)
+        fix[:, Fix.LEAVING] = _rows(self._sources.price_us(ways) * 1_000 // weight_milli, kinds)
 
     def ways(self, model: ModelSpec) -> Ways:
         """How long the weights of a model take to each pool, and from where."""
@@ -302,6 +303,11 @@ class Estimator:
             found[spec.site_id] = (input_us, rtt + size * 1_000_000 // rate, egress * size // _BYTES_PER_GB)
         table = np.array([found[site_id] for site_id in columns.site_ids] or np.zeros((0, 3)), dtype=np.int64)
         return table[:, 0], table[:, 1], table[:, 2]
+
+
+def _rows(of_pool: Array, kinds: int) -> Array:
+    """What is so per pool, for the rows of all kinds. `np.tile` takes ten times as long."""
+    return np.concatenate((of_pool,) * kinds)
 
 
 def _corrected(inputs: Inputs, factors: Factors) -> Inputs:
