@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import statistics
-
 import pytest
 
-from atoll.model.learned import Component
-from tests.bench.learning import TOTAL, bias, simulate
+from atoll.model.learned import TOTAL, Component
+from tests.bench.learning import simulate
 
 JOBS = 3_000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_bias_shrinks_below_the_gate_with_learning_and_stays_without(seed: int) -> None:
+def test_bias_shrinks_with_learning_and_stays_without(seed: int) -> None:
     on, off = (simulate(seed, JOBS, learning=learning) for learning in (True, False))
-    last, without = on.errors[Component.EXECUTION][-1_000:], off.errors[Component.EXECUTION][-1_000:]
-    assert abs(statistics.median(last)) <= 0.05
-    assert bias(last) < 0.45 * bias(without)
-    assert bias(last) < 0.7 * bias(on.errors[Component.EXECUTION][:1_000])
-    assert bias(on.errors[TOTAL][-1_000:]) < 0.65 * bias(off.errors[TOTAL][-1_000:])
+    for name, share in ((Component.LOAD, 0.3), (Component.EXECUTION, 0.5), (TOTAL, 0.35)):
+        assert on.last(name) < share * off.last(name), name
+        assert on.last(name) < 0.7 * on.first(name), name
+    # Sites tell a running mean of their last fetches, which goes up and down with the modes that these met: a floor for fetches.
+    assert on.last(Component.FETCH) < min(0.2, 0.6 * on.first(Component.FETCH))
+    # Without learning nothing becomes right by itself.
+    assert off.last(Component.EXECUTION) > 0.9 * off.first(Component.EXECUTION)
     gates = {gate.name: gate for gate in on.calibration.gates}
     judged = {name for name, gate in gates.items() if gate.enough}
     assert judged >= {Component.FETCH, Component.LOAD, Component.EXECUTION, TOTAL}
