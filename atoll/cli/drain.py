@@ -36,7 +36,7 @@ def demand_reason(reason: str) -> None:
 def show_plan(started: DrainStarted) -> None:
     """Print what a drain does, or would do."""
     plan, now_us = started.plan, started.now_us
-    would = "would be " if started.dry_run else "is "
+    would = "would be " if started.dry_run else "will be "
     say(f"site/{plan.site_id} {would}drained within {duration(max(plan.deadline_us - now_us, 0))}")
     if not plan.moves:
         say("  nothing runs there")

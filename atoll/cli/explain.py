@@ -19,7 +19,7 @@ from atoll.model.quote import Eta, PlaceView, Prospects, Quote, TimeLimits, Verd
 _IN_VAIN = "It waits in vain: cancel it and ask for what a site can do, or add a site that can do this."
 _DOES = {
     AttemptState.LEASED: "was sent to {site}",
-    AttemptState.FETCHING: "is at {site}, which fetches the weights",
+    AttemptState.FETCHING: "is at {site}, which fetches the weights or has other work before it",
     AttemptState.LOADING: "is at {site}, which loads the model",
     AttemptState.COMPILING: "is at {site}, which compiles the model",
     AttemptState.RUNNING: "runs at {site}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 NONE: Final = "-"
+_SHARED_FROM_US: Final = 10_000
 _BYTE_UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
@@ -69,8 +70,8 @@ def money(usd_micros: int) -> str:
 
 
 def change(predicted_us: int, actual_us: int) -> str:
-    """How far off a prediction was: "+8 %"."""
-    if predicted_us <= 0:
+    """How far off a prediction was: "+8 %". Nothing below 10 ms, of which a share says nothing."""
+    if predicted_us < _SHARED_FROM_US:
         return ""
     return f"{(actual_us - predicted_us) / predicted_us * 100:+.0f} %"
 

@@ -135,7 +135,7 @@ def list_jobs(
     tenant: Annotated[str, typer.Option("--tenant", help="Only this tenant's (operators see all).")] = "",
     limit: Annotated[str, typer.Option("--limit", metavar="N", help="At most so many; 0: all.")] = "50",
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs: those that have not ended, then the others; of both the newest first."""
     most = arguments.whole("--limit", limit, 0, 1_000_000)
     states = []
     for name in arguments.names(state):
@@ -150,7 +150,7 @@ def list_jobs(
         found = list(islice(jobs, most)) if most else list(jobs)
     show_list(form, JOBS, found, empty="no jobs")
     if most and len(found) == most and form in {Form.TABLE, Form.WIDE}:
-        note(f"the newest {most}; --limit 0 lists all")
+        note(f"{most} of them, those that have not ended before the others; --limit 0 lists all")
 
 
 @verb(

@@ -71,8 +71,10 @@ def comparison(
     what = f"{place(other)}, the next best" if alike else _doing(names, other, weights_bytes)
     gain_us = other.total_us - chosen.total_us - turn_us
     sooner_us = time_us(names, other) - time_us(names, chosen) - turn_us
+    if gain_us < -_TIE_US and other.wait_us:
+        return f"{duration(-gain_us)} more than {what}: those who wait for that already go first there"
     if gain_us <= _TIE_US:
-        return f"as good as {what}; ties go to what is loaded already, then to the cheaper GPU"
+        return f"as good as {what}; ties go to what is loaded already, then to what evicts less, then to the GPU of the lower price"
     if sooner_us < 0:
         return f"{duration(-sooner_us)} later than {what}, but cheaper: prices there count {duration(gain_us - sooner_us)} more"
     if sooner_us * 2 >= gain_us:

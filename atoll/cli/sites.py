@@ -56,7 +56,7 @@ SITES: Listing[SiteView] = Listing(
     ref=lambda view: view.spec.site_id,
     columns=(
         Column(title="SITE", cell=lambda view: view.spec.site_id),
-        Column(title="CONNECTION", cell=lambda view: view.connection.value if view.connection else "never"),
+        Column(title="CONNECTION", cell=lambda view: view.connection.value if view.connection else "not yet"),
         Column(title="ADMIN", cell=lambda view: view.admin.value),
         Column(title="RUNTIME", cell=lambda view: view.runtime.value if view.runtime else NONE),
         Column(title="REGION", cell=lambda view: view.spec.region),
@@ -92,12 +92,14 @@ def list_sites(
     form = session().form
     types = arguments.names(gpu)
     with session().client() as client:
-        found = client.sites_list()
+        declared = found = client.sites_list()
     if region:
         found = tuple(view for view in found if view.spec.region in region)
     if types:
         found = tuple(view for view in found if any(pool.gpu_type in types for pool in view.pools))
-    show_list(form, SITES, found, empty="no sites; 'atoll sites apply clusters.yaml' or 'atoll sites add NAME' declares some")
+    none = f"none of the {len(declared)} sites is like that: 'atoll sites list -o wide' shows their regions and GPU types"
+    nothing = "no sites; 'atoll sites apply clusters.yaml' or 'atoll sites add NAME' declares some"
+    show_list(form, SITES, found, empty=none if declared else nothing)
 
 
 @verb(
@@ -116,7 +118,7 @@ def get(*, site: SiteArgument) -> None:
     if form not in {Form.TABLE, Form.WIDE}:
         return
     if view.drain:
-        say(f"draining since it was asked for by {view.drain.actor}: {view.drain.reason}")
+        say(f"{view.admin.value}: {view.drain.actor} asked for it: {view.drain.reason}")
     elif view.reason:
         say(f"reason: {view.reason}")
     if view.pools:

@@ -143,6 +143,9 @@ def test_waiting_that_is_later_and_cheaper_says_both(capsys: Shown) -> None:
     equal = replace(CHOSEN, total_us=12_010_000)
     story = story_of(capsys, QUEUED, quote=replace(WAITS, chosen=chosen, others=(equal,), turn_us=0))
     assert "as good as fetching" in story[0]
+    taken = replace(CHOSEN, total_us=2_010_000, wait_us=1_000_000)
+    told = outlook.comparison(WAITS.term_names, chosen, [taken], 24 * 10**9, rule="cost")
+    assert told.startswith("9.99s more than ") and told.endswith(": those who wait for that already go first there")
 
 
 def test_a_job_that_nobody_can_take_now_and_one_that_nobody_ever_can(capsys: Shown) -> None:
@@ -189,7 +192,7 @@ def test_a_job_of_an_orchestrator_that_told_no_offer(capsys: Shown) -> None:
     ("state", "steps", "said"),
     [
         (AttemptState.LEASED, 0, "It was sent to tokyo-1; it should"),
-        (AttemptState.FETCHING, 0, "It is at tokyo-1, which fetches the weights; it should"),
+        (AttemptState.FETCHING, 0, "It is at tokyo-1, which fetches the weights or has other work before it; it should"),
         (AttemptState.RUNNING, 7, "It runs at tokyo-1, step 7 of 28; it should"),
         (AttemptState.STOPPING, 0, "It is being stopped at tokyo-1; it should"),
     ],
