@@ -55,6 +55,7 @@ def removed(ctx: Context, event: ModelRemoved) -> None:
     del ctx.state.models[event.model_id]
     ctx.state.failing.pop(event.model_id, None)
     ctx.demand.removed(event.model_id)
+    ctx.residency.busy_eighths.pop(event.model_id, None)
     ctx.columns.model_changed(event.model_id)
     for site in ctx.state.sites.values():
         site.evict[event.model_id] = None

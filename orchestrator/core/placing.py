@@ -15,7 +15,7 @@ from atoll.model.ids import AttemptKey, JobId, Ordinal
 from atoll.model.job import JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Candidate, Deferral, Explanation, Reason
-from orchestrator.core import breakers, claims, etas, jobs, leases, lending, preempting, sites, wishes
+from orchestrator.core import breakers, claims, etas, jobs, leases, lending, preempting, sites, turnover, wishes
 from orchestrator.core.claimed import ClaimDropped, Claimed
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.outputs import JobPlaced, JobsDeferred
@@ -29,7 +29,7 @@ from orchestrator.core.placement.policy import Rule
 from orchestrator.core.placement.registry import TERM_NAMES
 from orchestrator.core.placement.rules import NO_LOT, Lot
 from orchestrator.core.queue import NO_POOL, JobClass, Queue
-from orchestrator.core.state import JobEntry, LiveAttempt, Slot
+from orchestrator.core.state import JobEntry, LiveAttempt, Replica, Slot
 
 # Scorings in one step: about 10 ms of work, or 80 where each class is seen for the first time. What is left goes on in the next step, so
 # that reports and results are heard in between.
@@ -335,12 +335,11 @@ def _reserve(ctx: Context, members: tuple[Slot, ...], live: LiveAttempt, model: 
     site = column.site
     site.attempts[live.key] = live
     loading_us = board.delay_us(row) - live.exec_us - int(board.estimate.output_us[row]) if cold else 0
-    adapters = {use.adapter_id for use in live.spec.adapters}
+    adapters, gone = {use.adapter_id for use in live.spec.adapters}, list[Replica]()
     for slot in members:
         was_free = slot.ready and not slot.attempts
         if was_free:
-            for key in [key for key in slot.replicas if key.model_id in live.evict and key != live.replica]:
-                del slot.replicas[key]
+            gone += turnover.take_out(slot, live.evict, besides=live.replica)
         sites.reserve(slot, live.replica, model.resident_bytes)
         replica = slot.replicas[live.replica]
         replica.last_used_us = ctx.now_us
@@ -349,6 +348,7 @@ def _reserve(ctx: Context, members: tuple[Slot, ...], live: LiveAttempt, model: 
         slot.attempts.append(live.key)
         slot.busy_until_us = busy_from_us + live.exec_us + loading_us
         ctx.columns.slot_changed(column, slot, was_free)
+    turnover.left(ctx, column, gone)
     if cold:
         _note_fetch(ctx, column, members[0], model, board.fetch_us(row))
     site.changed[live.key] = None

@@ -26,7 +26,7 @@ from atoll.model.residency import Cause, ResidencyEvent
 from atoll.model.site import SiteConnection
 from atoll.physics.coldstart import init_us, stage_us, transfer_us
 from atoll.physics.execution import execution_us
-from orchestrator.core import movements, sitings, wishes, worth
+from orchestrator.core import movements, sitings, turnover, wishes, worth
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.placement.rows import Ints
 from orchestrator.core.state import Site
@@ -73,6 +73,7 @@ class ResidencySnapshot:
     armed: bool
     swept: int
     ring: tuple[ResidencyEvent, ...]
+    busy_eighths: tuple[tuple[ModelId, int], ...]
 
 
 _NOTHING: Final = Target()
@@ -89,6 +90,7 @@ class Residency:
     armed: bool = False
     swept: int = 0
     ring: movements.Ring = field(default_factory=movements.new_ring)
+    busy_eighths: dict[ModelId, int] = field(default_factory=dict)  # see `turnover`
 
     def target(self, model_id: ModelId) -> int:
         """Warm copies that the model should have; 0 while nobody asks for it."""
@@ -128,6 +130,7 @@ class Residency:
             armed=self.armed,
             swept=self.swept,
             ring=tuple(self.ring),
+            busy_eighths=tuple(self.busy_eighths.items()),
         )
 
     def restore(self, snapshot: ResidencySnapshot) -> None:
@@ -135,6 +138,7 @@ class Residency:
         self.targets, self.offers = dict(snapshot.targets), dict(snapshot.offers)
         self.phase, self.todo, self.armed, self.swept = snapshot.phase, list(snapshot.todo), snapshot.armed, snapshot.swept
         self.ring.extend(snapshot.ring)
+        self.busy_eighths.update(snapshot.busy_eighths)
 
 
 # --- the timer ----------------------------------------------------------------------------------------------------------------
@@ -219,7 +223,8 @@ def _reload_us(model: ModelSpec, typical: _Typical) -> int:
 
 def _weigh(ctx: Context, model_id: ModelId, typical: _Typical) -> None:
     model = ctx.state.models.get(model_id)
-    if ctx.demand.refresh(model_id, ctx.now_us):
+    asked, busy = ctx.demand.refresh(model_id, ctx.now_us), turnover.told_busy(ctx, model_id)
+    if asked or busy:
         ctx.columns.model_changed(model_id)
     if model is None or not ctx.demand.asked_for(model_id):
         return

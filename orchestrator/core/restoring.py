@@ -39,9 +39,10 @@ def _empty(state: State, policy: Policy, estimates: Estimates) -> Context:
         prior_per_hour_milli=policy.launch_prior_per_hour_milli,
     )
     loop = residency.Residency()
-    columns = Columns(
-        policy, state.models, Wishes(rate_per_hour_milli=demand.rate_per_hour_milli, pins=state.pins, pushes=state.pushes)
+    wanted = Wishes(
+        rate_per_hour_milli=demand.rate_per_hour_milli, busy_eighths=loop.busy_eighths, pins=state.pins, pushes=state.pushes
     )
+    columns = Columns(policy, state.models, wanted)
     book = restored_book(estimates, learning=policy.learning)
     return Context(
         state=state,
@@ -156,6 +157,7 @@ def _restore_site(ctx: Context, snapshot: SiteSnapshot) -> Site:
     for pool_snapshot in snapshot.pools:
         pool = sites.make_pool(ctx, site, pool_snapshot.spec)
         site.pools[pool.pool_id] = pool
+        pool.stay_us, pool.residence_ms = pool_snapshot.stay_us, pool_snapshot.residence_ms
         for node, told in zip(pool.nodes, pool_snapshot.nodes, strict=True):
             _restore_node(node, told)
     return site

@@ -13,7 +13,7 @@ from atoll.model.ids import Generation, PoolId, SlotRef
 from atoll.model.replica import ReplicaFact, ReplicaState, Tier
 from atoll.model.report import PROTOCOL_VERSION, NodeFacts, SiteHello, SlotFacts
 from atoll.model.site import PoolSpec, SiteAdmin
-from orchestrator.core import attempts, leases, movements, wishes
+from orchestrator.core import attempts, leases, movements, turnover, wishes
 from orchestrator.core.context import Context
 from orchestrator.core.events import ResyncRequested, SiteConnected, SiteDisconnected, SiteReported
 from orchestrator.core.outputs import CloseSession, Refusal, RefusalCode
@@ -254,9 +254,9 @@ def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -
     }
     before = {key: (replica.memory_bytes, replica.adapters) for key, replica in slot.replicas.items()}
     was_free = slot.ready and not slot.attempts
-    resident = movements.resident(slot)
+    resident, known = movements.resident(slot), slot.replicas
     present = sorted({*told, *(live.replica for live in lives)})
-    slot.replicas = {key: _believed(slot.replicas.get(key), key, told.get(key), lives) for key in present}
+    slot.replicas = {key: _believed(known.get(key), key, told.get(key), lives) for key in present}
     movements.slot_reported(ctx, column, slot, resident)
     after = {key: (replica.memory_bytes, replica.adapters) for key, replica in slot.replicas.items()}
     changed = before != after or facts.ready != slot.ready
@@ -264,6 +264,9 @@ def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -
         return
     slot.ready = facts.ready
     ctx.columns.slot_changed(column, slot, was_free)
+    if slot.ready and column.site.reported:  # else it is no turnover: the site, or the slot, begins anew
+        gone = (replica for key, replica in known.items() if key not in slot.replicas and key.model_id in ctx.state.models)
+        turnover.left(ctx, column, turnover.counted(slot, gone))
     for key in sorted(told):
         ctx.queue.wake_model(key.model_id)
     if slot.ready and not was_free:

@@ -102,9 +102,11 @@ class NodeSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSnapshot:
-    """A pool with the rates that placing reckons with: disk, host to device, origin; bytes per second."""
+    """A pool with the rates that placing reckons with: disk, host to device, origin; bytes per second; and how long replicas stay."""
 
     spec: PoolSpec
+    stay_us: int
+    residence_ms: int
     rates_bytes_per_s: tuple[int, int, int]
     nodes: tuple[NodeSnapshot, ...]
 
@@ -258,7 +260,15 @@ def _take_site(ctx: Context, site: Site) -> SiteSnapshot:
         column = ctx.columns.by_pool[(site.site_id, pool_id)]
         rates = tuple(int(array[column.index]) for array in (ctx.columns.disk_rate, ctx.columns.h2d_rate, ctx.columns.origin_rate))
         nodes = tuple(_take_node(node) for node in pool.nodes)
-        pools.append(PoolSnapshot(spec=pool.spec, rates_bytes_per_s=(rates[0], rates[1], rates[2]), nodes=nodes))
+        pools.append(
+            PoolSnapshot(
+                spec=pool.spec,
+                stay_us=pool.stay_us,
+                residence_ms=pool.residence_ms,
+                rates_bytes_per_s=(rates[0], rates[1], rates[2]),
+                nodes=nodes,
+            )
+        )
     return SiteSnapshot(
         record=site.record,
         connection=site.connection,

@@ -140,6 +140,8 @@ class Pool:
     gpu: GpuType
     nodes: list[Node]
     node_index: dict[NodeId, int] = field(default_factory=dict)
+    stay_us: int = 0  # smoothed: how long replicas stayed until they made room; 0: none has
+    residence_ms: int = 0  # as prices reckon with it, in steps; 0: as the policy says
 
     @property
     def pool_id(self) -> PoolId:

@@ -296,14 +296,21 @@ class Columns:
         """The price of a model's replicas changed: free slots that hold one are sorted again."""
         for index in self.where.by_model.get(model_id, ()):
             column = self.columns[index]
-            slots = {where for key in column.replicas.get(model_id, ()) for where in column.warm[key].slots}
-            for node_index, slot_index in sorted(slots):
-                slot = column.slot(node_index, slot_index)
-                if is_free(slot):
-                    slot.version += 1
-                    self._push(column, slot)
-                self._refresh_node(column, node_index)
-            self._refresh_pool(column)
+            self._sort_again(column, {where for key in column.replicas.get(model_id, ()) for where in column.warm[key].slots})
+
+    def residence_changed(self, column: Column) -> None:
+        """Replicas stay longer in a pool than was thought, or shorter: all that its slots hold has another price."""
+        self._sort_again(column, {where for where, held in column.resident.items() if held})
+        self.where.turned(column)
+
+    def _sort_again(self, column: Column, places: set[tuple[int, int]]) -> None:
+        for node_index, slot_index in sorted(places):
+            slot = column.slot(node_index, slot_index)
+            if is_free(slot):
+                slot.version += 1
+                self._push(column, slot)
+            self._refresh_node(column, node_index)
+        self._refresh_pool(column)
 
     def _held(self, column: Column, key: ReplicaKey, where: tuple[int, int], step: int) -> bool:
         """A slot holds a replica now, or (-1) no more. Whether that changed the price of the model's other copies."""
@@ -379,7 +386,6 @@ class Columns:
         """The catalogue says something else of a model than before."""
         self.prices.refresh(model_id)
         self.reprice(model_id)
-
 
 
 def _closed_reason(site: Site) -> Reason | None:

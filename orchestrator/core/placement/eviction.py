@@ -1,10 +1,13 @@
 """What it costs others that a replica leaves a slot, and which replicas leave so that a model fits.
 
     E_evict = sum over victims (1 - exp(-rate x share x residence)) x reload time x P(no other warm slack) [x last_copy, if it is the last]
+    share = 1 / warm copies: that part of the model's requests would have come here
+    residence = how long replicas stay in the pool until they make room, as measured, at least a minute; the policy's until then
+    P(no other warm slack) = (others that are busy + 1) / (others + 1)
 
 in microseconds of expected delay of normal-priority jobs; the policy's k_e and the job's own weight are applied where a job is scored.
-share = 1 / warm copies: that part of the model's requests would have come here. Source: `core.demand`, `atoll.physics.coldstart`.
-Fails where demand jumps: a model that nobody has asked for in days looks free to evict a minute before its rush.
+Source: `core.demand`, `core.turnover`, `atoll.physics.coldstart`. Fails where demand jumps: a model that nobody has asked for in days
+looks free to evict a minute before its rush.
 Decides prices and the order of leaving. Must not know which job wants the room.
 """
 
@@ -28,7 +31,7 @@ from orchestrator.core.state import Pool, Replica, ReplicaKey, Slot
 _MS_PER_HOUR: Final = 3_600_000
 # A replica of a model that is not in the catalogue any more costs nobody anything.
 _NOBODY: Final = 0
-# Prices keep this many binary digits: steps of an eighth. Finer ones would re-sort slots for nothing.
+# Prices, and what they are made of, keep this many binary digits: steps of an eighth. Finer ones would re-sort slots for nothing.
 _DIGITS: Final = 3
 # Whoever pushed a model expects its traffic, though nobody has asked for it yet: as likely as not it comes.
 _PUSHED_PPM: Final = 500_000
@@ -52,9 +55,11 @@ class Victim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """What makes a copy worth keeping: how often the model is asked for, what operators pinned and pushed. `refresh` when it changes."""
+    """What makes a copy worth keeping: how often the model is asked for, how many of its copies are busy (in eighths), what operators
+    pinned and pushed. `refresh` when it changes."""
 
     rate_per_hour_milli: Callable[[ModelId], int]
+    busy_eighths: Mapping[ModelId, int]
     pins: Mapping[tuple[ModelId, SiteId], Pin]
     pushes: Mapping[ModelId, Push]
 
@@ -62,19 +67,19 @@ class Wishes:
 class Prices:
     """Prices of replicas, from demand and copies.
 
-    `rate_per_hour_milli` must change only when `refresh` is called for the model, and copies count by powers of two: a price is then a
-    function of what a snapshot holds, and slots are sorted again only where one changed.
+    `Wishes` must change only when `refresh` is called for the model, a pool's `residence_ms` only when its slots are sorted again, and
+    copies count by powers of two: a price is then a function of what a snapshot holds, and slots are sorted again only where one changed.
     """
 
-    __slots__ = ("_copies", "_last_milli", "_models", "_pins", "_pushes", "_rate", "_reload", "_residence_ms", "_wanted")
+    __slots__ = ("_busy", "_copies", "_last_milli", "_models", "_pins", "_pushes", "_rate", "_reload", "_residence_ms", "_wanted")
 
     def __init__(self, policy: Policy, models: Mapping[ModelId, ModelSpec], wishes: Wishes) -> None:
         self._models = models
-        self._rate = wishes.rate_per_hour_milli
+        self._rate, self._busy = wishes.rate_per_hour_milli, wishes.busy_eighths
         self._pins, self._pushes = wishes.pins, wishes.pushes
         self._residence_ms, self._last_milli = policy.residence_ms, policy.last_copy_milli
         self._copies: dict[ModelId, int] = {}
-        self._wanted: dict[ModelId, int] = {}
+        self._wanted: dict[ModelId, dict[int, int]] = {}  # by how long replicas stay in the pool
         # By model and pool: the model it was computed for, and the microseconds.
         self._reload: dict[tuple[ModelId, str, str], tuple[ModelSpec, int]] = {}
 
@@ -93,9 +98,9 @@ class Prices:
         return before.bit_length() != after.bit_length() and self.refresh(model_id)
 
     def refresh(self, model_id: ModelId) -> bool:
-        """Demand or copies changed. Whether the price did."""
-        old = self._wanted.pop(model_id, None)
-        return old is not None and old != self._wanted_ppm(model_id)
+        """Demand or copies changed. Whether a price did."""
+        old = self._wanted.pop(model_id, {})
+        return any(ppm != self._wanted_ppm(model_id, residence_ms) for residence_ms, ppm in old.items())
 
     def price_us(self, replica: Replica, pool: Pool) -> int:
         """What the fleet loses when this replica leaves a slot of the pool; FORBIDDEN_US where it is pinned."""
@@ -114,21 +119,25 @@ class Prices:
             known = self._reload[key] = (model, stage_us(model, node.disk_bytes_per_s, h2d, from_host=False) + init_us(model))
             if len(self._reload) > _RELOADS_MAX:
                 del self._reload[next(iter(self._reload))]
-        return min(known[1] // 1_000 * self._wanted_ppm(replica.model_id) // 1_000, FORBIDDEN_US // 2)
+        return min(known[1] // 1_000 * self._wanted_ppm(replica.model_id, pool.residence_ms) // 1_000, FORBIDDEN_US // 2)
 
-    def _wanted_ppm(self, model_id: ModelId) -> int:
-        """That somebody asks for this very copy while it would have stayed, and finds no other."""
-        known = self._wanted.get(model_id)
+    def _wanted_ppm(self, model_id: ModelId, residence_ms: int) -> int:
+        """That somebody asks for this very copy while it would have stayed, and finds no other. `residence_ms` 0: nothing was measured."""
+        by_residence = self._wanted.get(model_id)
+        if by_residence is None:
+            by_residence = self._wanted[model_id] = {}
+        known = by_residence.get(residence_ms)
         if known is None:
             copies = 1 << max(self.copies(model_id).bit_length() - 1, 0)
-            expected_ppm = self._rate(model_id) * self._residence_ms * 1_000 // (_MS_PER_HOUR * copies)
-            # With n others, one of them has a slot to spare with about n / (n + 1).
-            known = within_ppm(min(expected_ppm, X_PPM_MAX)) // copies
+            expected_ppm = self._rate(model_id) * (residence_ms or self._residence_ms) * 1_000 // (_MS_PER_HOUR * copies)
+            # The one that asks needs one; of the others those that are busy have no slot to spare.
+            taken = 8 + (copies - 1) * self._busy.get(model_id, 0)
+            known = within_ppm(min(expected_ppm, X_PPM_MAX)) * taken // (8 * copies)
             if model_id in self._pushes:
                 known = max(known, _PUSHED_PPM // copies)
             if copies == 1:
                 known = known * self._last_milli // 1_000
-            self._wanted[model_id] = known = _rounded(known)
+            by_residence[residence_ms] = known = rounded(known)
         return known
 
     def victims(self, slot: Slot, pool: Pool, besides: ReplicaKey | None = None) -> list[Victim]:
@@ -148,9 +157,10 @@ class Prices:
         return found
 
 
-def _rounded(ppm: int) -> int:
-    spare = max(ppm.bit_length() - _DIGITS, 0)
-    return ppm >> spare << spare
+def rounded(number: int) -> int:
+    """The first binary digits of a number."""
+    spare = max(number.bit_length() - _DIGITS, 0)
+    return number >> spare << spare
 
 
 def as_figures(victims: list[Victim]) -> list[int]:
