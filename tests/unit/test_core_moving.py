@@ -58,10 +58,10 @@ def test_an_attempt_that_waits_is_moved_to_a_slot_that_came_free() -> None:
     assert failure is not None and failure.kind is FailureKind.MOVED and "came free" in failure.message
 
 
-def _behind_cheap_work(dear_usd_micros: int, deadline_ms: int = 0) -> tuple[Fleet, AttemptKey]:
-    """Both sites are at work, b for much longer; one more job is bound behind the work at a. Only what b costs differs."""
+def _line_at_a(usd_micros: tuple[int, int], deadline_ms: int = 0) -> tuple[Fleet, AttemptKey]:
+    """Both sites are at work, b for much longer; one more job is bound behind the work at a. Only what they cost differs."""
     sites = (
-        site(name, replace(pool("p", gpus=1), usd_micros_per_gpu_hour=usd)) for name, usd in (("a", 500_000), ("b", dear_usd_micros))
+        site(name, replace(pool("p", gpus=1), usd_micros_per_gpu_hour=usd)) for name, usd in zip("ab", usd_micros, strict=True)
     )
     fleet = Fleet(*sites, models=(model("m", 70),), policy=Policy(silent_after_ms=10**9))
     for name in "ab":
@@ -76,16 +76,18 @@ def _behind_cheap_work(dear_usd_micros: int, deadline_ms: int = 0) -> tuple[Flee
     return fleet, job.attempts[0].key
 
 
-@pytest.mark.parametrize(("usd_micros", "moves"), [(500_000, True), (4_000_000_000, False)])
-def test_the_price_of_the_place_that_came_free_alone_decides_whether_to_move(usd_micros: int, *, moves: bool) -> None:
-    fleet, key = _behind_cheap_work(usd_micros)
+@pytest.mark.parametrize(
+    ("usd_micros", "moves"), [((500_000, 500_000), True), ((500_000, 4_000_000_000), False), ((4_000_000_000, 4_000_000_000), True)]
+)
+def test_what_both_places_cost_alone_decides_whether_to_move(usd_micros: tuple[int, int], *, moves: bool) -> None:
+    fleet, key = _line_at_a(usd_micros)
     fleet.end_attempt("b", next(iter(fleet.agents[SiteId("b")].attempts)))
     assert fleet.agents[SiteId("a")].attempts[key].stop is moves
 
 
 @pytest.mark.parametrize(("deadline_ms", "moves"), [(0, True), (3_600_000, False)])
 def test_a_job_that_is_in_time_at_a_cheap_place_is_not_moved_to_a_dear_one_that_came_free(deadline_ms: int, *, moves: bool) -> None:
-    fleet, key = _behind_cheap_work(40_000_000, deadline_ms)
+    fleet, key = _line_at_a((500_000, 40_000_000), deadline_ms)
     fleet.end_attempt("b", next(iter(fleet.agents[SiteId("b")].attempts)))
     assert fleet.agents[SiteId("a")].attempts[key].stop is moves
 
