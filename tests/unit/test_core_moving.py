@@ -77,7 +77,7 @@ def _line_at_a(usd_micros: tuple[int, int], deadline_ms: int = 0) -> tuple[Fleet
 
 
 @pytest.mark.parametrize(
-    ("usd_micros", "moves"), [((500_000, 500_000), True), ((500_000, 4_000_000_000), False), ((4_000_000_000, 4_000_000_000), True)]
+    ("usd_micros", "moves"), [((500_000, 500_000), True), ((500_000, 4_000_000_000), False), ((1_200_000_000, 1_200_000_000), True)]
 )
 def test_what_both_places_cost_alone_decides_whether_to_move(usd_micros: tuple[int, int], *, moves: bool) -> None:
     fleet, key = _line_at_a(usd_micros)
