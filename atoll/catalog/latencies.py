@@ -14,11 +14,11 @@ from atoll.catalog.csv_rows import Row, read_rows
 from atoll.catalog.problems import Problems
 from atoll.model import limits
 
-_US: Final = 1_000_000
+US: Final = 1_000_000
 # A month: a longer generation is a mistake of units.
-_US_MAX: Final = 31 * 24 * 3_600 * _US
-_GPUS_MAX: Final = 1_024
-_NAME_CHARS_MAX: Final = 200
+US_MAX: Final = 31 * 24 * 3_600 * US
+GPUS_MAX: Final = 1_024
+NAME_CHARS_MAX: Final = 200
 _REQUIRED: Final = frozenset(
     {"model", "resolution", "frames", "steps", "cfg_forwards", "batch", "precision", "optimisation", "gpu", "n_gpus", "seconds"}
 )
@@ -28,7 +28,8 @@ _SIZE: Final = re.compile(r"([0-9]{1,5})x([0-9]{1,5})\Z")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyRow:
-    """One published time. `size` is None where the resolution is none of pixels; `steps` 0 where nothing is denoised."""
+    """One published time. `size` is None where the resolution is none of pixels; `steps` 0 where nothing is denoised; `cfg_passes` 0
+    where the model's own guidance was used."""
 
     line: int
     model: str
@@ -62,8 +63,8 @@ def parse_latencies(text: str, file_name: str) -> tuple[LatencyRow, ...]:
 
 def _row(row: Row) -> LatencyRow:
     for column in ("model", "gpu", "optimisation", "resolution", "precision"):
-        if len(row.cells[column]) > _NAME_CHARS_MAX:
-            row.wrong(column, f"at most {_NAME_CHARS_MAX} characters")
+        if len(row.cells[column]) > NAME_CHARS_MAX:
+            row.wrong(column, f"at most {NAME_CHARS_MAX} characters")
     for column in ("model", "gpu"):
         if not row.text(column):
             row.wrong(column, "a name")
@@ -80,9 +81,9 @@ def _row(row: Row) -> LatencyRow:
         precision=row.text("precision").lower(),
         optimisation=row.text("optimisation"),
         gpu=row.text("gpu"),
-        gpus=row.whole("n_gpus", 1, _GPUS_MAX, default=1),
+        gpus=row.whole("n_gpus", 1, GPUS_MAX, default=1),
         parallelism=_optional(row, "parallelism"),
-        seconds_us=row.figure("seconds", _US, 1, _US_MAX),
+        seconds_us=row.figure("seconds", US, 1, US_MAX),
         metric=_optional(row, "metric") or METRICS[0],
         split=_optional(row, "split"),
         source=_optional(row, "source"),

@@ -5,14 +5,14 @@ Decides units: seconds, and errors as shares of the actual time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from atoll.cli.figures import count, seconds
 from atoll.cli.output import Form, say, show_plain, table
 from atoll.physics.coefficients import Coefficients
 from atoll.physics.estimate import DEVICE_LEVEL, Estimate
-from atoll.physics.evaluation import Judged, LeftOut, Quality, grouped, quality
+from atoll.physics.evaluation import Judged, LeaveOut, LeftOut, Quality, grouped, named, quality
 from atoll.physics.peaks import used_precision
 from atoll.physics.stack import used_stack
 from atoll.physics.terms import Run, class_of
@@ -30,7 +30,10 @@ _GROUPS: Final[tuple[tuple[str, str, Callable[[Run], str]], ...]] = (
     ("by_class", "CLASS", lambda run: class_of(run.model)),
     ("by_stack", "STACK", lambda run: run.stack.value),
     ("by_gpus", "GPUS", lambda run: str(run.gang_size)),
+    ("by_batch", "BATCH", lambda run: str(run.shape.batch)),
 )
+# What a fit to other rows is asked about beside all of them: gangs and batches.
+_ASKED: Final = _GROUPS[-2:]
 
 
 # --- predict ------------------------------------------------------------------------------------------------------------------
@@ -149,15 +152,16 @@ def show_check(form: Form, source: Table, judged: Sequence[Judged]) -> None:
     _say_unknown(source.unknown)
 
 
-def show_left_out(form: Form, source: Table, found: LeftOut) -> None:
-    """Print how three estimators did on sources they had not seen."""
+def show_left_out(form: Form, source: Table, found: LeftOut, what: LeaveOut) -> None:
+    """Print how three estimators did on sources (or models, or GPU types) they had not seen."""
     groups: dict[str, dict[str, Quality | None]] = {}
     for key, _ in _ESTIMATORS:
         judged: tuple[Judged, ...] = getattr(found, key)
         alone = [one for one in judged if one.observation.run.gang_size == 1]
         gangs = [one for one in judged if one.observation.run.gang_size > 1]
         groups[key] = {"one GPU": quality(alone), "gangs": quality(gangs), "all": quality(judged)}
-    by_source = _by_source(found.ours)
+    by_name = _by_name(found.ours, what)
+    asked = {key: grouped(found.ours, by) for key, _, by in _ASKED}
     if form in {Form.JSON, Form.YAML}:
         lines = {id(row.observation): row.row for row in source.known}
         baseline = {id(one.observation): one.predicted_us for one in found.baseline}
@@ -166,21 +170,25 @@ def show_left_out(form: Form, source: Table, found: LeftOut) -> None:
             row = lines[id(one.observation)]
             rows.append(_row_plain(one, row.line, row.cells) | {"baseline": baseline[id(one.observation)] / _US})
         summary = {key: {name: _quality_plain(one) for name, one in group.items()} for key, group in groups.items()}
-        sources = {name: _quality_plain(one) for name, one in by_source.items()}
-        plain = {"file": source.file, "cv": "source", "sources": len(by_source), "summary": summary, "by_source": sources}
+        plain: dict[str, Any] = {"file": source.file, "cv": what.value, f"{what.value}s": len(by_name), "summary": summary}
+        for key, group in {f"by_{what.value}": by_name, **asked}.items():
+            plain |= {key: {name: _quality_plain(one) for name, one in group.items()}}
         show_plain(form, plain | {"rows": rows, "unknown": _unknown_plain(source.unknown)})
         return
-    say(f"{source.file}: {count(len(by_source), 'source')}, each predicted by a fit to the others alone")
+    said = {LeaveOut.SOURCE: "source", LeaveOut.MODEL: "model", LeaveOut.GPU: "GPU type"}[what]
+    say(f"{source.file}: {count(len(by_name), said)}, each predicted by a fit to rows of others alone")
     titles = dict(_ESTIMATORS)
     for name in ("one GPU", "gangs", "all"):
         _qualities(name.upper(), {titles[key]: found_one for key, group in groups.items() if (found_one := group[name]) is not None})
-    if form is Form.WIDE:
-        _qualities("SOURCE, OURS", by_source)
+    for key, title, _ in _ASKED:
+        _qualities(f"{title}, OURS", asked[key])
+    if form is Form.WIDE or what is not LeaveOut.SOURCE:
+        _qualities(f"{said.upper()}, OURS", by_name)
 
 
-def _by_source(judged: Iterable[Judged]) -> dict[str, Quality]:
-    names = sorted({one.observation.source for one in judged})
-    return {name: found for name in names if (found := quality([one for one in judged if one.observation.source == name])) is not None}
+def _by_name(judged: Sequence[Judged], what: LeaveOut) -> dict[str, Quality]:
+    names = sorted({named(one.observation, what) for one in judged})
+    return {name: found for name in names if (found := quality([one for one in judged if named(one.observation, what) == name]))}
 
 
 def _qualities(title: str, groups: Mapping[str, Quality]) -> None:
@@ -259,7 +267,7 @@ def _exact(us: int) -> str:
 
 # --- fit ----------------------------------------------------------------------------------------------------------------------
 
-_MODULE: Final = '''"""Effects fitted to the published times of atoll/data/latencies.csv. Written by `atoll costs fit`; do not edit.
+_MODULE: Final = '''"""Effects fitted to the times of the two tables in atoll/data. Written by `atoll costs fit`; do not edit.
 
 Decides nothing. Thousandths of a natural logarithm of time by effect, how many rows spoke for each, and how far rows of a source
 that was left out lay from their predictions. Effects without rows are what physics expects.

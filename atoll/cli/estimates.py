@@ -34,6 +34,7 @@ _ROWS_MAX: Final = 5_000
 # Names that begin with what was asked for; the variants of one GPU are fewer.
 _LONGER_SHOWN: Final = 4
 _PACKAGED: Final = "atoll/data/latencies.csv"
+_SWEEP: Final = "atoll/data/mlenergy_latency.csv"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -53,6 +54,7 @@ def add_to(app: typer.Typer) -> None:
         atoll costs check measured.csv
         atoll costs check measured.csv -o json  # every row with predicted and actual seconds
         atoll costs check --cv source  # the packaged rows, each source predicted from the others alone
+        atoll costs check --sweep --cv model  # the packaged sweep over batches and gangs, each model from the others alone
         """,
     )(check)
     verb(
@@ -113,53 +115,62 @@ def predict(
 def check(
     *,
     file: Annotated[
-        str, typer.Argument(metavar="FILE", show_default=False, help="Times, with the columns of the packaged table (default: that table).")
+        str, typer.Argument(metavar="FILE", show_default=False, help="Times, with the columns of a packaged table (default: latencies).")
     ] = "",
+    sweep: Annotated[bool, typer.Option("--sweep", help="The packaged sweep over batches and gangs instead of a file.")] = False,
     cv: Annotated[
-        str, typer.Option("--cv", metavar="COLUMN", show_default=False, help="'source': fit anew without each source, and predict it.")
+        str,
+        typer.Option("--cv", metavar="COLUMN", show_default=False, help="source, model or gpu: fit anew without each, and predict it."),
     ] = "",
 ) -> None:
-    """Predicted against actual seconds: errors by GPU type, class and stack. Names that are not known are listed."""
+    """Predicted against actual seconds: errors by GPU type, class, stack, gang and batch. Names that are not known are listed."""
     from atoll.cli.costtables import show_check, show_left_out
-    from atoll.physics.evaluation import compare, judge
+    from atoll.physics.evaluation import LeaveOut, compare, judge, named
     from atoll.physics.fitted import FITTED
 
-    if cv not in {"", "source"}:
-        raise FieldError("--cv", cv, "source")
+    if cv and cv not in set(LeaveOut):
+        raise FieldError("--cv", cv, f"one of {', '.join(LeaveOut)}")
+    if file and sweep:
+        raise FieldError("--sweep", "given", "no FILE beside it: it stands for one")
     form = session().form
     names = _names()
-    table = _read(file, names)
+    table = _packaged(_SWEEP, names) if sweep else _read(file, names)
     if not cv:
         show_check(form, table, judge([row.observation for row in table.known], FITTED))
         return
     observations = table.fitting()
-    sources = {one.source for one in observations}
-    if len(sources) < 2 or "" in sources:
-        raise CliError(f"{table.file}: expected at least 2 sources, and one in each row", code=Exit.USAGE)
-    if len(sources) > _SOURCES_MAX or len(observations) > _ROWS_MAX:
-        expected = f"at most {_SOURCES_MAX} sources and {_ROWS_MAX} rows, for each source is a fit"
-        raise CliError(f"{table.file} has {len(sources)} sources and {len(observations)} rows: expected {expected}", code=Exit.USAGE)
-    show_left_out(form, table, compare(observations, names.gpus))
+    what = LeaveOut(cv)
+    left_out = {named(one, what) for one in observations}
+    if not left_out or "" in left_out:
+        raise CliError(f"{table.file}: expected rows to learn from, with a {cv} in each", code=Exit.USAGE)
+    if len(left_out) > _SOURCES_MAX or len(observations) > _ROWS_MAX:
+        expected = f"at most {_SOURCES_MAX} {cv}s and {_ROWS_MAX} rows, for each {cv} is a fit"
+        raise CliError(f"{table.file} has {len(left_out)} {cv}s and {len(observations)} rows: expected {expected}", code=Exit.USAGE)
+    own = {one.source for one in observations}
+    others = [one for one in _all_packaged(names) if one.source not in own]
+    show_left_out(form, table, compare(observations, names.gpus, others=others, what=what), what)
 
 
 def fit(
     *,
     file: Annotated[
-        str, typer.Argument(metavar="FILE", show_default=False, help="Times, with the columns of the packaged table (default: that table).")
+        str, typer.Argument(metavar="FILE", show_default=False, help="Times, with the columns of a packaged table (default: both of them).")
     ] = "",
 ) -> None:
     """Fit the effects that predictions use to published times, and print them: as the Python module that Atoll ships, or as data."""
     from atoll.cli.costtables import coefficients_module, coefficients_plain
     from atoll.physics.calibration import fit as fit_effects
-    from atoll.physics.evaluation import leave_out_sources, spreads
+    from atoll.physics.evaluation import leave_out, spreads
 
     form = session().form
     names = _names()
-    table = _read(file, names)
-    observations = table.fitting()
+    judged = _read(file, names).fitting()
+    # The sweep is one witness with many rows: what it says of spreads would drown the rest.
+    others = [] if file else _packaged(_SWEEP, names).fitting()
+    observations = [*judged, *others]
     if len(observations) > _ROWS_MAX or len({one.source for one in observations}) > _SOURCES_MAX:
-        raise CliError(f"{table.file}: expected at most {_ROWS_MAX} rows of at most {_SOURCES_MAX} sources", code=Exit.USAGE)
-    found = fit_effects(observations, names.gpus, spreads=spreads(leave_out_sources(observations, names.gpus)))
+        raise CliError(f"{file}: expected at most {_ROWS_MAX} rows of at most {_SOURCES_MAX} sources", code=Exit.USAGE)
+    found = fit_effects(observations, names.gpus, spreads=spreads(leave_out(judged, names.gpus, others=others)))
     if form in {Form.JSON, Form.YAML}:
         show_plain(form, coefficients_plain(found))
     else:
@@ -177,16 +188,28 @@ def _names() -> Names:
 
 
 def _read(file: str, names: Names) -> Table:
-    from atoll import data
-    from atoll.catalog.latencies import parse_latencies
-    from atoll.catalog.problems import SourceErrors
     from atoll.cli.textfile import read_text
+
+    return _table(file, read_text(Path(file), _FILE_BYTES_MAX), names) if file else _packaged(_PACKAGED, names)
+
+
+def _packaged(file: str, names: Names) -> Table:
+    from atoll import data
+
+    return _table(file, data.mlenergy_latency_csv() if file == _SWEEP else data.latencies_csv(), names)
+
+
+def _all_packaged(names: Names) -> list[Observation]:
+    return [*_packaged(_PACKAGED, names).fitting(), *_packaged(_SWEEP, names).fitting()]
+
+
+def _table(shown: str, text: str, names: Names) -> Table:
+    from atoll.catalog.problems import SourceErrors
+    from atoll.catalog.sweeps import parse_times
     from atoll.physics.published import read_all
 
-    shown = file or _PACKAGED
-    text = read_text(Path(file), _FILE_BYTES_MAX) if file else data.latencies_csv()
     try:
-        known, unknown = read_all(parse_latencies(text, shown), names, shown)
+        known, unknown = read_all(parse_times(text, shown), names, shown)
     except SourceErrors as error:
         first, *more = [str(one) for one in error.errors]
         raise CliError(first, code=Exit.USAGE, more=tuple(more)) from None

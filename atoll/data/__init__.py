@@ -28,6 +28,11 @@ def latencies_csv() -> str:
     return _text("latencies.csv")
 
 
+def mlenergy_latency_csv() -> str:
+    """A measured sweep of 8 models over batches and gangs, one setting a row."""
+    return _text("mlenergy_latency.csv")
+
+
 def published_names_csv() -> str:
     """Names under which models of models.csv are published, one a row."""
     return _text("published_names.csv")

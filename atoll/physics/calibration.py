@@ -6,31 +6,34 @@ The fit is the most probable set of effects if each is normal around its prior a
 prediction with heavy tails. For an effect seen in n rows that is the familiar shrinkage n / (n + k) towards the level above, with
 k = (spread of a row / spread of the effect)^2; with effects that overlap (GPU type, class, stack, precision, family) it is the joint one.
 It is found by Gauss and Newton with weights that fall for rows far off, in plain floats, always in the same order; only the result is
-rounded, to thousandths. A source counts for the square root of its rows: one table of 32 charts is not 32 witnesses.
+rounded, to thousandths. A source counts for the square root of its rows, and of no more than 100: one table of 32 charts is not 32
+witnesses, and a sweep of 700 settings on two machines is no more than 10.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from atoll.model.gpu import CPU, GpuType
 from atoll.model.ids import GpuTypeId
-from atoll.physics.coefficients import EFFECT_MAX_MILLI, UNLISTED, Coefficients, Spread
+from atoll.physics.coefficients import EFFECT_MAX_MILLI, JOIN_POWER, UNLISTED, Coefficients, Spread
 from atoll.physics.leastsquares import Matrix, solve
 from atoll.physics.stack import TRAITS, Stack
-from atoll.physics.terms import Run, device_key, terms
+from atoll.physics.terms import GANG, Run, Stage, Term, device_key, terms
 
 # Spread of one row around a good prediction: the same setting published twice differs by 3 to 15 %.
 _ROW_SPREAD: Final = 0.10
+# A source with more rows counts as one with so many: past that they tell of their machines and not of others.
+_SOURCE_ROWS_MAX: Final = 100
 # Beyond this many spreads a row's weight falls as 1 / distance.
 _ROBUST_BEYOND: Final = 1.5
-# Gauss and Newton settle in some ten steps; the bound is for rows that contradict each other.
+# Gauss and Newton settle in some twenty steps, the weights of rows far off among them; the bound is for rows that contradict each other.
 _ROUNDS_MAX: Final = 40
-_SETTLED: Final = 1e-5
+_SETTLED: Final = 1e-4
 _STEP_MAX: Final = 0.7
 
 # H100's dense peak per watt of its board; the nominal shares of `terms` are for it. The less power stands behind a unit of peak, the
@@ -41,8 +44,6 @@ _DENSITY_EXPONENT: Final = 0.5
 _DENSITY_MIN: Final = -0.75
 # No fused attention and no 16-bit accumulation paths that today's kernels are tuned for: what unfused attention costs on newer types.
 _OLD_ARCHS: Final = {"Volta": 0.4, "Turing": 0.4}
-# Measured against H100 with the same 8 models and software, B200 reaches 1.4 times less of its peak than its peak per watt says.
-_MEASURED_DEVICES: Final = {"B200": 0.3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,12 @@ _NAMED: Final[dict[str, Prior]] = {
     "stream": Prior(mean=0.0, spread=0.4),
     "decode": Prior(mean=0.0, spread=0.4),
     "launch": Prior(mean=0.0, spread=0.3),
+    "host": Prior(mean=0.0, spread=0.4),
     "exchange": Prior(mean=0.0, spread=0.3),
+    "all-to-all": Prior(mean=0.0, spread=0.4),
+    "ring": Prior(mean=0.0, spread=0.4),
+    "ring-link": Prior(mean=0.0, spread=0.4),
+    "merge": Prior(mean=0.0, spread=0.4),
     "link": Prior(mean=0.0, spread=0.4),
     "host-link": Prior(mean=0.0, spread=0.4),
     # Waiting for weights from host memory overlaps with computing.
@@ -82,8 +88,6 @@ _NAMED: Final[dict[str, Prior]] = {
     "precision:fp4": Prior(mean=0.92, spread=0.2),
     # fp32 peaks count plain units, which dense products fill better than tensor units.
     "precision:fp32": Prior(mean=-0.26, spread=0.2),
-    # Measured on H100 and B200 beside 6 other families it took 0.3 longer than the rest: skips over half its depth, as in a UNet.
-    "family:HunyuanDiT": Prior(mean=0.25, spread=0.12),
 }
 _LEVELS: Final[dict[str, Prior]] = {
     "device": Prior(mean=0.0, spread=0.2),
@@ -91,6 +95,8 @@ _LEVELS: Final[dict[str, Prior]] = {
     "device-class": Prior(mean=0.0, spread=0.1),
     "device-stack": Prior(mean=0.0, spread=0.1),
     "family": Prior(mean=0.0, spread=0.1),
+    # What is left of a gang once its exchange is told apart: 0.03, for with more freedom gangs of sources left out were met worse.
+    "gang": Prior(mean=0.0, spread=0.03),
 }
 # Without what is argued above for stacks, classes, precisions and types: everything may be anything. Shown beside the rest, for honesty.
 _FLAT_SPREAD: Final = 0.35
@@ -117,15 +123,22 @@ def _device_prior(rest: str, gpus: Mapping[GpuTypeId, GpuType], *, flat: bool) -
     if gpu is not None and gpu.board_watts:
         mean = max(_DENSITY_EXPONENT * math.log(gpu.fp16_flops / gpu.board_watts / _NOMINAL_FLOPS_PER_WATT), _DENSITY_MIN)
     if not flat:
-        mean += _OLD_ARCHS.get(arch, 0.0) + _MEASURED_DEVICES.get(name, 0.0)
+        mean += _OLD_ARCHS.get(arch, 0.0)
     return Prior(mean=mean, spread=_LEVELS["device"].spread)
+
+
+_Parts = tuple[tuple[float, tuple[int, ...]], ...]
+_ASIDE: Final = frozenset({Stage.TEXT, Stage.DECODE})
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """An observation as the fit reads it: parts as seconds with places of their effects."""
+    """An observation as the fit reads it: parts as seconds with places of their effects; those beside denoising, those of the GPU while it
+    denoises, those of the host meanwhile."""
 
-    parts: tuple[tuple[float, tuple[int, ...]], ...]
+    aside: _Parts
+    device: _Parts
+    host: _Parts
     log_actual: float
     weight: float
 
@@ -148,7 +161,8 @@ def fit(
         if moved < _SETTLED:
             break
     effects = {key: _milli(prior_of(key, gpus, flat=flat).mean) for key in _expected(gpus)}
-    effects |= {key: _milli(value) for key, value in zip(seen, values, strict=True)}
+    # No gang computes faster than its share, whatever its rows say.
+    effects |= {key: _milli(max(value, 0.0) if key.startswith(GANG) else value) for key, value in zip(seen, values, strict=True)}
     effects |= _unlisted(effects, gpus)
     return Coefficients(effects_milli=dict(sorted(effects.items())), rows=seen, spreads=spreads or {})
 
@@ -166,9 +180,11 @@ def _read(observations: Sequence[Observation]) -> tuple[list[_Row], dict[str, in
     of_source = Counter(observation.source for observation in observations)
     rows = [
         _Row(
-            parts=tuple((part.base_ns / 1e9, tuple(place[key] for key in part.effects)) for part in parts),
+            aside=_parts(parts, place, lambda stage: stage in _ASIDE),
+            device=_parts(parts, place, lambda stage: stage not in _ASIDE and stage is not Stage.HOST),
+            host=_parts(parts, place, lambda stage: stage is Stage.HOST),
             log_actual=math.log(observation.actual_us / 1e6),
-            weight=1.0 / math.sqrt(of_source[observation.source]),
+            weight=math.sqrt(min(of_source[observation.source], _SOURCE_ROWS_MAX)) / of_source[observation.source],
         )
         for observation, parts in zip(observations, broken_down, strict=True)
         if parts
@@ -176,13 +192,18 @@ def _read(observations: Sequence[Observation]) -> tuple[list[_Row], dict[str, in
     return rows, dict(sorted(seen.items()))
 
 
+def _parts(parts: Iterable[Term], place: Mapping[str, int], belongs: Callable[[Stage], bool]) -> _Parts:
+    return tuple((part.base_ns / 1e9, tuple(place[key] for key in part.effects)) for part in parts if belongs(part.stage))
+
+
 def _improved(values: list[float], rows: list[_Row], priors: list[Prior]) -> list[float]:
     """One step of Gauss and Newton."""
     size = len(values)
     matrix: Matrix = [[0.0] * size for _ in range(size)]
     right = [0.0] * size
+    factors: dict[tuple[int, ...], float] = {}
     for row in rows:
-        total, shares = _predicted(row, values)
+        total, shares = _predicted(row, values, factors)
         residual = row.log_actual - math.log(total)
         weight = row.weight / _ROW_SPREAD**2
         if abs(residual) > _ROBUST_BEYOND * _ROW_SPREAD:
@@ -191,7 +212,10 @@ def _improved(values: list[float], rows: list[_Row], priors: list[Prior]) -> lis
             scaled = weight * share
             right[place] += scaled * residual
             line = matrix[place]
+            # The lower triangle is all that is read.
             for other, other_share in shares:
+                if other > place:
+                    break
                 line[other] += scaled * other_share
     for place, prior in enumerate(priors):
         pull = 1.0 / prior.spread**2
@@ -201,16 +225,35 @@ def _improved(values: list[float], rows: list[_Row], priors: list[Prior]) -> lis
     return [value + min(max(step, -_STEP_MAX), _STEP_MAX) for value, step in zip(values, steps, strict=True)]
 
 
-def _predicted(row: _Row, values: list[float]) -> tuple[float, list[tuple[int, float]]]:
-    """Seconds, and by effect the share of them that it scales."""
-    total = 0.0
+def _predicted(row: _Row, values: list[float], factors: dict[tuple[int, ...], float]) -> tuple[float, list[tuple[int, float]]]:
+    """Seconds, and by effect the share of them that it scales. `factors` remembers what these values make of the same effects."""
     scaled: defaultdict[int, float] = defaultdict(float)
-    for base, places in row.parts:
-        seconds = base * math.exp(sum(values[place] for place in places))
-        total += seconds
-        for place in places:
-            scaled[place] += seconds
-    return total, [(place, seconds / total) for place, seconds in scaled.items()]
+    aside, device, host = (_scaled(parts, values, factors) for parts in (row.aside, row.device, row.host))
+    aside_s, device_s, host_s = (sum(seconds for seconds, _ in parts) for parts in (aside, device, host))
+    # What `coefficients.joined` does in whole numbers; of the longer one's seconds nearly all count, of the shorter one's nearly none.
+    longer_s = max(device_s, host_s)
+    ratio = (device_s / longer_s) ** JOIN_POWER + (host_s / longer_s) ** JOIN_POWER if longer_s else 1.0
+    joined_s = longer_s * ratio ** (1 / JOIN_POWER)
+    total = aside_s + joined_s
+    for parts, counted in ((aside, 1.0), (device, _counted(device_s, joined_s)), (host, _counted(host_s, joined_s))):
+        for seconds, places in parts:
+            for place in places:
+                scaled[place] += seconds * counted
+    return total, [(place, seconds / total) for place, seconds in sorted(scaled.items())]
+
+
+def _scaled(parts: _Parts, values: list[float], factors: dict[tuple[int, ...], float]) -> list[tuple[float, tuple[int, ...]]]:
+    found: list[tuple[float, tuple[int, ...]]] = []
+    for base, places in parts:
+        factor = factors.get(places)
+        if factor is None:
+            factor = factors[places] = math.exp(sum([values[place] for place in places]))
+        found.append((base * factor, places))
+    return found
+
+
+def _counted(seconds: float, joined_s: float) -> float:
+    return (seconds / joined_s) ** (JOIN_POWER - 1) if joined_s else 0.0
 
 
 def _milli(value: float) -> int:

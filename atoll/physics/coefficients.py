@@ -20,6 +20,8 @@ _MILLI: Final = 1_000
 # exp(+-7): a thousand times faster or slower than nominal is no calibration any more, and bounds what one broken row can do.
 EFFECT_MAX_MILLI: Final = 7_000
 DEVICE: Final = "device:"
+# Measured transitions are sharp: at equal times the sum is 9 % above either. A power of two, for its root is taken in whole numbers.
+JOIN_POWER: Final = 8
 # Types that no table lists: the middle of their architecture, else of all.
 UNLISTED: Final = "unlisted:"
 
@@ -73,8 +75,14 @@ def term_ns(coefficients: Coefficients, term: Term) -> int:
 
 
 def stages_ns(coefficients: Coefficients, run: Run) -> dict[Stage, int]:
-    """Time of each stage of a run."""
+    """Time of each stage of a run, each for itself: what of the host's work the GPU waits for is `joined`'s."""
     found = dict.fromkeys(Stage, 0)
     for term in terms(run):
         found[term.stage] += term_ns(coefficients, term)
     return found
+
+
+def joined(device_ns: int, host_ns: int) -> int:
+    """How long both take that go on at the same time: the longer one, and a little more where they are alike, for then the GPU waits in
+    some layers and the host in others. (device^8 + host^8)^(1/8), rounded down in whole numbers."""
+    return math.isqrt(math.isqrt(math.isqrt(device_ns**JOIN_POWER + host_ns**JOIN_POWER)))

@@ -14,9 +14,9 @@ from typing import Final
 from atoll.model.gpu import CPU
 from atoll.model.shape import Precision
 from atoll.physics import flops
-from atoll.physics.coefficients import Coefficients, Spread, effect_milli, situation, stages_ns
+from atoll.physics.coefficients import Coefficients, Spread, effect_milli, joined, situation, stages_ns
 from atoll.physics.peaks import peak_flops, used_precision, weight_bits
-from atoll.physics.terms import Extent, Run, Stage, class_of, denoise_keys, device_key
+from atoll.physics.terms import Extent, Run, Stage, class_of, denoise_keys, device_key, gang_key
 
 _US_NS: Final = 1_000
 _US: Final = 1_000_000
@@ -33,6 +33,7 @@ _LEVEL_NAMES: Final = {
     "precision": "precision",
     "family": "family",
     "offloaded": "offloaded",
+    "gang": "gang",
 }
 # Levels of one chain, each within the one before; the others hold across GPU types.
 _ETA_LEVELS: Final = frozenset({"all", DEVICE_LEVEL, "GPU type and class", "GPU type and stack"})
@@ -75,7 +76,13 @@ class Estimate:
 
 
 def stages_us(coefficients: Coefficients, run: Run) -> dict[Stage, int]:
-    """Microseconds by stage."""
+    """Microseconds by stage, each rounded down for itself."""
+    return {stage: ns // _US_NS for stage, ns in _bounded_ns(coefficients, run).items()}
+
+
+def _bounded_ns(coefficients: Coefficients, run: Run) -> dict[Stage, int]:
+    """Nanoseconds by stage. What one stage gives another takes to the nanosecond, so that only their sum may be rounded without a faster
+    GPU ever seeming slower."""
     found = stages_ns(coefficients, run)
     wider = used_precision(run.gpu, run.precision)
     while wider in _WIDER:
@@ -86,12 +93,14 @@ def stages_us(coefficients: Coefficients, run: Run) -> dict[Stage, int]:
         found[Stage.GANG] = min(found[Stage.GANG], wide[Stage.GANG])
     for stage, read_ns in _reads_ns(run):
         found[stage] = max(found[stage], read_ns) if found[stage] else 0
-    return {stage: ns // _US_NS for stage, ns in found.items()}
+    device_ns = found[Stage.DENOISE] + found[Stage.OVERHEAD] + found[Stage.GANG]
+    found[Stage.OVERHEAD] += joined(device_ns, found.pop(Stage.HOST)) - device_ns
+    return found
 
 
 def predict_us(coefficients: Coefficients, run: Run) -> int:
     """Microseconds of a run; at least 1. A throughput is told per result."""
-    total = sum(stages_us(coefficients, run).values())
+    total = sum(_bounded_ns(coefficients, run).values()) // _US_NS
     return max(total // run.shape.batch if run.extent is Extent.THROUGHPUT else total, 1)
 
 
@@ -101,7 +110,7 @@ def estimate(coefficients: Coefficients, run: Run) -> Estimate:
     total = max(sum(stages.values()), 1)
     levels = levels_of(coefficients, run)
     spread = coefficients.spreads.get(situation(run, device_key(run.gpu) in coefficients.rows), _SPREAD)
-    alone = predict_us(coefficients, replace(run, gang_size=1, guidance_split=False))
+    alone = predict_us(coefficients, replace(run, gang_size=1, guidance_split=False, ring=1))
     spoken_for = [level for level in levels if level.rows and level.name in _ETA_LEVELS]
     return Estimate(
         text_us=stages[Stage.TEXT],
@@ -120,12 +129,13 @@ def estimate(coefficients: Coefficients, run: Run) -> Estimate:
 
 
 def levels_of(coefficients: Coefficients, run: Run) -> tuple[Level, ...]:
-    """The hierarchy for this run, from the broadest: all, GPU type, class, stack, precision, family."""
+    """The hierarchy for this run, from the broadest: all, GPU type, class, stack, precision, family, gang."""
     if run.gpu.gpu_type == CPU:
         return ()
     precision = used_precision(run.gpu, run.precision)
     keys = denoise_keys(device_key(run.gpu), class_of(run.model), run.model.family, run.stack, precision, run.offloaded)
-    return tuple(_level(coefficients, key) for key in ("matmul", *keys))
+    gang = (gang_key(run),) if run.gang_size > 1 else ()
+    return tuple(_level(coefficients, key) for key in ("matmul", *keys, *gang))
 
 
 def _told(level: Level) -> str:

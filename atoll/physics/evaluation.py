@@ -1,4 +1,4 @@
-"""How good predictions are: errors and their quantiles, sources left out one at a time, and the baseline they must beat.
+"""How good predictions are: errors and their quantiles, sources (or models, or GPU types) left out one at a time, and the baseline to beat.
 
 Decides what an error is: |predicted / actual - 1|. Must not know files or how figures are printed.
 """
@@ -9,8 +9,9 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from fractions import Fraction
-from typing import Final
+from typing import Final, assert_never
 
 from atoll.model.gpu import GpuType
 from atoll.model.ids import GpuTypeId
@@ -23,6 +24,14 @@ from atoll.physics.terms import Extent, Run, device_key
 
 _NEAR: Final = 0.25
 _TENTHS: Final = (0.1, 0.9)
+
+
+class LeaveOut(StrEnum):
+    """What is left out together: rows that share it are predicted by a fit to those that do not."""
+
+    SOURCE = "source"
+    MODEL = "model"
+    GPU = "gpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +60,7 @@ class Quality:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
-    """Predictions of every row by three estimators that never saw its source."""
+    """Predictions of every row by three estimators that never saw its source (or model, or GPU type)."""
 
     ours: tuple[Judged, ...]
     flat: tuple[Judged, ...]  # ours without the arguments from outside for stacks, classes and precisions
@@ -76,7 +85,7 @@ def grouped(judged: Iterable[Judged], key: Callable[[Run], str]) -> dict[str, Qu
     groups: defaultdict[str, list[Judged]] = defaultdict(list)
     for one in judged:
         groups[key(one.observation.run)].append(one)
-    return {name: good for name in sorted(groups) if (good := quality(groups[name])) is not None}
+    return {name: good for name in sorted(groups, key=_numbers_by_size) if (good := quality(groups[name])) is not None}
 
 
 def judge(observations: Iterable[Observation], coefficients: Coefficients) -> tuple[Judged, ...]:
@@ -84,25 +93,37 @@ def judge(observations: Iterable[Observation], coefficients: Coefficients) -> tu
     return tuple(Judged(observation=one, predicted_us=predict_us(coefficients, one.run)) for one in observations)
 
 
-def compare(observations: Sequence[Observation], gpus: Mapping[GpuTypeId, GpuType]) -> LeftOut:
-    """Each source predicted from the others alone, by ours and by what ours must beat."""
+def compare(
+    observations: Sequence[Observation],
+    gpus: Mapping[GpuTypeId, GpuType],
+    *,
+    others: Sequence[Observation] = (),
+    what: LeaveOut = LeaveOut.SOURCE,
+) -> LeftOut:
+    """Each source (or model, or GPU type) predicted from the rest alone, by ours and by what ours must beat. `others` are rows of other
+    tables to learn from. The baseline is that of one table: where that has other rows, it looks at them only."""
     return LeftOut(
-        ours=leave_out_sources(observations, gpus),
-        flat=leave_out_sources(observations, gpus, flat=True),
+        ours=leave_out(observations, gpus, others=others, what=what),
+        flat=leave_out(observations, gpus, others=others, what=what, flat=True),
         baseline=tuple(
-            Judged(observation=one, predicted_us=_by_efficiency(one.run, inside))
-            for inside, outside in _folds(observations)
+            Judged(observation=one, predicted_us=_by_efficiency(one.run, inside or anywhere))
+            for (inside, outside), (anywhere, _) in zip(_folds(observations, (), what), _folds(observations, others, what), strict=True)
             for one in outside
         ),
     )
 
 
-def leave_out_sources(
-    observations: Sequence[Observation], gpus: Mapping[GpuTypeId, GpuType], *, flat: bool = False
+def leave_out(
+    observations: Sequence[Observation],
+    gpus: Mapping[GpuTypeId, GpuType],
+    *,
+    others: Sequence[Observation] = (),
+    what: LeaveOut = LeaveOut.SOURCE,
+    flat: bool = False,
 ) -> tuple[Judged, ...]:
-    """Each source predicted from the others alone: everything is fitted again without it."""
+    """Each source (or model, or GPU type) predicted from the rest alone: everything is fitted again without it."""
     found: list[Judged] = []
-    for inside, outside in _folds(observations):
+    for inside, outside in _folds(observations, others, what):
         coefficients = fit(inside, gpus, flat=flat)
         found += [
             Judged(
@@ -133,9 +154,29 @@ def achieved_share(run: Run, actual_us: int) -> Fraction:
     return Fraction(_work(run) * 1_000_000, peak_flops(run.gpu, run.precision) * run.gang_size * actual_us)
 
 
-def _folds(observations: Sequence[Observation]) -> Iterator[tuple[list[Observation], list[Observation]]]:
-    for source in sorted({one.source for one in observations}):
-        yield [one for one in observations if one.source != source], [one for one in observations if one.source == source]
+def named(observation: Observation, what: LeaveOut) -> str:
+    """The source, model or GPU type of a row."""
+    match what:
+        case LeaveOut.SOURCE:
+            return observation.source
+        case LeaveOut.MODEL:
+            return observation.run.model.model_id
+        case LeaveOut.GPU:
+            return observation.run.gpu.gpu_type
+    assert_never(what)
+
+
+def _folds(
+    observations: Sequence[Observation], others: Sequence[Observation], what: LeaveOut
+) -> Iterator[tuple[list[Observation], list[Observation]]]:
+    """Rows to learn from, and those to predict that share a name with none of them."""
+    for name in sorted({named(one, what) for one in observations}):
+        inside = [one for one in (*observations, *others) if named(one, what) != name]
+        yield inside, [one for one in observations if named(one, what) == name]
+
+
+def _numbers_by_size(name: str) -> tuple[int, str]:
+    return int(name) if name.isdecimal() else 0, name
 
 
 def _by_efficiency(run: Run, inside: Sequence[Observation]) -> int:

@@ -58,6 +58,15 @@ def attention_flops(physics: ModelPhysics, shape: Shape) -> int:
     return 4 * physics.layers * seen * seen * physics.hidden
 
 
+def attentions_milli(physics: ModelPhysics) -> int:
+    """How often a layer attends, in thousandths: more than once where the table counts more than one attention of all tokens per layer."""
+    seen = physics.reference_tokens + physics.text_tokens
+    once = 4 * physics.layers * seen * seen * physics.hidden
+    if physics.kind is not DenoiserKind.TRANSFORMER or not once:
+        return 1_000
+    return max(1_000 * physics.reference_attention_flops // once, 1_000)
+
+
 def stream_elements(physics: ModelPhysics, shape: Shape) -> int:
     """Numbers in the stream of tokens of one forward, once per layer: what element-wise kernels touch. 0 where layers are unknown."""
     if physics.kind is DenoiserKind.UNET:

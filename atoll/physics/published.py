@@ -5,6 +5,7 @@ Decides which name means which model and what a metric covers. Must not know fil
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -21,6 +22,8 @@ from atoll.model.shape import Precision, Shape
 from atoll.physics.calibration import Observation
 from atoll.physics.stack import published_stack
 from atoll.physics.terms import Extent, Run
+
+_RING: Final = re.compile(r"ring-([0-9]{1,4})")
 
 _EXTENTS: Final = dict(zip(METRICS, (Extent.WHOLE, Extent.DENOISING, Extent.DENOISING, Extent.THROUGHPUT), strict=True))
 # Rows that are published beside others but say too little to learn from: cached, distilled, settings unclear.
@@ -107,7 +110,8 @@ class Names:
         if precision is Precision.BF16 and not gpu.has_bf16:
             precision = Precision.FP16  # what such a type is really run in; a table that says bf16 for all its rows did not mean emulation
         width, height = row.size
-        shape = Shape(width=width, height=height, frames=row.frames, steps=row.steps, cfg_passes=row.cfg_passes, batch=row.batch)
+        passes = row.cfg_passes or model.default_shape.cfg_passes
+        shape = Shape(width=width, height=height, frames=row.frames, steps=row.steps, cfg_passes=passes, batch=row.batch)
         run = Run(
             model=model,
             shape=shape.check(),
@@ -116,6 +120,7 @@ class Names:
             stack=stack.stack,
             gang_size=row.gpus,
             guidance_split="cfg" in row.parallelism.lower(),
+            ring=_ring(row.parallelism.lower(), row.gpus),
             offloaded=stack.offloaded,
             extent=_EXTENTS[row.metric],
         )
@@ -140,6 +145,14 @@ def read_all(rows: Iterable[LatencyRow], names: Names, file_name: str) -> tuple[
             unknown.append(found)
     problems.check()
     return known, unknown
+
+
+def _ring(parallelism: str, gpus: int) -> int:
+    """Among how many GPUs keys and values go round. Where a split is not told, heads are split, which is the faster way with links."""
+    told = _RING.search(parallelism)
+    if told is not None:
+        return max(int(told[1]), 1)
+    return gpus if "ring" in parallelism and "ulysses" not in parallelism else 1
 
 
 def _apart(one: int, other: int) -> float:

@@ -54,7 +54,7 @@ def test_the_parts_of_a_prediction_add_up_to_its_seconds(capsys: Shown) -> None:
     assert found["flops"] == pytest.approx(652_983e12, rel=0.01)
     assert 5 < found["gang_speedup"] < 8
     assert 0.2 < found["eta"] < 0.6
-    assert found["levels"][1] == {"level": "GPU type", "of": "H100-SXM", "effect": found["levels"][1]["effect"], "rows": 47}
+    assert found["levels"][1] == {"level": "GPU type", "of": "H100-SXM", "effect": found["levels"][1]["effect"], "rows": 399}
     assert main(asked) == Exit.OK
     told = capsys.readouterr().out
     for word in ("text", "denoise", "decode", "overhead", "exchange", "in all", "80 %", "TFLOP", "times as fast as one GPU"):
@@ -318,8 +318,8 @@ def test_sources_are_left_out_one_at_a_time(tmp_path: Path, capsys: Shown) -> No
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ([HEADER, ROW, ROW], "expected at least 2 sources, and one in each row"),
-        ([f"{HEADER},source", f"{ROW},a", f"{ROW},a"], "expected at least 2 sources"),
+        ([HEADER, ROW, ROW], "expected rows to learn from, with a source in each"),
+        ([f"{HEADER},source", ROW.replace("FLUX.1-dev", "Dream") + ",a"], "expected rows to learn from"),
         ([f"{HEADER},source", *(f"{ROW},{number}" for number in range(201))], "expected at most 200 sources and 5000 rows"),
     ],
 )
@@ -328,6 +328,13 @@ def test_what_cannot_be_left_out_is_refused(lines: list[str], said: str, tmp_pat
     assert said in error
 
 
-def test_only_sources_can_be_left_out(capsys: Shown) -> None:
-    (error,) = _errors(capsys, main(["costs", "check", "--cv", "gpu"]))
-    assert error == "--cv is 'gpu': expected source"
+def test_one_source_alone_is_predicted_from_the_packaged_rows(tmp_path: Path, capsys: Shown) -> None:
+    lines = [f"{HEADER},source", f"{ROW},mine", f"{ROW.replace('6.7', '670')},mine"]
+    found = _json(capsys, "costs", "check", _file(tmp_path, *lines), "--cv", "source")
+    assert [row["predicted"] for row in found["rows"]] == [pytest.approx(6.7, rel=0.2)] * 2
+    assert all(row["baseline"] > 0 for row in found["rows"])
+
+
+def test_only_what_rows_name_can_be_left_out(capsys: Shown) -> None:
+    (error,) = _errors(capsys, main(["costs", "check", "--cv", "stack"]))
+    assert error == "--cv is 'stack': expected one of source, model, gpu"
