@@ -41,6 +41,7 @@ from orchestrator.core.outputs import Refusal
 from orchestrator.core.placement.policy import Policy
 from orchestrator.driver import CoreBrokenError, Driver
 from orchestrator.effects import Surrounding
+from orchestrator.garbage import look_less_often
 from orchestrator.inbox import Lane
 from orchestrator.leadership import DeposedError
 from orchestrator.readers import ReadModel
@@ -359,6 +360,7 @@ def run_orchestrator(config: OrchestratorConfig) -> int:
     import uvloop
 
     configure(config.log_format, config.log_level)
+    look_less_often()
     try:
         return uvloop.run(_serve_until_signal(config))
     except StartError as error:

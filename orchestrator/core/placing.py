@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-import numpy as np
-
 from atoll.model.attempt import Attempt, AttemptState
 from atoll.model.ids import AttemptKey, JobId, Ordinal
 from atoll.model.job import JobState
@@ -59,23 +57,25 @@ def place_ready(ctx: Context, arrivals: int = 0) -> None:
         rivals = ctx.queue.rivals(first, ctx.policy.regret_classes) if by_regret else [first]
         if len(rivals) == 1:
             left -= _place_class(ctx, first, left)
-        else:
-            left -= len(rivals) + _place_class(ctx, _sorriest(ctx, rivals), 1)
+            continue
+        left -= len(rivals)
+        for waiting in _by_regret(ctx, rivals):
+            left -= _place_class(ctx, waiting, 1) if ctx.queue.is_ready(waiting) else 0
 
 
-def _sorriest(ctx: Context, rivals: list[JobClass]) -> JobClass:
-    """Of classes that are ready together the one that loses most if another takes its best place; the first of equals.
+def _by_regret(ctx: Context, rivals: list[JobClass]) -> list[JobClass]:
+    """Classes that are ready together: first the one that loses most if another takes its best place; equals as they came.
 
-    Whoever has a second place nearly as good can leave the best one to whoever has none. Fairness loses nothing: all of them are served in
-    this round, and what is bound is charged.
+    Whoever has a second place nearly as good can leave the best one to whoever has none. Fairness loses nothing: one job of each is served
+    before any has a second, and what is bound is charged.
     """
-    regrets = []
+    regrets: dict[JobClass, int] = {}
     for waiting in rivals:
         model = ctx.state.models[waiting.key.model_id]
         estimate = ctx.estimator.of(waiting.key, model)
         board = ctx.scorer.score(waiting.key, estimate, ctx.now_us, slack_us=_slack_us(ctx, waiting.head[1]))
-        regrets.append(board.regret_us())
-    return rivals[regrets.index(max(regrets))]
+        regrets[waiting] = board.regret_us()
+    return sorted(rivals, key=lambda waiting: -regrets[waiting])
 
 
 def _place_class(ctx: Context, waiting: JobClass, budget: int) -> int:
@@ -221,7 +221,7 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
             ctx, waiting, board.column(patient), cold=board.is_cold(patient), wait_us=wait_us, hold_us=board.delay_us(patient) - wait_us
         )
         (candidate,) = board.candidates([patient])
-        rest_us = int(np.clip(candidate.wait_us, policy.recheck_min_ms * 1_000, policy.recheck_max_ms * 1_000))
+        rest_us = min(max(candidate.wait_us, policy.recheck_min_ms * 1_000), policy.recheck_max_ms * 1_000)
     rest_us = max(rest_us, policy.recheck_max_ms * 1_000 * ctx.queue.looks_ahead(waiting) // _RECHECKED_MAX)
     deferral = Deferral(
         since_us=ctx.now_us, until_us=ctx.now_us + rest_us, waits_for=candidate, rejections=board.rejections()
@@ -238,7 +238,9 @@ def _rest_claimed(ctx: Context, waiting: JobClass, board: Board, claimed: Claime
     if told is not None and ctx.now_us < told.until_us and told.claim == block:
         ctx.queue.rest(waiting.key, told.until_us, NO_POOL, patience)
         return
-    until_us = ctx.now_us + int(np.clip(block.begins_us - ctx.now_us, policy.recheck_min_ms * 1_000, policy.recheck_max_ms * 1_000))
+    until_us = ctx.now_us + min(
+        max(block.begins_us - ctx.now_us, policy.recheck_min_ms * 1_000), policy.recheck_max_ms * 1_000
+    )
     deferral = Deferral(
         since_us=ctx.now_us, until_us=until_us, waits_for=claimed.candidate, rejections=board.rejections(), claim=block
     )

@@ -5,8 +5,6 @@ Decides nothing: one index of the queue. Must not know why a class rests, nor fo
 
 from __future__ import annotations
 
-from collections import Counter
-
 from atoll.model.ids import ModelId
 from orchestrator.core.lanes import JobClass, Lane
 from orchestrator.core.ranking import Ranking
@@ -16,14 +14,13 @@ from orchestrator.core.turns import Turns
 class Resting:
     """All resting classes. A class is entered as it is: its pool, and what one of its jobs takes there, stay until it leaves."""
 
-    __slots__ = ("_elders", "_jobs", "_turns", "_work_us")
+    __slots__ = ("_elders", "_lines", "_turns")
 
     def __init__(self) -> None:
         self._turns: dict[tuple[int, int], Turns] = {}  # by pool and priority's rank
         self._elders: dict[int, Ranking[JobClass]] = {}  # the same classes by pool and age
-        # How many jobs rest, by pool, priority's rank and model, and of any model (None); for how long their work would hold a slot.
-        self._jobs: Counter[tuple[int, int, ModelId | None]] = Counter()
-        self._work_us: Counter[tuple[int, int, ModelId | None]] = Counter()
+        # By pool, priority's rank and model, and of any model (None): how many jobs rest, and for how long their work would hold a slot.
+        self._lines: dict[tuple[int, int, ModelId | None], list[int]] = {}
 
     def enter(self, known: JobClass) -> None:
         """A class rests from now on."""
@@ -50,12 +47,16 @@ class Resting:
 
     def count(self, known: JobClass, jobs: int) -> None:
         """So many more jobs rest in a class."""
-        for model_id in (known.key.model_id, None):
-            where = (known.pool, known.key.rank, model_id)
-            self._jobs[where] += jobs
-            self._work_us[where] += jobs * known.each_us
-            if not self._jobs[where]:
-                del self._jobs[where], self._work_us[where]
+        pool, rank, work_us = known.pool, known.key.rank, jobs * known.each_us
+        for where in ((pool, rank, known.key.model_id), (pool, rank, None)):
+            line = self._lines.get(where)
+            if line is None:
+                self._lines[where] = [jobs, work_us]
+                continue
+            line[0] += jobs
+            line[1] += work_us
+            if not line[0]:
+                del self._lines[where]
 
     def lane_ended(self, lane: Lane) -> None:
         """A tenant has no job any more in a class that rests."""
@@ -74,5 +75,5 @@ class Resting:
     def at(self, pool: int, rank: int, model_id: ModelId | None) -> tuple[int, int]:
         """How many jobs of this rank or a more urgent one rest until this pool frees a slot, and for how many microseconds in all they
         would hold one; of a model, or of any."""
-        where = [(pool, urgent, model_id) for urgent in range(rank + 1)]
-        return sum(self._jobs[one] for one in where), sum(self._work_us[one] for one in where)
+        lines = [line for urgent in range(rank + 1) if (line := self._lines.get((pool, urgent, model_id))) is not None]
+        return sum(line[0] for line in lines), sum(line[1] for line in lines)

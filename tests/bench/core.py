@@ -31,6 +31,7 @@ from orchestrator.core.context import Context
 from orchestrator.core.events import RequestRef, Submission
 from orchestrator.core.outputs import JobPlaced, SendAssignment, Step
 from orchestrator.core.placement.policy import Policy
+from orchestrator.garbage import look_less_often
 from tests.unit.fleet_of_machines import Fleet, spec
 
 _FLEET = Path(__file__).parents[2] / "clusters.yaml"
@@ -175,6 +176,7 @@ class Case:
 
 def prepare(case: Case) -> Load:
     """A fleet that has worked for a while."""
+    look_less_often()
     models = models_of(case.models)
     # Agents report nothing of themselves while the core is measured: silence must not count.
     policy = Policy(silent_after_ms=10**9, candidates_kept=8 if case.explained else 0)
