@@ -12,6 +12,7 @@ from atoll.model.audit import Severity
 from atoll.model.ids import AttemptKey, ChangeSeq, FleetId, ModelId, SiteId, Term
 from atoll.model.learned import Component, Estimates, Level
 from atoll.model.modelspec import Modality
+from atoll.model.site import SiteRuntime
 from orchestrator.core import events
 from orchestrator.core.durable import Stored
 from orchestrator.core.learning.book import Book
@@ -208,19 +209,19 @@ def test_who_joins_a_fetch_learns_nothing_of_fetching() -> None:
 
 
 def test_a_copy_within_a_site_is_predicted_and_learned_apart_from_the_way_to_the_origin() -> None:
-    fleet = Fleet(site("a", pool("p", nodes=2, gpus=1), origin_gbs=1), policy=CALM)
+    fleet = Fleet(site("a", pool("p", nodes=2, gpus=1), origin_gbs=1), policy=CALM, runtime=SiteRuntime.TWIN)
     book = fleet.machine.context.book
     fetch = list(Component).index(Component.FETCH)
     for _ in range(30):
         seen(book, Component.FETCH, 3.0, place("m", "big", "a"), fleet.now_us)
         fleet.now_us += 10 * SECOND
-    first = placed(fleet)
+    first = placed(fleet, simulated=True)
     assert term(first, "fetch") > 15 * SECOND  # 10 GB at 1 GB/s, and slower than that
     node = first.slot.node_id
     fleet.agents[SiteId("a")].disk_of[node] = {"m"}
     fleet.agents[SiteId("a")].warm[node, 0] = {"m": 10 * GB}
     fleet.report("a")
-    second = placed(fleet, prompt="while the first one runs")
+    second = placed(fleet, simulated=True, prompt="while the first one runs")
     assert second.slot.node_id != node
     lan = fleet.agents[SiteId("a")].site.lan_bytes_per_s
     assert term(second, "fetch") == 10 * GB * SECOND // lan

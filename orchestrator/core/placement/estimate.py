@@ -307,7 +307,7 @@ class Estimator:
 
 def _rows(of_pool: Array, kinds: int) -> Array:
     """What is so per pool, for the rows of all kinds. `np.tile` takes ten times as long."""
-    return np.concatenate((of_pool,) * kinds)
+    return np.concatenate((of_pool,) * kinds) if kinds else of_pool[:0]
 
 
 def _corrected(inputs: Inputs, factors: Factors) -> Inputs:
