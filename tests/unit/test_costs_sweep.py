@@ -49,6 +49,7 @@ def test_a_sweep_is_read_in_its_own_columns(tmp_path: Path, capsys: Shown) -> No
     mixed, ring, guided = found["rows"]
     assert mixed["actual"] == 5.999 and mixed["predicted"] == pytest.approx(5.999, rel=0.2)
     assert mixed["energy_j_per_item"] == "718.5" and mixed["stack"] == "eager" and mixed["line"] == 2
+    assert (mixed["model"], mixed["model_id"]) == ("black-forest-labs/FLUX.1-dev", "flux.1-dev")
     assert ring["predicted"] > mixed["predicted"] * 1.1
     # No column says how many passes a step has: FLUX.1 was distilled to one, the others have two.
     asked = ["costs", "predict", "--gpu", "H100-SXM", "--gpus", "8", "--steps", "50", "--model", "pixart-sigma-xl-2"]
