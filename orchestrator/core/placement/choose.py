@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from atoll.model.ids import ModelId, SiteId
+from atoll.model.job import Priority
 from atoll.model.placement import Awaits, Candidate, Reason, Rejection
 from atoll.model.replica import ReplicaState
 from orchestrator.core.placement import kernel, listing
@@ -26,6 +27,7 @@ from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.presence import bare_slot, ready_slot, warm_slot
 from orchestrator.core.placement.registry import terms_of
 from orchestrator.core.placement.rows import (
+    BARE,
     COLD,
     FORBIDDEN_US,
     NO_DEADLINE,
@@ -52,6 +54,7 @@ _NO_SLOT, _MEMORY_BUSY, _TOO_DEAR = (
 )
 _ON_ITS_WAY: Final = (ReplicaState.ABSENT, ReplicaState.LOADING)
 _STATE, _WAIT, _TOTAL, _BINDABLE = int(Out.STATE), int(Out.WAIT), int(Out.TOTAL), int(State.BINDABLE)
+_NOW, _NEED, _CHURN, _SLACK = int(Rate.NOW), int(Rate.NEED), int(Rate.CHURN), int(Rate.SLACK)
 _FETCH, _SOURCE, _ORIGIN = int(Out.FETCH), int(Out.SOURCE), int(Source.ORIGIN)
 
 
@@ -110,19 +113,21 @@ class Board:
 
     def candidates(self, rows: list[int]) -> tuple[Candidate, ...]:
         """Rows as they are kept in an explanation."""
-        return tuple(self._candidate(row) for row in rows)
+        still, told = self.estimate.still.terms[rows].tolist(), self.out[rows].tolist()
+        return tuple(self._candidate(row, line, out) for row, line, out in zip(rows, still, told, strict=True))
 
-    def _candidate(self, row: int) -> Candidate:
-        column, told = self.columns.columns[row % self.pools], self.out[row].tolist()
+    def _candidate(self, row: int, still: list[int], told: list[int]) -> Candidate:
+        kind, index = divmod(row, self.pools)
+        column, wait_us = self.columns.columns[index], told[_WAIT]
         return Candidate(
             site_id=column.site.site_id,
             pool_id=column.pool.pool_id,
             total_us=told[_TOTAL],
-            terms_us=tuple(terms_of(self.estimate.still, row, self.pools, told)),
-            cold=row // self.pools == COLD,
-            wait_us=0 if told[_STATE] == _BINDABLE else told[_WAIT],
-            awaits=awaited(self, row),
-            fetch_from=self.fetch_from(row),
+            terms_us=tuple(terms_of(still, told, bare=kind == BARE)),
+            cold=kind == COLD,
+            wait_us=0 if told[_STATE] == _BINDABLE else wait_us,
+            awaits=Awaits.NOTHING if kind == COLD and not wait_us else awaited(self, row),
+            fetch_from=None if self.estimate.ways.peers is None else self.fetch_from(row),
         )
 
     def fetch_from(self, row: int) -> SiteId | None:
@@ -177,7 +182,7 @@ def _rejection(code: int, pools: int) -> Rejection:
 class Scorer:
     """Scores classes against the fleet. Tables are kept between calls: a Board is good until the next one is made."""
 
-    __slots__ = ("_chooser", "_columns", "_everything", "_out", "_policy", "_rates", "_target")
+    __slots__ = ("_chooser", "_columns", "_everything", "_guards", "_out", "_policy", "_rates", "_target", "_timed", "_worth")
 
     def __init__(self, columns: Columns, policy: Policy, target: Callable[[ModelId], int]) -> None:
         self._columns = columns
@@ -185,7 +190,8 @@ class Scorer:
         self._policy = policy
         self._chooser = RULES.get(policy.rule)
         self._rates = np.zeros(RATES, dtype=np.int64)
-        self._rates[Rate.TIE_US], self._rates[Rate.TIE_MILLI] = policy.tie_us, policy.tie_milli
+        self._worth: dict[tuple[Priority, bool], Ints] = {}
+        self._guards, self._timed = "churn" in policy.terms, "deadline" in policy.terms
         self._out = np.zeros((0, len(Out)), dtype=np.int64)
         self._everything = np.zeros(0, dtype=np.bool_)
 
@@ -206,12 +212,10 @@ class Scorer:
         if len(self._out) != len(estimate.fix):
             self._out = np.zeros((len(estimate.fix), len(Out)), dtype=np.int64)
             self._everything = np.ones(len(estimate.fix), dtype=np.bool_)
-        rates[Rate.NOW], rates[Rate.NEED] = now_us, estimate.memory_bytes
-        rates[Rate.EVICT_MILLI] = self._evict_milli(key)
-        rates[Rate.CHURN] = "churn" in self._policy.terms and self._beyond_target(key.model_id)
-        rates[Rate.FRAGMENT_MILLI] = self._fragment_milli(key)
-        rates[Rate.LINK_MILLI] = self._policy.link_milli if "link" in self._policy.terms else 0
-        self._set_rates(rates, key, slack_us)
+        np.copyto(rates, self._worth_of(key))
+        rates[_NOW], rates[_NEED] = now_us, estimate.memory_bytes
+        rates[_CHURN] = self._guards and self._beyond_target(key.model_id)
+        rates[_SLACK] = slack_us if self._timed else NO_DEADLINE
         chosen = self._everything if mask is None else mask
         bound, patient = kernel.decide(
             estimate.fix, columns.dyn, columns.rooms, columns.node_rooms, presence.table, presence.spots, rates, chosen, self._out
@@ -232,8 +236,9 @@ class Scorer:
     def cost_us(self, key: ClassKey, estimate: Estimate, row: int, wait_us: int, fetch_us: int = 0, slack_us: int = NO_DEADLINE) -> int:
         """What a row would cost if it began after this wait and fetch, nothing had to leave, and no guard was up; UNREACHABLE beyond the
         job's price limit."""
-        pools, rates = len(self._columns.columns), np.zeros(RATES, dtype=np.int64)
-        self._set_rates(rates, key, slack_us)
+        pools, rates = len(self._columns.columns), self._worth_of(key).copy()
+        rates[[Rate.EVICT_MILLI, Rate.FRAGMENT_MILLI, Rate.LINK_MILLI]] = 0
+        rates[_SLACK] = slack_us if self._timed else NO_DEADLINE
         fix = np.ascontiguousarray(estimate.fix[row % pools :: pools])
         out = np.zeros((len(fix), len(Out)), dtype=np.int64)
         line = out[row // pools]
@@ -242,13 +247,22 @@ class Scorer:
         kernel.cost_rows(fix, self._columns.dyn[row % pools][np.newaxis], rates, out)
         return int(line[Out.TOTAL]) if line[Out.STATE] != State.IMPOSSIBLE else UNREACHABLE
 
-    def _set_rates(self, rates: Ints, key: ClassKey, slack_us: int) -> None:
-        """What a class's time, money and deadline are worth."""
-        policy = self._policy
+    def _worth_of(self, key: ClassKey) -> Ints:
+        """What a class's time, money and neighbours are worth: the rates that do not change from one decision to the next."""
+        single = key.gang_size == 1
+        rates = self._worth.get((key.priority, single))
+        if rates is not None:
+            return rates
+        policy, rates = self._policy, np.zeros(RATES, dtype=np.int64)
+        rates[Rate.TIE_US], rates[Rate.TIE_MILLI] = policy.tie_us, policy.tie_milli
         rates[Rate.SPREAD_MILLI], rates[Rate.TARDY_MILLI] = policy.spread_milli, policy.tardy_milli
         rates[Rate.MONEY] = policy.seconds_per_dollar if "money" in policy.terms else 0
         rates[Rate.WEIGHT_MILLI] = policy.weight_milli(key.priority)
-        rates[Rate.SLACK] = slack_us if "deadline" in policy.terms else NO_DEADLINE
+        rates[Rate.EVICT_MILLI] = self._evict_milli(key)
+        rates[Rate.FRAGMENT_MILLI] = self._fragment_milli(key)
+        rates[Rate.LINK_MILLI] = policy.link_milli if "link" in policy.terms else 0
+        self._worth[key.priority, single] = rates
+        return rates
 
     def _choose(self, chooser: Chooser, board: Board, mask: Bools, lot: Lot) -> None:
         """Where the policy's rule is not least cost: what it takes of the same rows."""

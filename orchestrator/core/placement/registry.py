@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from orchestrator.core.placement.inputs import Inputs
-from orchestrator.core.placement.rows import BARE, Ints, Out
+from orchestrator.core.placement.rows import Ints, Out
 from orchestrator.core.placement.terms import (
     adapt,
     churn,
@@ -104,12 +104,12 @@ def still(inputs: Inputs, enabled: frozenset[str]) -> Still:
     )
 
 
-def terms_of(known: Still, row: int, pools: int, out: list[int]) -> list[int]:
-    """All terms of a row for an explanation, in the order of TERM_NAMES; `out` is its line of the decision's table."""
-    line: list[int] = known.terms[row].tolist()
+def terms_of(line: list[int], out: list[int], *, bare: bool) -> list[int]:
+    """All terms of a row for an explanation, in the order of TERM_NAMES: those that stand still in `line`, which is filled; `out` is its
+    line of the decision's table; `bare`: a replica without the adapters."""
     for index, column in _MOVING:
         line[index] = out[column]
-    line[ADAPT if row // pools == BARE else STAGE] -= out[_SAVING]
+    line[ADAPT if bare else STAGE] -= out[_SAVING]
     concurrent = [line[index] for index in _CONCURRENT]
     line[-1] = max(concurrent) - sum(concurrent)
     return line
