@@ -6,11 +6,14 @@ Decides how a table is laid out (a header, equal rows). Must not know what it de
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from atoll.catalog.figures import parse_figure, parse_whole, range_text
 from atoll.catalog.problems import Problems, one_of
+
+T = TypeVar("T")
 
 TABLE_BYTES_MAX: Final = 4 * 1024 * 1024
 
@@ -90,3 +93,13 @@ def known(row: Row, column: str, words: frozenset[str], kind: str) -> str:
         return value
     row.wrong(column, one_of(value, words, kind))
     return min(words)
+
+
+def parse_rows(text: str, file_name: str, columns: frozenset[str], parse: Callable[[Row], T]) -> tuple[T, ...]:
+    """All rows of a table that has at least these columns and one row, each as `parse` reads it. Raises SourceErrors."""
+    problems = Problems(file_name)
+    found = tuple(parse(row) for row in read_rows(text, problems, columns))
+    problems.check()
+    if not found:
+        raise problems.give_up(1, "file", "", "at least one row below the header")
+    return found

@@ -10,8 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from atoll.catalog.csv_rows import Row, read_rows
-from atoll.catalog.problems import Problems
+from atoll.catalog.csv_rows import Row, parse_rows
 from atoll.model import limits
 
 US: Final = 1_000_000
@@ -53,12 +52,7 @@ class LatencyRow:
 
 def parse_latencies(text: str, file_name: str) -> tuple[LatencyRow, ...]:
     """All rows of a table with at least the columns of published times. Raises SourceErrors."""
-    problems = Problems(file_name)
-    found = tuple(_row(row) for row in read_rows(text, problems, _REQUIRED))
-    problems.check()
-    if not found:
-        raise problems.give_up(1, "file", "", "at least one row below the header")
-    return found
+    return parse_rows(text, file_name, _REQUIRED, _row)
 
 
 def _row(row: Row) -> LatencyRow:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from atoll.catalog.csv_rows import Row, read_rows
+from atoll.catalog.csv_rows import Row, parse_rows
 from atoll.catalog.latencies import GPUS_MAX, METRICS, NAME_CHARS_MAX, US, US_MAX, LatencyRow, parse_latencies
-from atoll.catalog.problems import Problems
 from atoll.model import limits
 
 # What of the benchmark's columns a time hangs on.
@@ -36,12 +35,7 @@ def parse_times(text: str, file_name: str) -> tuple[LatencyRow, ...]:
 
 def parse_sweep(text: str, file_name: str) -> tuple[LatencyRow, ...]:
     """All rows of a table with at least the columns of a sweep. Raises SourceErrors."""
-    problems = Problems(file_name)
-    found = tuple(_row(row) for row in read_rows(text, problems, COLUMNS))
-    problems.check()
-    if not found:
-        raise problems.give_up(1, "file", "", "at least one row below the header")
-    return found
+    return parse_rows(text, file_name, COLUMNS, _row)
 
 
 def _row(row: Row) -> LatencyRow:

@@ -4,39 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from atoll import data
 from atoll.cli.app import main
 from atoll.cli.exits import Exit
+from tests.unit.costs_commands import HEADER, ROW, Shown, errors_of, file_of, json_of
 
-Shown = pytest.CaptureFixture[str]
-HEADER = "model,resolution,frames,steps,cfg_forwards,batch,precision,optimisation,gpu,n_gpus,seconds"
-ROW = "FLUX.1-dev,1024x1024,1,28,1,1,bf16,eager,H100-SXM,1,6.7"
 PREDICT = ["costs", "predict", "--model", "flux.1-dev", "--gpu", "H100-SXM"]
-
-
-def _json(shown: Shown, *arguments: str) -> Any:
-    assert main([*arguments, "-o", "json"]) == Exit.OK
-    return json.loads(shown.readouterr().out)
-
-
-def _file(folder: Path, *lines: str) -> str:
-    path = folder / "times.csv"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return str(path)
-
-
-def _errors(shown: Shown, code: int) -> list[str]:
-    captured = shown.readouterr()
-    assert code == Exit.USAGE
-    assert captured.out == ""
-    assert "Traceback" not in captured.err and "bug" not in captured.err
-    return [line.removeprefix("error: ") for line in captured.err.splitlines() if not line.startswith("hint: ")]
 
 
 # --- predict ------------------------------------------------------------------------------------------------------------------
@@ -47,7 +24,7 @@ def test_the_parts_of_a_prediction_add_up_to_its_seconds(capsys: Shown) -> None:
         "costs", "predict", "--model", "wan2.1-t2v-14b-720p", "--size", "1280x720", "--frames", "81", "--steps", "50", "--gpu", "H100-SXM",
         "--gpus", "8", "--precision", "bf16", "--stack", "eager",
     ]  # fmt: skip
-    found = _json(capsys, *asked)
+    found = json_of(capsys, *asked)
     assert found["seconds"] == pytest.approx(sum(found["parts"].values()), abs=1e-6)
     # Published for this very setting: 287.9 s.
     assert found["low_seconds"] < 287.9 < found["high_seconds"]
@@ -64,11 +41,11 @@ def test_the_parts_of_a_prediction_add_up_to_its_seconds(capsys: Shown) -> None:
 def test_a_precision_that_placement_rejects_there_is_said_so(capsys: Shown) -> None:
     for gpu, precision, stands_in in (("A10G", "fp4", "bf16"), ("H100-SXM", "fp4", "fp8")):
         asked = ["costs", "predict", "--model", "flux.1-dev", "--gpu", gpu, "--precision", precision]
-        assert _json(capsys, *asked)["supported"] is False
+        assert json_of(capsys, *asked)["supported"] is False
         assert main(asked) == Exit.OK
         said = f"{gpu} has no units for {precision}: no such job is placed there, and the figure is that of {stands_in}"
         assert said in capsys.readouterr().out
-    assert _json(capsys, *PREDICT, "--precision", "fp8")["supported"] is True
+    assert json_of(capsys, *PREDICT, "--precision", "fp8")["supported"] is True
     assert main([*PREDICT, "--precision", "fp8"]) == Exit.OK
     assert "no units" not in capsys.readouterr().out
 
@@ -76,14 +53,14 @@ def test_a_precision_that_placement_rejects_there_is_said_so(capsys: Shown) -> N
 def test_flash_attention_3_is_counted_only_where_it_runs(capsys: Shown) -> None:
     for gpu, stack, used in (("T4", "eager-fa3", "eager"), ("B200", "compile-fa3", "compile")):
         asked = ["costs", "predict", "--model", "flux.1-dev", "--gpu", gpu]
-        told = _json(capsys, *asked, "--stack", stack)
+        told = json_of(capsys, *asked, "--stack", stack)
         assert (told["stack"], told["stack_supported"]) == (stack, False)
-        assert told["seconds"] == _json(capsys, *asked, "--stack", used)["seconds"]
+        assert told["seconds"] == json_of(capsys, *asked, "--stack", used)["seconds"]
         assert main([*asked, "--stack", stack]) == Exit.OK
         assert f"  FlashAttention 3 runs on Hopper only, and {gpu} is " in (said := capsys.readouterr().out)
         assert f": the figure is that of {used}\n" in said
-    hopper = _json(capsys, *PREDICT, "--stack", "eager-fa3")
-    assert hopper["stack_supported"] is True and hopper["seconds"] < _json(capsys, *PREDICT)["seconds"]
+    hopper = json_of(capsys, *PREDICT, "--stack", "eager-fa3")
+    assert hopper["stack_supported"] is True and hopper["seconds"] < json_of(capsys, *PREDICT)["seconds"]
     assert main([*PREDICT, "--stack", "eager-fa3"]) == Exit.OK
     assert "FlashAttention" not in capsys.readouterr().out
 
@@ -95,20 +72,20 @@ def test_every_form_is_printed(form: str, capsys: Shown) -> None:
 
 
 def test_what_is_not_given_is_the_models_own(capsys: Shown) -> None:
-    own = _json(capsys, *PREDICT)
+    own = json_of(capsys, *PREDICT)
     assert (own["width"], own["steps"], own["precision"], own["gpus"]) == (1024, 28, "bf16", 1)
-    assert _json(capsys, *PREDICT, "--size", "1024x1024", "--steps", "28", "--precision", "bf16", "--gpus", "1") == own
+    assert json_of(capsys, *PREDICT, "--size", "1024x1024", "--steps", "28", "--precision", "bf16", "--gpus", "1") == own
 
 
 def test_a_model_is_found_by_the_names_it_is_published_under(capsys: Shown) -> None:
     for name in ("Wan2.1-T2V-14B", "wan-ai/wan2.1-t2v-14b-diffusers"):
-        small = _json(capsys, "costs", "predict", "--model", name, "--size", "832x480", "--gpu", "H100-SXM")
-        large = _json(capsys, "costs", "predict", "--model", name, "--size", "1280x720", "--gpu", "H100-SXM")
+        small = json_of(capsys, "costs", "predict", "--model", name, "--size", "832x480", "--gpu", "H100-SXM")
+        large = json_of(capsys, "costs", "predict", "--model", name, "--size", "1280x720", "--gpu", "H100-SXM")
         assert (small["model"], large["model"]) == ("wan2.1-t2v-14b-480p", "wan2.1-t2v-14b-720p")
 
 
 def test_a_core_of_a_cpu_is_predicted_too(capsys: Shown) -> None:
-    found = _json(capsys, "costs", "predict", "--model", "sd-1.5", "--gpu", "cpu", "--precision", "fp32")
+    found = json_of(capsys, "costs", "predict", "--model", "sd-1.5", "--gpu", "cpu", "--precision", "fp32")
     assert found["seconds"] > 600
     assert found["eta_level"] == "physics alone"
     assert main(["costs", "predict", "--model", "sd-1.5", "--gpu", "cpu", "--precision", "fp32"]) == Exit.OK
@@ -147,7 +124,7 @@ def test_a_level_with_one_row_says_so(capsys: Shown) -> None:
 )
 def test_a_prediction_of_what_cannot_be_is_refused_in_one_line(arguments: list[str], said: str, capsys: Shown) -> None:
     code = main([*PREDICT, *arguments])
-    lines = _errors(capsys, code)
+    lines = errors_of(capsys, code)
     assert len(lines) == 1
     assert lines[0].startswith(said)
     assert len(lines[0]) < 500
@@ -157,7 +134,7 @@ def test_a_prediction_of_what_cannot_be_is_refused_in_one_line(arguments: list[s
 
 
 def test_rows_have_their_own_columns_and_predicted_and_actual_seconds(tmp_path: Path, capsys: Shown) -> None:
-    found = _json(capsys, "costs", "check", _file(tmp_path, f"{HEADER},note", f"{ROW},mine"))
+    found = json_of(capsys, "costs", "check", file_of(tmp_path, f"{HEADER},note", f"{ROW},mine"))
     (row,) = found["rows"]
     assert row["model"] == "FLUX.1-dev" and row["note"] == "mine" and row["line"] == 2
     assert row["actual"] == 6.7
@@ -171,7 +148,7 @@ def test_rows_have_their_own_columns_and_predicted_and_actual_seconds(tmp_path: 
 
 
 def test_the_packaged_table_is_checked_whole(capsys: Shown) -> None:
-    found = _json(capsys, "costs", "check")
+    found = json_of(capsys, "costs", "check")
     written = list(csv.DictReader(io.StringIO(data.latencies_csv())))
     unknown = sum(entry["rows"] for entry in found["unknown"])
     assert len(found["rows"]) + unknown == len(written)
@@ -196,8 +173,8 @@ def test_names_that_are_not_known_are_listed_and_not_dropped(tmp_path: Path, cap
         ROW.replace("bf16", "q4"),
         "Dream-9000,60s,,0,1,1,q4,magic,H900,1,3",
     ]
-    file = _file(tmp_path, *lines)
-    found = _json(capsys, "costs", "check", file)
+    file = file_of(tmp_path, *lines)
+    found = json_of(capsys, "costs", "check", file)
     assert len(found["rows"]) == 1
     assert found["unknown"] == [
         {"field": "model", "value": "Dream-9000", "rows": 2, "lines": [3, 7]},
@@ -214,14 +191,14 @@ def test_names_that_are_not_known_are_listed_and_not_dropped(tmp_path: Path, cap
 
 def test_a_row_of_bf16_on_a_type_without_it_is_read_as_fp16(tmp_path: Path, capsys: Shown) -> None:
     row = ROW.replace("H100-SXM", "V100-32")
-    rows = _json(capsys, "costs", "check", _file(tmp_path, HEADER, row, row.replace("bf16", "fp16")))["rows"]
+    rows = json_of(capsys, "costs", "check", file_of(tmp_path, HEADER, row, row.replace("bf16", "fp16")))["rows"]
     assert rows[0]["predicted"] == rows[1]["predicted"]
 
 
 def test_a_table_of_strangers_only_is_told_and_no_error(tmp_path: Path, capsys: Shown) -> None:
-    found = _json(capsys, "costs", "check", _file(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "Dream")))
+    found = json_of(capsys, "costs", "check", file_of(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "Dream")))
     assert found["rows"] == [] and found["summary"]["all"] is None and found["unknown"][0]["value"] == "Dream"
-    assert main(["costs", "check", _file(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "Dream"))]) == Exit.OK
+    assert main(["costs", "check", file_of(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "Dream"))]) == Exit.OK
     assert "0 rows predicted, 1 not known" in capsys.readouterr().out
 
 
@@ -247,23 +224,23 @@ def test_a_table_of_strangers_only_is_told_and_no_error(tmp_path: Path, capsys: 
     ],
 )
 def test_a_broken_row_is_named_by_file_and_line(line: str, said: str, tmp_path: Path, capsys: Shown) -> None:
-    file = _file(tmp_path, HEADER, line)
-    errors = _errors(capsys, main(["costs", "check", file]))
+    file = file_of(tmp_path, HEADER, line)
+    errors = errors_of(capsys, main(["costs", "check", file]))
     assert errors[0].startswith(file + said), errors
     assert len(errors[0]) < 500
 
 
 def test_all_mistakes_of_a_table_are_told_at_once(tmp_path: Path, capsys: Shown) -> None:
     broken = [ROW.replace("6.7", "nan"), ROW, ROW.replace(",28,", ",x,")]
-    errors = _errors(capsys, main(["costs", "check", _file(tmp_path, HEADER, *broken)]))
+    errors = errors_of(capsys, main(["costs", "check", file_of(tmp_path, HEADER, *broken)]))
     assert [error.split(":")[1] for error in errors] == ["2", "4"]
 
 
 def test_all_missing_columns_are_named_in_one_line(tmp_path: Path, capsys: Shown) -> None:
-    errors = _errors(capsys, main(["costs", "check", _file(tmp_path, "model,gpu", "a,b")]))
+    errors = errors_of(capsys, main(["costs", "check", file_of(tmp_path, "model,gpu", "a,b")]))
     lacks = "batch, cfg_forwards, frames, n_gpus, optimisation, precision, resolution, seconds, steps"
     assert [error.partition(":1: ")[2] for error in errors] == [f"header is 'model,gpu': expected also the columns {lacks}"]
-    errors = _errors(capsys, main(["costs", "check", _file(tmp_path, ",".join(f"column_{number}" for number in range(2_000)), "1")]))
+    errors = errors_of(capsys, main(["costs", "check", file_of(tmp_path, ",".join(f"column_{number}" for number in range(2_000)), "1")]))
     assert len(errors) == 1 and len(errors[0]) < 500
 
 
@@ -272,7 +249,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path, capsys: Shown) -> 
 
     def said(content: bytes) -> str:
         path.write_bytes(content)
-        (error,) = _errors(capsys, main(["costs", "check", str(path)]))
+        (error,) = errors_of(capsys, main(["costs", "check", str(path)]))
         return error
 
     assert "expected a table with a header line" in said(b"")
@@ -281,20 +258,20 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path, capsys: Shown) -> 
     assert "line 2" in said(HEADER.encode() + b"\n\xff\xfe")
     assert "expected at most 4194304 bytes" in said(b"x" * (4 * 1024 * 1024 + 1))
     assert "row is" in said(HEADER.encode() + b'\n"a\x00')
-    missing = _errors(capsys, main(["costs", "check", str(tmp_path / "none.csv")]))
+    missing = errors_of(capsys, main(["costs", "check", str(tmp_path / "none.csv")]))
     assert "cannot read it: No such file" in missing[0]
-    assert "cannot read it" in _errors(capsys, main(["costs", "check", str(tmp_path)]))[0]
+    assert "cannot read it" in errors_of(capsys, main(["costs", "check", str(tmp_path)]))[0]
 
 
 def test_quotes_byte_order_marks_and_windows_lines_are_read(tmp_path: Path, capsys: Shown) -> None:
     path = tmp_path / "times.csv"
     quoted = ",".join(f'"{cell}"' for cell in ROW.split(","))
     path.write_bytes(b"\xef\xbb\xbf" + f'{HEADER},note\r\n{quoted},"a, ""quoted"" note"\r\n'.encode())
-    assert _json(capsys, "costs", "check", str(path))["rows"][0]["note"] == 'a, "quoted" note'
+    assert json_of(capsys, "costs", "check", str(path))["rows"][0]["note"] == 'a, "quoted" note'
 
 
 def test_texts_of_a_table_never_reach_a_terminal_raw(tmp_path: Path, capsys: Shown) -> None:
-    assert main(["costs", "check", _file(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "\x1b[31mred"))]) == Exit.OK
+    assert main(["costs", "check", file_of(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "\x1b[31mred"))]) == Exit.OK
     assert "\x1b" not in capsys.readouterr().out
 
 
@@ -304,7 +281,7 @@ def test_texts_of_a_table_never_reach_a_terminal_raw(tmp_path: Path, capsys: Sho
 def test_sources_are_left_out_one_at_a_time(tmp_path: Path, capsys: Shown) -> None:
     header = f"{HEADER},source"
     rows = [f"{ROW},a", f"{ROW.replace('6.7', '7.1')},b", f"{ROW.replace('H100-SXM', 'A100-80-SXM').replace('6.7', '13.8')},c"]
-    found = _json(capsys, "costs", "check", _file(tmp_path, header, *rows), "--cv", "source")
+    found = json_of(capsys, "costs", "check", file_of(tmp_path, header, *rows), "--cv", "source")
     assert found["sources"] == 3
     assert set(found["summary"]) == {"ours", "flat", "baseline"}
     assert found["summary"]["ours"]["one GPU"]["rows"] == 3 and found["summary"]["ours"]["gangs"] is None
@@ -324,17 +301,17 @@ def test_sources_are_left_out_one_at_a_time(tmp_path: Path, capsys: Shown) -> No
     ],
 )
 def test_what_cannot_be_left_out_is_refused(lines: list[str], said: str, tmp_path: Path, capsys: Shown) -> None:
-    (error,) = _errors(capsys, main(["costs", "check", _file(tmp_path, *lines), "--cv", "source"]))
+    (error,) = errors_of(capsys, main(["costs", "check", file_of(tmp_path, *lines), "--cv", "source"]))
     assert said in error
 
 
 def test_one_source_alone_is_predicted_from_the_packaged_rows(tmp_path: Path, capsys: Shown) -> None:
     lines = [f"{HEADER},source", f"{ROW},mine", f"{ROW.replace('6.7', '670')},mine"]
-    found = _json(capsys, "costs", "check", _file(tmp_path, *lines), "--cv", "source")
+    found = json_of(capsys, "costs", "check", file_of(tmp_path, *lines), "--cv", "source")
     assert [row["predicted"] for row in found["rows"]] == [pytest.approx(6.7, rel=0.2)] * 2
     assert all(row["baseline"] > 0 for row in found["rows"])
 
 
 def test_only_what_rows_name_can_be_left_out(capsys: Shown) -> None:
-    (error,) = _errors(capsys, main(["costs", "check", "--cv", "stack"]))
+    (error,) = errors_of(capsys, main(["costs", "check", "--cv", "stack"]))
     assert error == "--cv is 'stack': expected one of source, model, gpu"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,38 +12,17 @@ from atoll.catalog.sweeps import COLUMNS as SWEEP_COLUMNS
 from atoll.cli.app import main
 from atoll.cli.exits import Exit
 from atoll.data.trim_sweep import COLUMNS, trim
+from tests.unit.costs_commands import HEADER, ROW, Shown, errors_of, file_of, json_of
 
-Shown = pytest.CaptureFixture[str]
-HEADER = "model,resolution,frames,steps,cfg_forwards,batch,precision,optimisation,gpu,n_gpus,seconds"
-ROW = "FLUX.1-dev,1024x1024,1,28,1,1,bf16,eager,H100-SXM,1,6.7"
 SWEEP_HEADER = (
     "task,model_id,params_b,gpu,num_gpus,ulysses,ring,batch,steps,width,height,frames,fps,batch_latency_s,energy_j_per_item,precision"
 )
 SWEEP_ROW = "text-to-image,black-forest-labs/FLUX.1-dev,12.0,H100,8,4,2,1,50,1024,1024,1,,5.999,718.5,bfloat16"
 
 
-def _json(shown: Shown, *arguments: str) -> Any:
-    assert main([*arguments, "-o", "json"]) == Exit.OK
-    return json.loads(shown.readouterr().out)
-
-
-def _file(folder: Path, *lines: str) -> str:
-    path = folder / "times.csv"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return str(path)
-
-
-def _errors(shown: Shown, code: int) -> list[str]:
-    captured = shown.readouterr()
-    assert code == Exit.USAGE
-    assert captured.out == ""
-    assert "Traceback" not in captured.err and "bug" not in captured.err
-    return [line.removeprefix("error: ") for line in captured.err.splitlines() if not line.startswith("hint: ")]
-
-
 def test_a_sweep_is_read_in_its_own_columns(tmp_path: Path, capsys: Shown) -> None:
     pixart = SWEEP_ROW.replace("black-forest-labs/FLUX.1-dev", "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS").replace("5.999", "3.1")
-    found = _json(capsys, "costs", "check", _file(tmp_path, SWEEP_HEADER, SWEEP_ROW, SWEEP_ROW.replace("8,4,2", "8,1,8"), pixart))
+    found = json_of(capsys, "costs", "check", file_of(tmp_path, SWEEP_HEADER, SWEEP_ROW, SWEEP_ROW.replace("8,4,2", "8,1,8"), pixart))
     mixed, ring, guided = found["rows"]
     assert mixed["actual"] == 5.999 and mixed["predicted"] == pytest.approx(5.999, rel=0.2)
     assert mixed["energy_j_per_item"] == "718.5" and mixed["stack"] == "eager" and mixed["line"] == 2
@@ -53,7 +30,7 @@ def test_a_sweep_is_read_in_its_own_columns(tmp_path: Path, capsys: Shown) -> No
     assert ring["predicted"] > mixed["predicted"] * 1.1
     # No column says how many passes a step has: FLUX.1 was distilled to one, the others have two.
     asked = ["costs", "predict", "--gpu", "H100-SXM", "--gpus", "8", "--steps", "50", "--model", "pixart-sigma-xl-2"]
-    two, one = (_json(capsys, *asked, "--cfg", passes)["seconds"] for passes in ("2", "1"))
+    two, one = (json_of(capsys, *asked, "--cfg", passes)["seconds"] for passes in ("2", "1"))
     assert one < two <= guided["predicted"]
     assert set(found["summary"]["by_gpus"]) == {"8"} and set(found["summary"]["by_batch"]) == {"1"}
 
@@ -65,7 +42,7 @@ def test_rows_of_a_sweep_that_nobody_knows_are_listed(tmp_path: Path, capsys: Sh
         SWEEP_ROW.replace("bfloat16", "q4"),
         SWEEP_ROW.replace("8,4,2", "8,2,2"),
     ]
-    found = _json(capsys, "costs", "check", _file(tmp_path, SWEEP_HEADER, SWEEP_ROW, *strange))
+    found = json_of(capsys, "costs", "check", file_of(tmp_path, SWEEP_HEADER, SWEEP_ROW, *strange))
     assert len(found["rows"]) == 1
     assert [(one["field"], one["value"], one["lines"]) for one in found["unknown"]] == [
         ("model", "Dream-9000", [3]),
@@ -86,8 +63,8 @@ def test_rows_of_a_sweep_that_nobody_knows_are_listed(tmp_path: Path, capsys: Sh
     ],
 )
 def test_a_broken_row_of_a_sweep_is_named_by_file_and_line(line: str, said: str, tmp_path: Path, capsys: Shown) -> None:
-    file = _file(tmp_path, SWEEP_HEADER, line)
-    errors = _errors(capsys, main(["costs", "check", file]))
+    file = file_of(tmp_path, SWEEP_HEADER, line)
+    errors = errors_of(capsys, main(["costs", "check", file]))
     assert errors[0].startswith(file + said), errors
 
 
@@ -105,18 +82,18 @@ def test_what_is_packaged_of_a_sweep_is_what_the_script_makes(tmp_path: Path) ->
 
 
 def test_the_packaged_sweep_is_checked_and_stands_for_a_file(tmp_path: Path, capsys: Shown) -> None:
-    found = _json(capsys, "costs", "check", "--sweep")
+    found = json_of(capsys, "costs", "check", "--sweep")
     assert len(found["rows"]) == found["summary"]["all"]["rows"] == 722 and found["unknown"] == []
     assert list(found["summary"]["by_batch"]) == ["1", "2", "4", "8", "16", "32"]
     assert list(found["summary"]["by_gpus"]) == ["1", "2", "4", "8"]
-    (error,) = _errors(capsys, main(["costs", "check", _file(tmp_path, HEADER, ROW), "--sweep"]))
+    (error,) = errors_of(capsys, main(["costs", "check", file_of(tmp_path, HEADER, ROW), "--sweep"]))
     assert error.startswith("--sweep is 'given': expected no FILE beside it")
 
 
 def test_models_and_gpu_types_are_left_out_too(tmp_path: Path, capsys: Shown) -> None:
     lines = [HEADER, ROW, ROW.replace("FLUX.1-dev", "SD3-medium"), ROW.replace("H100-SXM", "L40S")]
-    file = _file(tmp_path, *lines)
-    by_model = _json(capsys, "costs", "check", file, "--cv", "model")
+    file = file_of(tmp_path, *lines)
+    by_model = json_of(capsys, "costs", "check", file, "--cv", "model")
     assert by_model["cv"] == "model" and by_model["models"] == 2
     assert {name: one["rows"] for name, one in by_model["by_model"].items()} == {"flux.1-dev": 2, "sd3-medium": 1}
     assert main(["costs", "check", file, "--cv", "gpu"]) == Exit.OK

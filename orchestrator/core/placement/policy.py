@@ -52,7 +52,7 @@ BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "move_gain_milli": _SHARE,
     # Moves, preemptions and retries share the attempts of a job.
     "moves_max": (0, limits.ATTEMPTS_PER_JOB_MAX // 4),
-    # Each is scored once more for every job that is bound.
+    # Each is scored once more in every round in which several came together.
     "regret_classes": (1, 64),
     # Longer is felt by whoever waits for a picture of a second.
     "arrival_window_ms": (0, 30),
