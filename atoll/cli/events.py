@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from atoll.cli import arguments
-from atoll.cli.figures import duration
-from atoll.cli.output import Column, Form, Listing, plain, printable, say, show_list
+from atoll.cli.figures import duration, local_time, rfc3339
+from atoll.cli.output import Column, Form, Listing, plain, printable, say, show_list, show_plain
 from atoll.cli.session import session, verb
 from atoll.model.audit import AuditEvent
 
@@ -22,7 +22,8 @@ EVENTS: Listing[AuditEvent] = Listing(
     ref=lambda event: str(event.seq),
     columns=(
         Column(title="SEQ", cell=lambda event: str(event.seq), right=True),
-        Column(title="FLEET TIME", cell=lambda event: duration(event.at_us), right=True),
+        Column(title="TIME", cell=lambda event: local_time(event.written_ms)),
+        Column(title="FLEET TIME", cell=lambda event: duration(event.at_us), right=True, wide=True),
         Column(title="SEVERITY", cell=lambda event: event.severity.value),
         Column(title="ACTOR", cell=lambda event: event.actor),
         Column(title="WHAT", cell=lambda event: event.verb.replace("_", " ")),
@@ -51,7 +52,10 @@ def events(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as things happen, until interrupted.")] = False,
     after: Annotated[str, typer.Option("--after", metavar="SEQ", help="Only what comes after this number.")] = "0",
 ) -> None:
-    """Who did what to the fleet, when and why; and what it did by itself that a person should know."""
+    """Who did what to the fleet, when and why; and what it did by itself that a person should know.
+
+    Times are shown in this machine's time zone; with -o json or yaml `time` is RFC 3339 in UTC, and `at_us` fleet time. -o wide has both.
+    """
     after_seq = arguments.whole("--after", after, 0, 2**61)
     form = session().form
     with session().client() as client:
@@ -59,7 +63,19 @@ def events(
         if follow:
             _follow(form, found)
         else:
-            show_list(form, EVENTS, found, empty="nothing has happened")
+            _show(form, found)
+
+
+def _show(form: Form, found: Iterable[AuditEvent]) -> None:
+    if form in {Form.JSON, Form.YAML}:
+        show_plain(form, [_plain(event) for event in found])
+    else:
+        show_list(form, EVENTS, found, empty="nothing has happened")
+
+
+def _plain(event: AuditEvent) -> dict[str, Any]:
+    """The line with the names of its fields, and when it was written as RFC 3339."""
+    return {**plain(event), "time": rfc3339(event.written_ms)}
 
 
 def _follow(form: Form, found: Iterable[AuditEvent]) -> None:
@@ -67,10 +83,10 @@ def _follow(form: Form, found: Iterable[AuditEvent]) -> None:
     for event in found:
         match form:
             case Form.JSON:
-                say(json.dumps(plain(event)))
+                say(json.dumps(_plain(event)))
             case Form.YAML:
                 say("---")
-                for name, value in plain(event).items():
+                for name, value in _plain(event).items():
                     say(f"{name}: {json.dumps(value)}")
             case Form.NAME:
                 say(f"event/{event.seq}")
@@ -79,5 +95,5 @@ def _follow(form: Form, found: Iterable[AuditEvent]) -> None:
                 detail = f": {event.detail}" if event.detail else ""
                 loud = "" if event.severity.value == "info" else f"{event.severity.value.upper()} "
                 what = event.verb.replace("_", " ")
-                say(printable(f"{event.seq:>6}  {duration(event.at_us):>7}  {loud}{event.actor}: {what} {event.subject}{why}{detail}"))
+                say(printable(f"{event.seq:>6}  {local_time(event.written_ms)}  {loud}{event.actor}: {what} {event.subject}{why}{detail}"))
         sys.stdout.flush()

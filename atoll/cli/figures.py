@@ -1,10 +1,11 @@
-"""How figures are shown to people: durations, bytes, money, digests.
+"""How figures are shown to people: durations, times of day, bytes, money, digests.
 
 Decides precision and units: three significant figures are what a glance takes in.
 """
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Final
 
 NONE: Final = "-"
@@ -33,6 +34,18 @@ def duration(us: int) -> str:
         return f"{minutes // 60}h{minutes % 60:02}m"
     hours = round(seconds / 3_600)
     return f"{hours // 24}d{hours % 24:02}h"
+
+
+def local_time(unix_ms: int) -> str:
+    """ "2026-11-26 02:25:48" by this machine's clock and time zone; "-" when nothing is known."""
+    return f"{datetime.fromtimestamp(unix_ms // 1_000).astimezone():%Y-%m-%d %H:%M:%S}" if unix_ms else NONE
+
+
+def rfc3339(unix_ms: int) -> str | None:
+    """ "2026-11-26T01:25:48.123Z", for programs; None when nothing is known."""
+    if not unix_ms:
+        return None
+    return f"{datetime.fromtimestamp(unix_ms // 1_000, UTC):%Y-%m-%dT%H:%M:%S}.{unix_ms % 1_000:03}Z"
 
 
 def seconds(us: int) -> str:

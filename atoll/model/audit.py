@@ -5,7 +5,7 @@ Decides the form only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from atoll.model.ids import ChangeSeq
@@ -21,7 +21,11 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEvent:
-    """One line of the fleet's history. `verb` is past tense (`site_drained`); `seq` is dense and durable, watchers resume from it."""
+    """One line of the fleet's history. `verb` is past tense (`site_drained`); `seq` is dense and durable, watchers resume from it.
+
+    `at_us` is fleet time, by which everything is decided. `written_ms` is for people and no part of what happened: milliseconds since
+    1970 by the clock of the machine that keeps the store, when the line was written; 0: not known.
+    """
 
     seq: ChangeSeq
     at_us: int
@@ -31,3 +35,4 @@ class AuditEvent:
     subject: str  # "site/aws-use1", "job/..."
     reason: str = ""
     detail: str = ""
+    written_ms: int = field(default=0, compare=False)

@@ -72,6 +72,8 @@ INPUTS_MAX: Final = 16
 IMAGE_BYTES_MAX: Final = 128 * 1024 * 1024
 RESULT_ARTIFACTS_MAX: Final = 64
 LOG_LINES_MAX: Final = 2_000
+# The last millisecond of the year 9999, the last that RFC 3339 can write.
+WALL_MS_MAX: Final = 253_402_300_799_999
 # Figures of one resource: an exabyte. Larger is a mistake of units.
 BYTES_MAX: Final = 10**18
 RATE_BYTES_PER_S_MAX: Final = 10**15

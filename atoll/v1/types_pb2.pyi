@@ -1720,6 +1720,7 @@ class AuditEvent(_message.Message):
     SUBJECT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    WRITTEN_MS_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     at_us: _builtins.int
     severity: Global___Severity.ValueType
@@ -1728,6 +1729,8 @@ class AuditEvent(_message.Message):
     subject: _builtins.str
     reason: _builtins.str
     detail: _builtins.str
+    written_ms: _builtins.int
+    """Wall clock of the machine that keeps the store, milliseconds since 1970; 0: not known."""
     def __init__(
         self,
         *,
@@ -1739,10 +1742,11 @@ class AuditEvent(_message.Message):
         subject: _builtins.str = ...,
         reason: _builtins.str = ...,
         detail: _builtins.str = ...,
+        written_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "at_us", b"at_us", "detail", b"detail", "reason", b"reason", "seq", b"seq", "severity", b"severity", "subject", b"subject", "verb", b"verb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "at_us", b"at_us", "detail", b"detail", "reason", b"reason", "seq", b"seq", "severity", b"severity", "subject", b"subject", "verb", b"verb", "written_ms", b"written_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from atoll.model import limits
 from atoll.model.audit import AuditEvent
 from atoll.model.ids import ChangeSeq
 from atoll.v1 import types_pb2 as pb
@@ -20,6 +21,7 @@ def audit_event_to_proto(event: AuditEvent) -> pb.AuditEvent:
         subject=event.subject,
         reason=bounds.line(event.reason),
         detail=bounds.line(event.detail),
+        written_ms=event.written_ms,
     )
 
 
@@ -34,4 +36,5 @@ def audit_event_from_proto(msg: pb.AuditEvent) -> AuditEvent:
         subject=bounds.label("subject", msg.subject),
         reason=bounds.line(msg.reason),
         detail=bounds.line(msg.detail),
+        written_ms=bounds.number("written_ms", msg.written_ms, 0, limits.WALL_MS_MAX),
     )

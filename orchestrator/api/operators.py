@@ -247,15 +247,17 @@ class OperatorService(OperatorServiceServicer):
         # Before the store is read, so that no line falls between.
         watcher = self._audit.open()
         try:
-            while page := await self._store.list_audit(after=last, limit=_AUDIT_PAGE):
-                for event in page:
-                    yield audit_event_to_proto(event)
-                    last = event.seq
-            while request.follow:
+            while True:
+                while page := await self._store.list_audit(after=last, limit=_AUDIT_PAGE):
+                    for event in page:
+                        yield audit_event_to_proto(event)
+                        last = event.seq
+                if not request.follow:
+                    return
+                # What comes is read from the store too: only that knows when it was written.
                 live = await watcher.next(_IDLE_S)
-                if live is not None and live.seq > last:
-                    yield audit_event_to_proto(live)
-                    last = live.seq
+                while live is None or live.seq <= last:
+                    live = await watcher.next(_IDLE_S)
         finally:
             self._audit.close(watcher)
 

@@ -10,6 +10,7 @@ import asyncio
 import gc
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,6 +20,7 @@ from atoll.model.audit import AuditEvent
 from atoll.model.errors import StateError
 from atoll.model.ids import ChangeSeq, JobId, TenantId, Term
 from atoll.model.job import Job, JobState
+from atoll.model.limits import WALL_MS_MAX
 from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.outputs import Record
 from orchestrator.store import sqlite_rows as rows
@@ -37,13 +39,21 @@ SWEEP_ROWS: Final = 500
 AUDIT_LINES_MAX: Final = 1_000_000
 
 
+def _wall_ms() -> int:
+    """What people's clocks say. Written beside lines of the audit and never read back by what decides."""
+    return min(max(time.time_ns() // 1_000_000, 0), WALL_MS_MAX)
+
+
 class SqliteStore:
     """The store in the file at `path` (made when there is none). Nothing is opened before `take_over`."""
 
-    def __init__(self, path: str | os.PathLike[str], *, ended_keys_max: int = ENDED_KEYS_MAX) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, ended_keys_max: int = ENDED_KEYS_MAX, wall_ms: Callable[[], int] = _wall_ms
+    ) -> None:
         # Two names of one file are one store, and one lock.
         self._path = os.path.realpath(os.fspath(path))
         self._ended_keys_max = ended_keys_max
+        self._wall_ms = wall_ms
         self._lock = LockFile(f"{self._path}.lock")
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="store-read")
@@ -178,7 +188,7 @@ class SqliteStore:
         new: list[tuple[JobId, int]] = []
 
         def work(writer: sqlite3.Connection) -> None:
-            new.extend(rows.write(writer, self._rows, changes))
+            new.extend(rows.write(writer, self._rows, changes, self._wall_ms()))
 
         if not self._transact(term, now_us, work):
             return CommitOutcome.REFUSED

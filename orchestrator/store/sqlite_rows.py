@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
 from atoll.model.adapter import AdapterSpec
@@ -113,8 +113,11 @@ def changes_of(records: Sequence[Record]) -> Changes:  # noqa: C901 - one case p
     return changes
 
 
-def write(connection: sqlite3.Connection, rows: LiveRows, changes: Changes) -> list[tuple[JobId, int]]:
-    """Execute within the open transaction; the row numbers of jobs that are new. `rows` stays as it is: the commit may fail."""
+def write(connection: sqlite3.Connection, rows: LiveRows, changes: Changes, wall_ms: int) -> list[tuple[JobId, int]]:
+    """Execute within the open transaction; the row numbers of jobs that are new. `rows` stays as it is: the commit may fail.
+
+    `wall_ms` is what people's clocks say.
+    """
     new = _write_jobs(connection, rows, changes.jobs)
     for site_id, site in changes.sites.items():
         if site is None:
@@ -139,8 +142,8 @@ def write(connection: sqlite3.Connection, rows: LiveRows, changes: Changes) -> l
     if changes.policy is not None:
         connection.execute("INSERT OR REPLACE INTO policy VALUES (1, ?, ?)", (changes.policy.name, changes.policy.digest))
     if changes.audit:
-        lines = [(event.seq, stored.encode_audit(event)) for event in changes.audit]
-        connection.executemany("INSERT INTO audit VALUES (?, ?)", lines)
+        lines = [(event.seq, stored.encode_audit(event), wall_ms) for event in changes.audit]
+        connection.executemany("INSERT INTO audit VALUES (?, ?, ?)", lines)
     return new
 
 
@@ -320,8 +323,9 @@ def list_ended(
 
 def list_audit(connection: sqlite3.Connection, after: ChangeSeq, limit: int) -> tuple[AuditEvent, ...]:
     """Lines after a number, in order."""
-    page = "SELECT line FROM audit WHERE seq > ? ORDER BY seq LIMIT ?"
-    return tuple(stored.decode_audit(row[0]) for row in connection.execute(page, (after, limit)))
+    page = "SELECT line, written_ms FROM audit WHERE seq > ? ORDER BY seq LIMIT ?"
+    found = connection.execute(page, (after, limit))
+    return tuple(replace(stored.decode_audit(line), written_ms=written_ms) for line, written_ms in found)
 
 
 # --- forgetting ---------------------------------------------------------------------------------------------------------------

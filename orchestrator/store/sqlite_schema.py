@@ -15,7 +15,7 @@ from atoll.model.errors import StateError
 from orchestrator.store.base import StoreError
 
 # Grows with every change of the tables. A file of a later version is refused: its rows may mean something else.
-FORMAT: Final = 5
+FORMAT: Final = 6
 # "ATOL": tells our file from any other SQLite database.
 APPLICATION_ID: Final = 0x41544F4C
 
@@ -60,7 +60,7 @@ CREATE TABLE pushes (model_id TEXT PRIMARY KEY, push BLOB NOT NULL) STRICT;
 CREATE TABLE links (id INTEGER PRIMARY KEY CHECK (id = 1), links BLOB NOT NULL) STRICT;
 CREATE TABLE estimates (id INTEGER PRIMARY KEY CHECK (id = 1), estimates BLOB NOT NULL) STRICT;
 CREATE TABLE policy (id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT NOT NULL, digest TEXT NOT NULL) STRICT;
-CREATE TABLE audit (seq INTEGER PRIMARY KEY, line BLOB NOT NULL) STRICT;
+CREATE TABLE audit (seq INTEGER PRIMARY KEY, line BLOB NOT NULL, written_ms INTEGER NOT NULL DEFAULT 0) STRICT;
 """
 
 # What turns a file of an earlier format into one of the next, in the transaction that opens it.
@@ -72,6 +72,7 @@ _UPGRADES: Final = {
         "CREATE TABLE pushes (model_id TEXT PRIMARY KEY, push BLOB NOT NULL) STRICT",
     ),
     4: ("CREATE TABLE policy (id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT NOT NULL, digest TEXT NOT NULL) STRICT",),
+    5: ("ALTER TABLE audit ADD COLUMN written_ms INTEGER NOT NULL DEFAULT 0",),
 }
 
 

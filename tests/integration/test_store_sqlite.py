@@ -258,10 +258,10 @@ async def test_a_later_format_is_refused_with_both_numbers(path: Path, store: Sq
     await store.take_over()
     await store.close()
     connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("UPDATE fleet SET format = 6")
+    connection.execute("UPDATE fleet SET format = 7")
     connection.close()
     later = SqliteStore(path)
-    with pytest.raises(StateError, match="has format 6, this version of Atoll reads 5"):
+    with pytest.raises(StateError, match="has format 7, this version of Atoll reads 6"):
         await later.take_over()
     await later.close()
 
@@ -276,6 +276,7 @@ async def test_a_file_of_the_first_format_is_taken_over_with_all_that_it_holds(p
     connection.execute("DROP TABLE pins")
     connection.execute("DROP TABLE pushes")
     connection.execute("DROP TABLE policy")
+    connection.execute("ALTER TABLE audit DROP COLUMN written_ms")
     connection.execute("UPDATE fleet SET format = 1")
     connection.close()
     later = SqliteStore(path)
