@@ -18,6 +18,7 @@ from agents.runtime.twin_peers import TwinPeers
 from agents.session import Dial
 from agents.telemetry import Metrics
 from atoll.catalog.fleet import FleetSpec
+from atoll.catalog.problems import one_of
 from atoll.model.errors import FieldError
 from atoll.model.site import SiteSpec
 from atoll.physics.hidden import HiddenWorld
@@ -62,5 +63,5 @@ def _chosen(config: RehearseConfig, fleet: FleetSpec) -> tuple[SiteSpec, ...]:
     known = {spec.site_id for spec in specs}
     for site_id in config.sites:
         if site_id not in known:
-            raise FieldError("sites", site_id, f"sites of {config.fleet}")
+            raise FieldError("sites", site_id, one_of(site_id, known, f"site of {config.fleet}"))
     return tuple(spec for spec in specs if not config.sites or spec.site_id in config.sites)

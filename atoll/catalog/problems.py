@@ -5,16 +5,16 @@ Decides how many are worth showing, and what a misspelt word probably meant. Mus
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Final
 
+from atoll.catalog.likeness import alike
 from atoll.model.errors import AtollError, FieldError, SourceError
 
 # A screen of errors; beyond it one mistake (wrong indentation, another format) has usually caused the rest.
 PROBLEMS_MAX: Final = 20
-# Names that can be meant are at most this long; comparing a megabyte with each of them would take minutes.
-_COMPARED_CHARS: Final = 64
+# The variants of one GPU are this many.
+_MEANT_WORDS: Final = 3
 # So many known words are listed when none resembles the wrong one.
 _LISTED_WORDS: Final = 12
 
@@ -59,10 +59,8 @@ class Problems:
 def one_of(word: str, known: Iterable[str], kind: str) -> str:
     """What would be right instead of `word`: the most similar of `known`, else a few of them."""
     words = sorted(known)
-    if len(word) <= _COMPARED_CHARS:
-        folded = {name.lower(): name for name in words}
-        close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
-        if close:
-            return f"a known {kind}; did you mean {folded[close[0]]!r}?"
+    close = alike(word, words, most=_MEANT_WORDS)
+    if close:
+        return f"a known {kind}; did you mean {' or '.join(map(repr, close))}?"
     shown = ", ".join(words[:_LISTED_WORDS]) + (", ..." if len(words) > _LISTED_WORDS else "")
     return f"a known {kind}: one of {shown}" if words else f"a known {kind}, of which there is none"

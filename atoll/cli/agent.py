@@ -77,7 +77,7 @@ def register(root: typer.Typer) -> None:
             """
             atoll agent --site lab-berlin --orchestrator atoll.example.com:7443 --ca ca.pem
             atoll agent --site lab-berlin --no-gpus --slots 2
-            atoll agent --site tokyo-1 --runtime twin --fleet clusters.yaml
+            atoll agent --site aws-apne1 --runtime twin --fleet clusters.yaml
             """
         ),
     )(agent)
@@ -86,7 +86,7 @@ def register(root: typer.Typer) -> None:
         epilog=examples(
             """
             atoll rehearse clusters.yaml
-            atoll rehearse clusters.yaml --sites tokyo-1,osaka-1 --seed 7
+            atoll rehearse clusters.yaml --sites aws-apne1,neo-osa --seed 7
             """
         ),
     )(rehearse)

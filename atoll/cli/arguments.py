@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from typing import Final
 
 from atoll.model import limits
-from atoll.model.errors import FieldError
+from atoll.model.errors import FieldError, quoted
 
 DURATION_RULE: Final = "a duration such as 90s, 10m or 1h30m"
 SIZE_RULE: Final = f"WIDTHxHEIGHT in pixels, each from {limits.SIDE_PX_MIN} to {limits.SIDE_PX_MAX}, such as 1280x720"
@@ -129,6 +130,14 @@ def price_limit_usd(option: str, text: str | None) -> float | None:
 def names(values: list[str] | None) -> tuple[str, ...]:
     """Names of a repeated option, each of which may be a list with commas."""
     return tuple(name for value in values or () for name in value.split(",") if name)
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    """What an unknown name may stand for, as the end of a sentence; "" where nothing looks like it."""
+    from atoll.catalog.likeness import alike
+
+    close = alike(name, known)
+    return f"; did you mean {' or '.join(map(quoted, close))}?" if close else ""
 
 
 def _shown(duration: int) -> str:

@@ -31,8 +31,6 @@ _FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 # Leaving out one source at a time fits everything anew for each: 24 sources with 191 rows take some seconds.
 _SOURCES_MAX: Final = 200
 _ROWS_MAX: Final = 5_000
-# Names that begin with what was asked for; the variants of one GPU are fewer.
-_LONGER_SHOWN: Final = 4
 _PACKAGED: Final = "atoll/data/latencies.csv"
 _SWEEP: Final = "atoll/data/mlenergy_latency.csv"
 
@@ -242,11 +240,7 @@ def _wanted(
 def _one_of(word: str, known: Iterable[str], kind: str) -> str:
     from atoll.catalog.problems import one_of
 
-    names = [str(name) for name in known]
-    longer = [name for name in names if word and name.lower().startswith(word.lower())]
-    if longer and word not in names:
-        return f"a known {kind}; did you mean {' or '.join(longer[:_LONGER_SHOWN])}?"
-    return one_of(word, names, kind)
+    return one_of(word, [str(name) for name in known], kind)
 
 
 def _precision(text: str | None, own: Precision) -> Precision:

@@ -20,8 +20,8 @@ from atoll.model.job import TERMINAL, Job, JobState
 
 app = typer.Typer(name="jobs", help="Follow jobs, ask why they are where they are, fetch their results.", no_args_is_help=True)
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, with or without 'job/'.")]
-JobsArgument = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of jobs, with or without 'job/'.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job or the beginning of it, with or without 'job/'.")]
+JobsArgument = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of jobs or their beginnings, with or without 'job/'.")]
 
 
 def register(root: typer.Typer) -> None:

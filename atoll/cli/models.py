@@ -14,6 +14,7 @@ from atoll.cli.figures import NONE, size
 from atoll.cli.output import Column, Form, Listing, note, plain, say, show_list, show_one, show_plain
 from atoll.cli.session import examples, session, verb
 from atoll.model import limits
+from atoll.model.errors import quoted
 from atoll.model.modelspec import ModelSpec
 
 if TYPE_CHECKING:
@@ -73,10 +74,11 @@ def list_models(
     """List models. 'simulated' ones are known by their figures only: jobs for them need --simulated."""
     form = session().form
     with session().client() as client:
-        found = [view for view in client.models_list() if view.spec.servable or not real]
+        found = declared = [view for view in client.models_list() if view.spec.servable or not real]
     if family:
         found = [view for view in found if view.spec.family == family]
-    show_list(form, MODELS, found, empty="no models")
+    other = f"no models of family {quoted(family)}{arguments.meant(family, {view.spec.family for view in declared})}"
+    show_list(form, MODELS, found, empty=other if family and declared else "no models")
 
 
 @verb(

@@ -6,7 +6,7 @@ Decides what is worth a line. Progress goes to standard error, so that standard 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -61,10 +61,16 @@ def follow(client: Client, job_ids: Sequence[str], *, timeout_s: float | None = 
         left = len(job_ids) - sum(job.state in TERMINAL for job in jobs.values())
         message = f"{left} of {count(len(job_ids), 'job')} had not ended after {timeout_s:g} s; nothing was stopped"
         raise CliError(message, code=Exit.TIMEOUT, hint="'atoll jobs watch' takes it up again") from None
-    missing = [job_id for job_id in job_ids if job_id not in jobs or jobs[job_id].state not in TERMINAL]
+    found = [(job_id, _meant(jobs, job_id)) for job_id in job_ids]
+    missing = [job_id for job_id, job in found if job is None or job.state not in TERMINAL]
     if missing:
         raise CliError(f"the orchestrator ended the stream before job {missing[0]} had ended", code=Exit.UNAVAILABLE)
-    return tuple(jobs[job_id] for job_id in job_ids)
+    return tuple(job for _, job in found if job is not None)
+
+
+def _meant(jobs: Mapping[str, Job], job_id: str) -> Job | None:
+    """The job of this id, or of the only id that begins so: the orchestrator has seen to it that there is one."""
+    return jobs.get(job_id) or next((job for name, job in jobs.items() if name.startswith(job_id)), None)
 
 
 def follow_everything(client: Client, *, timeout_s: float | None = None) -> None:

@@ -46,7 +46,7 @@ def register(root: typer.Typer) -> None:
         epilog="""
         atoll quote tiny-image
         atoll quote wan2.1-t2v-1.3b-480p --simulated --frames 81 --steps 50 --priority batch
-        atoll quote flux.1-schnell --simulated --origin tokyo-1 --deadline 30s  # exit code 1: it would be late
+        atoll quote flux.1-schnell --simulated --origin aws-apne1 --deadline 30s  # exit code 1: it would be late
         atoll quote flux.1-schnell --simulated --gpu H100-SXM -o json | jq '.eta.end_p90_us - .at_us'
         """,
     )(quote)

@@ -79,7 +79,7 @@ SITES: Listing[SiteView] = Listing(
     "list",
     epilog="""
     atoll sites list
-    atoll sites list --region tokyo -o wide
+    atoll sites list --region Tokyo -o wide
     atoll sites list -o name | xargs -n1 atoll sites get
     """,
 )
@@ -97,7 +97,10 @@ def list_sites(
         found = tuple(view for view in found if view.spec.region in region)
     if types:
         found = tuple(view for view in found if any(pool.gpu_type in types for pool in view.pools))
-    none = f"none of the {len(declared)} sites is like that: 'atoll sites list -o wide' shows their regions and GPU types"
+    asked = ((region or (), {view.spec.region for view in declared}), (types, {pool.gpu_type for view in declared for pool in view.pools}))
+    meant = [f"{name} is none of theirs{arguments.meant(name, known)}" for names, known in asked for name in names if name not in known]
+    where = "'atoll sites list -o wide' shows their regions and GPU types"
+    none = f"none of the {len(declared)} sites is like that: {'; '.join(meant) or where}"
     nothing = "no sites; 'atoll sites apply clusters.yaml' or 'atoll sites add NAME' declares some"
     show_list(form, SITES, found, empty=none if declared else nothing)
 

@@ -44,10 +44,10 @@ class SourceError(AtollError):
 
 
 class NotFoundError(AtollError):
-    """There is no such thing, or it is not the caller's: one text for both."""
+    """There is no such thing, or it is not the caller's: one text for both. `hint`: what may have been meant."""
 
-    def __init__(self, kind: str, name: str) -> None:
-        super().__init__(f"no {kind} {quoted(name)}")
+    def __init__(self, kind: str, name: str, hint: str = "") -> None:
+        super().__init__(f"no {kind} {quoted(name)}{f'; {hint}' if hint else ''}")
         self.kind = kind
         self.name = name
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from atoll.model.errors import NotFoundError
 from atoll.model.ids import ModelId, parse_name
 from atoll.v1 import operator_service_pb2 as pb
 from atoll.wire.jobs import checked_reason
 from atoll.wire.learned import calibration_to_proto, component_from_text, residual_to_proto, site_from_text
+from orchestrator.api.status import not_found
 from orchestrator.core.events import EstimatesResetRequested, RequestRef
 from orchestrator.core.learning.report import ROWS_MAX
 from orchestrator.core.machine import Machine
@@ -27,9 +27,9 @@ def list_residuals(machine: Machine, request: pb.ListResidualsRequest, now_us: i
         # What was learned of one that has been removed is shown; of one that never was there is nothing to learn.
         state = machine.context.state
         if site_id is not None and site_id not in state.sites:
-            raise NotFoundError("site", site_id)
+            raise not_found("site", site_id, state.sites)
         if model_id is not None and model_id not in state.models:
-            raise NotFoundError("model", model_id)
+            raise not_found("model", model_id, state.models)
     return pb.ListResidualsResponse(residuals=map(residual_to_proto, rows), truncated=len(rows) >= ROWS_MAX, now_us=now_us)
 
 

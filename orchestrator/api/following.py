@@ -21,11 +21,25 @@ from orchestrator.watchers import Change, JobWatchers, Watcher
 
 # Half of what idle connections are commonly cut after.
 KEEP_ALIVE_S: Final = 15.0
+# Less than that names nothing: all ids begin with two characters that are the same.
+_BEGINNING_CHARS_MIN: Final = 4
+# Jobs that are named where the beginning of an id is not enough.
+_MEANT_MAX: Final = 5
 
 
 async def find_job(readers: ReadModel, store: Store, tenant: TenantId | None, job_id: JobId) -> Job:
-    """A job of this tenant (None: of any). Raises NotFoundError, with one text for none and for somebody else's."""
+    """A job of this tenant (None: of any), by its id or by the beginning of its id if no other job's id begins so.
+
+    Raises NotFoundError, with one text for none and for somebody else's, and FieldError naming some of the jobs that may be meant.
+    """
     job = readers.job(job_id) or await store.get_job(job_id)
+    if job is None and len(job_id) >= _BEGINNING_CHARS_MIN:
+        meant = await store.find_ids(job_id, tenant=tenant, limit=_MEANT_MAX + 1)
+        if len(meant) > 1:
+            some = ", ".join(meant[:_MEANT_MAX]) + (", ..." if len(meant) > _MEANT_MAX else "")
+            raise FieldError("job_id", job_id, f"the beginning of one job's id; so begin {some}")
+        if meant:
+            job = readers.job(meant[0]) or await store.get_job(meant[0])
     if job is None or (tenant is not None and job.spec.tenant != tenant):
         raise NotFoundError("job", job_id)
     return job
@@ -52,7 +66,9 @@ class Follower:
             raise FieldError("after_seq", request.after_seq, "0, or the seq of an earlier answer")
         job_ids = frozenset(JobId(parse_name("job_ids", job_id)) for job_id in request.job_ids)
         # From the store before anything is watched: those have ended and do not change any more.
-        found = {job_id: await find_job(self._readers, self._store, tenant, job_id) for job_id in sorted(job_ids)}
+        jobs = [await find_job(self._readers, self._store, tenant, job_id) for job_id in sorted(job_ids)]
+        found = {job.job_id: job for job in jobs}
+        job_ids = frozenset(found)
         watcher = self._watchers.open(tenant, job_ids)
         try:
             async for response in self._stream(request, tenant, found, watcher):

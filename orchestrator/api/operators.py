@@ -7,7 +7,7 @@ from typing import Final
 
 from atoll.model import limits
 from atoll.model.adapter import AdapterSpec, AdapterUsage
-from atoll.model.errors import FieldError, NotFoundError
+from atoll.model.errors import FieldError
 from atoll.model.gpu import GpuType
 from atoll.model.ids import AdapterId, ChangeSeq, GpuTypeId, ModelId, SiteId, parse_name
 from atoll.model.modelspec import ModelSpec
@@ -26,7 +26,7 @@ from atoll.wire.views import drain_plan_to_proto, fleet_view_to_proto, site_view
 from orchestrator.api import copies, estimates
 from orchestrator.api.auth import CALLER
 from orchestrator.api.interceptor import Context
-from orchestrator.api.status import did_you_mean
+from orchestrator.api.status import did_you_mean, not_found
 from orchestrator.core.events import (
     AdapterRemoved,
     AdaptersAdded,
@@ -117,20 +117,20 @@ class OperatorService(OperatorServiceServicer):
 
     async def CordonSite(self, request: pb.CordonSiteRequest, context: Context) -> types_pb2.SiteView:
         """No new placements there."""
-        site_id, reason = _site_and_reason(request.site_id, request.reason)
+        site_id, reason = self._site_and_reason(request.site_id, request.reason)
         await self._ask(lambda ref: SiteCordoned(request=ref, actor=_actor(), reason=reason, site_id=site_id))
         return self._site(site_id)
 
     async def UncordonSite(self, request: pb.UncordonSiteRequest, context: Context) -> types_pb2.SiteView:
         """Take back a cordon or a drain."""
-        site_id = SiteId(parse_name("site_id", request.site_id))
+        site_id = self._known_site(request.site_id)
         reason = label("reason", request.reason, limits.REASON_CHARS_MAX)
         await self._ask(lambda ref: SiteUncordoned(request=ref, actor=_actor(), reason=reason, site_id=site_id))
         return self._site(site_id)
 
     async def DrainSite(self, request: pb.DrainSiteRequest, context: Context) -> pb.DrainSiteResponse:
         """Cordon, let work end until the deadline, then move it; or say what that would do."""
-        site_id, reason = _site_and_reason(request.site_id, request.reason)
+        site_id, reason = self._site_and_reason(request.site_id, request.reason)
         deadline_ms = number("deadline_ms", request.deadline_ms, 1, limits.DEADLINE_MS_MAX)
         plan = self._plan(site_id, deadline_ms)
         if not request.dry_run:
@@ -141,7 +141,7 @@ class OperatorService(OperatorServiceServicer):
 
     async def RemoveSite(self, request: pb.RemoveSiteRequest, context: Context) -> pb.RemoveSiteResponse:
         """Forget an empty site; with force, settle what is there first."""
-        site_id, reason = _site_and_reason(request.site_id, request.reason)
+        site_id, reason = self._site_and_reason(request.site_id, request.reason)
         await self._ask(lambda ref: SiteRemoveRequested(request=ref, actor=_actor(), reason=reason, site_id=site_id, force=request.force))
         return pb.RemoveSiteResponse(site_id=site_id)
 
@@ -163,15 +163,14 @@ class OperatorService(OperatorServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.ModelView:
         """One model, and where it is warm."""
         model_id = ModelId(parse_name("model_id", request.model_id))
-        model = self._readers.models.get(model_id)
-        if model is None:
-            raise NotFoundError("model", model_id)
-        return self._model(model)
+        self._known_model(model_id)
+        return self._model(self._readers.models[model_id])
 
     async def RemoveModel(self, request: pb.RemoveModelRequest, context: Context) -> pb.RemoveModelResponse:
         """Forget a model; jobs that wait for it fail."""
         model_id = ModelId(parse_name("model_id", request.model_id))
         reason = checked_reason("reason", request.reason)
+        self._known_model(model_id)
         await self._ask(lambda ref: ModelRemoved(request=ref, actor=_actor(), reason=reason, model_id=model_id))
         return pb.RemoveModelResponse(model_id=model_id)
 
@@ -195,15 +194,14 @@ class OperatorService(OperatorServiceServicer):
     async def GetAdapter(self, request: pb.GetAdapterRequest, context: Context) -> pb.AdapterView:
         """One adapter, and where it is."""
         adapter_id = AdapterId(parse_name("adapter_id", request.adapter_id))
-        adapter = self._readers.adapters.get(adapter_id)
-        if adapter is None:
-            raise NotFoundError("adapter", adapter_id)
-        return adapter_view_to_proto(adapter, self._driver.machine.adapter_usage().get(adapter_id, _NOWHERE))
+        self._known_adapter(adapter_id)
+        return adapter_view_to_proto(self._readers.adapters[adapter_id], self._driver.machine.adapter_usage().get(adapter_id, _NOWHERE))
 
     async def RemoveAdapter(self, request: pb.RemoveAdapterRequest, context: Context) -> pb.RemoveAdapterResponse:
         """Forget an adapter; jobs that wait for it fail."""
         adapter_id = AdapterId(parse_name("adapter_id", request.adapter_id))
         reason = checked_reason("reason", request.reason)
+        self._known_adapter(adapter_id)
         await self._ask(lambda ref: AdapterRemoved(request=ref, actor=_actor(), reason=reason, adapter_id=adapter_id))
         return pb.RemoveAdapterResponse(adapter_id=adapter_id)
 
@@ -220,12 +218,14 @@ class OperatorService(OperatorServiceServicer):
     async def PinModel(self, request: pb.PinModelRequest, context: Context) -> pb.ModelPlaces:
         """Keep a model on a tier of a site."""
         self._known_model(request.model_id)
+        self._known_site(request.site_id)
         await self._ask(copies.pin(request, _actor()))
         return self._where(request.model_id)
 
     async def UnpinModel(self, request: pb.UnpinModelRequest, context: Context) -> pb.ModelPlaces:
         """Take back a pin."""
         self._known_model(request.model_id)
+        self._known_site(request.site_id)
         await self._ask(copies.unpin(request, _actor()))
         return self._where(request.model_id)
 
@@ -296,7 +296,7 @@ class OperatorService(OperatorServiceServicer):
     def _site(self, site_id: SiteId) -> types_pb2.SiteView:
         view = self._driver.machine.site_view(site_id)
         if view is None:
-            raise NotFoundError("site", site_id)
+            raise not_found("site", site_id, self._readers.sites)
         return site_view_to_proto(view)
 
     def _plan(self, site_id: SiteId, deadline_ms: int) -> DrainPlan:
@@ -305,9 +305,23 @@ class OperatorService(OperatorServiceServicer):
             raise RefusedError(plan)
         return plan
 
+    def _known_site(self, name: str) -> SiteId:
+        site_id = SiteId(parse_name("site_id", name))
+        if site_id not in self._readers.sites:
+            raise not_found("site", site_id, self._readers.sites)
+        return site_id
+
+    def _site_and_reason(self, site_id: str, reason: str) -> tuple[SiteId, str]:
+        found, why = SiteId(parse_name("site_id", site_id)), checked_reason("reason", reason)
+        return self._known_site(found), why
+
     def _known_model(self, name: str) -> None:
         if copies.model_of(name) not in self._readers.models:
-            raise NotFoundError("model", name)
+            raise not_found("model", name, self._readers.models)
+
+    def _known_adapter(self, adapter_id: AdapterId) -> None:
+        if adapter_id not in self._readers.adapters:
+            raise not_found("adapter", adapter_id, self._readers.adapters)
 
     def _where(self, name: str, *, events: bool = False) -> pb.ModelPlaces:
         return copies.where(self._driver.machine, copies.model_of(name), self._driver.clock.now_us(), events=events)
@@ -325,12 +339,12 @@ class OperatorService(OperatorServiceServicer):
             seen.add(site.site_id)
             for position, pool in enumerate(site.pools):
                 if pool.gpu_type not in self._gpus:
-                    raise did_you_mean(f"sites[{index}].pools[{position}].gpu_type", pool.gpu_type, "GPU type", list(self._gpus))
+                    raise did_you_mean(f"sites[{index}].pools[{position}].gpu_type", pool.gpu_type, "GPU type", self._gpus)
         known = seen | self._readers.sites.keys()
         for index, link in enumerate(links):
             for end, site_id in (("src", link.src), ("dst", link.dst)):
                 if site_id not in known:
-                    raise did_you_mean(f"links[{index}].{end}", site_id, "site", sorted(known))
+                    raise did_you_mean(f"links[{index}].{end}", site_id, "site", known)
 
 
     def _check_bases(self, adapters: tuple[AdapterSpec, ...]) -> None:
@@ -340,14 +354,10 @@ class OperatorService(OperatorServiceServicer):
         for index, adapter in enumerate(adapters):
             for model_id in adapter.model_ids:
                 if model_id not in models:
-                    raise did_you_mean(f"adapters[{index}].model_ids", model_id, "model", list(models))
+                    raise did_you_mean(f"adapters[{index}].model_ids", model_id, "model", models)
             if adapter.family and adapter.family not in families:
-                raise did_you_mean(f"adapters[{index}].family", adapter.family, "family of models", list(families))
+                raise did_you_mean(f"adapters[{index}].family", adapter.family, "family of models", families)
 
 
 def _actor() -> str:
     return CALLER.get().name
-
-
-def _site_and_reason(site_id: str, reason: str) -> tuple[SiteId, str]:
-    return SiteId(parse_name("site_id", site_id)), checked_reason("reason", reason)

@@ -103,7 +103,7 @@ class Quoter:
     def _site(self, text: str) -> SiteId:
         site_id = SiteId(parse_name("site_id", text))
         if site_id not in self._readers.sites:
-            raise did_you_mean("site_id", site_id, "site", list(self._readers.sites))
+            raise did_you_mean("site_id", site_id, "site", self._readers.sites)
         return site_id
 
     def _standing(self, job: Job) -> pb.ExplainJobResponse:

@@ -5,8 +5,9 @@ Decides codes and details only. A caller learns of our own bugs a reference, not
 
 from __future__ import annotations
 
-import difflib
+import heapq
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +16,7 @@ import structlog
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from atoll.catalog.likeness import alike
 from atoll.model.errors import AtollError, ConflictError, FieldError, LimitError, NotFoundError, StateError, quoted
 from orchestrator.core.outputs import Refusal, RefusalCode
 from orchestrator.refusals import CoreFailedError, RefusedError
@@ -151,10 +153,20 @@ def _internal(reference: str) -> Status:
     return Status(code=grpc.StatusCode.INTERNAL, message=f"internal error, reference {reference}", reference=reference)
 
 
-def did_you_mean(field: str, value: str, what: str, known: list[str]) -> FieldError:
-    """An unknown name, with those that look like it; `what` is the noun of what there should be."""
-    close = difflib.get_close_matches(value, known, n=3)
+def did_you_mean(field: str, value: str, what: str, known: Collection[str], *, guess: bool = True) -> FieldError:
+    """An unknown name, with those that look like it (unless told not to look); `what` is the noun of what there should be."""
+    close = alike(value, known) if guess else []
     if close:
-        return FieldError(field, value, f"a known {what}; did you mean {' or '.join(quoted(name) for name in close)}?")
-    some = ", ".join(sorted(known)[:5]) or "none yet"
+        return FieldError(field, value, f"a known {what}; did you mean {_either(close)}?")
+    some = ", ".join(heapq.nsmallest(5, known)) or "none yet"
     return FieldError(field, value, f"a known {what} ({some}{', ...' if len(known) > 5 else ''})")
+
+
+def not_found(kind: str, name: str, known: Collection[str]) -> NotFoundError:
+    """There is no such thing, and those of its kind that look like it."""
+    close = alike(name, known)
+    return NotFoundError(kind, name, f"did you mean {_either(close)}?" if close else "")
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join(quoted(name) for name in names)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from typing import Final
 
 from atoll.model import limits
 from atoll.model.errors import FieldError
@@ -28,6 +29,9 @@ from orchestrator.inbox import Lane
 from orchestrator.readers import ReadModel
 from orchestrator.refusals import RefusedError
 from orchestrator.store.base import Store
+
+# Refused jobs of one message whose mistyped names are guessed at: a script that has one name wrong has it wrong in all of them.
+_GUESSES: Final = 8
 
 
 class Submitter:
@@ -52,7 +56,11 @@ class Submitter:
         if len(request.jobs) > limits.BATCH_JOBS_MAX:
             raise FieldError("jobs", f"{len(request.jobs)} jobs", f"at most {limits.BATCH_JOBS_MAX} in one message")
         caller = CALLER.get()
-        read = [self._read(job, caller) for job in request.jobs]
+        read: list[Submission | Refusal] = []
+        refused = 0
+        for job in request.jobs:
+            read.append(self._read(job, caller, guess=refused < _GUESSES))
+            refused += isinstance(read[-1], Refusal)
         good = [submission for submission in read if isinstance(submission, Submission)]
         known = await self._forgotten(good)
         new = [submission for submission in good if submission.job_id not in known]
@@ -81,9 +89,9 @@ class Submitter:
                     )
         return found
 
-    def _read(self, request: pb.SubmitRequest, caller: Caller) -> Submission | Refusal:
+    def _read(self, request: pb.SubmitRequest, caller: Caller, *, guess: bool) -> Submission | Refusal:
         try:
-            return self._submission(request, caller)
+            return self._submission(request, caller, guess=guess)
         except FieldError as error:
             return field_refusal(error)
 
@@ -100,12 +108,12 @@ class Submitter:
             case Done():
                 raise AssertionError("a submission is answered by outcomes")
 
-    def _submission(self, request: pb.SubmitRequest, caller: Caller) -> Submission:
+    def _submission(self, request: pb.SubmitRequest, caller: Caller, *, guess: bool = True) -> Submission:
         message = request.spec
         message.tenant = own_tenant(caller, "tenant", message.tenant)
         # Over what the client sent, not over what the model's defaults make of it today: a retry tomorrow is still the same.
         payload = sha256(message.SerializeToString(deterministic=True)).hexdigest()
-        spec = self.spec_of(message, caller)
+        spec = self.spec_of(message, caller, guess=guess)
         job_id = new_job_id(self._driver.clock.now_us())
         return Submission(
             job_id=job_id,
@@ -115,13 +123,13 @@ class Submitter:
             request_id=REQUEST_ID.get(""),
         )
 
-    def spec_of(self, message: types_pb2.JobSpec, caller: Caller) -> JobSpec:
-        """What a client asks for, well formed and of things that exist; FieldError otherwise."""
+    def spec_of(self, message: types_pb2.JobSpec, caller: Caller, *, guess: bool = True) -> JobSpec:
+        """What a client asks for, well formed and of things that exist; FieldError otherwise, with a `guess` at what was meant."""
         tenant = own_tenant(caller, "tenant", message.tenant)
         model_id = ModelId(parse_name("model_id", message.model_id))
         model = self._readers.models.get(model_id)
         if model is None:
-            raise did_you_mean("model_id", model_id, "model", list(self._readers.models))
+            raise did_you_mean("model_id", model_id, "model", self._readers.models, guess=guess)
         spec = job_spec_from_proto(message, default=model, tenant=tenant)
         if not spec.simulated and not model.servable:
             raise FieldError(
@@ -132,33 +140,33 @@ class Submitter:
             )
         if model.modality is Modality.IMAGE and spec.shape.frames != 1:
             raise FieldError("shape.frames", spec.shape.frames, f"1: {model_id} makes images")
-        self._check_adapters(spec)
-        self._check_places(spec)
+        self._check_adapters(spec, guess=guess)
+        self._check_places(spec, guess=guess)
         return spec
 
-    def _check_adapters(self, spec: JobSpec) -> None:
+    def _check_adapters(self, spec: JobSpec, *, guess: bool) -> None:
         """Unknown adapters, with what looks like them; whether one fits its base is said by the core."""
         adapters = self._readers.adapters
         for index, use in enumerate(spec.adapters):
             if use.adapter_id not in adapters:
-                raise did_you_mean(f"adapters[{index}].adapter_id", use.adapter_id, "adapter", list(adapters))
+                raise did_you_mean(f"adapters[{index}].adapter_id", use.adapter_id, "adapter", adapters, guess=guess)
 
-    def _check_places(self, spec: JobSpec) -> None:
+    def _check_places(self, spec: JobSpec, *, guess: bool) -> None:
         """A constraint that names what does not exist would wait for ever."""
         sites = self._readers.sites
         for site_id in spec.constraints.sites:
             if site_id not in sites:
-                raise did_you_mean("constraints.sites", site_id, "site", list(sites))
+                raise did_you_mean("constraints.sites", site_id, "site", sites, guess=guess)
         if spec.origin_site is not None and spec.origin_site not in sites:
-            raise did_you_mean("origin_site", spec.origin_site, "site", list(sites))
+            raise did_you_mean("origin_site", spec.origin_site, "site", sites, guess=guess)
         for gpu_type in spec.constraints.gpu_types:
             if gpu_type not in self._gpus:
-                raise did_you_mean("constraints.gpu_types", gpu_type, "GPU type", list(self._gpus))
+                raise did_you_mean("constraints.gpu_types", gpu_type, "GPU type", self._gpus, guess=guess)
         if spec.constraints.regions:
             regions = self._readers.regions()
             for region in spec.constraints.regions:
                 if region not in regions:
-                    raise did_you_mean("constraints.regions", region, "region of a site", list(regions))
+                    raise did_you_mean("constraints.regions", region, "region of a site", regions, guess=guess)
 
 
 def _outcome(outcome: Accepted | Refusal) -> pb.SubmitOutcome:

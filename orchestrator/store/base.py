@@ -47,6 +47,9 @@ class Store(Protocol):
     async def get_job(self, job_id: JobId) -> Job | None:
         """A job, terminal ones included as long as they are retained."""
 
+    async def find_ids(self, prefix: str, *, tenant: TenantId | None, limit: int) -> tuple[JobId, ...]:
+        """Ids that begin so, ascending; of one tenant, or of all (None). FieldError when too many begin so."""
+
     async def find_keys(self, *, tenant: TenantId, keys: Sequence[str]) -> tuple[EndedKey, ...]:
         """The retained terminal jobs of these idempotency keys: also those too old for `Stored.ended_keys`."""
 

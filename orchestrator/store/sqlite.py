@@ -78,6 +78,10 @@ class SqliteStore:
         """See `Store`."""
         return await self._read(lambda: rows.get_job(self._open_reader(), job_id))
 
+    async def find_ids(self, prefix: str, *, tenant: TenantId | None, limit: int) -> tuple[JobId, ...]:
+        """See `Store`."""
+        return await self._read(lambda: rows.find_ids(self._open_reader(), prefix, tenant, limit))
+
     async def find_keys(self, *, tenant: TenantId, keys: Sequence[str]) -> tuple[EndedKey, ...]:
         """See `Store`."""
         return await self._read(lambda: rows.find_keys(self._open_reader(), tenant, keys))

@@ -13,7 +13,7 @@ from typing import Final, assert_never
 
 from atoll.model.adapter import AdapterSpec
 from atoll.model.audit import AuditEvent
-from atoll.model.errors import StateError
+from atoll.model.errors import FieldError, StateError
 from atoll.model.ids import AdapterId, ChangeSeq, FleetId, JobId, ModelId, SiteId, TenantId, Term
 from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.learned import Estimates
@@ -42,6 +42,9 @@ from orchestrator.core.outputs import (
 )
 from orchestrator.core.placement.policy import Identity
 
+# Ids that are looked through for the jobs of one tenant, a few milliseconds of the reading thread. So many begin alike when they were
+# submitted in the same second; who has typed so little of one can type more.
+BEGUN_IDS_MAX: Final = 5_000
 _INSERT_JOB: Final = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_SPEC: Final = "INSERT INTO specs VALUES (?, ?)"
 _UPDATE_JOB: Final = "UPDATE jobs SET state = ?, live = ?, ended_us = ?, progress = ? WHERE n = ?"
@@ -289,6 +292,17 @@ def get_job(connection: sqlite3.Connection, job_id: JobId) -> Job | None:
     """One job, live or ended."""
     row = connection.execute("SELECT progress, spec FROM jobs JOIN specs USING (n) WHERE job_id = ?", (job_id,)).fetchone()
     return None if row is None else job_of(row[0], row[1])
+
+
+def find_ids(connection: sqlite3.Connection, prefix: str, tenant: TenantId | None, limit: int) -> tuple[JobId, ...]:
+    """Jobs whose ids begin so, by the index of ids. Whose they are is looked at one by one, so only so many are looked at."""
+    begun = "SELECT job_id, tenant FROM jobs WHERE job_id >= ? AND job_id < ? ORDER BY job_id LIMIT ?"
+    # Ids are of ASCII characters: what begins with the prefix sorts before it with the last code point behind.
+    looked_at = connection.execute(begun, (prefix, f"{prefix}\U0010ffff", BEGUN_IDS_MAX + 1)).fetchall()
+    found = tuple(JobId(job_id) for job_id, owner in looked_at if tenant is None or owner == tenant)[:limit]
+    if len(looked_at) > BEGUN_IDS_MAX and len(found) < limit:
+        raise FieldError("job_id", prefix, f"more of the id: more than {BEGUN_IDS_MAX} begin so")
+    return found
 
 
 def find_keys(connection: sqlite3.Connection, tenant: TenantId, keys: Sequence[str]) -> tuple[EndedKey, ...]:

@@ -5,15 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 
 from atoll.cli.app import main
 from atoll.cli.exits import Exit
-from tests.integration.running_orchestrator import Running, orchestrator
+from atoll.model.ids import TenantId
+from atoll.v1 import operator_service_pb2 as operators_pb
+from atoll.wire.adapters import adapter_spec_to_proto
+from orchestrator.api.auth import Role, Token, operator_token
+from tests.integration.running_orchestrator import Running, ScriptedAgent, orchestrator
+from tests.unit.fleet_of_machines import adapter, model, site
 
 Shown = pytest.CaptureFixture[str]
 Atoll = Callable[..., Coroutine[Any, Any, tuple[int, str, str]]]
@@ -55,3 +64,83 @@ async def test_events_are_dated_by_a_clock_that_people_have(
         assert "FLEET TIME" in (await run("events", "-o", "wide"))[1]
     async with orchestrator(tmp_path) as running:
         assert json.loads((await atoll(running)("events", "-o", "json"))[1])[: len(told)] == told, "also after a restart"
+
+
+async def test_a_mistyped_name_is_answered_with_what_it_looks_like(tmp_path: Path, atoll: Callable[[Running], Atoll]) -> None:
+    async with orchestrator(tmp_path) as running:
+        run = atoll(running)
+        await running.add_models(model("sdxl-turbo"), model("sdxl-base"))
+        await running.operators.AddAdapters(operators_pb.AddAdaptersRequest(adapters=[adapter_spec_to_proto(adapter("ink", family="t"))]))
+        await running.apply(site("aws-use1"), site("aws-usw2"))
+        for arguments, meant in (
+            (("sites", "get", "aws-use"), "no site 'aws-use'; did you mean 'aws-use1'"),
+            (("sites", "cordon", "aws-usw", "--reason", "x"), "no site 'aws-usw'; did you mean 'aws-usw2'"),
+            (("sites", "uncordon", "awsuse1"), "did you mean 'aws-use1'"),
+            (("sites", "drain", "aws-usw3", "--reason", "x", "--dry-run"), "did you mean 'aws-usw2'"),
+            (("models", "get", "sdxl-trubo"), "no model 'sdxl-trubo'; did you mean 'sdxl-turbo'"),
+            (("models", "where", "sdxl"), "did you mean 'sdxl-base' or 'sdxl-turbo'?"),
+            (("models", "remove", "sdxl-bas", "--reason", "x"), "did you mean 'sdxl-base'"),
+            (("models", "pin", "sdxl-base", "--site", "aws-use"), "no site 'aws-use'; did you mean 'aws-use1'"),
+            (("adapters", "get", "inc"), "no adapter 'inc'; did you mean 'ink'?"),
+            (("costs", "residuals", "--site", "aws-use"), "no site 'aws-use'; did you mean 'aws-use1'"),
+        ):
+            code, out, err = await run(*arguments)
+            assert (code in (Exit.NOT_FOUND, Exit.USAGE), out) == (True, "") and meant in err, err
+        assert "'bigg' is none of theirs" not in (await run("sites", "list", "--gpu", "big"))[2]
+        assert "bigg is none of theirs; did you mean 'big'?" in (await run("sites", "list", "--gpu", "bigg"))[2]
+        elsewhere = (await run("sites", "list", "--region", "region-aws-us1"))[2]
+        assert "region-aws-us1 is none of theirs; did you mean 'region-aws-use1'" in elsewhere
+
+
+def common_beginning(one: str, other: str) -> str:
+    """With which both ids begin."""
+    return "".join(a for index, (a, _) in enumerate(zip(one, other, strict=True)) if one[: index + 1] == other[: index + 1])
+
+
+async def test_the_beginning_of_a_job_s_id_is_enough_where_it_is_the_only_one(tmp_path: Path, atoll: Callable[[Running], Atoll]) -> None:
+    async with orchestrator(tmp_path) as running:
+        run = atoll(running)
+        await running.add_models(model("m"))
+        await running.apply(site("a"))
+        async with ScriptedAgent(running, "a") as agent:
+            agent.log = ("step 1 of 2",)
+            first, second = await running.submit(seed=1), await running.submit(seed=2)
+            await running.ended(first, second)
+            common = common_beginning(first, second)
+            alone = first[: len(common) + 1]
+            assert (await run("jobs", "get", alone, "-o", "name"))[1] == f"job/{first}\n"
+            assert (await run("jobs", "explain", f"job/{alone}"))[1].startswith(f"job/{first} succeeded")
+            assert (await run("jobs", "logs", alone))[1] == "step 1 of 2\n"
+            assert (await run("jobs", "watch", alone))[0] == Exit.OK
+            agent.hold = True
+            third = await running.submit(seed=3)
+            own = third[: len(common_beginning(second, third)) + 1]
+            assert (await run("jobs", "cancel", own, "-o", "name"))[1] == f"job/{third}\n"
+        for verb in (("get",), ("explain",), ("watch",), ("cancel",), ("logs",)):
+            code, out, err = await run("jobs", *verb, common)
+            assert (code, out) == (Exit.USAGE, "") and f"expected the beginning of one job's id; so begin {first}, {second}" in err
+        assert (await run("jobs", "get", first[:3]))[0] == Exit.NOT_FOUND, "less than four characters name nothing"
+        code, _, err = await run("jobs", "get", alone + "zzzz")
+        assert code == Exit.NOT_FOUND and "no job" in err
+
+
+async def test_the_beginning_of_an_id_finds_nobody_else_s_job(tmp_path: Path) -> None:
+    secrets = {"ann": "a" * 40, "bob": "b" * 40}
+    tokens = tuple(
+        Token(name=name, tenant=TenantId(name), roles=frozenset({Role.CLIENT}), sha256=sha256(secret.encode()).hexdigest())
+        for name, secret in secrets.items()
+    )
+    operator = "o" * 40
+    async with orchestrator(tmp_path, token=operator, tokens=(*tokens, operator_token(operator))) as running:
+        await running.add_models(model("m"))
+        of = {name: replace(running, metadata=(("authorization", f"Bearer {secret}"),)) for name, secret in secrets.items()}
+        anns, bobs = await of["ann"].submit(), await of["bob"].submit()
+        common = common_beginning(anns, bobs)
+        assert (await of["ann"].get(common)).job_id == anns, "whatever else begins so is somebody else's"
+        assert (await of["bob"].get(common)).job_id == bobs
+        for mine in (bobs, bobs[: len(common) + 1]):
+            with pytest.raises(grpc.aio.AioRpcError, match=f"no job '{mine}'") as refused:
+                await of["ann"].get(mine)
+            assert refused.value.code() is grpc.StatusCode.NOT_FOUND, "the same as if there were none"
+        with pytest.raises(grpc.aio.AioRpcError, match=f"so begin {anns}, {bobs}"):
+            await running.get(common)

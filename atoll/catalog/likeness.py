@@ -1,0 +1,42 @@
+"""Which known names look like one that is not known.
+
+Decides what a mistyped name probably meant, at a cost that is bounded however many names there are. Must not know what they name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from itertools import islice
+from typing import Final
+
+# Names that can be meant are at most this long; comparing a megabyte with each of them would take minutes.
+_COMPARED_CHARS: Final = 64
+# Names that are compared letter by letter, 20 us each: of more than that, those that begin alike. Nobody waits 5 ms for a good guess.
+_COMPARED_MAX: Final = 256
+_BEGINNING_CHARS: Final = 2
+# As `difflib` has it: more than half of the letters in order.
+_CUTOFF: Final = 0.6
+# Where one name resembles a word by this much more than another, the other is not worth naming.
+_AS_GOOD: Final = 0.1
+
+
+def alike(word: str, known: Collection[str], most: int = 3) -> list[str]:
+    """At most so many of `known`: those that `word` begins, then the most similar, whatever their case."""
+    if not word or len(word) > _COMPARED_CHARS:
+        return []
+    folded = word.lower()
+    begun = sorted(islice((name for name in known if name.lower().startswith(folded)), _COMPARED_MAX))[:most]
+    if len(begun) == most:
+        return begun
+    some = known if len(known) <= _COMPARED_MAX else _beginning(folded, known)
+    by_folded = {name.lower(): name for name in some if len(name) <= _COMPARED_CHARS}
+    close = difflib.get_close_matches(folded, by_folded, n=most, cutoff=_CUTOFF)
+    ratios = [difflib.SequenceMatcher(a=found, b=folded).ratio() for found in close]
+    resembling = [by_folded[found] for found, ratio in zip(close, ratios, strict=True) if ratio >= ratios[0] - _AS_GOOD]
+    return list(dict.fromkeys([*begun, *resembling]))[:most]
+
+
+def _beginning(folded: str, known: Collection[str]) -> list[str]:
+    begins = folded[:_BEGINNING_CHARS]
+    return list(islice((name for name in known if name[:_BEGINNING_CHARS].lower() == begins), _COMPARED_MAX))
