@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from agents.engine.request import GenerationRequest
 from atoll.model.errors import FieldError
+from atoll.model.shape import check_grid
 
 # What a pipeline class calls the factor between a latent and a pixel, and between a latent frame and a frame.
 _SPATIAL: Final = (
@@ -41,18 +42,9 @@ class ShapeRule:
 
     def check(self, request: GenerationRequest) -> None:
         """FieldError naming the nearest sizes that are right."""
-        shape = request.shape
-        for field, value in (("shape.width", shape.width), ("shape.height", shape.height)):
-            if value % self.side_px:
-                low = value // self.side_px * self.side_px
-                near = f"{low} or {low + self.side_px}" if low else str(self.side_px)
-                raise FieldError(field, value, f"a multiple of {self.side_px}, such as {near}")
-        if not self.video and shape.frames != 1:
-            raise FieldError("shape.frames", shape.frames, "1: this model makes images")
-        if self.video and (shape.frames - 1) % self.frame_step:
-            low = (shape.frames - 1) // self.frame_step * self.frame_step + 1
-            expected = f"1 + a multiple of {self.frame_step}, such as {low} or {low + self.frame_step}"
-            raise FieldError("shape.frames", shape.frames, expected)
+        if not self.video and request.shape.frames != 1:
+            raise FieldError("shape.frames", request.shape.frames, "1: this model makes images")
+        check_grid(request.shape, self.side_px, self.frame_step if self.video else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,7 @@ TINY_IMAGE: Final = ModelSpec(
         reference_decode_flops=700_514_304,
     ),
     source=_SOURCE,
+    side_px=8,
 )
 TINY_VIDEO: Final = ModelSpec(
     model_id=ModelId("tiny-video"),
@@ -84,6 +85,8 @@ TINY_VIDEO: Final = ModelSpec(
         temporal_factor=4,
     ),
     source=_SOURCE,
+    side_px=16,
+    frame_step=4,
 )
 STARTERS: Final = (TINY_IMAGE, TINY_VIDEO)
 

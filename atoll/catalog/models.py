@@ -13,6 +13,7 @@ The rows have no weights, so `weights_digest` is empty: no real site is ever sen
 from __future__ import annotations
 
 import re
+from math import isqrt
 from typing import Final
 
 from atoll.catalog.csv_rows import Row, known, read_rows
@@ -37,6 +38,8 @@ _TEMPORAL_FACTORS: Final = {"LTX": 8, "Mochi": 6, "Cosmos": 8, "SVD": 1, "Animat
 _TEMPORAL_FACTOR: Final = 4
 # Transformers that take two latent frames as one token, on top of their autoencoder's 4.
 _TEMPORAL_FACTORS_OF_MODELS: Final = {"cogvideox1.5-5b": 8}
+# Pipelines that take coarser sides than a token has: their autoencoder's 32 pixels at two of them a token.
+_SIDES_PX: Final = {"SanaVideoPipeline": 32}
 # What is resident in all less the weights, at least: a context on the device and its work space.
 _ACTIVATION_BYTES_MIN: Final = 500_000_000
 _COLUMNS: Final = frozenset(
@@ -82,6 +85,7 @@ def _model(row: Row, model_id: ModelId, modality: Modality) -> ModelSpec:
         steps=row.figure("default_steps", 1, 1, limits.STEPS_MAX),
         cfg_passes=row.figure("cfg_forwards", 1, 1, limits.CFG_PASSES_MAX, default=1),
     )
+    physics = _physics(row, model_id, shape, modality)
     weights_bytes = row.figure("weights_gb_bf16", _GB, 1, limits.BYTES_MAX)
     total_bytes = row.figure("resident_gb_est", _GB, 1, limits.BYTES_MAX)
     return ModelSpec(
@@ -95,9 +99,32 @@ def _model(row: Row, model_id: ModelId, modality: Modality) -> ModelSpec:
         activation_bytes=max(total_bytes - weights_bytes, _ACTIVATION_BYTES_MIN),
         default_shape=shape,
         precision=Precision.BF16,
-        physics=_physics(row, model_id, shape, modality),
+        physics=physics,
+        side_px=_SIDES_PX.get(row.text("pipeline_class"), _side_px(physics)),
+        frame_step=_frame_step(row, shape) if modality is Modality.VIDEO else 0,
         source=f"{row.text('hf_id')}; FLOPs {row.text('flops_basis')}; parameters {row.text('params_basis')}",
     )
+
+
+def _side_px(physics: ModelPhysics) -> int:
+    """Pixels on the side of a token, which no pipeline divides; 0 where the figures of the row do not say.
+
+    Models that edit a picture have its tokens beside those of the result.
+    """
+    shape, tokens = physics.reference, physics.reference_tokens
+    latent_frames = -(-(shape.frames - 1) // physics.temporal_factor) + 1
+    area_px = shape.width * shape.height * latent_frames
+    for pictures in (1, 2) if shape.frames == 1 else (1,):
+        side = isqrt(area_px * pictures // tokens)
+        if side * side * tokens == area_px * pictures and not (shape.width % side or shape.height % side):
+            return side
+    return 0
+
+
+def _frame_step(row: Row, shape: Shape) -> int:
+    """Frames per frame of latent; 0 where the model's own number of frames is none of 1 + a multiple of it: it counts otherwise."""
+    step = _TEMPORAL_FACTORS.get(row.text("family"), _TEMPORAL_FACTOR)
+    return 0 if (shape.frames - 1) % step else step
 
 
 def _physics(row: Row, model_id: ModelId, shape: Shape, modality: Modality) -> ModelPhysics:

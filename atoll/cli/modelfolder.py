@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from atoll.cli.exits import CliError, Exit
+from atoll.model.errors import FieldError
 from atoll.model.modelspec import DenoiserKind, Modality, ModelPhysics, ModelSpec
 from atoll.model.shape import Precision, Shape
 
@@ -52,6 +53,7 @@ def read_spec(folder: Path, wishes: Wishes, known: Callable[[str], ModelSpec | N
     """
     from agents.engine.errors import BadWeightsError
     from agents.engine.manifest import verify_folder
+    from agents.engine.sizes import sizes_of
     from agents.engine.starters import STARTERS
 
     try:
@@ -61,8 +63,8 @@ def read_spec(folder: Path, wishes: Wishes, known: Callable[[str], ModelSpec | N
         raise CliError(str(error), code=Exit.USAGE, hint=hint) from None
     starters = {spec.model_id: spec for spec in STARTERS}
     base = starters.get(manifest.model_id) or known(manifest.model_id) or _estimate(folder, manifest)
-    shape = base.default_shape
-    return replace(
+    shape, (side_px, frame_step) = base.default_shape, sizes_of(folder, manifest.pipeline_class)
+    spec = replace(
         base,
         model_id=manifest.model_id,
         title=wishes.title or base.title,
@@ -79,7 +81,14 @@ def read_spec(folder: Path, wishes: Wishes, known: Callable[[str], ModelSpec | N
         weights_digest=manifest.digest,
         origin_path=str(manifest.model_id),
         compiled=wishes.compiled,
+        side_px=side_px or base.side_px,
+        frame_step=frame_step or base.frame_step,
     )
+    try:
+        spec.check_shape(spec.default_shape, f"{spec.model_id}: default shape")
+    except FieldError as error:
+        raise CliError(str(error), code=Exit.USAGE, hint="what it makes when a job names no size: --size, --frames") from None
+    return spec
 
 
 def put_in_origin(folder: Path, spec: ModelSpec, origin: str) -> str:

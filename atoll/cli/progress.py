@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from atoll.cli import outlook
 from atoll.cli.exits import CliError, Exit
 from atoll.cli.figures import change, count, duration
 from atoll.cli.output import STYLES, note, printable
-from atoll.cli.reasons import meaning
 from atoll.model import limits
 from atoll.model.attempt import ENDED, AttemptState
 from atoll.model.job import TERMINAL, Job, JobState
@@ -44,7 +44,8 @@ class View(Protocol):
 
 
 def follow(client: Client, job_ids: Sequence[str], *, timeout_s: float | None = None) -> tuple[Job, ...]:
-    """Show these jobs until all have ended; the jobs, in the order of their ids. Raises the SDK's errors."""
+    """Show these jobs until all have ended; the jobs, in the order of their ids. Raises the SDK's errors, and CliError where what is left
+    waits in vain and nobody has said for how long it is waited for."""
     from atoll.client import DeadlineError
 
     jobs: dict[str, Job] = {}
@@ -55,6 +56,8 @@ def follow(client: Client, job_ids: Sequence[str], *, timeout_s: float | None = 
                 for change_ in client.watch(part, until_terminal=True, timeout_s=timeout_s):
                     jobs[change_.job.job_id] = change_.job
                     view.changed(change_.job)
+                    if timeout_s is None and change_.job.waits_in_vain:
+                        _refuse_in_vain(jobs)
     except DeadlineError:
         if timeout_s is None:
             raise
@@ -66,6 +69,19 @@ def follow(client: Client, job_ids: Sequence[str], *, timeout_s: float | None = 
     if missing:
         raise CliError(f"the orchestrator ended the stream before job {missing[0]} had ended", code=Exit.UNAVAILABLE)
     return tuple(job for _, job in found if job is not None)
+
+
+def _refuse_in_vain(jobs: Mapping[str, Job]) -> None:
+    """CliError when nothing is left but jobs that no site can ever run: whoever set no limit would wait for ever."""
+    left = [job for job in jobs.values() if job.state not in TERMINAL]
+    if not all(job.waits_in_vain for job in left):
+        return
+    first = left[0]
+    others = f", and so {'wait' if len(left) > 2 else 'waits'} {count(len(left) - 1, 'other job')}" if len(left) > 1 else ""
+    assert first.deferral is not None, "in vain is told by a deferral"
+    message = f"job {first.job_id} waits in vain{others}: {lowered(outlook.nowhere(first.deferral.rejections)).rstrip('.')}"
+    hint = f"'atoll jobs explain {first.job_id}' says what would have to change; it stays queued, and with --timeout it is waited for"
+    raise CliError(message, hint=hint)
 
 
 def _meant(jobs: Mapping[str, Job], job_id: str) -> Job | None:
@@ -164,8 +180,20 @@ def _why_waiting(job: Job) -> str:
         return f"{tried}, waiting for {claim.slots} GPUs of {claim.node_id} at {claim.site_id}, free in about {duration(left_us)}"
     if deferral.waits_for:
         return f"{tried}, waiting for {deferral.waits_for.site_id}, free in about {duration(deferral.waits_for.wait_us)}"
-    reasons = ", ".join(f"{meaning(one.reason)} ({count(one.pools, 'pool')})" for one in deferral.rejections[:3])
-    return f"{tried}: no place can take it now{': ' + reasons if reasons else ''}"
+    return f"{tried}: {lowered(outlook.nowhere(deferral.rejections)).rstrip('.')}"
+
+
+def lowered(sentence: str) -> str:
+    """A sentence as part of another one."""
+    return sentence[:1].lower() + sentence[1:]
+
+
+def _waits_for(job: Job) -> object:
+    """What it waits for, without how long: that passes by itself."""
+    told = job.deferral
+    if told is None or told.claim is not None:
+        return told and told.claim
+    return told.rejections if told.waits_for is None else (told.waits_for.site_id, told.waits_for.pool_id)
 
 
 class PlainView:
@@ -184,7 +212,7 @@ class PlainView:
     def changed(self, job: Job) -> None:
         """Print a line unless the last one of this job says the same."""
         last = job.attempts[-1] if job.attempts else None
-        kind = (job.state, len(job.attempts), last.state if last else None, job.deferral.waits_for if job.deferral else None)
+        kind = (job.state, len(job.attempts), last.state if last else None, _waits_for(job))
         if self._last.get(job.job_id) == kind:
             return
         self._last[job.job_id] = kind

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from atoll.cli import arguments, progress
+from atoll.cli import arguments, outlook, progress
 from atoll.cli.exits import CliError, Exit
 from atoll.cli.jobs import JOBS
 from atoll.cli.output import Form, note, say, show_list, show_one
@@ -18,6 +18,7 @@ from atoll.model.errors import FieldError
 from atoll.model.ids import parse_name
 from atoll.model.job import IMAGE_INPUT, Job, JobState, Priority
 from atoll.model.modelspec import AdapterUse
+from atoll.model.quote import Verdict
 from atoll.model.shape import Precision
 
 if TYPE_CHECKING:
@@ -146,7 +147,11 @@ def submit(
     timeout: TimeoutOption = None,
     out: OutOption = None,
 ) -> None:
-    """Submit a job, or many. Figures that are left out are the model's own. Prints the job's id, which survives everything."""
+    """Submit a job, or many. Figures that are left out are the model's own. Prints the job's id, which survives everything.
+
+    A job that no place can take now is accepted all the same, with a warning (exit code 0): sites come and go. With --wait, what no site of
+    the fleet can ever run as it is ends the waiting with exit code 1, unless --timeout says how long to wait; the job stays queued.
+    """
     if out is not None and simulated:
         raise CliError("--out is given with --simulated: expected one of them, as a rehearsal makes no files", code=Exit.USAGE)
     if timeout is not None and not (wait or out):
@@ -169,6 +174,7 @@ def submit(
             _finish(client, job_ids, form, timeout_s, None if out is None else Path(out))
         else:
             _announce(client, job_ids, form)
+            _warn(client, job_ids)
 
 
 def request_of(
@@ -279,6 +285,21 @@ def _announce(client: Client, job_ids: list[str], form: Form) -> None:
             note(f"accepted; 'atoll jobs watch {job_ids[0]}' follows it" if len(job_ids) == 1 else f"{len(job_ids)} jobs accepted")
         return
     _show(form, [client.get(job_id) for job_id in job_ids])
+
+
+def _warn(client: Client, job_ids: list[str]) -> None:
+    """Say so when no place can take what was accepted. All of them are alike; who is not answered has lost a warning only."""
+    from atoll.client import ClientError
+
+    try:
+        offered = client.explain(job_ids[0]).quote
+    except ClientError:
+        return
+    if offered is None or offered.chosen is not None:
+        return
+    it = "it waits" if len(job_ids) == 1 else "they wait"
+    until = " in vain" if offered.verdict is Verdict.NEVER else " until that changes"
+    note(f"warning: {progress.lowered(outlook.nowhere(offered.rejections))} So {it}{until}: 'atoll jobs explain {job_ids[0]}' says more")
 
 
 def _finish(client: Client, job_ids: list[str], form: Form, timeout_s: float | None, out: Path | None) -> None:

@@ -46,6 +46,7 @@ from atoll.client.errors import (
 from atoll.client.requests import JobRequest
 from atoll.client.settings import Settings
 from atoll.client.sync import Client
+from atoll.client.vain import NeverRunsWarning
 
 __all__ = [
     "Client",
@@ -73,6 +74,7 @@ __all__ = [
     "InternalError",
     "JobEndedError",
     "LimitError",
+    "NeverRunsWarning",
     "NotFoundError",
     "SettingsError",
     "StateError",

@@ -32,6 +32,7 @@ from atoll.client.errors import ClientError, DeadlineError, JobEndedError, Unava
 from atoll.client.patience import BACKUP_TIMEOUT_S, CONNECT_TIMEOUT_S, PROBE_S, TIMEOUT_S, Patience, Resuming
 from atoll.client.requests import JobFields, JobRequest, batches
 from atoll.client.settings import Settings, resolve
+from atoll.client.vain import warn_if_in_vain
 from atoll.model.attempt import Artifact
 from atoll.model.audit import AuditEvent
 from atoll.model.ids import JobId, ModelId, SiteId
@@ -161,11 +162,12 @@ class Client(AdapterVerbs):
                 yield change.job
 
     def wait(self, job_id: str, timeout_s: float | None = None) -> Job:
-        """The job once it has ended, however. DeadlineError when that takes longer; the job goes on."""
+        """The job once it has ended, however. DeadlineError when that takes longer; NeverRunsWarning while no site can ever run it."""
         last: Job | None = None
         try:
             for job in self.stream(job_id, timeout_s=timeout_s):
                 last = job
+                warn_if_in_vain(job)
         except DeadlineError:
             state = f" and is {last.state}" if last else ""
             raise DeadlineError(f"job {job_id} has not ended within {timeout_s} s{state}") from None

@@ -14,7 +14,7 @@ from atoll.model.attempt import Attempt, Failure, ResultManifest
 from atoll.model.errors import FieldError, StateError
 from atoll.model.ids import GpuTypeId, JobId, ModelId, SiteId, TenantId, parse_gpu_type, parse_name
 from atoll.model.modelspec import AdapterUse
-from atoll.model.placement import Deferral
+from atoll.model.placement import Deferral, is_lasting
 from atoll.model.quote import Eta
 from atoll.model.shape import Precision, Shape, parse_int
 
@@ -212,3 +212,9 @@ class Job:
     # In answers only, and no part of what a job is: when a placed or running one should be done, and the fleet time of the answer.
     eta: Eta | None = field(default=None, compare=False)
     as_of_us: int = field(default=0, compare=False)
+
+    @property
+    def waits_in_vain(self) -> bool:
+        """Whether every pool rejects it for what no waiting changes, as far as it is told why it waits."""
+        told = self.deferral
+        return self.state is JobState.QUEUED and told is not None and told.waits_for is None and is_lasting(told.rejections)

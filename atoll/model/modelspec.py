@@ -11,8 +11,9 @@ from enum import StrEnum
 from typing import Final
 
 from atoll.model import limits
+from atoll.model.errors import FieldError
 from atoll.model.ids import AdapterId, ModelId, parse_name
-from atoll.model.shape import Precision, Shape, parse_int
+from atoll.model.shape import Precision, Shape, check_grid, parse_int
 
 # Pipeline classes of diffusers 0.42, and the form of each that begins with an image, by the strength of the change. (Those that edit
 # with an image, Kontext and FLUX.2, know no strength; those with control images or perturbed attention want more than one picture.)
@@ -75,7 +76,10 @@ class ModelPhysics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """One model. `weights_bytes` in storage, `resident_bytes` in GPU memory when loaded, `activation_bytes` on top at its reference."""
+    """One model. `weights_bytes` in storage, `resident_bytes` in GPU memory when loaded, `activation_bytes` on top at its reference.
+
+    Its pipeline makes sides that are multiples of `side_px`, and 1 + a multiple of `frame_step` frames; 0: not known.
+    """
 
     model_id: ModelId
     title: str
@@ -92,11 +96,19 @@ class ModelSpec:
     physics: ModelPhysics
     source: str = ""
     compiled: bool = False  # its denoiser runs as compiled code
+    side_px: int = 0
+    frame_step: int = 0
 
     @property
     def servable(self) -> bool:
         """Whether there are weights that a real site can load."""
         return bool(self.weights_digest)
+
+    def check_shape(self, shape: Shape, field: str = "shape") -> None:
+        """FieldError naming the first figure of a shape that this model does not make, and the nearest that it makes."""
+        if self.modality is Modality.IMAGE and shape.frames != 1:
+            raise FieldError(f"{field}.frames", shape.frames, f"1: {self.model_id} makes images")
+        check_grid(shape, self.side_px, self.frame_step if self.modality is Modality.VIDEO else 0, field)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

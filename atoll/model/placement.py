@@ -14,7 +14,7 @@ from atoll.model.ids import ModelId, NodeId, PoolId, SiteId
 
 
 class Reason(StrEnum):
-    """Why a pool cannot take a job. Each is counted as a metric and printed with what would have to change."""
+    """Why a pool cannot take a job. Each is counted as a metric, and printed in words with what would have to change."""
 
     NOT_CONNECTED = "not_connected"
     CORDONED = "cordoned"
@@ -37,27 +37,27 @@ class Reason(StrEnum):
     NO_SLOT = "no_slot"  # every slot has as much work as may be bound
 
 
-# What would have to change for a pool that rejects a job to take it; shown with explanations.
-REMEDIES: Final[dict[Reason, str]] = {
-    Reason.NOT_CONNECTED: "the site's agent has to report again",
-    Reason.CORDONED: "an operator has to uncordon the site",
-    Reason.DRAINING: "an operator has to uncordon the site",
-    Reason.BREAKER_OPEN: "attempts keep failing there: after a pause one attempt has to succeed",
-    Reason.SITE_NOT_ALLOWED: "the job's constraints have to name the site",
-    Reason.REGION_NOT_ALLOWED: "the job's constraints have to name the region",
-    Reason.GPU_TYPE_NOT_ALLOWED: "the job's constraints have to name the GPU type",
-    Reason.PRICE_TOO_HIGH: "the job's price limit has to rise, or the pool's price to fall",
-    Reason.LOAD_TOO_DEAR: "the weights have to be nearer, or the job's price limit has to rise",
-    Reason.MEMORY_TOO_SMALL: "the job needs a smaller shape, or a GPU with more memory",
-    Reason.MEMORY_BUSY: "a replica there has to become idle",
-    Reason.PRECISION_UNSUPPORTED: "the job needs a precision that the GPU has units for",
-    Reason.GANG_TOO_LARGE: "the node has fewer GPUs than the gang",
-    Reason.DISK_TOO_SMALL: "the node needs a larger model cache",
-    Reason.WEIGHTS_UNAVAILABLE: "the model needs weights: it is known from the catalogue only",
-    Reason.SIMULATED_SITE: "the site is a twin and the job wants a real result",
-    Reason.REAL_SITE: "the site is real and the job is a rehearsal",
-    Reason.RECENT_FAILURE: "the job failed there a moment ago: it is tried elsewhere first",
-    Reason.NO_SLOT: "every slot has its work: one has to come free",
+# What is so where a pool rejects a job, for people. Programs read the codes.
+MEANINGS: Final[dict[Reason, str]] = {
+    Reason.NOT_CONNECTED: "the site is not connected",
+    Reason.CORDONED: "the site is cordoned",
+    Reason.DRAINING: "the site is being drained",
+    Reason.BREAKER_OPEN: "attempts kept failing there",
+    Reason.SITE_NOT_ALLOWED: "the job names other sites",
+    Reason.REGION_NOT_ALLOWED: "the job names other regions",
+    Reason.GPU_TYPE_NOT_ALLOWED: "the job names other GPU types",
+    Reason.PRICE_TOO_HIGH: "it would cost more than the job may",
+    Reason.LOAD_TOO_DEAR: "the price is too high while the weights are far",
+    Reason.MEMORY_TOO_SMALL: "the GPU is too small for the model at this shape",
+    Reason.MEMORY_BUSY: "the memory is held by replicas at work",
+    Reason.PRECISION_UNSUPPORTED: "the GPU cannot compute in this precision",
+    Reason.GANG_TOO_LARGE: "its nodes have fewer GPUs than the job wants at once",
+    Reason.DISK_TOO_SMALL: "the weights do not fit on the disk of a node",
+    Reason.WEIGHTS_UNAVAILABLE: "the weights cannot be had there",
+    Reason.SIMULATED_SITE: "a twin: it only rehearses",
+    Reason.REAL_SITE: "a real site: it runs no rehearsals",
+    Reason.RECENT_FAILURE: "this job failed there a moment ago",
+    Reason.NO_SLOT: "every slot has all the work that may be bound to it",
 }
 
 

@@ -56,3 +56,26 @@ class Shape:
     def __str__(self) -> str:
         frames = f"x{self.frames}" if self.frames > 1 else ""
         return f"{self.width}x{self.height}{frames}/{self.steps}"
+
+
+def check_grid(shape: Shape, side_px: int, frame_step: int, field: str = "shape") -> None:
+    """FieldError, with the nearest that are right, unless sides are multiples of `side_px` and frames 1 + a multiple of `frame_step`.
+
+    0: any side, any number of frames.
+    """
+    odd = [(name, value) for name, value in (("width", shape.width), ("height", shape.height)) if side_px and value % side_px]
+    if len(odd) == 1:
+        name, value = odd[0]
+        raise FieldError(f"{field}.{name}", value, f"a multiple of {side_px}, such as {_neighbours(value, side_px, 0)}")
+    if odd:
+        near = "x".join(str(max(round(value / side_px), 1) * side_px) for _, value in odd)
+        raise FieldError(field, f"{shape.width}x{shape.height}", f"sides that are multiples of {side_px}, such as {near}")
+    if frame_step and (shape.frames - 1) % frame_step:
+        near = _neighbours(shape.frames, frame_step, 1)
+        raise FieldError(f"{field}.frames", shape.frames, f"1 + a multiple of {frame_step}, such as {near}")
+
+
+def _neighbours(value: int, step: int, first: int) -> str:
+    """The steps from `first` on below and above `value`; a side of 0 is none."""
+    low = (value - first) // step * step + first
+    return f"{low} or {low + step}" if low else str(low + step)

@@ -1337,6 +1337,8 @@ class ModelSpec(_message.Message):
     PHYSICS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     COMPILED_FIELD_NUMBER: _builtins.int
+    SIDE_PX_FIELD_NUMBER: _builtins.int
+    FRAME_STEP_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     title: _builtins.str
     family: _builtins.str
@@ -1351,6 +1353,10 @@ class ModelSpec(_message.Message):
     source: _builtins.str
     compiled: _builtins.bool
     """its denoiser runs as compiled code"""
+    side_px: _builtins.int
+    """it makes sides that are multiples of this; 0: not known"""
+    frame_step: _builtins.int
+    """and 1 + a multiple of this frames; 0: not known"""
     @_builtins.property
     def default_shape(self) -> Global___Shape: ...
     @_builtins.property
@@ -1373,10 +1379,12 @@ class ModelSpec(_message.Message):
         physics: Global___ModelPhysics | None = ...,
         source: _builtins.str = ...,
         compiled: _builtins.bool = ...,
+        side_px: _builtins.int = ...,
+        frame_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_shape", b"default_shape", "physics", b"physics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_bytes", b"activation_bytes", "compiled", b"compiled", "default_shape", b"default_shape", "family", b"family", "modality", b"modality", "model_id", b"model_id", "origin_path", b"origin_path", "physics", b"physics", "pipeline_class", b"pipeline_class", "precision", b"precision", "resident_bytes", b"resident_bytes", "source", b"source", "title", b"title", "weights_bytes", b"weights_bytes", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_bytes", b"activation_bytes", "compiled", b"compiled", "default_shape", b"default_shape", "family", b"family", "frame_step", b"frame_step", "modality", b"modality", "model_id", b"model_id", "origin_path", b"origin_path", "physics", b"physics", "pipeline_class", b"pipeline_class", "precision", b"precision", "resident_bytes", b"resident_bytes", "side_px", b"side_px", "source", b"source", "title", b"title", "weights_bytes", b"weights_bytes", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

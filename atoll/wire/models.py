@@ -95,6 +95,8 @@ def model_spec_to_proto(model: ModelSpec) -> pb.ModelSpec:
         physics=model_physics_to_proto(model.physics),
         source=model.source,
         compiled=model.compiled,
+        side_px=model.side_px,
+        frame_step=model.frame_step,
     )
 
 
@@ -116,4 +118,6 @@ def model_spec_from_proto(msg: pb.ModelSpec) -> ModelSpec:
         physics=bounds.part("physics", msg.physics, model_physics_from_proto),
         source=bounds.label("source", msg.source, bounds.MESSAGE_CHARS),
         compiled=msg.compiled,
+        side_px=bounds.number("side_px", msg.side_px, 0, limits.SIDE_PX_MAX),
+        frame_step=bounds.number("frame_step", msg.frame_step, 0, limits.FRAMES_MAX),
     )

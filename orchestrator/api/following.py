@@ -5,7 +5,8 @@ Decides the order in which a watcher hears of things: never back in time for a j
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterable
 from typing import Final
 
 from atoll.model import limits
@@ -13,6 +14,7 @@ from atoll.model.errors import FieldError, NotFoundError
 from atoll.model.ids import ChangeSeq, JobId, TenantId, parse_name
 from atoll.model.job import TERMINAL, Job
 from atoll.v1 import job_service_pb2 as pb
+from atoll.v1 import types_pb2
 from orchestrator.api.auth import CALLER
 from orchestrator.api.shown import Shown
 from orchestrator.readers import ReadModel
@@ -21,6 +23,10 @@ from orchestrator.watchers import Change, JobWatchers, Watcher
 
 # Half of what idle connections are commonly cut after.
 KEEP_ALIVE_S: Final = 15.0
+# A placing round is over by then: who has just submitted a job that no place can take hears it while they look.
+FIRST_LOOK_S: Final = 1.0
+# Jobs of one watcher that are told at a time what they wait for; a script that waits for a thousand reads none of it.
+_WHY_TOLD_MAX: Final = 20
 # Less than that names nothing: all ids begin with two characters that are the same.
 _BEGINNING_CHARS_MIN: Final = 4
 # Jobs that are named where the beginning of an id is not enough.
@@ -97,15 +103,53 @@ class Follower:
                 yield pb.WatchJobsResponse(seq=seq, resync=True)
         for number, job in missed:
             yield pb.WatchJobsResponse(seq=number, job=self._shown.job(job))
+        why = _Why(found, self._readers, self._shown)
+        looks_s = time.monotonic() + FIRST_LOOK_S
         while unfinished or not request.until_terminal:
-            change = await watcher.next(KEEP_ALIVE_S)
+            change = await watcher.next(max(looks_s - time.monotonic(), 0))
             if change is None:
-                yield pb.WatchJobsResponse(seq=self._watchers.seq)
+                # Everything up to this number has been told, and what the jobs wait for is of the same moment.
+                seq, looks_s = self._watchers.seq, time.monotonic() + KEEP_ALIVE_S
+                for message in why.news():
+                    yield pb.WatchJobsResponse(seq=seq, job=message)
+                yield pb.WatchJobsResponse(seq=seq)
                 continue
             number, job = change
             yield pb.WatchJobsResponse(seq=number, job=self._shown.job(job))
             if job.state in TERMINAL:
                 unfinished.discard(job.job_id)
+
+
+class _Why:
+    """Why the jobs of one watcher wait. That is no change of a job, so nobody is told of it as it comes: it is looked at now and then."""
+
+    def __init__(self, job_ids: Iterable[JobId], readers: ReadModel, shown: Shown) -> None:
+        self._job_ids = sorted(job_ids)
+        self._readers = readers
+        self._shown = shown
+        self._told: dict[JobId, bytes] = {}
+
+    def news(self) -> list[types_pb2.Job]:
+        """Those of the named jobs that wait for something else than they did when told last: a few, and all that no place can take."""
+        found: list[types_pb2.Job] = []
+        told = 0
+        for job_id in self._job_ids:
+            job = self._readers.job(job_id)
+            message = self._shown.waiting(job) if job is not None else None
+            if message is None:
+                continue
+            nowhere = not message.deferral.HasField("waits_for")
+            about = message.deferral.waits_for.site_id.encode() if not nowhere else _reasons(message.deferral.rejections)
+            if self._told.get(job_id) == about or (told >= _WHY_TOLD_MAX and not nowhere):
+                continue
+            self._told[job_id] = about
+            told += 1
+            found.append(message)
+        return found
+
+
+def _reasons(rejections: Iterable[types_pb2.Rejection]) -> bytes:
+    return b"".join(one.SerializeToString(deterministic=True) for one in rejections)
 
 
 def _concerns(job: Job, tenant: TenantId | None, found: dict[JobId, Job]) -> bool:

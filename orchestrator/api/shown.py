@@ -5,6 +5,7 @@ Decides what is added to a job on its way out. Must not wait: thousands of watch
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from atoll.model.job import Job, JobState
@@ -31,3 +32,10 @@ class Shown:
             if eta is not None:
                 message.eta.CopyFrom(eta_to_proto(eta))
         return message
+
+    def waiting(self, job: Job) -> pb.Job | None:
+        """A queued job with why it waits; None where that is not known yet, or it waits no more."""
+        if job.state is not JobState.QUEUED or not self._driver.ready:
+            return None
+        deferral = self._driver.machine.deferral_of(job.job_id)
+        return self.job(replace(job, deferral=deferral)) if deferral is not None else None

@@ -14,7 +14,6 @@ from atoll.model.errors import FieldError
 from atoll.model.gpu import GpuType
 from atoll.model.ids import GpuTypeId, JobId, ModelId, TenantId, parse_key, parse_name
 from atoll.model.job import JobSpec
-from atoll.model.modelspec import Modality
 from atoll.v1 import job_service_pb2 as pb
 from atoll.v1 import types_pb2
 from atoll.wire.jobs import job_spec_from_proto
@@ -138,8 +137,7 @@ class Submitter:
                 "a model whose weights are in the origin store (this one is known by its figures only: "
                 "it can be rehearsed, with simulated set)",
             )
-        if model.modality is Modality.IMAGE and spec.shape.frames != 1:
-            raise FieldError("shape.frames", spec.shape.frames, f"1: {model_id} makes images")
+        model.check_shape(spec.shape)
         self._check_adapters(spec, guess=guess)
         self._check_places(spec, guess=guess)
         return spec

@@ -9,6 +9,7 @@ from typing import Final
 
 from atoll.model.ids import ModelId
 from atoll.model.modelspec import ModelSpec
+from atoll.model.placement import MEANINGS
 from atoll.model.residency import TIER_NAMES, Cause, Pin, Push
 from orchestrator.core import pushes, residency, sitings, wishes
 from orchestrator.core.context import Context, TimerKind
@@ -61,7 +62,7 @@ def pinned(ctx: Context, event: ModelPinned) -> None:
 def _why_not(ctx: Context, model: ModelSpec, site: Site) -> str:
     """Why no node or slot of a site takes a copy."""
     reasons = sitings.reasons(ctx, model)
-    found = sorted({reason.value for column in ctx.columns.of_site(site) if (reason := reasons[column.index]) is not None})
+    found = sorted({MEANINGS[reason] for column in ctx.columns.of_site(site) if (reason := reasons[column.index]) is not None})
     if found:
         return ", ".join(found)
     return "no room; what is there is pinned, in use, or the last warm copy of a model in demand" if site.pools else "it has no pools yet"

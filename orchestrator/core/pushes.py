@@ -12,7 +12,7 @@ from heapq import heapify, heappop, heappush
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.limits import PUSH_SITES_MAX
 from atoll.model.modelspec import ModelSpec
-from atoll.model.placement import Reason
+from atoll.model.placement import MEANINGS, Reason
 from atoll.model.residency import PushPlan, PushStep
 from orchestrator.core import sitings
 from orchestrator.core.context import Context
@@ -53,7 +53,7 @@ def plan(ctx: Context, model_id: ModelId, count: int, warm: int, now_us: int) ->
 
 
 def _too_many(field: str, asked: int, able: int, what: str, refused: Counter[Reason]) -> Refusal:
-    why = ", ".join(f"{count} {reason.value}" for reason, count in sorted(refused.items()))
+    why = "; ".join(f"{count}: {MEANINGS[reason]}" for reason, count in sorted(refused.items()))
     if able:
         held = f"expected at most {able}, since {able} {'site' if able == 1 else 'sites'} {what}" + (f" (others: {why})" if why else "")
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import warnings
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,11 +18,14 @@ import pytest
 
 from atoll.cli.app import main
 from atoll.cli.exits import Exit
+from atoll.client import AsyncClient, DeadlineError, NeverRunsWarning
 from atoll.model.ids import TenantId
+from atoll.v1 import job_service_pb2 as jobs_pb
 from atoll.v1 import operator_service_pb2 as operators_pb
+from atoll.v1 import types_pb2
 from atoll.wire.adapters import adapter_spec_to_proto
 from orchestrator.api.auth import Role, Token, operator_token
-from tests.integration.running_orchestrator import Running, ScriptedAgent, orchestrator
+from tests.integration.running_orchestrator import Running, ScriptedAgent, job, orchestrator
 from tests.unit.fleet_of_machines import adapter, model, site
 
 Shown = pytest.CaptureFixture[str]
@@ -42,6 +46,13 @@ def atoll(capsys: Shown) -> Callable[[Running], Atoll]:
         return run
 
     return at
+
+
+async def answer(run: Atoll, *arguments: str) -> Any:
+    """The JSON that a command answers; it must end well."""
+    code, out, err = await run(*arguments, "-o", "json")
+    assert code == Exit.OK, err
+    return json.loads(out)
 
 
 async def test_events_are_dated_by_a_clock_that_people_have(
@@ -144,3 +155,67 @@ async def test_the_beginning_of_an_id_finds_nobody_else_s_job(tmp_path: Path) ->
             assert refused.value.code() is grpc.StatusCode.NOT_FOUND, "the same as if there were none"
         with pytest.raises(grpc.aio.AioRpcError, match=f"so begin {anns}, {bobs}"):
             await running.get(common)
+
+
+async def test_a_job_that_no_site_can_ever_run_is_accepted_with_a_warning(tmp_path: Path, atoll: Callable[[Running], Atoll]) -> None:
+    async with orchestrator(tmp_path) as running:
+        run = atoll(running)
+        await running.add_models(model("m"), model("huge", 500))
+        code, out, err = await run("submit", "m", "-o", "name")
+        assert code == Exit.OK and "warning: no place can take it now: the fleet has no pools. So it waits until that changes" in err
+        await running.apply(site("a"))
+        async with ScriptedAgent(running, "a", hold=True) as agent:
+            await running.jobs.Cancel(jobs_pb.CancelJobRequest(job_id=out.strip().removeprefix("job/")))
+            code, out, err = await run("submit", "huge", "-o", "name")
+            job_id = out.strip().removeprefix("job/")
+            assert code == Exit.OK
+            said = "no site of this fleet can ever run it as it is: the GPU is too small for the model at this shape (1 pool)"
+            assert err == f"warning: {said}. So it waits in vain: 'atoll jobs explain {job_id}' says more\n"
+            code, _, err = await run("submit", "huge", "--count", "3", "-o", "name")
+            assert code == Exit.OK and err.count("warning: ") == 1 and "So they wait in vain" in err
+            for waiting in (("submit", "huge", "--wait"), ("submit", "huge", "--count", "2", "--wait"), ("jobs", "watch", job_id)):
+                code, out, err = await run(*waiting)
+                assert code == Exit.FAILED, "nobody waits for ever for what is in vain"
+                assert f"waits in vain{', and so waits 1 other job' if '--count' in waiting else ''}: {said}" in err.splitlines()[-2]
+                assert err.splitlines()[-1].startswith("hint: 'atoll jobs explain j-")
+            assert (await answer(run, "jobs", "get", job_id))["state"] == "queued", "and the job is there for a site to come"
+            code, _, err = await run("submit", "huge", "--wait", "--timeout", "2s")
+            assert code == Exit.TIMEOUT and said in err, "who says how long waits that long, and knows why"
+            code, _, err = await run("submit", "m", "-o", "name")
+            assert (code, err) == (Exit.OK, ""), "nothing is said where there is a place"
+            await agent.release()
+
+
+async def test_the_sdk_warns_who_waits_for_a_job_in_vain(tmp_path: Path) -> None:
+    async with orchestrator(tmp_path) as running:
+        await running.add_models(model("m"), model("huge", 500))
+        await running.apply(site("a"))
+        async with ScriptedAgent(running, "a"), AsyncClient(str(running.address)) as client:
+            job_id = await client.submit("huge")
+            said = f"job {job_id} waits in vain.*the GPU is too small for the model at this shape"
+            with pytest.warns(NeverRunsWarning, match=said), pytest.raises(DeadlineError):
+                await client.result(job_id, timeout_s=3)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", NeverRunsWarning)
+                with pytest.raises(NeverRunsWarning):
+                    await client.result(job_id)
+                done = await client.result(await client.submit("m"))
+            assert done.state == "succeeded"
+
+
+async def test_a_size_that_the_model_does_not_make_is_refused_before_it_is_accepted(
+    tmp_path: Path, atoll: Callable[[Running], Atoll]
+) -> None:
+    async with orchestrator(tmp_path) as running:
+        run = atoll(running)
+        await running.add_models(replace(model("m"), side_px=16), model("unknown"))
+        for verb in ("submit", "quote"):
+            code, out, err = await run(verb, "m", "--size", "1000x1024")
+            assert (code, out) == (Exit.USAGE, "")
+            assert err == "error: shape.width is 1000: expected a multiple of 16, such as 992 or 1008\n"
+        assert (await run("submit", "m", "--size", "1008x1024", "-o", "name"))[0] == Exit.OK
+        assert (await run("submit", "unknown", "--size", "1001x999", "-o", "name"))[0] == Exit.OK, "nobody knows what it makes"
+        batch = await running.jobs.SubmitBatch(
+            jobs_pb.SubmitBatchRequest(jobs=[job(shape=types_pb2.Shape(width=width, height=1024, steps=4)) for width in (1024, 1025)])
+        )
+        assert [outcome.refusal.field for outcome in batch.outcomes] == ["", "shape.width"]

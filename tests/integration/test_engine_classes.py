@@ -25,6 +25,7 @@ from agents.engine.manifest import write_manifest
 from agents.engine.pipeline import Engine
 from agents.engine.quiet import quiet_loading
 from agents.engine.request import GenerationRequest
+from agents.engine.sizes import sizes_of
 from agents.engine.tiny import _clip_tokenizer, _t5_tokenizer
 from atoll.model.errors import FieldError
 from atoll.model.ids import ModelId
@@ -171,8 +172,10 @@ def test_a_class_of_pipelines(name: str, tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]), quiet_loading():
         torch.manual_seed(0)
         build().save_pretrained(str(folder))
-    write_manifest(folder, model_id=ModelId(name), modality=Modality.VIDEO if shape.frames > 1 else Modality.IMAGE)
+    manifest = write_manifest(folder, model_id=ModelId(name), modality=Modality.VIDEO if shape.frames > 1 else Modality.IMAGE)
+    told = sizes_of(folder, manifest.pipeline_class)
     model = engine.load(folder)
+    assert told == (model.shape_rule.side_px, model.shape_rule.frame_step if shape.frames > 1 else 0), "known before it is loaded"
 
     request = GenerationRequest(prompt="p", shape=shape, seed=1)
 

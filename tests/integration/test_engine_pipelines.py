@@ -21,7 +21,7 @@ from agents.engine.errors import GenerationStoppedError
 from agents.engine.manifest import verify_folder
 from agents.engine.pipeline import Engine, LoadedPipeline
 from agents.engine.request import GenerationRequest
-from agents.engine.starters import StarterModel, build_starters
+from agents.engine.starters import TINY_IMAGE, TINY_VIDEO, StarterModel, build_starters
 from atoll.model.errors import FieldError, StateError
 from atoll.model.ids import ModelId, TenantId
 from atoll.model.job import JobSpec
@@ -235,6 +235,12 @@ def test_shapes_an_image_model_cannot_make(change: dict[str, int], message: str,
     with pytest.raises(FieldError) as refused:
         image_model.generate(replace(IMAGE, shape=replace(IMAGE.shape, **change)))
     assert message in str(refused.value)
+
+
+def test_what_is_known_of_the_starters_is_what_their_pipelines_make(image_model: LoadedPipeline, video_model: LoadedPipeline) -> None:
+    for spec, model in ((TINY_IMAGE, image_model), (TINY_VIDEO, video_model)):
+        rule = model.shape_rule
+        assert (spec.side_px, spec.frame_step or 1) == (rule.side_px, rule.frame_step)
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,9 @@ async def test_what_cannot_be_is_refused_by_field(tmp_path: Path) -> None:
         await running.apply(*SITES)
         with pytest.raises(NotFoundError, match="no model"):
             await client.models_where("none")
-        with pytest.raises(InputError, match=r"no site can hold m \(4 not_connected\)"):
+        with pytest.raises(InputError, match=r"no site can hold m \(4: the site is not connected\)"):
             await client.models_push("m", sites=2)
-        with pytest.raises(StateError, match="not_connected"):
+        with pytest.raises(StateError, match="the site is not connected"):
             await client.models_pin("m", "one")
         with pytest.raises(NotFoundError, match="no site"):
             await client.models_pin("m", "nowhere")

@@ -107,6 +107,8 @@ BY_FIELD: dict[tuple[type, str], Strategy] = {
     (report.NodeFacts, "disk_adapters"): tuples(names, unique_by=str).map(sorted).map(tuple),
     (report.NodeFacts, "compiled"): tuples(st.text("0123456789abcdef", min_size=32, max_size=32), unique_by=str).map(sorted).map(tuple),
     (modelspec.ModelSpec, "weights_digest"): st.one_of(st.just(""), digests),
+    (modelspec.ModelSpec, "side_px"): st.integers(0, limits.SIDE_PX_MAX),
+    (modelspec.ModelSpec, "frame_step"): st.integers(0, limits.FRAMES_MAX),
     (modelspec.ModelPhysics, "temporal_factor"): st.integers(1, 8),
     (attempt.Attempt, "factors_milli"): tuples(st.integers(0, 1_000_000)),
     (attempt.Artifact, "pixel_digest"): st.one_of(st.just(""), digests),

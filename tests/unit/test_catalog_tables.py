@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from atoll import data
 from atoll.catalog.gpus import parse_gpus
 from atoll.catalog.models import parse_models_csv, slug
 from atoll.catalog.problems import SourceErrors
+from atoll.model.errors import FieldError
 from atoll.model.gpu import CPU
 from atoll.model.ids import GpuTypeId, ModelId
 from atoll.model.modelspec import DenoiserKind, Modality
@@ -66,6 +69,52 @@ def test_a_model_as_the_table_has_it() -> None:
 def test_rows_without_a_denoiser_are_left_out() -> None:
     assert not {ModelId(name) for name in ("whisper-large-v3", "trellis-image-large", "seedvr2-3b", "stable-cascade")} & MODELS.keys()
     assert not any(name.startswith("lora") for name in MODELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "side_px", "frame_step"),
+    [
+        ("sdxl-base-1.0", 8, 0),  # a UNet takes latents as they are
+        ("flux.1-dev", 16, 0),  # two latents a token
+        ("flux.1-kontext-dev", 16, 0),  # the tokens of a second picture beside them
+        ("hunyuanimage-2.1", 32, 0),  # an autoencoder of 32
+        ("sana-1.6b", 32, 0),
+        ("wan2.1-t2v-14b-720p", 16, 4),
+        ("wan2.2-ti2v-5b-720p", 32, 4),  # an autoencoder of 16, two latents a token
+        ("sana-video-2b-480p", 32, 4),  # its pipeline is coarser than its tokens
+        ("ltx-video-13b-dev", 32, 8),
+        ("mochi-1-preview", 16, 6),
+        ("cogvideox1.5-5b", 16, 4),
+        ("allegro", 0, 0),  # its 88 frames are none of 1 + a multiple of 4
+    ],
+)
+def test_which_sizes_a_model_makes_follows_from_its_figures(name: str, side_px: int, frame_step: int) -> None:
+    found = MODELS[ModelId(name)]
+    assert (found.side_px, found.frame_step) == (side_px, frame_step)
+
+
+def test_every_model_makes_the_size_that_it_is_known_by() -> None:
+    for found in MODELS.values():
+        found.check_shape(found.default_shape)
+        assert found.side_px or found.model_id == "allegro"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [
+        ("flux.1-dev", {"width": 1000}, "shape.width is 1000: expected a multiple of 16, such as 992 or 1008"),
+        ("flux.1-dev", {"height": 10}, "shape.height is 10: expected a multiple of 16, such as 16"),
+        ("flux.1-dev", {"width": 1001, "height": 999}, "shape is '1001x999': expected sides that are multiples of 16, such as 1008x992"),
+        ("flux.1-dev", {"frames": 9}, "shape.frames is 9: expected 1: flux.1-dev makes images"),
+        ("wan2.1-t2v-14b-720p", {"frames": 80}, "shape.frames is 80: expected 1 + a multiple of 4, such as 77 or 81"),
+        ("wan2.2-ti2v-5b-720p", {"height": 720}, "shape.height is 720: expected a multiple of 32, such as 704 or 736"),
+    ],
+)
+def test_another_size_is_refused_with_the_nearest_that_are_made(name: str, shape: dict[str, int], said: str) -> None:
+    found = MODELS[ModelId(name)]
+    with pytest.raises(FieldError) as refused:
+        found.check_shape(replace(found.default_shape, **shape))
+    assert str(refused.value) == said
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from atoll.cli import costtable, explain, outlook
-from atoll.cli.reasons import REASONS
+from atoll.cli.reasons import remedy
 from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind, PhaseTimes
 from atoll.model.ids import AttemptKey, GpuTypeId, JobId, Ordinal, PoolId
 from atoll.model.job import JobState
@@ -323,7 +323,7 @@ def test_why_not_there(capsys: Shown) -> None:
     )
     explain.show_site(explain.Moment(job=DONE, now_us=20_000_000, quote=GOES), "osaka-1", places)
     lines = capsys.readouterr().out.splitlines()
-    why = f"the GPU is too small for the model at this shape. To change that: {REASONS[Reason.MEMORY_TOO_SMALL][1]}."
+    why = f"the GPU is too small for the model at this shape. To change that: {remedy(Reason.MEMORY_TOO_SMALL)}."
     assert lines[2:5] == [
         "  What osaka-1 offers it, as of now, as if it were submitted again:",
         "  osaka-1/l4 (L4) would cost 1m01s, 51.5s more than tokyo-1/h100, where it would go now.",

@@ -95,7 +95,7 @@ def test_regions_take_turns_before_any_gets_a_second_copy() -> None:
     ("model_id", "count", "warm", "field", "told"),
     [
         ("m", 5, 0, "sites", "expected at most 4, since 4 sites can hold m"),
-        ("huge", 1, 0, "sites", "sites is 1: no site can hold huge (4 memory_too_small)"),
+        ("huge", 1, 0, "sites", "sites is 1: no site can hold huge (4: the GPU is too small for the model at this shape)"),
         ("m", 0, 0, "sites", "expected a whole number from 1 to 256"),
         ("m", 2, 3, "warm", "expected 0 to 2"),
         ("none", 1, 0, "model_id", "no model 'none'"),
@@ -176,7 +176,7 @@ def test_a_pin_lets_idle_replicas_give_way_but_no_pinned_one() -> None:
     [
         ("none", "a", RefusalCode.NOT_FOUND, "no model"),
         ("m", "nowhere", RefusalCode.NOT_FOUND, "no site"),
-        ("huge", "a", RefusalCode.WRONG_STATE, "memory_too_small"),
+        ("huge", "a", RefusalCode.WRONG_STATE, "the GPU is too small for the model"),
     ],
 )
 def test_a_pin_that_cannot_be_is_refused_with_the_reason(model_id: str, name: str, code: RefusalCode, told: str) -> None:
