@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import typer
 
 from atoll.cli.figures import count, duration
-from atoll.cli.output import Form, plain, say, show_plain
+from atoll.cli.output import Form, plain, printable, say, show_plain
 from atoll.cli.session import session, verb
+from atoll.model.views import AlarmKind, FleetView
+
+# A screen has room for them beside the rest.
+_ALARMS_SHOWN: Final = 10
+_ALARMS: Final = {
+    AlarmKind.LOSSES_BRAKED: "most sites fell silent at once, so nothing is given up: look at the orchestrator's own network first",
+    AlarmKind.GATE_FAILS: "predictions of {subject} are off: 'atoll costs calibrate' says by how much",
+    AlarmKind.SITE_SILENT: "site {subject} is silent and gets no new work{since}",
+    AlarmKind.SITE_LOST: "site {subject} is lost, its work was given up{since}",
+    AlarmKind.BREAKER_OPEN: "pool {subject} takes no new work: attempts kept failing there, 'atoll events' says of what",
+}
 
 
 def register(root: typer.Typer) -> None:
@@ -22,7 +35,7 @@ def register(root: typer.Typer) -> None:
 
 
 def fleet() -> None:
-    """The fleet in one look: sites, GPUs, jobs."""
+    """The fleet in one look: sites, GPUs, jobs, and what is amiss."""
     form = session().form
     with session().client() as client:
         view = client.fleet()
@@ -40,3 +53,16 @@ def fleet() -> None:
             if view.policy:
                 say(f"  policy {view.policy}, {view.policy_digest}")
             say(f"  {count(view.jobs_queued, 'job')} queued, {view.jobs_live} live, {view.jobs_ended} ended")
+            _say_alarms(view, most=len(view.alarms) if form is Form.WIDE else _ALARMS_SHOWN)
+
+
+def _say_alarms(view: FleetView, most: int) -> None:
+    if not view.alarms:
+        say("  no alarms")
+        return
+    say(f"  {count(len(view.alarms), 'alarm')}:")
+    for one in view.alarms[:most]:
+        since = f", last heard of {duration(max(view.now_us - one.since_us, 0))} ago" if one.since_us else ""
+        say(f"    {printable(_ALARMS[one.kind].format(subject=one.subject, since=since))}")
+    if len(view.alarms) > most:
+        say(f"    and {len(view.alarms) - most} more: -o wide shows all of them")

@@ -1,4 +1,4 @@
-"""`atoll policies`: by which figures places are chosen, and whether a file of them is right. Needs no orchestrator.
+"""`atoll policies`: by which figures places are chosen, and whether a file of them is right. Only `show` asks an orchestrator.
 
 Decides how policies look; what may be in one is the orchestrator's matter, whose code is loaded when a verb runs.
 """
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from atoll.cli.exits import CliError, Exit
-from atoll.cli.output import Column, Form, Listing, plain, say, show_list, show_plain
+from atoll.cli.output import Column, Form, Listing, note, plain, say, show_list, show_plain
 from atoll.cli.session import session, verb
 
 if TYPE_CHECKING:
+    from atoll.client import PolicyInUse
     from orchestrator.core.placement.policy import Policy
 
+_DEFAULT: Final = "default"
 app = typer.Typer(name="policies", help="By which figures places are chosen.", no_args_is_help=True)
 
 
@@ -33,8 +35,8 @@ def register(root: typer.Typer) -> None:
         app,
         "show",
         epilog="""
-        atoll policies show
-        atoll policies show default -o yaml > own.yaml  # a file to edit; every figure with its unit, bounds and reason
+        atoll policies show  # what the fleet runs by
+        atoll policies show --packaged -o yaml > own.yaml  # a file to edit; every figure with its unit, bounds and reason
         atoll policies show own.yaml  # what differs from the default
         """,
     )(show)
@@ -77,11 +79,61 @@ def list_() -> None:
 
 
 def show(
-    policy: Annotated[str, typer.Argument(metavar="[NAME|FILE]", help="A name of 'atoll policies list', or a file.")] = "default",
+    policy: Annotated[
+        str, typer.Argument(metavar="[NAME|FILE]", show_default=False, help="A name of 'atoll policies list', or a file; else the fleet's.")
+    ] = "",
+    *,
+    packaged: Annotated[bool, typer.Option("--packaged", help="The default that this version of Atoll comes with.")] = False,
 ) -> None:
-    """What a policy is made of; with -o yaml as a file that can be edited and fed back."""
-    found = load(policy)
+    """What a policy is made of; with -o yaml as a file that can be edited and fed back.
+
+    Without a name: the one that the orchestrator runs by, or where none answers the default that Atoll comes with. It says which.
+    """
+    if policy and packaged:
+        raise CliError("--packaged is given with a name: expected one of them", code=Exit.USAGE)
     form = session().form
+    if policy or packaged:
+        _show(form, load(policy or _DEFAULT))
+        return
+    found = _of_the_fleet()
+    if found is None:
+        _show(form, load(_DEFAULT))
+        return
+    address, in_use = found
+    note(f"the policy that the orchestrator at {address} runs by")
+    if form in {Form.JSON, Form.YAML}:
+        _written(form, in_use.text)
+    else:
+        _describe(_read(in_use.text), form)
+
+
+def _of_the_fleet() -> tuple[str, PolicyInUse] | None:
+    """Where an orchestrator answers, and its policy; None, and a word, where there is none, or one that cannot say."""
+    from atoll.client import UnavailableError, UnsupportedError
+
+    with session().client() as client:
+        address = client.settings.shown_address
+        try:
+            return address, client.policy()
+        except UnavailableError as error:
+            note(f"{error}: this is the default that Atoll comes with")
+        except UnsupportedError:
+            note(f"the orchestrator at {address} is of a version that does not tell its policy: this is the default that Atoll comes with")
+    return None
+
+
+def _read(text: str) -> Policy:
+    from atoll.catalog.problems import SourceErrors
+    from orchestrator.core.placement.policy_file import parse_policy
+
+    try:
+        return parse_policy(text, "the fleet's policy")
+    except SourceErrors as error:
+        hint = "it is of another version of Atoll; -o yaml shows it as it is"
+        raise CliError(str(error.errors[0]), code=Exit.FAILED, hint=hint) from None
+
+
+def _show(form: Form, found: Policy) -> None:
     if form in {Form.JSON, Form.YAML}:
         from orchestrator.core.placement.policy_file import write_policy
 

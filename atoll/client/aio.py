@@ -23,6 +23,7 @@ from atoll.client.answers import (
     JobExplained,
     JobLogs,
     ModelView,
+    PolicyInUse,
     Residuals,
     SiteAdded,
     SitesApplied,
@@ -235,6 +236,10 @@ class AsyncClient(AsyncAdapterVerbs):
     async def fleet(self) -> FleetView:
         """The fleet in one look."""
         return await self.run(operator_calls.fleet())
+
+    async def policy(self) -> PolicyInUse:
+        """By which figures places are chosen."""
+        return await self.run(operator_calls.policy())
 
     async def sites_apply(
         self, sites: Sequence[SiteSpec], links: Sequence[LinkSpec] = (), *, reason: str = "", dry_run: bool = False

@@ -53,6 +53,15 @@ class JobExplained:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyInUse:
+    """The policy that an orchestrator runs by, as a file that can be edited and fed back."""
+
+    name: str
+    digest: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobLogs:
     """The last lines of one attempt's log."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from atoll.client.answers import BackedUp, DrainStarted, ModelView, Residuals, SiteAdded, SitesApplied
+from atoll.client.answers import BackedUp, DrainStarted, ModelView, PolicyInUse, Residuals, SiteAdded, SitesApplied
 from atoll.client.calls import OPERATOR, Call, Position, Stream, argument, whole
 from atoll.model import limits
 from atoll.model.audit import AuditEvent
@@ -153,6 +153,15 @@ def models_remove(model_id: str, reason: str) -> Call[ModelId]:
 def fleet() -> Call[FleetView]:
     """The fleet in one look."""
     return Call(service=OPERATOR, method="GetFleet", request=pb.GetFleetRequest(), read=fleet_view_from_proto, repeatable=True)
+
+
+def policy() -> Call[PolicyInUse]:
+    """By which figures places are chosen."""
+
+    def read(response: pb.GetPolicyResponse) -> PolicyInUse:
+        return PolicyInUse(name=bounds.label("name", response.name), digest=bounds.label("digest", response.digest), text=response.text)
+
+    return Call(service=OPERATOR, method="GetPolicy", request=pb.GetPolicyRequest(), read=read, repeatable=True)
 
 
 def residuals(component: str, site_id: str, model_id: str) -> Call[Residuals]:

@@ -21,6 +21,7 @@ from atoll.client.answers import (
     JobExplained,
     JobLogs,
     ModelView,
+    PolicyInUse,
     Residuals,
     SiteAdded,
     SitesApplied,
@@ -234,6 +235,10 @@ class Client(AdapterVerbs):
     def fleet(self) -> FleetView:
         """The fleet in one look."""
         return self.run(operator_calls.fleet())
+
+    def policy(self) -> PolicyInUse:
+        """By which figures places are chosen."""
+        return self.run(operator_calls.policy())
 
     def sites_apply(
         self, sites: Sequence[SiteSpec], links: Sequence[LinkSpec] = (), *, reason: str = "", dry_run: bool = False

@@ -49,6 +49,8 @@ BATCH_JOBS_MAX: Final = 1_000
 QUEUED_JOBS_MAX: Final = 1_000_000
 QUEUED_JOBS_PER_TENANT_MAX: Final = 500_000
 SITES_MAX: Final = 10_000
+# In one look at a fleet: more are no news to anybody.
+ALARMS_MAX: Final = 256
 POOLS_PER_SITE_MAX: Final = 64
 NODES_PER_POOL_MAX: Final = 4_096
 GPUS_PER_NODE_MAX: Final = 72

@@ -6,6 +6,7 @@ Decides the form only; soft figures are as of the last report.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from atoll.model.ids import GpuTypeId, JobId, ModelId, PoolId, SiteId
 from atoll.model.site import Drain, SiteAdmin, SiteConnection, SiteRuntime, SiteSpec
@@ -64,6 +65,25 @@ class DrainPlan:
     last_warm: tuple[ModelId, ...]
 
 
+class AlarmKind(StrEnum):
+    """What a person on call should look at."""
+
+    LOSSES_BRAKED = "losses_braked"  # most of the fleet fell silent at once, so nothing is given up
+    GATE_FAILS = "gate_fails"  # predictions of a component, or of the total, are off
+    SITE_SILENT = "site_silent"
+    SITE_LOST = "site_lost"  # silent for so long that it has no work any more
+    BREAKER_OPEN = "breaker_open"  # attempts kept failing in a pool, and it takes no new work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """Something that is amiss now. `subject`: "fleet", a gate's name, a site, or "site/pool"; `since_us` 0: not known."""
+
+    kind: AlarmKind
+    subject: str
+    since_us: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetView:
     """The fleet in one look. Counts as of now."""
@@ -81,3 +101,4 @@ class FleetView:
     jobs_ended: int
     policy: str = ""
     policy_digest: str = ""
+    alarms: tuple[Alarm, ...] = ()

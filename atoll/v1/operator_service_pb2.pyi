@@ -1181,6 +1181,7 @@ class FleetView(_message.Message):
     JOBS_ENDED_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     POLICY_DIGEST_FIELD_NUMBER: _builtins.int
+    ALARMS_FIELD_NUMBER: _builtins.int
     fleet_id: _builtins.str
     term: _builtins.int
     now_us: _builtins.int
@@ -1195,6 +1196,8 @@ class FleetView(_message.Message):
     policy: _builtins.str
     policy_digest: _builtins.str
     """two policies of one name may differ, two of one digest do not"""
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alarm]: ...
     def __init__(
         self,
         *,
@@ -1211,14 +1214,88 @@ class FleetView(_message.Message):
         jobs_ended: _builtins.int = ...,
         policy: _builtins.str = ...,
         policy_digest: _builtins.str = ...,
+        alarms: _abc.Iterable[Global___Alarm] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleet_id", b"fleet_id", "gpus", b"gpus", "gpus_used", b"gpus_used", "jobs_ended", b"jobs_ended", "jobs_live", b"jobs_live", "jobs_queued", b"jobs_queued", "now_us", b"now_us", "policy", b"policy", "policy_digest", b"policy_digest", "sites", b"sites", "sites_connected", b"sites_connected", "term", b"term", "time_scale_milli", b"time_scale_milli"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "fleet_id", b"fleet_id", "gpus", b"gpus", "gpus_used", b"gpus_used", "jobs_ended", b"jobs_ended", "jobs_live", b"jobs_live", "jobs_queued", b"jobs_queued", "now_us", b"now_us", "policy", b"policy", "policy_digest", b"policy_digest", "sites", b"sites", "sites_connected", b"sites_connected", "term", b"term", "time_scale_milli", b"time_scale_milli"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FleetView: _TypeAlias = FleetView  # noqa: Y015
+
+@_typing.final
+class Alarm(_message.Message):
+    """Something that is amiss now. `kind`: losses_braked, gate_fails, site_silent, site_lost or breaker_open; `subject`: "fleet", a gate's
+    name, a site, or "site/pool".
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    SINCE_US_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    subject: _builtins.str
+    since_us: _builtins.int
+    """fleet time; 0: not known"""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        since_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "since_us", b"since_us", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alarm: _TypeAlias = Alarm  # noqa: Y015
+
+@_typing.final
+class GetPolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPolicyRequest: _TypeAlias = GetPolicyRequest  # noqa: Y015
+
+@_typing.final
+class GetPolicyResponse(_message.Message):
+    """The policy that the orchestrator runs by."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    digest: _builtins.str
+    text: _builtins.str
+    """as a policy file that can be edited and fed back"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPolicyResponse: _TypeAlias = GetPolicyResponse  # noqa: Y015
 
 @_typing.final
 class EventsRequest(_message.Message):

@@ -140,6 +140,11 @@ class OperatorServiceStub:
                 request_serializer=atoll_dot_v1_dot_operator__service__pb2.GetFleetRequest.SerializeToString,
                 response_deserializer=atoll_dot_v1_dot_operator__service__pb2.FleetView.FromString,
                 _registered_method=True)
+        self.GetPolicy = channel.unary_unary(
+                '/atoll.v1.OperatorService/GetPolicy',
+                request_serializer=atoll_dot_v1_dot_operator__service__pb2.GetPolicyRequest.SerializeToString,
+                response_deserializer=atoll_dot_v1_dot_operator__service__pb2.GetPolicyResponse.FromString,
+                _registered_method=True)
         self.Events = channel.unary_stream(
                 '/atoll.v1.OperatorService/Events',
                 request_serializer=atoll_dot_v1_dot_operator__service__pb2.EventsRequest.SerializeToString,
@@ -299,6 +304,12 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPolicy(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Events(self, request, context):
         """The audit from `after_seq` on; with follow the stream stays open.
         """
@@ -439,6 +450,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.GetFleet,
                     request_deserializer=atoll_dot_v1_dot_operator__service__pb2.GetFleetRequest.FromString,
                     response_serializer=atoll_dot_v1_dot_operator__service__pb2.FleetView.SerializeToString,
+            ),
+            'GetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicy,
+                    request_deserializer=atoll_dot_v1_dot_operator__service__pb2.GetPolicyRequest.FromString,
+                    response_serializer=atoll_dot_v1_dot_operator__service__pb2.GetPolicyResponse.SerializeToString,
             ),
             'Events': grpc.unary_stream_rpc_method_handler(
                     servicer.Events,
@@ -1033,6 +1049,33 @@ class OperatorService:
             '/atoll.v1.OperatorService/GetFleet',
             atoll_dot_v1_dot_operator__service__pb2.GetFleetRequest.SerializeToString,
             atoll_dot_v1_dot_operator__service__pb2.FleetView.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atoll.v1.OperatorService/GetPolicy',
+            atoll_dot_v1_dot_operator__service__pb2.GetPolicyRequest.SerializeToString,
+            atoll_dot_v1_dot_operator__service__pb2.GetPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,7 @@ class OperatorServiceStub:
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetAdapterRequest, _operator_service_pb2.AdapterView]
     RemoveAdapter: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.RemoveAdapterRequest, _operator_service_pb2.RemoveAdapterResponse]
     GetFleet: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetFleetRequest, _operator_service_pb2.FleetView]
+    GetPolicy: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetPolicyRequest, _operator_service_pb2.GetPolicyResponse]
     Events: _grpc.UnaryStreamMultiCallable[_operator_service_pb2.EventsRequest, _types_pb2.AuditEvent]
     """The audit from `after_seq` on; with follow the stream stays open."""
     Backup: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.BackupRequest, _operator_service_pb2.BackupResponse]
@@ -92,6 +93,7 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     GetAdapter: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetAdapterRequest, _operator_service_pb2.AdapterView]  # type: ignore[assignment]
     RemoveAdapter: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.RemoveAdapterRequest, _operator_service_pb2.RemoveAdapterResponse]  # type: ignore[assignment]
     GetFleet: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetFleetRequest, _operator_service_pb2.FleetView]  # type: ignore[assignment]
+    GetPolicy: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetPolicyRequest, _operator_service_pb2.GetPolicyResponse]  # type: ignore[assignment]
     Events: _aio.UnaryStreamMultiCallable[_operator_service_pb2.EventsRequest, _types_pb2.AuditEvent]  # type: ignore[assignment]
     """The audit from `after_seq` on; with follow the stream stays open."""
     Backup: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.BackupRequest, _operator_service_pb2.BackupResponse]  # type: ignore[assignment]
@@ -251,6 +253,13 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_service_pb2.GetFleetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_service_pb2.FleetView, _abc.Awaitable[_operator_service_pb2.FleetView]]: ...
+
+    @_abc_1.abstractmethod
+    def GetPolicy(
+        self,
+        request: _operator_service_pb2.GetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.GetPolicyResponse, _abc.Awaitable[_operator_service_pb2.GetPolicyResponse]]: ...
 
     @_abc_1.abstractmethod
     def Events(

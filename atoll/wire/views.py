@@ -7,7 +7,7 @@ from typing import Final
 from atoll.model import limits
 from atoll.model.errors import FieldError
 from atoll.model.ids import JobId, ModelId, PoolId, SiteId, parse_gpu_type, parse_name
-from atoll.model.views import DrainMove, DrainPlan, FleetView, PoolView, SiteView
+from atoll.model.views import Alarm, AlarmKind, DrainMove, DrainPlan, FleetView, PoolView, SiteView
 from atoll.v1 import operator_service_pb2 as operator_pb
 from atoll.v1 import types_pb2 as pb
 from atoll.wire import bounds
@@ -24,6 +24,7 @@ from atoll.wire.enums import (
 from atoll.wire.reports import TIME_SCALE_MILLI_MAX
 from atoll.wire.sites import drain_from_proto, drain_to_proto, site_spec_from_proto, site_spec_to_proto
 
+_ALARMS: Final = {kind.value: kind for kind in AlarmKind}
 ACTIONS: Final = ("wait", "move", "stop_at_deadline")
 
 
@@ -148,6 +149,7 @@ def fleet_view_to_proto(view: FleetView) -> operator_pb.FleetView:
         jobs_ended=view.jobs_ended,
         policy=view.policy,
         policy_digest=view.policy_digest,
+        alarms=[operator_pb.Alarm(kind=one.kind.value, subject=one.subject, since_us=one.since_us) for one in view.alarms],
     )
 
 
@@ -167,4 +169,11 @@ def fleet_view_from_proto(msg: operator_pb.FleetView) -> FleetView:
         jobs_ended=_count("jobs_ended", msg.jobs_ended),
         policy=bounds.label("policy", msg.policy),
         policy_digest=bounds.label("policy_digest", msg.policy_digest),
+        alarms=bounds.each("alarms", msg.alarms, limits.ALARMS_MAX, _alarm_from_proto),
     )
+
+
+def _alarm_from_proto(msg: operator_pb.Alarm) -> Alarm:
+    if msg.kind not in _ALARMS:
+        raise FieldError("kind", msg.kind, f"one of {', '.join(_ALARMS)}")
+    return Alarm(kind=_ALARMS[msg.kind], subject=bounds.label("subject", msg.subject), since_us=bounds.instant("since_us", msg.since_us))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from atoll.model import limits
@@ -42,6 +43,7 @@ from orchestrator.core.events import (
     SiteUncordoned,
 )
 from orchestrator.core.outputs import Done, Refusal, SubmitReply
+from orchestrator.core.placement.policy_file import write_policy
 from orchestrator.driver import Driver
 from orchestrator.identity import digest_of, new_secret
 from orchestrator.inbox import Lane
@@ -238,8 +240,13 @@ class OperatorService(OperatorServiceServicer):
 
     async def GetFleet(self, request: pb.GetFleetRequest, context: Context) -> pb.FleetView:
         """The fleet in one look."""
-        clock = self._driver.clock
-        return fleet_view_to_proto(self._driver.machine.fleet_view(clock.now_us(), clock.time_scale_milli))
+        clock, machine = self._driver.clock, self._driver.machine
+        return fleet_view_to_proto(replace(machine.fleet_view(clock.now_us(), clock.time_scale_milli), alarms=machine.alarms()))
+
+    async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:
+        """By which figures places are chosen."""
+        policy = self._driver.machine.context.policy
+        return pb.GetPolicyResponse(name=policy.name, digest=policy.identity.digest, text=write_policy(policy))
 
     async def Events(self, request: pb.EventsRequest, context: Context) -> AsyncIterator[types_pb2.AuditEvent]:
         """The audit after a number: from the store, then as it grows."""

@@ -17,9 +17,10 @@ from atoll.model.placement import Deferral
 from atoll.model.quote import Eta, PlaceView, Quote
 from atoll.model.residency import ModelPlaces, PushPlan
 from atoll.model.site import SiteRecord
-from atoll.model.views import DrainPlan, FleetView, SiteView
+from atoll.model.views import Alarm, DrainPlan, FleetView, SiteView
 from orchestrator.core import (
     adapters,
+    alarms,
     arrivals,
     assignments,
     attempts,
@@ -129,6 +130,10 @@ class Machine:
     def fleet_view(self, now_us: int, time_scale_milli: int) -> FleetView:
         """The fleet in one look."""
         return explain.fleet_view(self._ctx, now_us, time_scale_milli)
+
+    def alarms(self) -> tuple[Alarm, ...]:
+        """What is amiss now."""
+        return alarms.alarms(self._ctx)
 
     def queue_position(self, job_id: JobId) -> tuple[int, int]:
         """(place from 1, 0 if it does not wait; how many wait)."""

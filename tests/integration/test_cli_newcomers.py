@@ -18,18 +18,22 @@ import pytest
 
 from atoll.cli.app import main
 from atoll.cli.exits import Exit
+from atoll.cli.output import plain
 from atoll.client import AsyncClient, DeadlineError, NeverRunsWarning
+from atoll.model.attempt import AttemptState
 from atoll.model.ids import TenantId
 from atoll.v1 import job_service_pb2 as jobs_pb
 from atoll.v1 import operator_service_pb2 as operators_pb
 from atoll.v1 import types_pb2
 from atoll.wire.adapters import adapter_spec_to_proto
 from orchestrator.api.auth import Role, Token, operator_token
-from tests.integration.running_orchestrator import Running, ScriptedAgent, job, orchestrator
+from tests.integration.running_orchestrator import QUICK, Running, ScriptedAgent, job, orchestrator
 from tests.unit.fleet_of_machines import adapter, model, site
 
 Shown = pytest.CaptureFixture[str]
 Atoll = Callable[..., Coroutine[Any, Any, tuple[int, str, str]]]
+
+ONLY_B = types_pb2.Constraints(sites=["b"])
 
 
 @pytest.fixture
@@ -219,3 +223,42 @@ async def test_a_size_that_the_model_does_not_make_is_refused_before_it_is_accep
             jobs_pb.SubmitBatchRequest(jobs=[job(shape=types_pb2.Shape(width=width, height=1024, steps=4)) for width in (1024, 1025)])
         )
         assert [outcome.refusal.field for outcome in batch.outcomes] == ["", "shape.width"]
+
+
+async def test_the_policy_that_is_shown_is_the_one_that_the_fleet_runs_by(tmp_path: Path, atoll: Callable[[Running], Atoll]) -> None:
+    thrifty = replace(QUICK, name="thrifty", seconds_per_dollar=240)
+    async with orchestrator(tmp_path, policy=thrifty) as running:
+        run = atoll(running)
+        code, out, err = await run("policies", "show")
+        assert (code, err) == (Exit.OK, f"the policy that the orchestrator at {running.address} runs by\n")
+        assert out.startswith(f"policy/thrifty, {thrifty.identity.digest}: ") and "seconds_per_dollar: 240 (default 60)" in out
+        edited = tmp_path / "own.yaml"
+        edited.write_text((await run("policies", "show", "-o", "yaml"))[1])
+        assert (await run("policies", "check", str(edited), "-o", "json"))[1] == json.dumps(plain(thrifty.identity), indent=2) + "\n"
+        assert (await answer(run, "policies", "show"))["seconds_per_dollar"] == 240
+        for packaged in (("--packaged",), ("default",)):
+            code, out, err = await run("policies", "show", *packaged)
+            assert (code, err) == (Exit.OK, "") and "Every figure is the default." in out
+    code, out, err = await run("policies", "show")
+    assert code == Exit.OK and "Every figure is the default." in out
+    assert err.startswith(f"no orchestrator answers at {running.address}") and "this is the default that Atoll comes with" in err
+
+
+async def test_a_look_at_the_fleet_says_what_is_amiss(tmp_path: Path, atoll: Callable[[Running], Atoll]) -> None:
+    async with orchestrator(tmp_path) as running:
+        run = atoll(running)
+        await running.add_models(*(model(f"m{index}") for index in range(8)))
+        await running.apply(site("a"), site("b"))
+        async with ScriptedAgent(running, "a") as agent, ScriptedAgent(running, "b", hold=True) as broken:
+            assert (await run("fleet"))[1].splitlines()[-1] == "  no alarms"
+            agent.talks = False
+            for seed in range(8):
+                await running.submit(seed=seed, model_id=f"m{seed}", constraints=ONLY_B)
+            while not any(alarm["kind"] == "breaker_open" for alarm in (await answer(run, "fleet"))["alarms"]):
+                for key in list(broken.attempts):
+                    await broken.end(key, AttemptState.FAILED)
+            while not any(alarm["kind"] == "site_silent" for alarm in (await answer(run, "fleet"))["alarms"]):
+                pass
+            out = (await run("fleet"))[1]
+            assert "  2 alarms:" in out and "    site a is silent and gets no new work, last heard of " in out
+            assert "    pool b/big takes no new work: attempts kept failing there, 'atoll events' says of what" in out
