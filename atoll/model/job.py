@@ -218,3 +218,24 @@ class Job:
         """Whether every pool rejects it for what no waiting changes, as far as it is told why it waits."""
         told = self.deferral
         return self.state is JobState.QUEUED and told is not None and told.waits_for is None and is_lasting(told.rejections)
+
+    def decided(self, state: JobState, attempts: tuple[Attempt, ...], deferral: Deferral | None) -> Job:
+        """The job after one more decision about it. What `dataclasses.replace` makes, in a third of its time: each decision makes one."""
+        return Job(
+            job_id=self.job_id,
+            spec=self.spec,
+            state=state,
+            idempotency_key=self.idempotency_key,
+            payload_digest=self.payload_digest,
+            request_id=self.request_id,
+            accepted_us=self.accepted_us,
+            started_us=self.started_us,
+            ended_us=self.ended_us,
+            cancel_reason=self.cancel_reason,
+            attempts=attempts,
+            failure=self.failure,
+            result=self.result,
+            deferral=deferral,
+            eta=self.eta,
+            as_of_us=self.as_of_us,
+        )

@@ -5,10 +5,11 @@ Decides the form in which decisions are kept. Must not know how costs are comput
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, overload
 
 from atoll.model.ids import ModelId, NodeId, PoolId, SiteId
 
@@ -107,6 +108,64 @@ class Candidate:
     fetch_from: SiteId | None = None  # whose disks the weights come from; None: the origin store, or no fetch
 
 
+AWAITS: Final = tuple(Awaits)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedCandidates(Sequence[Candidate]):
+    """Places with their costs as one block of figures, made into candidates by whoever reads them: hardly anybody asks about a decision,
+    and each keeps eight. Equal to a tuple of equal candidates.
+
+    `figures`: int64 of this machine, a line for each place: total, wait, cold, what it awaits by its number in `AWAITS`, terms.
+    `fetch_from`: () where none has a peer site to fetch from.
+    """
+
+    figures: bytes
+    places: tuple[tuple[SiteId, PoolId], ...]
+    fetch_from: tuple[SiteId | None, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> Candidate: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Candidate, ...]: ...
+    def __getitem__(self, index: int | slice) -> Candidate | tuple[Candidate, ...]:
+        return tuple(self)[index]
+
+    def __iter__(self) -> Iterator[Candidate]:
+        figures = array("q", self.figures).tolist()
+        width = len(figures) // max(len(self.places), 1)
+        for number, place in enumerate(self.places):
+            fetch_from = self.fetch_from[number] if self.fetch_from else None
+            yield candidate_of(place, figures[number * width : (number + 1) * width], fetch_from)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, tuple | PackedCandidates) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
+def candidate_of(place: tuple[SiteId, PoolId], line: list[int], fetch_from: SiteId | None) -> Candidate:
+    """A line of figures as a candidate (see `PackedCandidates`)."""
+    total_us, wait_us, cold, awaits, *terms_us = line
+    return Candidate(
+        site_id=place[0],
+        pool_id=place[1],
+        total_us=total_us,
+        terms_us=tuple(terms_us),
+        cold=bool(cold),
+        wait_us=wait_us,
+        awaits=AWAITS[awaits],
+        fetch_from=fetch_from,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
     """How many pools were rejected for this reason."""
@@ -164,7 +223,7 @@ class Explanation:
     term_names: tuple[str, ...]
     chosen: Candidate
     node_id: NodeId
-    others: tuple[Candidate, ...]
+    others: Sequence[Candidate]
     rejections: tuple[Rejection, ...]
     evicted: tuple[Evicted, ...] = ()
     deferrals: int = 0  # how often the job had waited by choice before

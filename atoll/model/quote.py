@@ -6,6 +6,7 @@ A quote reserves nothing and promises nothing: the next event may change it. Mus
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -89,7 +90,7 @@ class Quote:
     policy: str
     term_names: tuple[str, ...]
     chosen: Candidate | None
-    others: tuple[Candidate, ...]  # the next best
+    others: Sequence[Candidate]  # the next best
     rejections: tuple[Rejection, ...]
     evicted: tuple[Evicted, ...] = ()  # what would make room at the chosen place
     weights_bytes: int  # of the model: what a cold place has to load

@@ -108,7 +108,8 @@ class JobClass:
     @property
     def head(self) -> tuple[int, JobId]:
         """Whose turn it is, as (accept_seq, job). The class must not be empty."""
-        seq, _, job_id = self._turn().first
+        lanes = self.lanes
+        seq, _, job_id = (next(iter(lanes.values())) if len(lanes) == 1 else self._turn()).first
         return seq, job_id
 
     @property
@@ -129,7 +130,8 @@ class JobClass:
 
     def fair_key(self) -> Key:
         """Where the class stands among those of its priority."""
-        return self._leading(self._fair).fair_key()
+        lane = self._leading(self._fair)
+        return (lane.tenant.virtual_us, lane.first[0])
 
     def age_key(self) -> Key:
         """Where the class stands by its oldest job."""

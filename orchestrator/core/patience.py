@@ -5,15 +5,14 @@ Decides where waiting ends to pay. Must not change the queue or the fleet.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from orchestrator.core.placement.choose import Board
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.queue import Queue
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class Line(NamedTuple):
     """Who rests for the busy place of a row. Times are by how much they put off whoever comes after: several slots serve them."""
 
     jobs: int

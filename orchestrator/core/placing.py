@@ -6,6 +6,7 @@ Decides when a job is bound and when it waits. Waiting is a candidate: a job res
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import itemgetter
 from typing import Final
 
 from atoll.model.attempt import Attempt, AttemptState
@@ -59,35 +60,39 @@ def place_ready(ctx: Context, arrivals: int = 0) -> None:
             left -= _place_class(ctx, first, left)
             continue
         left -= len(rivals)
-        for waiting in _by_regret(ctx, rivals):
-            left -= _place_class(ctx, waiting, 1) if ctx.queue.is_ready(waiting) else 0
+        for waiting, board in _by_regret(ctx, rivals):
+            left -= _place_class(ctx, waiting, 1, board) if ctx.queue.is_ready(waiting) else 0
 
 
-def _by_regret(ctx: Context, rivals: list[JobClass]) -> list[JobClass]:
-    """Classes that are ready together: first the one that loses most if another takes its best place; equals as they came.
+def _by_regret(ctx: Context, rivals: list[JobClass]) -> list[tuple[JobClass, Board]]:
+    """Classes that are ready together, each as it is scored now: first the one that loses most if another takes its best place; equals as
+    they came.
 
     Whoever has a second place nearly as good can leave the best one to whoever has none. Fairness loses nothing: one job of each is served
     before any has a second, and what is bound is charged.
     """
-    regrets: dict[JobClass, int] = {}
-    for waiting in rivals:
-        model = ctx.state.models[waiting.key.model_id]
-        estimate = ctx.estimator.of(waiting.key, model)
-        board = ctx.scorer.score(waiting.key, estimate, ctx.now_us, slack_us=_slack_us(ctx, waiting.head[1]))
-        regrets[waiting] = board.regret_us()
-    return sorted(rivals, key=lambda waiting: -regrets[waiting])
+    scored: list[tuple[int, JobClass, Board]] = []
+    for table, waiting in enumerate(rivals, 1):
+        estimate = ctx.estimator.of(waiting.key, ctx.state.models[waiting.key.model_id])
+        board = _score(ctx, waiting, estimate, table=table)
+        scored.append((-board.regret_us(), waiting, board))
+    scored.sort(key=itemgetter(0))
+    return [(waiting, board) for _, waiting, board in scored]
 
 
-def _place_class(ctx: Context, waiting: JobClass, budget: int) -> int:
-    """Bind jobs of a class until it is another's turn, it rests, or the budget is spent; how many scorings it took."""
+def _place_class(ctx: Context, waiting: JobClass, budget: int, known: Board | None = None) -> int:
+    """Bind jobs of a class until it is another's turn, it rests, or the budget is spent; how many scorings it took. `known`: how it was
+    scored, which is not done again if it is still true."""
     key = waiting.key
     model = ctx.state.models[key.model_id]
-    estimate = ctx.estimator.of(key, model)
     spent = 0
     while spent < budget:
         spent += 1
-        board = _score(ctx, waiting, estimate)
-        bound, patient = board.bound, board.patient
+        if known is not None and known.holds(_slack_us(ctx, waiting)):
+            board, known = known, None
+        else:
+            board = _score(ctx, waiting, ctx.estimator.of(key, model))
+        bound, patient, estimate = board.bound, board.patient, board.estimate
         if _correct_overdue(ctx, board, bound) or _correct_overdue(ctx, board, patient):
             continue
         position = _who_binds(ctx.queue, board, bound, patient, waiting)
@@ -100,15 +105,15 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int) -> int:
                 return spent
         else:
             _bind_one(ctx, waiting, model, board, bound, position)
-        if ctx.queue.first_ready() is not waiting:
+        if spent < budget and ctx.queue.first_ready() is not waiting:
             return spent
     return spent
 
 
-def _score(ctx: Context, waiting: JobClass, estimate: Estimate) -> Board:
-    job_id = waiting.head[1]
-    board = ctx.scorer.score(waiting.key, estimate, ctx.now_us, slack_us=_slack_us(ctx, job_id), lot=lot_of(ctx, job_id))
-    if waiting.key in ctx.state.claims:
+def _score(ctx: Context, waiting: JobClass, estimate: Estimate, table: int = 0) -> Board:
+    lot = NO_LOT if ctx.policy.rule is Rule.COST else lot_of(ctx, waiting.head[1])
+    board = ctx.scorer.score(waiting.key, estimate, ctx.now_us, slack_us=_slack_us(ctx, waiting), lot=lot, table=table)
+    if ctx.state.claims and waiting.key in ctx.state.claims:
         claims.correct(ctx, board, waiting.key)
     return board
 
@@ -118,7 +123,7 @@ def _bind_one(ctx: Context, waiting: JobClass, model: ModelSpec, board: Board, r
     job_id = waiting.nth(position)
     _bind(ctx, ctx.state.jobs[job_id], model, board, row)
     ctx.queue.bound(waiting)
-    if waiting.key in ctx.state.claims:
+    if ctx.state.claims and waiting.key in ctx.state.claims:
         claims.drop(ctx, waiting.key, f"job {job_id} found another place")
 
 
@@ -157,9 +162,9 @@ def _spares(board: Board, row: int, lender: ClassKey) -> bool:
     return all(victim.model_id != lender.model_id for slot in slots_of(board, row) for victim in victims_in(board, row, slot))
 
 
-def _slack_us(ctx: Context, job_id: JobId) -> int:
-    """How long until the deadline of a job."""
-    return jobs.slack_us(ctx.state.jobs[job_id].job, ctx.now_us)
+def _slack_us(ctx: Context, waiting: JobClass) -> int:
+    """How long until the deadline of the job whose turn it is in a class."""
+    return jobs.slack_us(ctx.state.jobs[waiting.head[1]].job, ctx.now_us)
 
 
 def lot_of(ctx: Context, job_id: JobId) -> Lot:
@@ -263,7 +268,9 @@ def _tell_head(ctx: Context, job_id: JobId, deferral: Deferral) -> None:
     same = same and old is not None and old.claim == deferral.claim
     since_us = old.since_us if same and old is not None else deferral.since_us
     entry.deferrals += 0 if same else 1
-    entry.job = replace(entry.job, deferral=replace(deferral, since_us=since_us))
+    if since_us != deferral.since_us:
+        deferral = replace(deferral, since_us=since_us)
+    entry.job = entry.job.decided(entry.job.state, entry.job.attempts, deferral)
     if not same:
         ctx.show_job(entry.job)
 
@@ -281,7 +288,7 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
     evict = tuple({victim.model_id: None for victim in victims})
     exec_us = int(board.estimate.execution_us[row])
     delay_us = board.delay_us(row)
-    chosen, *others = board.candidates([row, *board.next_best(row, ctx.policy.candidates_kept)])
+    chosen, others = board.told(row, ctx.policy.candidates_kept)
     executing_us = exec_us + int(board.estimate.output_us[row])
     told = etas.spread(ctx, delay_us, executing_us, cold=board.is_cold(row), modality=model.modality)
     job = entry.job
@@ -293,7 +300,7 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
         term_names=TERM_NAMES,
         chosen=chosen,
         node_id=slot.ref.node_id,
-        others=tuple(others),
+        others=others,
         rejections=board.rejections(),
         evicted=tuple(victim.told() for victim in victims),
         deferrals=entry.deferrals,
@@ -321,7 +328,7 @@ def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: in
         charge_us=ctx.queue.charge(job.spec.tenant, exec_us, column.pool.gpu, job.spec.gang_size),
         lost_after_us=leases.lost_after_us(ctx, delay_us),
     )
-    entry.job = replace(job, state=JobState.PLACED, attempts=(*job.attempts, attempt), deferral=None)
+    entry.job = job.decided(JobState.PLACED, (*job.attempts, attempt), None)
     ctx.state.last_place = (column.site.site_id, column.pool.pool_id)
     ctx.queue.discard(job.job_id)
     ctx.save_job(entry)
@@ -337,7 +344,7 @@ def _reserve(ctx: Context, members: tuple[Slot, ...], live: LiveAttempt, model: 
     site = column.site
     site.attempts[live.key] = live
     loading_us = board.delay_us(row) - live.exec_us - int(board.estimate.output_us[row]) if cold else 0
-    adapters, gone = {use.adapter_id for use in live.spec.adapters}, list[Replica]()
+    adapters, gone = [use.adapter_id for use in live.spec.adapters], list[Replica]()
     for slot in members:
         was_free = slot.ready and not slot.attempts
         if was_free:
@@ -345,7 +352,8 @@ def _reserve(ctx: Context, members: tuple[Slot, ...], live: LiveAttempt, model: 
         sites.reserve(slot, live.replica, model.resident_bytes)
         replica = slot.replicas[live.replica]
         replica.last_used_us = ctx.now_us
-        replica.adapters = tuple(sorted(adapters.union(replica.adapters)))
+        if adapters:
+            replica.adapters = tuple(sorted({*adapters, *replica.adapters}))
         busy_from_us = max(slot.busy_until_us, ctx.now_us) if slot.attempts else ctx.now_us
         slot.attempts.append(live.key)
         slot.busy_until_us = busy_from_us + live.exec_us + loading_us

@@ -124,9 +124,12 @@ def bound(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, wait_us: 
     ahead = slot.attempts[:-1]
     if not ahead or wait_us < ctx.policy.preempt_gain_min_ms * 1_000 or live.spec.gang_size != 1:
         return
+    rank = PRIORITY_RANK[live.spec.priority]
+    if any(PRIORITY_RANK[column.site.attempts[key].spec.priority] <= rank for key in ahead):
+        return
     works = _works(ctx, column, slot, ahead)
     weight_milli = ctx.policy.weight_milli(live.spec.priority)
-    waiter = Waiter(rank=PRIORITY_RANK[live.spec.priority], weight_milli=weight_milli, wait_us=wait_us, hold_us=live.exec_us)
+    waiter = Waiter(rank=rank, weight_milli=weight_milli, wait_us=wait_us, hold_us=live.exec_us)
     if works is None or worth_of(waiter, works, _rules(ctx)) is None:
         return
     for attempt_key in ahead:

@@ -316,13 +316,12 @@ class Queue:
 
     def first_ready(self) -> JobClass | None:
         """The ready class whose turn it is; None: all rest. After each bound job another one's turn may have come."""
-        favoured = self._favoured.first()
-        for rank in _RANKS:
+        favoured = self._favoured.first() if len(self._favoured) else None
+        for rank, ready in self._ready.items():
             if favoured is not None and (favoured.favour is Favour.AGED or favoured.key.rank == rank):
                 return favoured
-            first = self._ready[rank].first()
-            if first is not None:
-                return first
+            if len(ready):
+                return ready.first()
         return None
 
     def rivals(self, first: JobClass, most: int) -> list[JobClass]:

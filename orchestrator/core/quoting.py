@@ -168,7 +168,7 @@ def _offer(ctx: Context, asked: _Asked, now_us: int) -> Quote:
     executing_us = int(board.estimate.execution_us[row]) + int(board.estimate.output_us[row])
     taken = etas.spread(ctx, turn_us + delay_us, executing_us, cold=cold, modality=asked.model.modality)
     members = slots_of(board, row) if verdict is Verdict.NOW else ()
-    chosen, *others = board.candidates([row, *board.next_best(row, ctx.policy.candidates_kept)])
+    chosen, others = board.told(row, ctx.policy.candidates_kept)
     return Quote(
         at_us=now_us,
         verdict=verdict,
@@ -176,7 +176,7 @@ def _offer(ctx: Context, asked: _Asked, now_us: int) -> Quote:
         rule=ctx.policy.rule,
         term_names=TERM_NAMES,
         chosen=chosen,
-        others=tuple(others),
+        others=others,
         rejections=board.rejections(),
         evicted=tuple(victim.told() for member in members for victim in victims_in(board, row, member)),
         weights_bytes=asked.model.weights_bytes,

@@ -75,5 +75,9 @@ class Resting:
     def at(self, pool: int, rank: int, model_id: ModelId | None) -> tuple[int, int]:
         """How many jobs of this rank or a more urgent one rest until this pool frees a slot, and for how many microseconds in all they
         would hold one; of a model, or of any."""
-        lines = [line for urgent in range(rank + 1) if (line := self._lines.get((pool, urgent, model_id))) is not None]
-        return sum(line[0] for line in lines), sum(line[1] for line in lines)
+        jobs = work_us = 0
+        for urgent in range(rank + 1):
+            line = self._lines.get((pool, urgent, model_id))
+            if line is not None:
+                jobs, work_us = jobs + line[0], work_us + line[1]
+        return jobs, work_us

@@ -92,10 +92,14 @@ class Turns:
 
     def few(self, most: int) -> list[JobClass] | None:
         """All that take part, in the order of their turns, if they are at most so many; None if there are more."""
+        if len(self._entered) == 1:
+            return list(self._entered)
         return sorted(self._entered, key=JobClass.rank_key) if len(self._entered) <= most else None
 
     def first(self) -> JobClass | None:
         """The class whose turn it is; None if none takes part."""
+        if len(self._entered) <= 1:
+            return next(iter(self._entered), None)
         group, led = self._tenants.first(), self._led.first()
         if group is None or (led is not None and led.fair_key() < group.key()):
             return led

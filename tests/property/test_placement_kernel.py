@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core.placement import kernel, listing, vectors
+from orchestrator.core.placement.registry import LAYOUT, TERM_NAMES
 from orchestrator.core.placement.rows import (
+    LEAD,
     NO_BUDGET,
     NO_DEADLINE,
     RATES,
@@ -86,6 +88,14 @@ def test_machine_code_and_numpy_give_the_same(fleet: Fleet) -> None:
         rows, others = np.zeros(keep, dtype=np.int64), np.zeros(keep, dtype=np.int64)
         found = listing.nearest_rows(here, 0, rows)
         assert found == vectors.nearest(here, 0, others) and np.array_equal(rows[:found], others[:found])
+    still = np.random.default_rng(len(here)).integers(0, 10**9, (len(here), len(TERM_NAMES)))
+    for keep in (0, 1, 8):
+        told = [(np.zeros(1 + keep, dtype=np.int64), np.full((1 + keep, LEAD + len(TERM_NAMES)), -1, dtype=np.int64)) for _ in range(2)]
+        chosen = next((row for row in range(len(here)) if here[row, Out.STATE] != State.IMPOSSIBLE), 0)
+        told[0][0][0] = told[1][0][0] = chosen
+        found = listing.tell_rows(here, still, len(fleet[1]), told[0][0], LAYOUT, told[0][1])
+        assert found == vectors.tell(here, still, len(fleet[1]), told[1][0], LAYOUT, told[1][1])
+        assert all(np.array_equal(ours[:found], theirs[:found]) for ours, theirs in zip(*told, strict=True))
     codes, reasons = 1 - fleet[0][: len(fleet[1]), Fix.FEASIBLE], 2 + np.arange(len(fleet[1]), dtype=np.int64) % 2
     counts, same = np.zeros(6, dtype=np.int64), np.zeros(6, dtype=np.int64)
     listing.count_reasons(codes, reasons, fleet[1], here, (2, 4, 5), counts)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.core.placement.choose import Board
 from sims.run import Options, run_seed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 JOBS = 40
 PROBE = """
 import sys
+from orchestrator.core.placement.choose import Board
 from sims.run import Options, run_seed
 print(run_seed(int(sys.argv[1]), Options(jobs=int(sys.argv[2]))).digest)
 """
@@ -50,3 +52,20 @@ def test_other_seed_other_digest() -> None:
 def test_snapshot_covers_everything(seed: int) -> None:
     """A machine restored from its snapshot after each event goes on as if nothing had happened."""
     assert run_seed(seed, Options(jobs=JOBS, resnapshot=True)).digest == run_seed(seed, Options(jobs=JOBS)).digest
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_costs_that_are_told_to_hold_are_those_that_would_be_found_again(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was scored to order classes by regret decides for them, unless something changed; scoring each anew changes no decision."""
+    asked, holds = list[bool](), Board.holds
+
+    def noted(board: Board, slack_us: int) -> bool:
+        asked.append(holds(board, slack_us))
+        return asked[-1]
+
+    monkeypatch.setattr(Board, "holds", noted)
+    kept = run_seed(seed, Options(jobs=JOBS)).digest
+    assert any(asked), "no board was used twice"
+    assert not all(asked), "nothing changed before a board was used again"
+    monkeypatch.setattr(Board, "holds", lambda board, slack_us: False)
+    assert run_seed(seed, Options(jobs=JOBS)).digest == kept

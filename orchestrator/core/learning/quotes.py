@@ -152,7 +152,8 @@ class Quotes:
 
     def quote(self, before_us: int, execution_us: int, cold: bool, modality: Modality) -> Spread:
         """Of a completion that was predicted to begin to execute after `before_us`, and then to take `execution_us` to its result."""
-        kind = self._kinds[key_of(cold, modality)]
+        # A modality is its own name: the look-up needs no more, and this is asked at each decision.
+        kind = self._kinds[(COLD if cold else WARM), modality]
         before, execution = _stretched(before_us, kind[QuotePart.BEFORE]), _stretched(execution_us, kind[QuotePart.EXECUTION])
         margins = _margins(kind[QuotePart.WHOLE])
         p50_us, p90_us = _widened(_added(before, execution), margins)

@@ -5,7 +5,7 @@ Decides which slot a chosen row means. Must not change any state of the fleet. T
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -14,7 +14,7 @@ import numpy as np
 
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.job import Priority
-from atoll.model.placement import Awaits, Candidate, Reason, Rejection
+from atoll.model.placement import AWAITS, Awaits, Candidate, PackedCandidates, Reason, Rejection, candidate_of
 from atoll.model.replica import ReplicaState
 from orchestrator.core.placement import kernel, listing
 from orchestrator.core.placement.classes import ClassKey
@@ -25,11 +25,11 @@ from orchestrator.core.placement.eviction import Victim, leaving
 from orchestrator.core.placement.gangs import cold_block, ready_block, spare_slot
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.presence import bare_slot, ready_slot, warm_slot
-from orchestrator.core.placement.registry import terms_of
+from orchestrator.core.placement.registry import LAYOUT, TERM_NAMES
 from orchestrator.core.placement.rows import (
-    BARE,
     COLD,
     FORBIDDEN_US,
+    LEAD,
     NO_DEADLINE,
     OVERDUE_US,
     RATES,
@@ -49,13 +49,14 @@ from orchestrator.core.state import ReplicaKey, Slot
 # Rows besides the best among which one of another pool is: a pool has three at most.
 _OTHERS_MAX: Final = 4
 # As plain integers: a member of an IntEnum costs a look-up where a list is indexed.
-_NO_SLOT, _MEMORY_BUSY, _TOO_DEAR = (
-    REASON_CODE[reason] for reason in (Reason.NO_SLOT, Reason.MEMORY_BUSY, Reason.LOAD_TOO_DEAR)
-)
+_TOLD_APART = (REASON_CODE[Reason.NO_SLOT], REASON_CODE[Reason.MEMORY_BUSY], REASON_CODE[Reason.LOAD_TOO_DEAR])
 _ON_ITS_WAY: Final = (ReplicaState.ABSENT, ReplicaState.LOADING)
-_STATE, _WAIT, _TOTAL, _BINDABLE = int(Out.STATE), int(Out.WAIT), int(Out.TOTAL), int(State.BINDABLE)
+_WIDTH: Final = LEAD + len(TERM_NAMES)
+_TOLD_WAIT, _TOLD_AWAITS = 1, 3
+_AWAITS: Final = {awaits: number for number, awaits in enumerate(AWAITS)}
 _NOW, _NEED, _CHURN, _SLACK = int(Rate.NOW), int(Rate.NEED), int(Rate.CHURN), int(Rate.SLACK)
 _FETCH, _SOURCE, _ORIGIN = int(Out.FETCH), int(Out.SOURCE), int(Source.ORIGIN)
+_TOTAL, _WAIT, _DELAY, _PAID = int(Out.TOTAL), int(Out.WAIT), int(Out.DELAY), int(Out.PAID)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,7 +70,13 @@ class Board:
     bound: int | None
     patient: int | None
     pools: int  # rows are kind x pools + pool
+    changes: int  # of `columns`, for which this was true
+    slack_us: int  # until the deadline
     keys: Ints | None = None  # where a rule that is not least cost weighs waiting: by what
+
+    def holds(self, slack_us: int) -> bool:
+        """Whether scoring again in the same step would find the same."""
+        return self.columns.changes == self.changes and slack_us == self.slack_us
 
     def column(self, row: int) -> Column:
         """The pool of a row."""
@@ -81,7 +88,7 @@ class Board:
 
     def total_us(self, row: int) -> int:
         """The cost of a row."""
-        return int(self.out[row, Out.TOTAL])
+        return self.out.item(row, _TOTAL)
 
     def gain_us(self, bound: int, patient: int) -> int:
         """By how much the row to wait for is better than the row to bind."""
@@ -89,11 +96,11 @@ class Board:
 
     def wait_us(self, row: int) -> int:
         """How long until a row could begin."""
-        return int(self.out[row, Out.WAIT])
+        return self.out.item(row, _WAIT)
 
     def fetch_us(self, row: int) -> int:
         """How long until the weights of a row are there."""
-        return int(self.out[row, Out.FETCH])
+        return self.out.item(row, _FETCH)
 
     def source(self, row: int) -> Source:
         """Where the weights of a cold row come from."""
@@ -101,34 +108,37 @@ class Board:
 
     def overdue(self, row: int) -> bool:
         """Whether the row waits for a slot that should have been free by now."""
-        return self.wait_us(row) == OVERDUE_US
+        return self.out.item(row, _WAIT) == OVERDUE_US
 
     def gpu_usd_micros(self, row: int) -> int:
         """Micro-dollars of GPU time that a row costs, the fetch for which its slot is held included."""
-        return int(self.out[row, Out.PAID])
+        return self.out.item(row, _PAID)
 
     def delay_us(self, row: int) -> int:
         """Predicted time from decision to result, without prices."""
-        return int(self.out[row, Out.DELAY]) + int(self.estimate.unpriced_us[row])
+        return self.out.item(row, _DELAY) + self.estimate.unpriced_us.item(row)
 
     def candidates(self, rows: list[int]) -> tuple[Candidate, ...]:
         """Rows as they are kept in an explanation."""
-        still, told = self.estimate.still.terms[rows].tolist(), self.out[rows].tolist()
-        return tuple(self._candidate(row, line, out) for row, line, out in zip(rows, still, told, strict=True))
+        return tuple(self.told(row, 0)[0] for row in rows)
 
-    def _candidate(self, row: int, still: list[int], told: list[int]) -> Candidate:
-        kind, index = divmod(row, self.pools)
-        column, wait_us = self.columns.columns[index], told[_WAIT]
-        return Candidate(
-            site_id=column.site.site_id,
-            pool_id=column.pool.pool_id,
-            total_us=told[_TOTAL],
-            terms_us=tuple(terms_of(still, told, bare=kind == BARE)),
-            cold=kind == COLD,
-            wait_us=0 if told[_STATE] == _BINDABLE else wait_us,
-            awaits=Awaits.NOTHING if kind == COLD and not wait_us else awaited(self, row),
-            fetch_from=None if self.estimate.ways.peers is None else self.fetch_from(row),
-        )
+    def told(self, row: int, keep: int) -> tuple[Candidate, Sequence[Candidate]]:
+        """A row as it is kept in an explanation, and the next best besides it, cheapest first, at most `keep`."""
+        rows = np.empty(1 + keep, dtype=np.int64)
+        rows[0] = row
+        figures = np.empty((1 + keep, _WIDTH), dtype=np.int64)
+        found = listing.tell(self.out, self.estimate.still.terms, self.pools, rows, LAYOUT, figures)
+        told, columns, pools = rows[:found].tolist(), self.columns.columns, self.pools
+        for number, one in enumerate(told):
+            # Nothing is looked up for those that load in a slot which is free: they wait for nothing.
+            if one // pools != COLD or figures[number, _TOLD_WAIT]:
+                figures[number, _TOLD_AWAITS] = _AWAITS[awaited(self, one)]
+        fetch_from = () if self.estimate.ways.peers is None else tuple(map(self.fetch_from, told))
+        chosen = candidate_of(columns[row % pools].place, figures[0].tolist(), fetch_from[0] if fetch_from else None)
+        if found == 1:
+            return chosen, ()
+        places = tuple([columns[one % pools].place for one in told[1:]])
+        return chosen, PackedCandidates(figures[1:found].tobytes(), places, fetch_from[1:])
 
     def fetch_from(self, row: int) -> SiteId | None:
         """The peer site from which a row's weights have to come; None: the origin store, or they are at the site or on their way."""
@@ -157,42 +167,33 @@ class Board:
                 return max(self.total_us(row) - self.total_us(self.bound), 0)
         return UNREACHABLE
 
-    def next_best(self, chosen: int, keep: int) -> list[int]:
-        """The next best rows besides `chosen`, cheapest first, at most `keep`."""
-        if not keep:
-            return []
-        rows = np.empty(keep, dtype=np.int64)
-        return [int(row) for row in rows[: listing.nearest(self.out, chosen, rows)]]
-
     def rejections(self) -> tuple[Rejection, ...]:
         """Pools that cannot be bound now, counted by reason; the order is that of `Reason`."""
         counts = np.zeros(len(REASONS), dtype=np.int64)
         columns = self.columns
-        listing.count(self.estimate.codes, columns.reason, columns.dyn, self.out, (_NO_SLOT, _MEMORY_BUSY, _TOO_DEAR), counts)
-        return tuple(_rejection(code, pools) for code, pools in enumerate(counts.tolist()) if pools and code)
+        listing.count(self.estimate.codes, columns.reason, columns.dyn, self.out, _TOLD_APART, counts)
+        return _rejections(counts.tobytes())
 
 
-@lru_cache(maxsize=4_096)  # the same few hundred at every decision
-def _rejection(code: int, pools: int) -> Rejection:
-    reason = REASONS[code]
-    assert reason is not None, "0 counts nothing"
-    return Rejection(reason=reason, pools=pools)
+@lru_cache(maxsize=4_096)  # most decisions find what many before them did
+def _rejections(counts: bytes) -> tuple[Rejection, ...]:
+    pools = np.frombuffer(counts, dtype=np.int64).tolist()
+    return tuple(Rejection(reason=reason, pools=pools[code]) for code, reason in enumerate(REASONS) if reason is not None and pools[code])
 
 
 class Scorer:
-    """Scores classes against the fleet. Tables are kept between calls: a Board is good until the next one is made."""
+    """Scores classes against the fleet. Tables are kept between calls: a Board is good until the next one is made in the same table."""
 
-    __slots__ = ("_chooser", "_columns", "_everything", "_guards", "_out", "_policy", "_rates", "_target", "_timed", "_worth")
+    __slots__ = ("_chooser", "_columns", "_everything", "_guards", "_outs", "_policy", "_target", "_timed", "_worth")
 
     def __init__(self, columns: Columns, policy: Policy, target: Callable[[ModelId], int]) -> None:
         self._columns = columns
         self._target = target
         self._policy = policy
         self._chooser = RULES.get(policy.rule)
-        self._rates = np.zeros(RATES, dtype=np.int64)
         self._worth: dict[tuple[Priority, bool], Ints] = {}
         self._guards, self._timed = "churn" in policy.terms, "deadline" in policy.terms
-        self._out = np.zeros((0, len(Out)), dtype=np.int64)
+        self._outs: dict[tuple[int, int], Ints] = {}  # by number of the table, and its rows
         self._everything = np.zeros(0, dtype=np.bool_)
 
     def score(
@@ -204,34 +205,46 @@ class Scorer:
         slack_us: int = NO_DEADLINE,
         mask: Bools | None = None,
         lot: Lot = NO_LOT,
+        table: int = 0,
     ) -> Board:
         """Cost every row of a class. `slack_us`: until the job's deadline; `mask`: the rows that may be chosen; `lot`: whose decision
-        it is, for the policies that choose by chance or in turn."""
-        columns, rates = self._columns, self._rates
+        it is, for the policies that choose by chance or in turn; `table`: which of the tables is written."""
+        columns, rates = self._columns, self._worth_of(key)
         presence = columns.where.presence(estimate.variant, columns.prices)
-        if len(self._out) != len(estimate.fix):
-            self._out = np.zeros((len(estimate.fix), len(Out)), dtype=np.int64)
-            self._everything = np.ones(len(estimate.fix), dtype=np.bool_)
-        np.copyto(rates, self._worth_of(key))
+        rows = len(estimate.fix)
+        out = self._outs.get((table, rows))
+        if out is None:
+            out = self._allot(table, rows)
         rates[_NOW], rates[_NEED] = now_us, estimate.memory_bytes
         rates[_CHURN] = self._guards and self._beyond_target(key.model_id)
         rates[_SLACK] = slack_us if self._timed else NO_DEADLINE
-        chosen = self._everything if mask is None else mask
+        chosen = self._everything[:rows] if mask is None else mask
         bound, patient = kernel.decide(
-            estimate.fix, columns.dyn, columns.rooms, columns.node_rooms, presence.table, presence.spots, rates, chosen, self._out
+            estimate.fix, columns.dyn, columns.rooms, columns.node_rooms, presence.table, presence.spots, rates, chosen, out
         )
         board = Board(
             columns=columns,
             estimate=estimate,
             now_us=now_us,
-            out=self._out,
+            out=out,
             bound=None if bound < 0 else int(bound),
             patient=None if patient < 0 else int(patient),
             pools=len(columns.columns),
+            changes=columns.changes,
+            slack_us=slack_us,
         )
         if self._chooser is not None:
             self._choose(self._chooser, board, chosen, lot)
         return board
+
+    def _allot(self, table: int, rows: int) -> Ints:
+        """A table of so many rows. Classes have two or three for each pool: tables for another number of pools are of no use."""
+        pools = len(self._columns.columns)
+        self._outs = {key: out for key, out in self._outs.items() if key[1] in (2 * pools, 3 * pools)}
+        out = self._outs[table, rows] = np.zeros((rows, len(Out)), dtype=np.int64)
+        if len(self._everything) < rows:
+            self._everything = np.ones(rows, dtype=np.bool_)
+        return out
 
     def cost_us(self, key: ClassKey, estimate: Estimate, row: int, wait_us: int, fetch_us: int = 0, slack_us: int = NO_DEADLINE) -> int:
         """What a row would cost if it began after this wait and fetch, nothing had to leave, and no guard was up; UNREACHABLE beyond the
@@ -248,7 +261,7 @@ class Scorer:
         return int(line[Out.TOTAL]) if line[Out.STATE] != State.IMPOSSIBLE else UNREACHABLE
 
     def _worth_of(self, key: ClassKey) -> Ints:
-        """What a class's time, money and neighbours are worth: the rates that do not change from one decision to the next."""
+        """What a class's time, money and neighbours are worth; the rates of single decisions are written into their places."""
         single = key.gang_size == 1
         rates = self._worth.get((key.priority, single))
         if rates is not None:

@@ -40,6 +40,7 @@ class ClassKey:
     avoid_until_us: int
     # What the dataclass would compute at each look-up, kept: ten fields hashed anew would cost more than a decision. Only dicts read it.
     _hash: int = field(init=False, repr=False, compare=False)
+    rank: int = field(init=False, repr=False, compare=False)  # of the priority: lower goes first
 
     def __post_init__(self) -> None:
         figures = (
@@ -47,6 +48,7 @@ class ClassKey:
             self.simulated, self.gang_size, self.adapters, self.input_bytes, self.avoid, self.avoid_until_us,
         )  # fmt: skip
         object.__setattr__(self, "_hash", figures.__hash__())
+        object.__setattr__(self, "rank", PRIORITY_RANK[self.priority])
 
     def __hash__(self) -> int:
         return self._hash
@@ -54,11 +56,6 @@ class ClassKey:
     def variant(self, need_bytes: int) -> Variant:
         """What has to be resident, where a slot of it needs this much memory."""
         return Variant(self.model_id, self.gang_size, self.adapters, need_bytes if self.gang_size > 1 else 0)
-
-    @property
-    def rank(self) -> int:
-        """Lower goes first."""
-        return PRIORITY_RANK[self.priority]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from atoll.model.ids import ModelId
+from atoll.model.ids import ModelId, PoolId, SiteId
 from orchestrator.core.state import Pool, ReplicaKey, Site, Slot
 
 # (key, second key, node index, slot index, version): valid while the slot's version is this one.
@@ -62,6 +62,10 @@ class Column:
     gangs: Counter[int] = field(default_factory=Counter)  # shares of gangs' replicas, by the size of the gang
     free_slots: int = 0
     node_free: list[int] = field(default_factory=list)  # free slots per node
+    place: tuple[SiteId, PoolId] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.place = (self.site.site_id, self.pool.pool_id)
 
     def slot(self, node_index: int, index: int) -> Slot:
         """The slot at these coordinates."""
@@ -69,10 +73,11 @@ class Column:
 
     def top(self, heap: list[Entry]) -> Slot | None:
         """The first valid slot of a heap; stale entries before it are dropped."""
+        nodes = self.pool.nodes
         while heap:
-            entry = heap[0]
-            slot = self.slot(entry[2], entry[3])
-            if slot.version == entry[4]:
+            _, _, node_index, index, version = heap[0]
+            slot = nodes[node_index].slots[index]
+            if slot.version == version:
                 return slot
             heappop(heap)
         return None
@@ -97,17 +102,23 @@ class Column:
 
     def copies(self, model_id: ModelId) -> int:
         """Replicas of the model, a gang's as one."""
-        return sum(slots // key.gang_size for key, slots in self.replicas.get(model_id, {}).items())
+        held = self.replicas.get(model_id)
+        return sum([slots // key.gang_size for key, slots in held.items()]) if held else 0
 
     def hold(self, key: ReplicaKey, where: tuple[int, int], step: int) -> None:
         """One slot more (or, with -1, fewer) holds this replica."""
         if step > 0:
-            self.warm.setdefault(key, WarmIndex()).slots.add(where)
+            warm = self.warm.get(key)
+            if warm is None:
+                warm = self.warm[key] = WarmIndex()
+            warm.slots.add(where)
         else:
             self.warm[key].slots.discard(where)
             if not self.warm[key].slots:
                 del self.warm[key]
-        held = self.replicas.setdefault(key.model_id, Counter())
+        held = self.replicas.get(key.model_id)
+        if held is None:
+            held = self.replicas[key.model_id] = Counter()
         held[key] += step
         if key.gang_size > 1:
             self.gangs[key.gang_size] += step
@@ -121,7 +132,10 @@ class Column:
 
 def free_bytes(slot: Slot) -> int:
     """Memory that no replica of the slot holds or will hold."""
-    return slot.memory_bytes - sum(replica.memory_bytes for replica in slot.replicas.values())
+    left = slot.memory_bytes
+    for replica in slot.replicas.values():
+        left -= replica.memory_bytes
+    return left
 
 
 def is_free(slot: Slot) -> bool:

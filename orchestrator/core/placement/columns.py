@@ -32,6 +32,8 @@ REASONS: Final[tuple[Reason | None, ...]] = (None, *Reason)
 REASON_CODE: Final = {reason: code for code, reason in enumerate(REASONS) if reason is not None}
 _NEVER: Final = 2**62
 # No slot with victims: no free bytes, and nothing that could leave.
+# As plain integers: a member of an IntEnum costs a look-up each time, and these are written at every decision.
+_FREE, _SOONEST, _WHOLE = int(Dyn.FREE), int(Dyn.SOONEST), int(Dyn.WHOLE)
 _NOTHING_KEPT: Final = [0] * (ROOM_WIDTH - Room.KEPT_LEAST)
 
 
@@ -58,6 +60,7 @@ class Columns:
     def __init__(self, policy: Policy, models: Mapping[ModelId, ModelSpec], wishes: Wishes) -> None:
         self.depth = policy.slot_depth
         self.version = 0  # grows when anything that class estimates depend on changes
+        self.changes = 0  # grows when anything changes that a decision reads, but for what is learned
         self.columns: list[Column] = []
         self.by_pool: dict[tuple[SiteId, PoolId], Column] = {}
         self.where = Whereabouts()
@@ -203,6 +206,7 @@ class Columns:
         spec = site.record.spec
         for column in self.of_site(site):
             index = column.index
+            self.changes += 1
             breaker = site.breakers.get(column.pool.pool_id)
             closed = reason or (Reason.BREAKER_OPEN if breaker is not None and breaker.blocks else None)
             self.dyn[index, Dyn.ACCEPTING] = closed is None
@@ -225,6 +229,7 @@ class Columns:
 
     def flows_changed(self, site: Site) -> None:
         """A fetch to the site, or a copy within it, began or ended: all of its pools share the rate."""
+        self.changes += 1
         for column in self.of_site(site):
             self.dyn[column.index, Dyn.FLOWS], self.dyn[column.index, Dyn.COPIES] = site.fetches, site.copies
 
@@ -327,11 +332,12 @@ class Columns:
         return where[1] % key.gang_size == 0
 
     def _refresh_pool(self, column: Column) -> None:
+        self.changes += 1
         busy = column.top(column.busy)
         line = self.dyn[column.index]
-        line[Dyn.FREE] = column.free_slots
-        line[Dyn.WHOLE] = is_last_block(column)
-        line[Dyn.SOONEST] = busy.free_from_us if busy is not None else _NEVER
+        line[_FREE] = column.free_slots
+        line[_WHOLE] = is_last_block(column)
+        line[_SOONEST] = busy.free_from_us if busy is not None else _NEVER
         if column.free_slots or busy is None:
             self._refresh_room(column, column.free, column.free_slots, self.rooms[column.index])
         else:
@@ -343,12 +349,15 @@ class Columns:
         self._refresh_room(column, column.free_on[node_index], column.node_free[node_index], line)
 
     def _refresh_room(self, column: Column, free: Free, slots: int, line: Ints) -> None:
-        cheap, kept, roomy = column.top(free.cheap), column.top(free.kept), column.top(free.roomy)
-        if roomy is None:
+        if not slots:
             line[:] = 0
             return
-        line[: Room.KEPT_LEAST] = [slots, free_bytes(roomy), *(self._clearing(column, cheap) if cheap is not None else _NOTHING_KEPT)]
-        line[Room.KEPT_LEAST :] = self._clearing(column, kept) if kept is not None else _NOTHING_KEPT
+        cheap, kept, roomy = column.top(free.cheap), column.top(free.kept), column.top(free.roomy)
+        assert roomy is not None, "a free slot is among the free ones"
+        line[:] = (
+            slots, free_bytes(roomy), *(self._clearing(column, cheap) if cheap is not None else _NOTHING_KEPT),
+            *(self._clearing(column, kept) if kept is not None else _NOTHING_KEPT),
+        )  # fmt: skip
 
     def _clearing(self, column: Column, slot: Slot) -> list[int]:
         """Free bytes of a slot, and bytes and price of each victim."""
@@ -358,6 +367,7 @@ class Columns:
 
     def node_changed(self, column: Column, node_index: int, kind: str, model_id: ModelId, present: bool) -> None:
         """A model came to or left a node's `disk`, `host` memory or list of fetches (`fetching`)."""
+        self.changes += 1
         if kind == "fetching":
             if present:
                 self.where.fly(column, model_id, node_index)
@@ -379,6 +389,7 @@ class Columns:
 
     def adapters_changed(self, column: Column) -> None:
         """Other adapters are on a node's disk, or on a replica."""
+        self.changes += 1
         for model_id in column.replicas:
             self.where.stale(model_id, column)
 

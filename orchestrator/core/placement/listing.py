@@ -1,4 +1,4 @@
-"""What is read off a decision's table for those who ask why: the next best rows, and what rules pools out.
+"""What is read off a decision's table for those who ask why: the next best rows, term by term, and what rules pools out.
 
 Decides nothing: rows are costed (`kernel`) when it looks at them. Integers only, and the same in numpy (`vectors`). Must not know jobs,
 sites or models.
@@ -11,10 +11,13 @@ from typing import Final
 
 from orchestrator.core.placement import vectors
 from orchestrator.core.placement.machine_code import COMPILED, jit
-from orchestrator.core.placement.rows import Dyn, Ints, Out, State
+from orchestrator.core.placement.rows import COLD, LEAD, Dyn, Ints, Layout, Out, State
 
 # numba sees plain integers: an IntEnum's members cost it a lookup each.
 _STATE, _TOTAL, _PAID, _FREE = int(Out.STATE), int(Out.TOTAL), int(Out.PAID), int(Dyn.FREE)
+_WAIT, _SAVING = int(Out.WAIT), int(Out.SAVING)
+_MOVING, _COLUMN = int(Layout.MOVING), int(Layout.COLUMN)
+_CONCURRENT, _SAVED_BY = int(Layout.CONCURRENT), int(Layout.SAVED_BY)
 _IMPOSSIBLE, _BINDABLE = int(State.IMPOSSIBLE), int(State.BINDABLE)
 
 
@@ -34,6 +37,36 @@ def nearest_rows(out: Ints, chosen: int, rows: Ints) -> int:
             place -= 1
         rows[place] = row
         found = min(found + 1, len(rows))
+    return found
+
+
+@jit
+def tell_rows(out: Ints, still: Ints, pools: int, rows: Ints, layout: Ints, figures: Ints) -> int:
+    """Fills `rows`, of which the first is given, with the next best, and a line of `figures` for each: `LEAD` figures, then all terms in
+    their order: those that stand `still`, those of this decision, and last what concurrency saves, never positive. `layout`: see
+    `rows.Layout`. How many lines."""
+    found = 1 + (nearest_rows(out, rows[0], rows[1:]) if len(rows) > 1 else 0)
+    last = still.shape[1] - 1
+    for number in range(found):
+        row = rows[number]
+        kind = row // pools
+        line, terms = figures[number], figures[number, LEAD:]
+        line[0] = out[row, _TOTAL]
+        line[1] = 0 if out[row, _STATE] == _BINDABLE else out[row, _WAIT]
+        line[2], line[3] = kind == COLD, 0
+        terms[:] = still[row]
+        for which in range(last + 1):
+            if layout[_MOVING, which] < 0:
+                break
+            terms[layout[_MOVING, which]] = out[row, layout[_COLUMN, which]]
+        terms[layout[_SAVED_BY, kind]] -= out[row, _SAVING]
+        longest, together = 0, 0
+        for which in range(last + 1):
+            if layout[_CONCURRENT, which] < 0:
+                break
+            term = terms[layout[_CONCURRENT, which]]
+            longest, together = max(longest, term), together + term
+        terms[last] = longest - together
     return found
 
 
@@ -62,4 +95,5 @@ def count_reasons(codes: Ints, reasons: Ints, dyn: Ints, out: Ints, told: tuple[
 
 # The ones that are used.
 nearest: Final[Callable[[Ints, int, Ints], int]] = nearest_rows if COMPILED else vectors.nearest
+tell: Final[Callable[[Ints, Ints, int, Ints, Ints, Ints], int]] = tell_rows if COMPILED else vectors.tell
 count: Final[Callable[[Ints, Ints, Ints, Ints, tuple[int, int, int], Ints], None]] = count_reasons if COMPILED else vectors.count

@@ -7,7 +7,7 @@ have the weights only when these changed, so that a decision about a model that 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,7 @@ from orchestrator.core.state import ReplicaKey, Slot
 _LINES_AT_FIRST: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Near:
+class Near(NamedTuple):
     """What a site has of a model: whether a node holds it, and when the earliest fetch in flight should be done (None: there is none)."""
 
     held: bool

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from orchestrator.core.placement.inputs import Inputs
-from orchestrator.core.placement.rows import Ints, Out
+from orchestrator.core.placement.rows import Ints, Layout, Out
 from orchestrator.core.placement.terms import (
     adapt,
     churn,
@@ -73,9 +73,14 @@ ADAPT: Final = TERM_NAMES.index(adapt.NAME)
 EXECUTION: Final = TERM_NAMES.index(execution.NAME)
 OUTPUT: Final = TERM_NAMES.index(output.NAME)
 _INPUT: Final = TERM_NAMES.index(input_term.NAME)
-_SAVING: Final = int(Out.SAVING)
-_MOVING: Final = [(index, int(term.moving)) for index, term in enumerate(TERMS) if term.moving is not None]
-_CONCURRENT: Final = [index for index, term in enumerate(TERMS) if term.concurrent]
+# What `listing.tell` has to know of the terms.
+_LAYOUT: Final[dict[Layout, list[int]]] = {
+    Layout.MOVING: [index for index, term in enumerate(TERMS) if term.moving is not None],
+    Layout.COLUMN: [int(term.moving) for term in TERMS if term.moving is not None],
+    Layout.CONCURRENT: [index for index, term in enumerate(TERMS) if term.concurrent],
+    Layout.SAVED_BY: [STAGE, STAGE, ADAPT],
+}
+LAYOUT: Final[Ints] = np.array([_LAYOUT[line] + [-1] * (len(TERM_NAMES) - len(_LAYOUT[line])) for line in Layout], dtype=np.int64)
 _SERIAL: Final = [index for index, term in enumerate(TERMS) if term.still is not None and not term.concurrent and not term.price]
 _STILL_PRICES: Final = [index for index, term in enumerate(TERMS) if term.still is not None and term.price]
 
@@ -102,14 +107,3 @@ def still(inputs: Inputs, enabled: frozenset[str]) -> Still:
         input_us=terms[_INPUT].copy(),
         price_us=terms[_STILL_PRICES].sum(axis=0),
     )
-
-
-def terms_of(line: list[int], out: list[int], *, bare: bool) -> list[int]:
-    """All terms of a row for an explanation, in the order of TERM_NAMES: those that stand still in `line`, which is filled; `out` is its
-    line of the decision's table; `bare`: a replica without the adapters."""
-    for index, column in _MOVING:
-        line[index] = out[column]
-    line[ADAPT if bare else STAGE] -= out[_SAVING]
-    concurrent = [line[index] for index in _CONCURRENT]
-    line[-1] = max(concurrent) - sum(concurrent)
-    return line

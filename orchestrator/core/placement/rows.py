@@ -183,3 +183,14 @@ PAY_MAX: Final = 2**32
 MONEY_MAX_US: Final = 2**50
 NO_BUDGET: Final = 2**60
 MS_PER_HOUR: Final = 3_600_000
+# Before its terms a line of figures tells: total, wait, whether it is cold, what it awaits (left 0).
+LEAD: Final = 4
+
+
+class Layout(IntEnum):
+    """What has to be known of the terms to write them down, a line of a table each; -1 ends a line."""
+
+    MOVING = 0  # the terms that stand in a decision's table
+    COLUMN = 1  # their columns of `Out`
+    CONCURRENT = 2  # the terms of which only the longest passes
+    SAVED_BY = 3  # the term from which a row's saving is taken, by kind of row

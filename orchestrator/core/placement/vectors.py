@@ -14,6 +14,7 @@ from orchestrator.core.placement.rows import (
     FETCH_MAX_US,
     FORBIDDEN_US,
     HELD_MAX_US,
+    LEAD,
     MONEY_MAX_US,
     MS_PER_HOUR,
     NO_DEADLINE,
@@ -25,6 +26,7 @@ from orchestrator.core.placement.rows import (
     Dyn,
     Fix,
     Ints,
+    Layout,
     Out,
     Pres,
     Rate,
@@ -282,6 +284,22 @@ def nearest(out: Ints, chosen: int, rows: Ints) -> int:
     ranked = known[np.argsort(out[known, Out.TOTAL], kind="stable")][: len(rows)]
     rows[: len(ranked)] = ranked
     return len(ranked)
+
+
+def tell(out: Ints, still: Ints, pools: int, rows: Ints, layout: Ints, figures: Ints) -> int:
+    """See `listing.tell_rows`."""
+    found = 1 + (nearest(out, int(rows[0]), rows[1:]) if len(rows) > 1 else 0)
+    told, kinds = rows[:found], rows[:found] // pools
+    lines, terms = figures[:found], figures[:found, LEAD:]
+    lines[:, 0], lines[:, 2], lines[:, 3] = out[told, Out.TOTAL], kinds == COLD, 0
+    lines[:, 1] = np.where(out[told, Out.STATE] == State.BINDABLE, 0, out[told, Out.WAIT])
+    terms[:] = still[told]
+    moving = layout[Layout.MOVING] >= 0
+    terms[:, layout[Layout.MOVING, moving]] = out[told[:, np.newaxis], layout[Layout.COLUMN, moving]]
+    terms[np.arange(found), layout[Layout.SAVED_BY, kinds]] -= out[told, Out.SAVING]
+    concurrent = terms[:, layout[Layout.CONCURRENT, layout[Layout.CONCURRENT] >= 0]]
+    terms[:, -1] = concurrent.max(axis=1) - concurrent.sum(axis=1)
+    return found
 
 
 def count(codes: Ints, reasons: Ints, dyn: Ints, out: Ints, told: tuple[int, int, int], counts: Ints) -> None:
