@@ -17,13 +17,14 @@ from atoll.model.ids import GpuTypeId, ModelId, PoolId, SiteId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason
 from atoll.model.site import SiteAdmin, SiteConnection, SiteRuntime
+from orchestrator.core.placement import rooms
 from orchestrator.core.placement.code import CodeIndex
 from orchestrator.core.placement.column import Column, Free, free_bytes, is_free
-from orchestrator.core.placement.eviction import Prices, Wishes, as_figures
+from orchestrator.core.placement.eviction import Prices, Wishes
 from orchestrator.core.placement.gangs import is_last_block
 from orchestrator.core.placement.peers import Peers
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.placement.rows import FORBIDDEN_US, ROOM_WIDTH, Bools, Dyn, Ints, Room
+from orchestrator.core.placement.rows import FORBIDDEN_US, ROOM_WIDTH, Bools, Dyn, Ints
 from orchestrator.core.placement.whereabouts import Whereabouts
 from orchestrator.core.state import Pool, ReplicaKey, Site, Slot
 
@@ -31,10 +32,8 @@ from orchestrator.core.state import Pool, ReplicaKey, Site, Slot
 REASONS: Final[tuple[Reason | None, ...]] = (None, *Reason)
 REASON_CODE: Final = {reason: code for code, reason in enumerate(REASONS) if reason is not None}
 _NEVER: Final = 2**62
-# No slot with victims: no free bytes, and nothing that could leave.
 # As plain integers: a member of an IntEnum costs a look-up each time, and these are written at every decision.
 _FREE, _SOONEST, _WHOLE = int(Dyn.FREE), int(Dyn.SOONEST), int(Dyn.WHOLE)
-_NOTHING_KEPT: Final = [0] * (ROOM_WIDTH - Room.KEPT_LEAST)
 
 
 class Columns:
@@ -338,30 +337,10 @@ class Columns:
         line[_FREE] = column.free_slots
         line[_WHOLE] = is_last_block(column)
         line[_SOONEST] = busy.free_from_us if busy is not None else _NEVER
-        if column.free_slots or busy is None:
-            self._refresh_room(column, column.free, column.free_slots, self.rooms[column.index])
-        else:
-            # What will have to leave the slot that is free first is priced while it is waited for.
-            self.rooms[column.index][:] = [0, free_bytes(busy), *self._clearing(column, busy), *_NOTHING_KEPT]
+        self.rooms[column.index] = rooms.of_pool(column, busy, self.prices)
 
     def _refresh_node(self, column: Column, node_index: int) -> None:
-        line = self.node_rooms[column.first_node + node_index]
-        self._refresh_room(column, column.free_on[node_index], column.node_free[node_index], line)
-
-    def _refresh_room(self, column: Column, free: Free, slots: int, line: Ints) -> None:
-        if not slots:
-            line[:] = 0
-            return
-        cheap, kept, roomy = column.top(free.cheap), column.top(free.kept), column.top(free.roomy)
-        assert roomy is not None, "a free slot is among the free ones"
-        line[:] = (
-            slots, free_bytes(roomy), *(self._clearing(column, cheap) if cheap is not None else _NOTHING_KEPT),
-            *(self._clearing(column, kept) if kept is not None else _NOTHING_KEPT),
-        )  # fmt: skip
-
-    def _clearing(self, column: Column, slot: Slot) -> list[int]:
-        """Free bytes of a slot, and bytes and price of each victim."""
-        return [free_bytes(slot), *(as_figures(self.prices.victims(slot, column.pool)) if slot.replicas else _NOTHING_KEPT[1:])]
+        self.node_rooms[column.first_node + node_index] = rooms.of_node(column, node_index, self.prices)
 
     # --- models ----------------------------------------------------------------------------------------------------------------
 
