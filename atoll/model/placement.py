@@ -145,7 +145,7 @@ class PackedCandidates(Sequence[Candidate]):
         return isinstance(other, tuple | PackedCandidates) and tuple(self) == tuple(other)
 
     def __hash__(self) -> int:
-        return hash(tuple(self))
+        return tuple(self).__hash__()
 
     def __repr__(self) -> str:
         return repr(tuple(self))
