@@ -29,6 +29,7 @@ from agents.weights import ADAPTERS_FOLDER, RESERVE_BYTES
 from atoll.model.adapter import SUFFIX, AdapterSpec
 from atoll.model.attempt import FailureKind
 from atoll.model.ids import AdapterId, parse_name
+from atoll.model.words import size
 
 # Adapters take this part of a node's cache at most: a thousand of 100 MB in a cache of 1 TB.
 _SHARE: Final = 8
@@ -118,7 +119,8 @@ class AdapterFiles:
     def _make_room(self, adapter: AdapterSpec, partial: Path) -> tuple[AdapterId, ...]:
         """Delete the least recently used adapters until this one fits its part of the cache and the disk; whose they were."""
         if adapter.weights_bytes > self._quota_bytes:
-            raise disk_full(f"adapter {adapter.adapter_id} has {adapter.weights_bytes} bytes and adapters may take {self._quota_bytes}")
+            more = f"has {size(adapter.weights_bytes)} and adapters may take {size(self._quota_bytes)}"
+            raise disk_full(f"adapter {adapter.adapter_id} {more}")
         came = partial.stat().st_size if partial.exists() else 0
         evicted = []
         for path in (*self._files(), None):
@@ -127,7 +129,7 @@ class AdapterFiles:
             if used + adapter.weights_bytes <= self._quota_bytes and adapter.weights_bytes <= free:
                 break
             if path is None:
-                raise disk_full(f"no room for the {adapter.weights_bytes} bytes of adapter {adapter.adapter_id} below {self._root}")
+                raise disk_full(f"no room for the {size(adapter.weights_bytes)} of adapter {adapter.adapter_id} below {self._root}")
             path.unlink(missing_ok=True)
             match = _NAME.match(path.name)
             if match is not None:

@@ -17,6 +17,7 @@ from atoll.model import limits
 from atoll.model.adapter import AdapterSpec
 from atoll.model.attempt import AttemptState, Failure, FailureKind
 from atoll.model.ids import AdapterId
+from atoll.model.words import size
 
 
 def on_disk(node: Node, adapter: AdapterSpec) -> bool:
@@ -79,7 +80,7 @@ def adapt(ctx: Context, slot: Slot, work: Work, replica: Replica, missing: list[
         if slot.used_bytes - room_bytes + more_bytes <= slot.memory_bytes:
             residency.make_way(ctx, slot, more_bytes, replica.key)
             return False
-        message = f"the adapters need {more_bytes} bytes more; of the slot's {slot.memory_bytes} are taken: {slot.used_bytes}"
+        message = f"the adapters need {size(more_bytes)} more; of the slot's {size(slot.memory_bytes)} are taken: {size(slot.used_bytes)}"
         attempts.end(ctx, work, AttemptState.REFUSED, failure=Failure(kind=FailureKind.REFUSED, message=message))
         return True
     command = AdaptReplica(

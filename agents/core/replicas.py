@@ -18,6 +18,7 @@ from atoll.model.compiled import needed_form
 from atoll.model.ids import AttemptKey
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaState, Tier
+from atoll.model.words import size
 
 
 def advance(ctx: Context, slot: Slot) -> None:
@@ -122,8 +123,8 @@ def _shortage(ctx: Context, slot: Slot, assigned: AssignedAttempt, model: ModelS
     left = [replica for key, replica in slot.replicas.items() if key not in going]
     if sum(replica.memory_bytes for replica in left) + model.resident_bytes <= slot.memory_bytes:
         return None
-    held = ", ".join(f"{replica.model_id} of {replica.memory_bytes}" for replica in left)
-    return f"{model.model_id} needs {model.resident_bytes} bytes; of the slot's {slot.memory_bytes} are taken: {held}"
+    held = ", ".join(f"{replica.model_id} of {size(replica.memory_bytes)}" for replica in left)
+    return f"{model.model_id} needs {size(model.resident_bytes)}; of the slot's {size(slot.memory_bytes)} are taken: {held}"
 
 
 def _is_prepared(slot: Slot, work: Work, assigned: AssignedAttempt, model: ModelSpec) -> bool:

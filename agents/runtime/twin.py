@@ -42,6 +42,7 @@ from atoll.model.ids import AdapterId, AttemptKey, FormId, GpuTypeId, ModelId, N
 from atoll.model.modelspec import ModelSpec
 from atoll.model.report import Welcome
 from atoll.model.site import PoolSpec, SiteRuntime, SiteSpec
+from atoll.model.words import duration
 from atoll.physics.coldstart import transfer_us
 from atoll.physics.hidden import HiddenWorld
 from atoll.physics.output import output_bytes
@@ -375,7 +376,7 @@ class TwinRuntime:
             allowed_ms = run.command.stop_after_ms
             if now_s - run.renewed_s > self._real_s(allowed_ms * 1_000):
                 self._forget(run)
-                failure = Failure(kind=FailureKind.LOST, message=f"not renewed for {allowed_ms} ms")
+                failure = Failure(kind=FailureKind.LOST, message=f"not renewed for {duration(allowed_ms * 1_000)}")
                 self._note(run.command.key, failure.message)
                 ran_us = self._fleet_us(now_s - run.began_s)
                 self._sink(AttemptErrored(key=run.command.key, failure=failure, times=PhaseTimes(run_us=ran_us)))

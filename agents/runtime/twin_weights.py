@@ -35,6 +35,7 @@ from atoll.model.attempt import Failure, FailureKind
 from atoll.model.ids import AdapterId, ModelId, NodeId, SiteId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import NodeSpec, SiteSpec
+from atoll.model.words import size
 from atoll.physics.hidden import HiddenWorld
 
 
@@ -141,7 +142,8 @@ class TwinWeights:
                 self._drop(node, held)
                 self._around.tell(WeightsDeleted(node_id=command.node_id, model_id=held))
         if node.disk_free_bytes < model.weights_bytes:
-            message = f"{model.model_id} has {model.weights_bytes} bytes, the disk of {command.node_id} has room for {node.disk_free_bytes}"
+            room = f"the disk of {command.node_id} has room for {size(node.disk_free_bytes)}"
+            message = f"{model.model_id} has {size(model.weights_bytes)}, {room}"
             failure = Failure(kind=FailureKind.DISK_FULL, message=message)
             self._around.tell(FetchFailed(node_id=command.node_id, model_id=model.model_id, failure=failure))
             return
@@ -225,7 +227,7 @@ class TwinWeights:
             oldest, _ = node.adapters.popitem(last=False)
             self._around.tell(AdapterDeleted(node_id=command.node_id, adapter_id=oldest))
         if node.disk_free_bytes < adapter.weights_bytes:
-            message = f"{adapter.adapter_id} has {adapter.weights_bytes} bytes, {command.node_id} has room for {node.disk_free_bytes}"
+            message = f"{adapter.adapter_id} has {size(adapter.weights_bytes)}, {command.node_id} has room for {size(node.disk_free_bytes)}"
             failure = Failure(kind=FailureKind.DISK_FULL, message=message)
             self._around.tell(AdapterFetchFailed(node_id=command.node_id, adapter_id=adapter.adapter_id, failure=failure))
             return

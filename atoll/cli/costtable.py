@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from atoll.cli.figures import change, count, duration, seconds, size
+from atoll.cli.figures import change, count, duration, in_seconds, shares, size, unit_us
 from atoll.cli.output import say, table
 from atoll.cli.reasons import meaning, remedy
 from atoll.model.attempt import Attempt, AttemptState
@@ -84,9 +84,31 @@ def weights(names: Sequence[str], candidate: Candidate) -> str:
     return state + kept + (f", free in {duration(candidate.wait_us)}" if candidate.wait_us else "")
 
 
-def candidates(names: Sequence[str], found: Sequence[Candidate], *, marked: bool = True, explained: set[str] | None = None) -> None:
-    """A table in seconds of expected delay, the first line marked. Terms that are 0 everywhere are left out; the legend names those of the
-    rest that are not `explained` already, and adds them."""
+@dataclass(slots=True)
+class Legend:
+    """What the tables of one command have been explained by already: each says once how it is read, and with `full` what a term is."""
+
+    full: bool = False
+    said: set[str] = field(default_factory=set)
+
+    def say(self, used: Sequence[str], *, prices: bool) -> None:
+        """Explain what the table above uses."""
+        told = []
+        if not self.said:
+            whole = "in seconds of delay: COST = TIME from the decision to the result"
+            told.append(whole + (" + PRICES, which pass no time but count as if they did" if prices else ""))
+        if self.full:
+            told += [f"{name}: {_TERMS[name]}" for name in used if name in _TERMS and name not in self.said]
+        elif not self.said:
+            told.append("-o wide says what each column is")
+        self.said.update(used)
+        for line in textwrap.wrap(f"({'; '.join(told)})" if told else "", _LEGEND_CHARS):
+            say(f"    {line}")
+
+
+def candidates(names: Sequence[str], found: Sequence[Candidate], legend: Legend, *, marked: bool = True) -> None:
+    """A table in seconds of expected delay, the first line marked. Terms that are 0 everywhere are left out. Each line adds up as it is
+    printed."""
     used = [name for name in names if any(term(names, one, name) for one in found)]
     times = [name for name in used if name not in PRICE_TERMS]
     prices = [name for name in used if name in PRICE_TERMS]
@@ -94,24 +116,39 @@ def candidates(names: Sequence[str], found: Sequence[Candidate], *, marked: bool
     titles += ["+", "PRICES", *[name.upper() for name in prices]] if prices else []
     rows = []
     for number, one in enumerate(found):
-        passes_us = time_us(names, one)
-        row = [">" if marked and number == 0 else " ", place(one), seconds(one.total_us), "=", seconds(passes_us)]
-        row += [seconds(term(names, one, name)) for name in times]
-        row += ["+", seconds(one.total_us - passes_us), *[seconds(term(names, one, name)) for name in prices]] if prices else []
+        row = [">" if marked and number == 0 else " ", place(one), *_summed(names, one, times, prices)]
         rows.append([*row, weights(names, one)])
     table([*titles, "WEIGHTS"], rows, frozenset(range(2, len(titles))), indent="    ")
-    _legend(used, explained if explained is not None else set(), prices=bool(prices))
+    legend.say(used, prices=bool(prices))
 
 
-def _legend(used: Sequence[str], explained: set[str], *, prices: bool) -> None:
-    whole = "COST in seconds of delay = TIME from the decision to the result, by its terms"
-    if prices:
-        whole += " + PRICES, which pass no time but count as if they did"
-    told = [] if explained else [whole]
-    told += [f"{name}: {_TERMS[name]}" for name in used if name in _TERMS and name not in explained]
-    explained.update(used)
-    for line in textwrap.wrap(f"({'; '.join(told)})" if told else "", _LEGEND_CHARS):
-        say(f"    {line}")
+def _summed(names: Sequence[str], one: Candidate, times: Sequence[str], prices: Sequence[str]) -> list[str]:
+    """COST = TIME by its terms + PRICES by theirs, rounded so that what is printed adds up."""
+    passes_us = time_us(names, one)
+    parts_us = (passes_us, one.total_us - passes_us)
+    unit = unit_us(max(abs(one.total_us), abs(passes_us)))
+    whole = (one.total_us + unit // 2) // unit
+    both = shares(parts_us, one.total_us, unit)
+    cells = [in_seconds(whole, unit, nothing=not one.total_us), "="]
+    for sign, terms, part_us, part in (("", times, parts_us[0], both[0]), ("+", prices, parts_us[1], both[1])):
+        if sign and not terms:
+            break
+        us = [term(names, one, name) for name in terms]
+        each = shares(us, part * unit, unit)
+        cells += [sign] if sign else []
+        cells.append(in_seconds(part, unit, nothing=not part_us))
+        cells += [in_seconds(value, unit, nothing=not exact) for value, exact in zip(each, us, strict=True)]
+    return cells
+
+
+def before_it(names: Sequence[str], chosen: Candidate, turn_us: int, ahead: int) -> None:
+    """What a job waits for besides what the line of its place says: its turn."""
+    passes_us = time_us(names, chosen)
+    unit = unit_us(passes_us + turn_us)
+    passes, turn = shares((passes_us, turn_us), passes_us + turn_us, unit)
+    whole = in_seconds(passes + turn, unit)
+    jobs = f"the {ahead} jobs" if ahead > 1 else "the job"
+    say(f"    To its TIME of {in_seconds(passes, unit)} come {in_seconds(turn, unit)} for {jobs} before it: {whole} in all.")
 
 
 def made_room(evicted: Sequence[Evicted], verb: str) -> None:
@@ -149,41 +186,65 @@ def phases(attempt: Attempt, explanation: Explanation) -> None:
     names, chosen = explanation.term_names, explanation.chosen
     took_us = attempt.ended_us - attempt.leased_us
     corrected = any(factor and abs(factor - _WHOLE) >= _SHOWN_MILLI for factor in attempt.factors_milli)
-    rows: list[list[str]] = []
-    predicted_rest_us, actual_rest_us = attempt.predicted_us, took_us
-    for title, terms, field, component in _PHASES:
+    lines: list[_Phase] = []
+    for title, terms, field_, component in _PHASES:
         predicted_us = sum(term(names, chosen, name) for name in terms)
-        actual_us: int = getattr(attempt.times, field)
-        predicted_rest_us -= predicted_us
-        actual_rest_us -= max(actual_us, 0)
+        actual_us: int = getattr(attempt.times, field_)
         if predicted_us or actual_us > 0:
-            rows.append([*_line(title, predicted_us, actual_us), _factor(attempt, _corrected_as(component, chosen))])
+            factor = _factor(attempt, _corrected_as(component, chosen))
+            lines.append(_Phase(title=title, predicted_us=predicted_us, actual_us=actual_us, factor=factor, compared=True))
     # A fetch begins when the attempt is queued at the site, whoever else waits for it.
     at_once_us = -min(max(attempt.times.waiting_us, 0), max(attempt.times.fetch_us, 0))
     overlap_us = term(names, chosen, "overlap")
-    predicted_rest_us -= overlap_us
-    actual_rest_us -= at_once_us
     if overlap_us or at_once_us:
-        rows.append(["at the same time", seconds(overlap_us), seconds(at_once_us), "", ""])
-    rows.append(["the rest", seconds(predicted_rest_us), seconds(actual_rest_us), "", ""])
-    rows.append([*_line("all of it", attempt.predicted_us, took_us), ""])
+        lines.append(_Phase(title="at the same time", predicted_us=overlap_us, actual_us=at_once_us))
+    rest_us = attempt.predicted_us - sum(line.predicted_us for line in lines), took_us - sum(line.passed_us for line in lines)
+    lines.append(_Phase(title="the rest", predicted_us=rest_us[0], actual_us=rest_us[1]))
+    whole = _Phase(title="all of it", predicted_us=attempt.predicted_us, actual_us=took_us, compared=True)
     ended = "" if attempt.state is AttemptState.SUCCEEDED else f", until it {_ENDS.get(attempt.state, attempt.state.value)}"
     say(f"  Predicted against actual, in seconds{ended}:")
     titles = ["PHASE", "PREDICTED", "ACTUAL", "OFF", "CORRECTED"]
     width = len(titles) if corrected else len(titles) - 1
-    table(titles[:width], [row[:width] for row in rows], frozenset(range(1, width)), indent="    ")
+    table(titles[:width], [row[:width] for row in _phase_rows(lines, whole)], frozenset(range(1, width)), indent="    ")
     more = "; corrected: by what earlier attempts had taught" if corrected else ""
     once = "at the same time: what is fetched while it waits, counted once; " if overlap_us or at_once_us else ""
     say(f"    ({once}the rest: messages and the job's own files{more})")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Phase:
+    """A line of predicted against actual; `actual_us` of what has no beginning or end is negative where it never came to it."""
+
+    title: str
+    predicted_us: int
+    actual_us: int
+    factor: str = ""
+    compared: bool = False
+
+    @property
+    def happened(self) -> bool:
+        return not self.compared or self.actual_us >= 0
+
+    @property
+    def passed_us(self) -> int:
+        return self.actual_us if self.happened else 0
+
+
+def _phase_rows(lines: Sequence[_Phase], whole: _Phase) -> list[list[str]]:
+    """Cells of the lines and of their sum, rounded so that what is printed adds up."""
+    unit = unit_us(max(whole.predicted_us, whole.actual_us))
+    predicted = shares([line.predicted_us for line in lines], whole.predicted_us, unit)
+    actual = shares([line.passed_us for line in lines], whole.actual_us, unit)
+    sums = ((whole.predicted_us + unit // 2) // unit, (whole.actual_us + unit // 2) // unit)
+    rows = []
+    for line, before, after in zip((*lines, whole), (*predicted, sums[0]), (*actual, sums[1]), strict=True):
+        happened = in_seconds(after, unit, nothing=not line.actual_us) if line.happened else "-"
+        off = change(line.predicted_us, line.actual_us) if line.compared and line.happened and line.predicted_us > 0 else ""
+        rows.append([line.title, in_seconds(before, unit, nothing=not line.predicted_us), happened, off, line.factor])
+    return rows
+
+
 _ENDS: Final = {AttemptState.FAILED: "failed", AttemptState.LOST: "was lost", AttemptState.REFUSED: "was refused"}
-
-
-def _line(title: str, predicted_us: int, actual_us: int) -> list[str]:
-    happened = actual_us >= 0
-    off = change(predicted_us, actual_us) if happened and predicted_us > 0 else ""
-    return [title, seconds(predicted_us), seconds(actual_us) if happened else "-", off]
 
 
 def _corrected_as(component: Component | None, chosen: Candidate) -> Component | None:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from atoll.cli import costtable, outlook
+from atoll.cli.costtable import Legend
 from atoll.cli.figures import change, count, duration
 from atoll.cli.output import printable, say
-from atoll.model.attempt import ENDED, RETRIES, Attempt, AttemptState, Failure
+from atoll.model.attempt import ENDED, RETRIES, Attempt, AttemptState
 from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.placement import Awaits, Claim, Deferral
 from atoll.model.quote import Eta, PlaceView, Prospects, Quote, TimeLimits, Verdict, prospects
@@ -60,9 +61,9 @@ class Moment:
         return prospects(self.eta, self.limits) if self.has_prospects else Prospects(meets_deadline=None, meets_start_timeout=None)
 
 
-def show(moment: Moment) -> None:
-    """Print the explanation of a job."""
-    job = moment.job
+def show(moment: Moment, *, full: bool = False) -> None:
+    """Print the explanation of a job; `full`: with what each column is."""
+    job, legend = moment.job, Legend(full=full)
     _head(moment)
     never = moment.quote is not None and moment.quote.verdict is Verdict.NEVER
     limits = outlook.in_time(moment.eta, moment.limits, never=never) if moment.has_prospects else ()
@@ -70,20 +71,19 @@ def show(moment: Moment) -> None:
         say(f"  {printable(line)}")
     if moment.quote is not None and job.state not in TERMINAL:
         say("")
-        outlook.details(moment.quote, "Would make room:")
-    explained: set[str] = set()
+        outlook.details(moment.quote, "Would make room:", legend)
     for attempt in reversed(job.attempts):
         say("")
-        _attempt(attempt, explained)
+        _attempt(attempt, legend)
 
 
-def show_site(moment: Moment, site_id: str, places: Sequence[PlaceView]) -> None:
-    """Print why a job is not at one site, or is."""
+def show_site(moment: Moment, site_id: str, places: Sequence[PlaceView], *, full: bool = False) -> None:
+    """Print why a job is not at one site, or is; `full`: with what each column is."""
     job = moment.job
     _head(moment)
     again = "as of now" if job.state is JobState.QUEUED else "as of now, as if it were submitted again"
     say(f"  What {site_id} offers it, {again}:")
-    outlook.show_site(site_id, places, moment.quote)
+    outlook.show_site(site_id, places, moment.quote, Legend(full=full))
 
 
 def _head(moment: Moment) -> None:
@@ -155,7 +155,7 @@ def _queued(moment: Moment, last: Attempt | None) -> list[str]:
     job, quote = moment.job, moment.quote
     lines = []
     if last is not None and last.failure is not None:
-        lines.append(f"Its last attempt, at {last.site_id}, ended without a result: {_failure(last.failure)}.")
+        lines.append(f"Its last attempt, at {last.site_id}, ended without a result: {last.failure.words}.")
     if moment.held_until_us > moment.now_us:
         lines.append(f"It is tried again in {duration(moment.held_until_us - moment.now_us)}, elsewhere if there is another place.")
     elif job.deferral is not None and job.deferral.claim is not None:
@@ -169,7 +169,7 @@ def _queued(moment: Moment, last: Attempt | None) -> list[str]:
         better = outlook.comparison(quote.term_names, quote.chosen, quote.others, quote.weights_bytes, rule=quote.rule)
         lines.append(f"It is about to go to {costtable.place(quote.chosen)}: {better}.")
     else:
-        lines.append(f"It waits for {outlook.waiting(quote)}.")
+        lines.append(f"It waits for {outlook.waiting(quote, moment.limits)}.")
     placeless = quote is not None and quote.chosen is None
     if moment.queue_position > 1 and not placeless and (quote is None or not quote.turn_us):
         lines.append(f"{count(moment.queue_position - 1, 'job')} may go before it, for this place or for others.")
@@ -232,20 +232,16 @@ def _ended_badly(job: Job, last: Attempt | None) -> str:
         case _ if job.failure is not None:
             rule = RETRIES[job.failure.kind]
             tries = f"such a failure is tried again {count(rule.budget, 'time')}" if rule.budget else "the same would happen anywhere"
-            return f"It failed for good after {count(len(job.attempts), 'attempt')}: {_failure(job.failure)} ({tries})."
+            return f"It failed for good after {count(len(job.attempts), 'attempt')}: {job.failure.words} ({tries})."
         case _:
             return f"It ended {where}."
-
-
-def _failure(failure: Failure) -> str:
-    return f"{failure.kind.value.replace('_', ' ')}: {failure.message}" if failure.message else failure.kind.value.replace("_", " ")
 
 
 def _before(attempts: Sequence[Attempt]) -> list[str]:
     """What had been tried before the attempt that the story is about."""
     if not attempts:
         return []
-    told = [f"at {one.site_id} ({one.failure.kind.value.replace('_', ' ') if one.failure else one.state.value})" for one in attempts[-3:]]
+    told = [f"at {one.site_id} ({one.failure.kind.words if one.failure else one.state.value})" for one in attempts[-3:]]
     more = f" and {len(attempts) - 3} before them" if len(attempts) > 3 else ""
     return [f"Before that it had been tried {', '.join(told)}{more}."]
 
@@ -253,7 +249,7 @@ def _before(attempts: Sequence[Attempt]) -> list[str]:
 # --- each decision, in seconds --------------------------------------------------------------------------------------------------
 
 
-def _attempt(attempt: Attempt, explained: set[str]) -> None:
+def _attempt(attempt: Attempt, legend: Legend) -> None:
     told = attempt.explanation
     temperature = "cold: the model had to be loaded" if attempt.cold else "warm: the model was there"
     if told is not None and told.chosen.awaits is Awaits.LOAD:
@@ -261,12 +257,12 @@ def _attempt(attempt: Attempt, explained: set[str]) -> None:
     slot = f"{attempt.slot.node_id} slot {attempt.slot.index}"
     say(f"Attempt {attempt.key.ordinal} at {attempt.site_id}, {slot} ({temperature}): {attempt.state}")
     if attempt.failure:
-        say(f"  {printable(_failure(attempt.failure))}")
+        say(f"  {printable(attempt.failure.words)}")
     if told is None:
         return
     deferred = f", after {count(told.deferrals, 'deferral')}" if told.deferrals else ""
     say(f"  Places when it was decided{deferred}. Policy: {outlook.policy(told.policy, told.rule)}")
-    costtable.candidates(told.term_names, [told.chosen, *told.others], explained=explained)
+    costtable.candidates(told.term_names, [told.chosen, *told.others], legend)
     costtable.made_room(told.evicted, "Made room:")
     if attempt.ended_us and attempt.state in (AttemptState.SUCCEEDED, AttemptState.FAILED):
         costtable.phases(attempt, told)

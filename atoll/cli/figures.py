@@ -5,35 +5,20 @@ Decides precision and units: three significant figures are what a glance takes i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+from atoll.model import words
+
 NONE: Final = "-"
+# As in the texts of errors.
+duration = words.duration
+size = words.size
 _SHARED_FROM_US: Final = 10_000
-_BYTE_UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
-
-
-def duration(us: int) -> str:
-    """ "340ms", "2.41s", "3m12s", "1h05m", "2d03h"; negative ones with a sign."""
-    if us < 0:
-        return f"-{duration(-us)}"
-    if us < 1_000:
-        return f"{us}us" if us else "0s"
-    if us < 999_500:
-        return f"{round(us / 1_000)}ms"
-    seconds = us / 1_000_000
-    if seconds < 9.995:
-        return f"{seconds:.2f}s"
-    if seconds < 59.95:
-        return f"{seconds:.1f}s"
-    whole = round(seconds)
-    if whole < 3_600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    minutes = round(seconds / 60)
-    if minutes < 24 * 60:
-        return f"{minutes // 60}h{minutes % 60:02}m"
-    hours = round(seconds / 3_600)
-    return f"{hours // 24}d{hours % 24:02}h"
+_SECOND_US: Final = 1_000_000
+# Below that many microseconds figures are rounded to so many.
+_UNITS_US: Final = ((1_000_000, 1_000), (100_000_000, 10_000), (1_000_000_000, 100_000))
 
 
 def local_time(unix_ms: int) -> str:
@@ -60,17 +45,6 @@ def seconds(us: int) -> str:
     return f"{value:.0f}"
 
 
-def size(count: int) -> str:
-    """ "812 B", "8.30 MB", "24.1 GB"; decimal units, as disks and networks are sold in."""
-    value, unit = float(count), 0
-    while value >= 999.5 and unit < len(_BYTE_UNITS) - 1:
-        value, unit = value / 1_000, unit + 1
-    if unit == 0:
-        return f"{count} B"
-    places = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{places}f} {_BYTE_UNITS[unit]}"
-
-
 def rate(bytes_per_s: int) -> str:
     """Bytes per second; "-" when nothing is known."""
     return f"{size(bytes_per_s)}/s" if bytes_per_s else NONE
@@ -92,3 +66,24 @@ def change(predicted_us: int, actual_us: int) -> str:
 def count(number: int, singular: str, plural: str = "") -> str:
     """ "1 job", "3 jobs"."""
     return f"{number} {singular if number == 1 else plural or singular + 's'}"
+
+
+def unit_us(us: int) -> int:
+    """To what figures next to each other are rounded, the largest of which is this: three of its figures, and what is smaller as far."""
+    return next((unit for below, unit in _UNITS_US if abs(us) < below), _SECOND_US)
+
+
+def shares(parts: Sequence[int], whole: int, unit: int) -> list[int]:
+    """Each part in whole units, so that they add up to the whole as it is rounded itself: those nearest to the next unit get it."""
+    least = [part // unit for part in parts]
+    missing = (whole + unit // 2) // unit - sum(least)
+    nearest = sorted(range(len(parts)), key=lambda index: (-(parts[index] % unit), index))
+    for index in nearest[: max(missing, 0)]:
+        least[index] += 1
+    return least
+
+
+def in_seconds(units: int, unit: int, *, nothing: bool = False) -> str:
+    """Whole units as seconds: "12.35"; "0" for what is nothing at all, and "0.00" for what only rounds to it."""
+    places = len(str(_SECOND_US // unit)) - 1
+    return "0" if nothing else f"{units * unit / _SECOND_US:.{places}f}"

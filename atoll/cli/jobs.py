@@ -86,7 +86,7 @@ def _with(job: Job) -> str:
 
 
 def _why(job: Job) -> str:
-    return f"{job.failure.kind}: {job.failure.message}" if job.failure else job.cancel_reason or NONE
+    return job.failure.words if job.failure else job.cancel_reason or NONE
 
 
 JOBS: Listing[Job] = Listing(
@@ -225,7 +225,10 @@ def explain_job(
     job: JobArgument,
     site: Annotated[str, typer.Option("--site", metavar="SITE", show_default=False, help="What this site offers it now.")] = "",
 ) -> None:
-    """Why a job ran, runs or waits where it does: every place with its cost in seconds, and why others could not take it."""
+    """Why a job ran, runs or waits where it does: every place with its cost in seconds, and why others could not take it.
+
+    -o wide says what each column of the tables is.
+    """
     form = session().form
     with session().client() as client:
         found = client.explain(job_id(job), site_id=site)
@@ -247,9 +250,9 @@ def explain_job(
             say(f"job/{found.job.job_id}")
         case Form.TABLE | Form.WIDE:
             if site:
-                explain.show_site(moment, site, found.places)
+                explain.show_site(moment, site, found.places, full=form is Form.WIDE)
             else:
-                explain.show(moment)
+                explain.show(moment, full=form is Form.WIDE)
 
 
 @verb(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final, assert_never
 
 from atoll.cli import costtable
-from atoll.cli.costtable import place, term, time_us
+from atoll.cli.costtable import Legend, place, term, time_us
 from atoll.cli.figures import count, duration, money, size
 from atoll.cli.output import printable, say
 from atoll.cli.reasons import meaning, remedy
@@ -75,11 +75,18 @@ def comparison(
         return f"{duration(-gain_us)} more than {what}: those who wait for that already go first there"
     if gain_us <= _TIE_US:
         return f"as good as {what}; ties go to what is loaded already, then to what evicts less, then to the GPU of the lower price"
+    if sooner_us < 0 and unhurried(names, chosen):
+        return f"{duration(-sooner_us)} later than {what}, but cheaper, and early enough for its deadline"
     if sooner_us < 0:
         return f"{duration(-sooner_us)} later than {what}, but cheaper: prices there count {duration(gain_us - sooner_us)} more"
     if sooner_us * 2 >= gain_us:
         return f"{duration(sooner_us)} sooner than {what}"
     return f"{duration(gain_us)} cheaper than {what}, {duration(sooner_us)} of it time"
+
+
+def unhurried(names: Sequence[str], candidate: Candidate) -> bool:
+    """Whether a job with a deadline is so early there that its delay counts nothing: then the cheapest place is the best."""
+    return term(names, candidate, "deadline") < 0
 
 
 def policy(name: str, rule: str) -> str:
@@ -148,19 +155,33 @@ def awaited(candidate: Candidate, left_us: int) -> str:
     return f"{place(candidate)}{loading}, free in about {duration(left_us)}"
 
 
-def waiting(quote: Quote) -> str:
-    """What a job waits for, and why that is better than anything that could be had at once."""
+def waiting(quote: Quote, limits: TimeLimits | None = None) -> str:
+    """What a job with these limits waits for, and why that is better than anything that could be had at once."""
     chosen = quote.chosen
     assert chosen is not None, "what is waited for is a place"
     at_once = [other for other in quote.others if not other.wait_us]
     rest = "no place can take it at once"
-    if at_once:
+    later = bool(at_once) and time_us(quote.term_names, chosen) > time_us(quote.term_names, at_once[0])
+    if later and limits is not None and limits.deadline_ms and quote.rule in _BY_COST and unhurried(quote.term_names, chosen):
+        rest = _slack(quote, chosen, at_once[0], limits)
+    elif at_once:
         that_is = "that is " if quote.rule in _BY_COST else ""
         rest = that_is + comparison(quote.term_names, chosen, at_once[:1], quote.weights_bytes, rule=quote.rule, turn_us=quote.turn_us)
     behind = ""
     if quote.turn_us:
         behind = f", and {count(quote.ahead, 'job')} before it for {duration(quote.turn_us)} more"
     return f"{awaited(chosen, chosen.wait_us)}{behind}: {rest}"
+
+
+def _slack(quote: Quote, chosen: Candidate, other: Candidate, limits: TimeLimits) -> str:
+    """Why a job that is due only later waits for a place rather than go to another one at once."""
+    due = duration(limits.asked_us + limits.deadline_ms * 1_000 - limits.now_us)
+    mine, theirs = (term(quote.term_names, one, "money") for one in (chosen, other))
+    cheaper = f"{duration(other.total_us - chosen.total_us)} of COST less"
+    if 0 < mine < theirs:
+        # Prices count by the same rate everywhere, so they are to each other as dollars are.
+        cheaper = f"{money(quote.gpu_usd_micros)} of GPU time instead of {money(quote.gpu_usd_micros * theirs // mine)}"
+    return f"it is due only in {due}, and that is cheaper than {place(other)}, which it could have at once: {cheaper}"
 
 
 def nowhere(found: Sequence[Rejection], when: str = "can take it now") -> str:
@@ -194,8 +215,8 @@ def corrected(quote: Quote) -> list[str]:
     return [f"The terms below{behind} add up to {duration(added_us)}: jobs like this took {times} times as long as predicted of late."]
 
 
-def show_quote(model: str, quote: Quote, *, origin: str = "", limits: TimeLimits | None = None) -> None:
-    """Print what a job with these limits, asked from near this site, would be offered."""
+def show_quote(model: str, quote: Quote, *, origin: str = "", limits: TimeLimits | None = None, full: bool = False) -> None:
+    """Print what a job with these limits, asked from near this site, would be offered; `full`: with what each column is."""
     near = f", asked from near {origin}" if origin else ""
     say(f"quote for {model}{near}, {count(quote.queue_length, 'job')} in the queue")
     for line in in_time(quote.eta, limits, never=quote.verdict is Verdict.NEVER) if limits is not None else ():
@@ -208,7 +229,7 @@ def show_quote(model: str, quote: Quote, *, origin: str = "", limits: TimeLimits
         stands = has(quote.term_names, quote.chosen, quote.weights_bytes, "has")
         say(f"  It would go to {place(quote.chosen)} at once, {stands}: {better}.")
     else:
-        say(f"  It would wait for {waiting(quote)}.")
+        say(f"  It would wait for {waiting(quote, limits)}.")
     if quote.eta is not None:
         leaving = quote.egress_usd_micros >= _WORTH_NAMING_USD_MICROS
         leave = f" and {money(quote.egress_usd_micros)} for the result to leave" if leaving else ""
@@ -218,20 +239,22 @@ def show_quote(model: str, quote: Quote, *, origin: str = "", limits: TimeLimits
     if quote.refusal:
         again = f"; try again in {duration(quote.retry_after_ms * 1_000)}" if quote.retry_after_ms else ""
         say(f"  A submit would be refused just now: {printable(quote.refusal)}{again}.")
-    details(quote, "Would make room:")
+    details(quote, "Would make room:", Legend(full=full))
 
 
-def details(quote: Quote, room: str) -> None:
+def details(quote: Quote, room: str, legend: Legend) -> None:
     """The places with their terms, what makes room, and what was left out."""
     if quote.chosen is not None:
         say(f"  Places as of now. Policy: {policy(quote.policy, quote.rule)}")
-        costtable.candidates(quote.term_names, [quote.chosen, *quote.others])
+        costtable.candidates(quote.term_names, [quote.chosen, *quote.others], legend)
+        if quote.turn_us:
+            costtable.before_it(quote.term_names, quote.chosen, quote.turn_us, quote.ahead)
     costtable.made_room(quote.evicted, room)
     listed = [quote.chosen, *quote.others] if quote.chosen is not None else []
     costtable.rejections(quote.rejections, "Not possible:" if quote.verdict is Verdict.NEVER else "Not possible now:", listed)
 
 
-def show_site(site_id: str, places: Sequence[PlaceView], quote: Quote | None) -> None:
+def show_site(site_id: str, places: Sequence[PlaceView], quote: Quote | None, legend: Legend) -> None:
     """Print what one site offers as of now, pool by pool, beside where the job would go."""
     if not places:
         say(f"  {site_id} has no pools.")
@@ -251,4 +274,4 @@ def show_site(site_id: str, places: Sequence[PlaceView], quote: Quote | None) ->
             say(f"  {where} would cost {duration(cheapest.total_us)}{more}.")
     if found:
         marked = [best, *[one for one in found if one != best]] if best is not None else found
-        costtable.candidates(names, marked, marked=best is not None)
+        costtable.candidates(names, marked, legend, marked=best is not None)

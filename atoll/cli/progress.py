@@ -62,7 +62,8 @@ def follow(client: Client, job_ids: Sequence[str], *, timeout_s: float | None = 
         if timeout_s is None:
             raise
         left = len(job_ids) - sum(job.state in TERMINAL for job in jobs.values())
-        message = f"{left} of {count(len(job_ids), 'job')} had not ended after {timeout_s:g} s; nothing was stopped"
+        waited = duration(round(timeout_s * 1_000_000))
+        message = f"{left} of {count(len(job_ids), 'job')} had not ended after {waited}; nothing was stopped"
         raise CliError(message, code=Exit.TIMEOUT, hint="'atoll jobs watch' takes it up again") from None
     found = [(job_id, _meant(jobs, job_id)) for job_id in job_ids]
     missing = [job_id for job_id, job in found if job is None or job.state not in TERMINAL]
@@ -146,7 +147,7 @@ def sentence(job: Job) -> str:
             off = f" ({change(last.predicted_us, took)})" if last.predicted_us else ""
             return f"succeeded at {last.site_id} in {duration(took)}, predicted {duration(last.predicted_us)}{off}{kind}"
         case _:
-            why = f": {job.failure.kind}: {job.failure.message}" if job.failure else f": {job.cancel_reason}" if job.cancel_reason else ""
+            why = f": {job.failure.words}" if job.failure else f": {job.cancel_reason}" if job.cancel_reason else ""
             return printable(f"{_VERBS.get(job.state, f'is {job.state}')}{why}")
 
 

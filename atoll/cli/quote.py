@@ -81,6 +81,8 @@ def quote(
 ) -> None:
     """Where such a job would go now, when it would be done, at what price; or why it cannot run. Nothing is submitted or reserved.
 
+    -o wide says what each column of the table is.
+
     Exit code 1: it would miss the --deadline or the --start-timeout that was given, by what half of such jobs take; or no site of this
     fleet can ever run it as it is. 8: no place can take it now, and nobody knows when one can.
     """
@@ -104,7 +106,7 @@ def quote(
             if found.chosen is not None:
                 say(f"site/{found.chosen.site_id}")
         case Form.TABLE | Form.WIDE:
-            outlook.show_quote(model, found, origin=origin, limits=limits)
+            outlook.show_quote(model, found, origin=origin, limits=limits, full=form is Form.WIDE)
     if found.verdict is Verdict.NEVER:
         note("no site of this fleet can ever run it as it is")
         raise typer.Exit(Exit.FAILED)

@@ -101,7 +101,7 @@ class JobEndedError(ClientError):
     """The job reached its end without a result; `job` says how."""
 
     def __init__(self, job: Job) -> None:
-        why = f": {job.failure.kind}: {job.failure.message}" if job.failure else ""
+        why = f": {job.failure.words}" if job.failure else ""
         if not why and job.cancel_reason:
             why = f": {job.cancel_reason}"
         super().__init__(f"job {job.job_id} ended as {job.state}{why}")

@@ -15,7 +15,7 @@ from typing import BinaryIO, Final
 
 from atoll.client.calls import argument
 from atoll.client.errors import ClientError, CorruptError, InputError, NotFoundError, StateError
-from atoll.model import limits
+from atoll.model import limits, words
 from atoll.model.attempt import Artifact
 from atoll.model.errors import quoted
 from atoll.model.job import IMAGE_INPUT, InputRef, Job
@@ -166,7 +166,7 @@ def image_ref(source: Source) -> InputRef:
         raise InputError(f"cannot read {source!r}: {error.strerror or error}", field="image") from None
     what = "the image" if isinstance(source, bytes) else os.fspath(source)
     if size > limits.IMAGE_BYTES_MAX:
-        raise InputError(f"{what} has {size} bytes: expected at most {limits.IMAGE_BYTES_MAX}", field="image")
+        raise InputError(f"{what} has {words.size(size)}: expected at most {words.size(limits.IMAGE_BYTES_MAX)}", field="image")
     if not head.startswith(_MAGIC):
         raise InputError(f"{what} is no picture that a generation can begin with: expected a PNG or a JPEG", field="image")
     return InputRef(name=IMAGE_INPUT, digest=digest, bytes=size)
@@ -174,7 +174,7 @@ def image_ref(source: Source) -> InputRef:
 
 def _check_size(size: int) -> None:
     if size > limits.INPUT_BYTES_MAX:
-        raise InputError(f"the file has {size} bytes: expected at most {limits.INPUT_BYTES_MAX}", field="source")
+        raise InputError(f"the file has {words.size(size)}: expected at most {words.size(limits.INPUT_BYTES_MAX)}", field="source")
 
 
 def uploaded(response: pb.UploadResponse, digest: str) -> InputRef:

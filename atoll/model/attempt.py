@@ -74,6 +74,11 @@ class FailureKind(StrEnum):
     INTERNAL = "internal"
     PREEMPTED = "preempted"  # it made room for a job of a higher priority
 
+    @property
+    def words(self) -> str:
+        """As people read it."""
+        return self.value.replace("_", " ")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryRule:
@@ -115,6 +120,11 @@ class Failure:
 
     kind: FailureKind
     message: str
+
+    @property
+    def words(self) -> str:
+        """As people read it."""
+        return f"{self.kind.words}: {self.message}" if self.message else self.kind.words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,8 +134,8 @@ class Submitter:
             raise FieldError(
                 "model_id",
                 model_id,
-                "a model whose weights are in the origin store (this one is known by its figures only: "
-                "it can be rehearsed, with simulated set)",
+                "a model whose weights are in the origin store (this one is known by its figures only, for rehearsals: "
+                "--simulated, in Python simulated=True)",
             )
         model.check_shape(spec.shape)
         self._check_adapters(spec, guess=guess)

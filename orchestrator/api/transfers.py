@@ -13,6 +13,7 @@ from atoll.model import limits
 from atoll.model.attempt import Artifact
 from atoll.model.errors import FieldError, NotFoundError, StateError
 from atoll.model.job import Job
+from atoll.model.words import size
 from atoll.v1 import job_service_pb2 as pb
 from atoll.v1 import types_pb2
 from atoll.wire.bounds import file_name
@@ -56,7 +57,7 @@ class Transfers:
 
     async def _append(self, incoming: Upload, chunk: bytes) -> None:
         if incoming.bytes + len(chunk) > limits.INPUT_BYTES_MAX:
-            raise TooLargeError(f"the file is larger than the {limits.INPUT_BYTES_MAX} bytes that an input may have")
+            raise TooLargeError(f"the file is larger than the {size(limits.INPUT_BYTES_MAX)} that an input may have")
         await asyncio.to_thread(incoming.write, chunk)
 
     async def download(self, job: Job, name: str, offset: int) -> AsyncIterator[pb.DownloadResponse]:

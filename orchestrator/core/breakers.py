@@ -146,7 +146,7 @@ def _open(ctx: Context, site: Site, pool_id: PoolId) -> None:
     until_us = ctx.now_us + pause_ms * 1_000
     site.breakers[pool_id] = replace(old, ends=(), level=level, until_us=until_us, probing=False, probe=None)
     ctx.arm(until_us, TimerKind.BREAKER, f"{site.site_id}/{pool_id}")
-    kinds = Counter(end.kind.value for end in old.ends if end.kind is not None)
+    kinds = Counter(end.kind.words for end in old.ends if end.kind is not None)
     what = ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
     detail = f"pool {pool_id}: {what}; no new work for {pause_ms / 1_000:g} s, then one attempt"
     ctx.audit("breaker_opened", f"site/{site.site_id}", severity=Severity.WARNING, detail=detail)

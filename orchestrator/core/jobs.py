@@ -12,6 +12,7 @@ from atoll.model.attempt import RETRIES, Attempt, Failure, FailureKind, ResultMa
 from atoll.model.ids import JobId, SiteId, TenantId
 from atoll.model.job import IMAGE_INPUT, Job, JobSpec, JobState, check_job_state
 from atoll.model.modelspec import IMAGE_TO_IMAGE, ModelSpec
+from atoll.model.words import duration, size
 from orchestrator.core import attempts, residency
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.events import JobCancelRequested, JobsSubmitted, Submission
@@ -116,7 +117,7 @@ def _unusable_adapter(state: State, spec: JobSpec) -> tuple[str, str] | None:
         if not adapter.fits(model):
             return field, f"adapter {use.adapter_id} fits {adapter.fits_text}, not model {model.model_id} of family {model.family or '-'}"
         if not spec.simulated and not adapter.servable:
-            return field, f"adapter {use.adapter_id} is known by its figures only: jobs that use it must be simulated"
+            return field, f"adapter {use.adapter_id} is known by its figures only: only a rehearsal (--simulated) can use it"
     return None
 
 
@@ -128,7 +129,7 @@ def _unusable_input(state: State, spec: JobSpec) -> tuple[str, str] | None:
         if index:
             return "inputs", f"{len(spec.inputs)} images: expected one to begin with"
         if not 0 < one.bytes <= limits.IMAGE_BYTES_MAX:
-            return f"inputs[{index}].bytes", f"an image of {one.bytes} bytes: expected 1 to {limits.IMAGE_BYTES_MAX}"
+            return f"inputs[{index}].bytes", f"an image of {size(one.bytes)}: expected one byte to {size(limits.IMAGE_BYTES_MAX)}"
     model = state.models[spec.model_id]
     if spec.inputs and not _begins_with_image(model):
         able = sorted(one.model_id for one in state.models.values() if one.pipeline_class and _begins_with_image(one))
@@ -159,8 +160,8 @@ def expire(ctx: Context, job_id: JobId) -> None:
     late = bool(job.spec.deadline_ms) and age_us >= job.spec.deadline_ms * 1_000
     unstarted = bool(job.spec.start_timeout_ms) and age_us >= job.spec.start_timeout_ms * 1_000 and not job.started_us
     if late or unstarted:
-        what = f"deadline of {job.spec.deadline_ms} ms" if late else f"start timeout of {job.spec.start_timeout_ms} ms"
-        end(ctx, entry, JobState.EXPIRED, reason=f"{what} passed")
+        what, limit_ms = ("deadline", job.spec.deadline_ms) if late else ("start timeout", job.spec.start_timeout_ms)
+        end(ctx, entry, JobState.EXPIRED, reason=f"{what} of {duration(limit_ms * 1_000)} passed")
 
 
 def cancel_requested(ctx: Context, event: JobCancelRequested) -> None:

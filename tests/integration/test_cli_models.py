@@ -132,7 +132,7 @@ async def test_adapters_are_added_from_their_files_listed_and_removed(
         assert (await run("adapters", "list", "-o", "name"))[1].split() == ["adapter/noir", "adapter/sketch", "adapter/tiny-ink"]
         assert (await run("adapters", "list", "--model", "mine", "-o", "name"))[1].split() == ["adapter/noir", "adapter/sketch"]
         code, _, err = await run("submit", "mine", "--adapter", "noir")
-        assert (code, "must be simulated" in err) == (Exit.USAGE, True)
+        assert (code, "only a rehearsal (--simulated) can use it" in err) == (Exit.USAGE, True)
         assert (await run("submit", "mine", "--adapter", "noir:0.5", "--simulated"))[0] == Exit.OK
         # It is known, and the fleet has no site yet.
         assert (await run("quote", "mine", "--adapter", "noir:0.5", "--simulated"))[0] == Exit.UNDECIDED

@@ -164,7 +164,7 @@ async def test_a_new_fleet_begins_with_the_catalogue_for_rehearsals_only(tmp_pat
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await running.submit(model_id="flux.1-dev")
         assert trailers(error)["atoll-field"] == "model_id"
-        assert "rehearsed" in (error.value.details() or "")
+        assert "--simulated" in (error.value.details() or "")
         assert await running.submit(model_id="flux.1-dev", simulated=True)
         await running.operators.RemoveModel(pb.RemoveModelRequest(model_id="sd-1.5", reason="not wanted"))
     async with orchestrator(tmp_path, catalogue=catalogue) as running:

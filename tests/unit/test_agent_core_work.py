@@ -86,7 +86,7 @@ def test_a_model_that_does_not_fit_after_the_evictions_is_refused(site: AgentSit
     event = site.end_of("a")
     assert (event.state, event.failure and event.failure.kind) == (AttemptState.REFUSED, FailureKind.REFUSED)
     assert event.failure is not None
-    assert "o needs 10000000000 bytes" in event.failure.message
+    assert "o needs 10.0 GB" in event.failure.message
     assert not site.said(EvictReplica)
 
 

@@ -218,7 +218,7 @@ async def test_a_full_disk_gives_up_what_is_not_in_memory_and_refuses_what_does_
     await heard.next(WeightsFetched)
     failed = await heard.perform(FetchWeights(node_id=NODE, model=model("p", 1_200)), FetchFailed)
     assert failed.failure.kind is FailureKind.DISK_FULL
-    assert "1200000000000 bytes" in failed.failure.message
+    assert "1.20 TB" in failed.failure.message
 
 
 async def test_a_slot_holds_no_more_than_its_memory(heard: Heard) -> None:

@@ -16,7 +16,7 @@ FAR = replace(CHOSEN, fetch_from=SiteId("seoul-2"))
 def test_weights_from_a_peer_site_are_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
     assert outlook.has(TERMS, FAR, 24 * 10**9, "had") == "which had to fetch 24.0 GB from the peer site seoul-2 first"
     assert outlook.has(TERMS, CHOSEN, 24 * 10**9, "had") == "which had to fetch 24.0 GB first"
-    costtable.candidates(TERMS, [FAR, OTHER])
+    costtable.candidates(TERMS, [FAR, OTHER], costtable.Legend(full=True))
     shown = " ".join(capsys.readouterr().out.split())
     assert "cold, to be fetched from seoul-2" in shown and "weights from the origin store or a peer site" in shown
 

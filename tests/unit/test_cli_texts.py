@@ -155,7 +155,7 @@ def test_sentences_say_where_a_job_stands() -> None:
     cells = [column.cell(replace(running, eta=eta, as_of_us=at_us)) for column in JOBS.columns if column.title == "ETA" for at_us in TIMES]
     assert cells == ["in 8.00s", "now", "overdue"]
     assert progress.sentence(DONE) == "succeeded at tokyo-1 in 11.0s, predicted 10.0s (+10 %)"
-    assert progress.sentence(failed) == "failed: out_of_memory: 12 GB needed"
+    assert progress.sentence(failed) == "failed: out of memory: 12 GB needed"
     assert progress.sentence(replace(QUEUED, state=JobState.CANCELLED, cancel_reason="typo")) == "was cancelled: typo"
     assert progress.sentence(replace(QUEUED, state=JobState.EXPIRED)) == "expired"
 

@@ -51,7 +51,7 @@ def test_a_site_is_told_the_adapters_of_the_jobs_it_is_told() -> None:
     [
         ({"adapters": _use("s1", "nope")}, "adapters[1].adapter_id", "no adapter 'nope'"),
         ({"adapters": _use("s1"), "model_id": ModelId("other")}, "adapters[0].adapter_id", "fits m, not model other of family u"),
-        ({"adapters": _use("figures")}, "adapters[0].adapter_id", "must be simulated"),
+        ({"adapters": _use("figures")}, "adapters[0].adapter_id", "only a rehearsal (--simulated) can use it"),
     ],
 )
 def test_an_adapter_that_cannot_be_used_is_refused_by_name(fields: dict[str, object], field: str, words: str) -> None:

@@ -95,6 +95,6 @@ def test_expired_jobs_leave_no_timers_and_make_room() -> None:
         fleet.wait(6, reporting=("a",))
     expired = [job for job in fleet.jobs.values() if job.state is JobState.EXPIRED]
     assert len(expired) == 6_000
-    assert all(job.cancel_reason == "start timeout of 5000 ms passed" for job in expired)
+    assert all(job.cancel_reason == "start timeout of 5.00s passed" for job in expired)
     assert len(fleet.machine.context.queue) == 0
     assert len(fleet.machine.context.timers) < 5_000, "a deadline of a week is not kept for jobs that have ended"

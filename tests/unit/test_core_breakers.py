@@ -67,7 +67,7 @@ def _break(fleet: Fleet, name: str = "a") -> None:
 def test_a_place_that_fails_whoever_comes_takes_no_new_work_and_says_so() -> None:
     fleet = _fleet("a", "b")
     _break(fleet)
-    assert _audit(fleet) == [("breaker_opened", Severity.WARNING, "pool p: 4 x runtime_lost; no new work for 30 s, then one attempt")]
+    assert _audit(fleet) == [("breaker_opened", Severity.WARNING, "pool p: 4 x runtime lost; no new work for 30 s, then one attempt")]
     fleet.submit(spec(prompt="only there", constraints=Constraints(sites=(SiteId("a"),))), spec(prompt="anywhere"))
     waits, goes = (next(job for job in fleet.jobs.values() if job.spec.prompt == prompt) for prompt in ("only there", "anywhere"))
     assert goes.state is JobState.PLACED and goes.attempts[0].site_id == "b"
