@@ -13,7 +13,7 @@ from atoll.model.ids import AttemptKey, GpuTypeId, JobId, Ordinal, PoolId
 from atoll.model.job import JobState
 from atoll.model.learned import Component
 from atoll.model.placement import Awaits, Reason, Rejection
-from atoll.model.quote import Eta, PlaceView, TimeLimits
+from atoll.model.quote import Eta, PlaceView
 from orchestrator.core.placement.registry import TERM_NAMES
 from tests.unit.jobs_to_show import CHOSEN, CORDONED, DONE, FIRST, GOES, NOWHERE, OTHER, QUEUED, REJECTED, WAITS, live, story_of
 
@@ -131,58 +131,6 @@ def test_a_job_that_waits_for_a_place(capsys: Shown) -> None:
     ]
     assert "  Places as of now. Policy: default" in lines
     assert lines[-1].split("   ")[1:3] == [" 1 pool", "  the GPU is too small for the model at this shape"]
-
-
-def test_the_legend_is_told_once_where_it_is_asked_for(capsys: Shown) -> None:
-    attempts = (*_tried(2, Failure(kind=FailureKind.LOST, message="silent")), FIRST)
-    explain.show(explain.Moment(job=replace(DONE, attempts=attempts), now_us=20_000_000), full=True)
-    shown = " ".join(capsys.readouterr().out.split())
-    assert shown.count("execution: the diffusion itself") == 1 and "-o wide" not in shown
-    outlook.show_quote("flux1-dev", GOES, full=True)
-    assert "money: price of the GPU" in " ".join(capsys.readouterr().out.split())
-
-
-@pytest.mark.parametrize("scale", [7, 1_003, 77_777, 1_234_567, 98_765_431])
-def test_every_line_adds_up_as_it_is_printed(capsys: Shown, scale: int) -> None:
-    """Whatever is lost in rounding: a tired person takes a sum that is wrong in its last figure for a bug."""
-    names = ("queue", "fetch", "execution", "overlap", "money", "risk", "deadline")
-    terms = tuple(scale * part for part in (3, 14, 15, -3, 9, 2, -26))
-    found = replace(CHOSEN, terms_us=terms, total_us=sum(terms))
-    costtable.candidates(names, [found, OTHER], costtable.Legend())
-    line = capsys.readouterr().out.splitlines()[1]
-    cells = [float(cell) for cell in line.split()[2:] if cell.lstrip("-")[0].isdigit()]
-    cost, time, queue, fetch, execution, overlap, prices, money, risk, deadline = cells
-    assert queue + fetch + execution + overlap == pytest.approx(time, abs=1e-9)
-    assert money + risk + deadline == pytest.approx(prices, abs=1e-9)
-    assert time + prices == pytest.approx(cost, abs=1e-9)
-    assert cost == pytest.approx(sum(terms) / 1_000_000, rel=0.01, abs=0.0006)
-
-
-def test_what_waits_behind_others_is_told_as_a_sum(capsys: Shown) -> None:
-    outlook.show_quote("flux1-dev", WAITS)
-    assert "    To its TIME of 6.00 come 1.50 for the 2 jobs before it: 7.50 in all." in capsys.readouterr().out.splitlines()
-    outlook.show_quote("flux1-dev", replace(WAITS, turn_us=0, ahead=0))
-    assert "To its TIME" not in capsys.readouterr().out
-
-
-def test_a_job_that_is_due_later_waits_for_a_cheap_place_and_says_so(capsys: Shown) -> None:
-    names = ("queue", "fetch", "stage", "execution", "money", "deadline")
-    cheap = replace(OTHER, total_us=4_000_000, terms_us=(300_000_000, 0, 0, 60_000_000, 4_000_000, -360_000_000), wait_us=300_000_000)
-    dear = replace(CHOSEN, total_us=9_000_000, terms_us=(0, 2_000_000, 3_000_000, 4_000_000, 9_000_000, -9_000_000))
-    quote = replace(WAITS, term_names=names, chosen=cheap, others=(dear,), turn_us=0, ahead=0, gpu_usd_micros=40_000)
-    limits = TimeLimits(now_us=3_000_000, asked_us=1_000_000, deadline_ms=3_600_000, start_timeout_ms=0)
-    outlook.show_quote("flux1-dev", quote, limits=limits)
-    why = "it is due only in 59m58s, and that is cheaper than tokyo-1/h100, which it could have at once: "
-    why += "$0.0400 of GPU time instead of $0.0900."
-    assert f"  It would wait for osaka-1/l4, free in about 5m00s: {why}" in capsys.readouterr().out.splitlines()
-    job = replace(QUEUED, spec=replace(QUEUED.spec, deadline_ms=3_600_000))
-    assert story_of(capsys, job, quote=quote)[1] == f"It waits for osaka-1/l4, free in about 5m00s: {why}"
-    evicts = replace(dear, terms_us=(0, 2_000_000, 3_000_000, 4_000_000, 4_000_000, -9_000_000))
-    outlook.show_quote("flux1-dev", replace(quote, others=(evicts,)), limits=limits)
-    assert "which it could have at once: 5.00s of COST less." in capsys.readouterr().out
-    # Where it goes at once and later than it could: the prices without the delay are what counts.
-    told = outlook.comparison(names, replace(cheap, wait_us=0), [dear], 24 * 10**9, rule="cost")
-    assert told == "5m51s later than fetching 24.0 GB to tokyo-1/h100, but cheaper, and early enough for its deadline"
 
 
 def test_waiting_that_is_later_and_cheaper_says_both(capsys: Shown) -> None:
