@@ -76,6 +76,7 @@ class Load:
     ends: list[tuple[int, SiteId, AttemptKey]] = field(default_factory=list)
     seqs: dict[SiteId, int] = field(default_factory=dict)
     reports: dict[SiteId, int] = field(default_factory=dict)
+    noise: random.Random | None = None  # rates are measured anew at each report, 30 % off; None: they stand
 
     def take(self, step: Step, now_us: int) -> None:
         """Count decisions, and note when what was bound will end."""
@@ -138,7 +139,10 @@ class Load:
             slots=(SlotFacts(index=ref.index, memory_free_bytes=0, replicas=replicas),),
         )
         self.reports[site_id] = self.reports.get(site_id, 1) + 1
-        report = SiteReport(seq=self.reports[site_id], full=False, generation=Generation(site.generation), nodes=(facts,), rates=site.rates)
+        rates = site.rates
+        if self.noise is not None:
+            rates = replace(rates, origin_bytes_per_s=int(site.record.spec.origin_bytes_per_s * self.noise.uniform(0.7, 1.3)))
+        report = SiteReport(seq=self.reports[site_id], full=False, generation=Generation(site.generation), nodes=(facts,), rates=rates)
         event = events.SiteReported(site_id=site_id, session=self.fleet.agents[site_id].session, report=report)
         self.take(self.fleet.machine.handle(event, self.fleet.now_us), self.fleet.now_us)
 
@@ -163,13 +167,14 @@ def models_of(count: int) -> tuple[ModelSpec, ...]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """What is measured: copies of the reference fleet, models, whether decisions are explained, impossible jobs that wait meanwhile, and
-    jobs of one tenant, each of another size, that wait for one small site."""
+    jobs of one tenant, each of another size, that wait for one small site. `noisy`: every report moves the rate of a site's link."""
 
     copies: int = 1
     models: int = 600
     explained: bool = True
     queued: int = 0
     kinds: int = 0
+    noisy: bool = False
     warm_up: int = 4_000
     jobs: int = 6_000
 
@@ -190,7 +195,7 @@ def prepare(case: Case) -> Load:
         agent.disk = {model.model_id for rank, model in enumerate(models) if rank < _ON_EVERY_DISK or rank % len(fleet.agents) == number}
         fleet.report(agent.site.site_id)
         load_reports[agent.site.site_id] = agent.report_seq
-    load = Load(fleet=fleet, models=models, gap_us=2_000, reports=load_reports)
+    load = Load(fleet=fleet, models=models, gap_us=2_000, reports=load_reports, noise=random.Random(3) if case.noisy else None)
     load.run(0, case.warm_up, random.Random(1))
     # Of no place: real results of a model that has no weights, in a hundred shapes.
     _queue(fleet, [spec("m0", shape=Shape(width=512 + 8 * (number % 100), height=512, steps=20)) for number in range(case.queued)])
@@ -231,6 +236,7 @@ def measure(case: Case) -> tuple[float, float]:
     decisions = load.placed + rounds.waits
     queued = f", {case.queued:,} impossible ones queued" if case.queued else ""
     queued += f", {case.kinds:,} of as many kinds waiting for one site" if case.kinds else ""
+    queued += ", rates that move" if case.noisy else ""
     explained = "" if case.explained else ", explain off"
     print(
         f"core alone, {36 * case.copies:,} sites, {gpus:,} GPUs, {case.models:,} models{explained}{queued}: "
@@ -248,6 +254,7 @@ def main() -> None:
     measure(Case(models=10_000))
     measure(Case(queued=1_000_000))
     measure(Case(kinds=20_000))
+    measure(Case(noisy=True))
     large, large_job = measure(Case(copies=10))
     largest, _ = measure(Case(copies=100, jobs=2_000, warm_up=1_000))
     print(f"at 360 sites a decision costs {large / small:.1f} and a job {large_job / small_job:.1f} times what it does at 36", flush=True)

@@ -58,6 +58,7 @@ class Columns:
 
     def __init__(self, policy: Policy, models: Mapping[ModelId, ModelSpec], wishes: Wishes) -> None:
         self.depth = policy.slot_depth
+        self.layout = 0  # grows when sites, pools or what was declared of them change
         self.version = 0  # grows when anything that class estimates depend on changes
         self.changes = 0  # grows when anything changes that a decision reads, but for what is learned
         self.columns: list[Column] = []
@@ -139,6 +140,7 @@ class Columns:
         for site in sites:
             self.refresh_site(site)
         self.version += 1
+        self.layout += 1
 
     def _allot(self, count: int) -> None:
         self.dyn = np.zeros((count, len(Dyn)), dtype=np.int64)

@@ -1,27 +1,24 @@
 """What a class of jobs costs at each pool, as far as it does not change from one decision to the next.
 
-Decides nothing; asks `atoll.physics` once per class and GPU type, and keeps the answer while the fleet's `version` stands.
+Decides nothing; keeps the answer while the fleet's `version` and what was learned of the model stand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from typing import Final, TypeVar
 
 import numpy as np
 
 from atoll.model.adapter import AdapterSpec
 from atoll.model.compiled import needed_form
-from atoll.model.ids import AdapterId, FormId, ModelId, SiteId
+from atoll.model.ids import AdapterId, FormId, SiteId
 from atoll.model.learned import Component
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec
 from atoll.physics.coldstart import artifact_load_us, compile_us, init_us, patch_us
-from atoll.physics.execution import execution_us
 from atoll.physics.memory import peak_bytes
-from atoll.physics.output import output_bytes
 from orchestrator.core.learning.factors import Factors, PoolFactors
 from orchestrator.core.placement.classes import ClassKey, Variant
 from orchestrator.core.placement.columns import Columns
@@ -30,13 +27,13 @@ from orchestrator.core.placement.inputs import Inputs
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.registry import Still, still
 from orchestrator.core.placement.rows import BARE, COLD, FETCH_MAX_US, NO_BUDGET, READY, Bools, Fix, Ints
-from orchestrator.core.placement.sources import RATE_MIN, Sources, Ways, transfer_us
+from orchestrator.core.placement.sources import Sources, Ways, transfer_us
+from orchestrator.core.placement.standing import Standing, Standings
 from orchestrator.core.placement.terms import money, risk
 
 # Estimates kept, in bytes: 15 KB a class at 36 sites, 1.5 MB at 3,600. Beyond it the oldest is computed again when asked for.
 _KEPT_BYTES: Final = 256 * 1024 * 1024
 _KEPT_MIN: Final = 64
-_BYTES_PER_GB: Final = 10**9
 Array = TypeVar("Array", Ints, Bools)
 _DELAYS: Final = frozenset({"input", "stage", "init", "adapt", "compile", "execution", "output"})
 
@@ -53,6 +50,7 @@ class Estimate:
     variant: Variant
     codes: Ints
     memory_bytes: int
+    standing: Standing
     still: Still
     fix: Ints
     ways: Ways  # where the weights come from
@@ -65,7 +63,7 @@ class Estimate:
 class Estimator:
     """Estimates by class, computed when first asked for."""
 
-    __slots__ = ("_adapters", "_columns", "_estimates", "_factors", "_hashes", "_links", "_policy", "_sources")
+    __slots__ = ("_adapters", "_columns", "_estimates", "_factors", "_policy", "_sources", "_standings")
 
     def __init__(
         self,
@@ -79,10 +77,9 @@ class Estimator:
         self._factors = factors
         self._columns = columns
         self._policy = policy
-        self._links = links
         self._sources = Sources(columns, policy, links, factors)
         self._estimates: dict[ClassKey, Estimate] = {}
-        self._hashes: dict[ModelId, tuple[int, Ints]] = {}
+        self._standings = Standings(columns, links)
 
     def forget(self) -> None:
         """Links changed: compute everything again when asked."""
@@ -100,7 +97,7 @@ class Estimator:
                 return known
             known = self._estimates[key] = self._refetched(key, model, known)
             return known
-        estimate = self._compute(key, model)
+        estimate = self._compute(key, model, known)
         kept = max(_KEPT_BYTES // max(3 * estimate.fix.nbytes, 1), _KEPT_MIN)
         while len(self._estimates) >= kept:
             del self._estimates[next(iter(self._estimates))]
@@ -115,15 +112,16 @@ class Estimator:
             self._fetching(fix, ways, self._policy.weight_milli(key.priority))
         return replace(known, ways=ways, fix=fix)
 
-    def _compute(self, key: ClassKey, model: ModelSpec) -> Estimate:
+    def _compute(self, key: ClassKey, model: ModelSpec, known: Estimate | None) -> Estimate:
         columns = self._columns
         h2d = transfer_us(model.weights_bytes, columns.h2d_rate)
         stage = np.maximum(h2d, transfer_us(model.weights_bytes, columns.disk_rate))
         near_us, far_us = self._adapting(key)
+        standing = self._standings.of(key, model, known.standing if known is not None else None)
         factors = self._factors.of(model.model_id, columns.columns)
         ways = self._sources.of(model, factors)
         form = self._form(key, model)
-        inputs = _corrected(self._inputs(key, model, stage, far_us, self._compiling(form, model)), factors)
+        inputs = _corrected(self._inputs(key, model, standing, stage, far_us, self._compiling(form, model)), factors)
         host_saving = factors.times(Component.LOAD, stage) - factors.times(Component.LOAD, h2d)
         near_saving = factors.times(Component.ADAPT, far_us) - factors.times(Component.ADAPT, np.full_like(far_us, near_us))
         adapters = (self._adapters.get(adapter_id) for adapter_id in key.adapters)
@@ -137,8 +135,8 @@ class Estimator:
         codes = static_reasons(key, model, memory, least_usd_micros, columns)
         most_usd_micros = key.constraints.max_price_usd_micros or NO_BUDGET
         feasible = _rows(codes == 0, kinds)
-        known = still(inputs, self._policy.terms)
-        whole = still(inputs, _DELAYS) if not self._policy.terms >= _DELAYS else known
+        told = still(inputs, self._policy.terms)
+        whole = still(inputs, _DELAYS) if not self._policy.terms >= _DELAYS else told
         return Estimate(
             version=columns.version,
             learned=self._factors.version_of(model.model_id),
@@ -148,12 +146,13 @@ class Estimator:
             variant=key.variant(memory),
             codes=codes,
             memory_bytes=memory,
-            still=known,
-            fix=self._fix(model, inputs, known, feasible, factors, host_saving, near_saving, ways, most_usd_micros),
+            standing=standing,
+            still=told,
+            fix=self._fix(standing, inputs, told, feasible, factors, host_saving, near_saving, ways, most_usd_micros),
             ways=ways,
             execution_us=inputs.execution_us,
             output_us=inputs.output_us,
-            unpriced_us=whole.serial_us - known.serial_us,
+            unpriced_us=whole.serial_us - told.serial_us,
             egress_usd_micros=inputs.egress_usd_micros,
         )
 
@@ -184,29 +183,26 @@ class Estimator:
         ready = (1_000 - hit_milli) * whole // 1_000 + (hit_milli - held_milli) * cached // 1_000
         return ready, ready + held_milli * cached // 1_000
 
-    def _inputs(self, key: ClassKey, model: ModelSpec, stage: Ints, adapt: Ints, compiling: tuple[Ints, Ints]) -> Inputs:
+    def _inputs(
+        self, key: ClassKey, model: ModelSpec, standing: Standing, stage: Ints, adapt: Ints, compiling: tuple[Ints, Ints]
+    ) -> Inputs:
         """All kinds of rows of every pool."""
         columns = self._columns
         count = len(columns.columns)
         kinds = BARE + 1 if key.adapters else COLD + 1
-        by_type = [execution_us(model, key.shape, gpu, key.precision, gang_size=key.gang_size) for gpu in columns.gpu_types]
-        execution = np.array(by_type or [0], dtype=np.int64)[columns.gpu]
-        input_time, output_time, egress = self._transfers(key, model)
-        specs = [column.site.record.spec for column in columns.columns]
-        preemptions = np.array([spec.preemptions_per_million_gpu_hours for spec in specs], dtype=np.int64)
         kind = np.arange(kinds * count) // max(count, 1)
         return Inputs(
             cold=kind == COLD,
-            input_us=_rows(input_time, kinds),
+            input_us=_rows(standing.input_us, kinds),
             stage_us=_rows(stage, kinds),
             init_us=np.full(kinds * count, init_us(model), dtype=np.int64),
             adapt_us=np.where(kind == READY, 0, _rows(adapt, kinds)),
             compile_us=np.where(kind == COLD, _rows(compiling[1], kinds), _rows(compiling[0], kinds)),
-            execution_us=_rows(execution, kinds),
-            output_us=_rows(output_time, kinds),
+            execution_us=_rows(standing.execution_us, kinds),
+            output_us=_rows(standing.output_us, kinds),
             usd_micros_per_hour=_rows(columns.price, kinds),
-            egress_usd_micros=_rows(egress, kinds),
-            preemptions_per_million_hours=_rows(preemptions, kinds),
+            egress_usd_micros=_rows(standing.egress_usd_micros, kinds),
+            preemptions_per_million_hours=_rows(standing.preemptions_per_million_hours, kinds),
             gang_size=key.gang_size,
             weight_milli=self._policy.weight_milli(key.priority),
             seconds_per_dollar=self._policy.seconds_per_dollar,
@@ -216,7 +212,7 @@ class Estimator:
 
     def _fix(
         self,
-        model: ModelSpec,
+        standing: Standing,
         inputs: Inputs,
         known: Still,
         feasible: Bools,
@@ -230,7 +226,7 @@ class Estimator:
         kinds = rows // max(len(self._columns.columns), 1)
         fix = np.zeros((rows, len(Fix)), dtype=np.int64)
         # What was learned of the way to the origin says nothing of that between nodes.
-        copy = np.minimum(transfer_us(model.weights_bytes, self._columns.lan_rate), FETCH_MAX_US)
+        copy = np.minimum(transfer_us(ways.model.weights_bytes, self._columns.lan_rate), FETCH_MAX_US)
         risky = risk.NAME in self._policy.terms
         for column, figures in (
             (Fix.FEASIBLE, feasible),
@@ -247,7 +243,7 @@ class Estimator:
             (Fix.HOST_SAVING, _rows(host_saving, kinds)),
             (Fix.NEAR_SAVING, _rows(near_saving, kinds)),
             (Fix.USD, inputs.usd_micros_per_hour),
-            (Fix.HASH, _rows(self._hash_of(model.model_id), kinds)),
+            (Fix.HASH, _rows(standing.hashes, kinds)),
         ):
             fix[:, column] = figures
         self._fetching(fix, ways, inputs.weight_milli)
@@ -263,46 +259,6 @@ class Estimator:
     def ways(self, model: ModelSpec) -> Ways:
         """How long the weights of a model take to each pool, and from where."""
         return self._sources.of(model)
-
-    def _hash_of(self, model_id: ModelId) -> Ints:
-        """Rendezvous hashes of a model and every pool: among equal places each model prefers others, the same ones each time."""
-        known = self._hashes.get(model_id)
-        if known is not None and known[0] == self._columns.version:
-            return known[1]
-        hashes = [
-            int.from_bytes(
-                blake2b(f"{model_id}/{column.site.site_id}/{column.pool.pool_id}".encode(), digest_size=4).digest(), "big"
-            )
-            for column in self._columns.columns
-        ]
-        if len(self._hashes) >= _KEPT_MIN:
-            self._hashes.clear()
-        self._hashes[model_id] = (self._columns.version, np.array(hashes, dtype=np.int64))
-        return self._hashes[model_id][1]
-
-    def _transfers(self, key: ClassKey, model: ModelSpec) -> tuple[Ints, Ints, Ints]:
-        """Input to and output from every pool in microseconds, and micro-dollars for the output to leave, by the link between the
-        asker's site and the pool's, or the site's own uplink."""
-        columns = self._columns
-        size = output_bytes(model, key.shape)
-        origin = key.origin_site
-        found: dict[SiteId, tuple[int, int, int]] = {}
-        for column in columns.columns:
-            spec = column.site.record.spec
-            if spec.site_id in found:
-                continue
-            rtt, rate, egress = 0, max(spec.wan_bytes_per_s, RATE_MIN), spec.egress_usd_micros_per_gb
-            if origin == spec.site_id:
-                egress = 0
-            elif origin is not None:
-                out = self._links.get((spec.site_id, origin)) or self._links.get((origin, spec.site_id))
-                if out is not None:
-                    rtt, rate = out.rtt_us, max(min(out.bytes_per_s, rate), RATE_MIN)
-                    egress = out.egress_usd_micros_per_gb or egress
-            input_us = rtt + key.input_bytes * 1_000_000 // rate
-            found[spec.site_id] = (input_us, rtt + size * 1_000_000 // rate, egress * size // _BYTES_PER_GB)
-        table = np.array([found[site_id] for site_id in columns.site_ids] or np.zeros((0, 3)), dtype=np.int64)
-        return table[:, 0], table[:, 1], table[:, 2]
 
 
 def _rows(of_pool: Array, kinds: int) -> Array:
