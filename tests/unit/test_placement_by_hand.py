@@ -16,7 +16,7 @@ from atoll.model.placement import Candidate
 from atoll.model.quote import Quote
 from atoll.model.shape import Precision, Shape
 from orchestrator.core import events
-from orchestrator.core.placement import estimate
+from orchestrator.core.placement import standing
 from orchestrator.core.placement.policies import DEFAULT
 from orchestrator.core.placement.registry import TERM_NAMES
 from tests.architecture.sources import REPOSITORY
@@ -210,7 +210,7 @@ def _given_s(_model: ModelSpec, _shape: Shape, gpu: GpuType, _precision: Precisi
 
 @BY_ROW
 def test_a_core_gives_the_figures(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "execution_us", _given_s)
+    monkeypatch.setattr(standing, "execution_us", _given_s)
     due_ms = 0 if example.due_s == math.inf else round(example.due_s * 1_000)
     adapters = (AdapterUse(adapter_id=AdapterId("a")),) if example.adapter_gb else ()
     job = spec(prompt="asked", priority=example.priority, deadline_ms=due_ms, gang_size=example.gpus, adapters=adapters)
@@ -223,7 +223,7 @@ def test_a_core_gives_the_figures(example: Example, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_job_goes_where_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "execution_us", _given_s)
+    monkeypatch.setattr(standing, "execution_us", _given_s)
     fleet = _fleet()
     for due_ms, expected in ((0, "busy"), (60_000, "slow")):
         chosen, _ = _offered(fleet, spec(prompt="asked", deadline_ms=due_ms))
