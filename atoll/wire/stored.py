@@ -6,7 +6,7 @@ lacked take their defaults; what cannot be read is a StoredFormatError, never a 
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from typing import Any, Final, Generic, TypeVar, get_type_hints
 
 import msgspec
@@ -75,7 +75,6 @@ _PUSH: Final = _Blob[Push]("push", Push)
 _AUDIT: Final = _Blob[AuditEvent]("line of the audit", AuditEvent)
 _ATTEMPT_EVENT: Final = _Blob[AttemptEvent]("event of an attempt", AttemptEvent)
 
-encode_job, decode_job = _JOB.encode, _JOB.decode
 encode_job_spec, decode_job_spec = _JOB_SPEC.encode, _JOB_SPEC.decode
 encode_site, decode_site = _SITE.encode, _SITE.decode
 encode_model, decode_model = _MODEL.encode, _MODEL.decode
@@ -103,12 +102,36 @@ _PROGRESS_NAMES: Final = tuple(each.name for each in fields(Job) if each.name !=
 _PROGRESS: Final = _Blob[Any]("job", _Progress)
 
 
+def encode_job(job: Job) -> bytes:
+    """All of a job."""
+    return _JOB.encode(_unpacked(job))
+
+
+def decode_job(blob: bytes) -> Job:
+    """The job again."""
+    return _unpacked(_JOB.decode(blob))
+
+
 def encode_job_progress(job: Job) -> bytes:
     """Everything of a job but its specification."""
+    job = _unpacked(job)
     return _PROGRESS.encode({name: getattr(job, name) for name in _PROGRESS_NAMES})
+
+
+def _unpacked(job: Job) -> Job:
+    """With its candidates in tuples: packed ones are the memory of one kind of machine, and what is read of a sequence is a list."""
+    if not any(attempt.explanation is not None and not isinstance(attempt.explanation.others, tuple) for attempt in job.attempts):
+        return job
+    attempts = tuple(
+        attempt
+        if attempt.explanation is None
+        else replace(attempt, explanation=replace(attempt.explanation, others=tuple(attempt.explanation.others)))
+        for attempt in job.attempts
+    )
+    return replace(job, attempts=attempts)
 
 
 def decode_job_progress(blob: bytes, spec: JobSpec) -> Job:
     """The job again, of both its parts."""
     progress = _PROGRESS.decode(blob)
-    return Job(spec=spec, **{name: getattr(progress, name) for name in _PROGRESS_NAMES})
+    return _unpacked(Job(spec=spec, **{name: getattr(progress, name) for name in _PROGRESS_NAMES}))

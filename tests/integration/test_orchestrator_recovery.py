@@ -34,7 +34,7 @@ from tests.integration.running_orchestrator import (
     orchestrator,
     until,
 )
-from tests.unit.fleet_of_machines import model, site
+from tests.unit.fleet_of_machines import model, pool, site
 
 
 @asynccontextmanager
@@ -92,15 +92,19 @@ async def test_kill_9_in_mid_flight_loses_nothing_that_was_accepted(tmp_path: Pa
 
 
 async def test_running_work_goes_on_over_a_restart(tmp_path: Path) -> None:
+    pools = (pool("big"), pool("other"))
     async with orchestrator(tmp_path) as running:
         await running.add_models(model("m"))
-        await running.apply(site("a"))
-        async with ScriptedAgent(running, "a", hold=True) as agent:
+        await running.apply(site("a", *pools))
+        async with ScriptedAgent(running, "a", pools=pools, hold=True) as agent:
             job_id = await running.submit()
             await until(lambda: bool(agent.attempts))
             term, outbox = agent.term, agent.attempts
+            explained = (await running.get(job_id)).attempts[0].explanation
+            assert len(explained.others) == 1
     async with orchestrator(tmp_path) as running:
-        async with ScriptedAgent(running, "a", hold=True) as agent:
+        async with ScriptedAgent(running, "a", pools=pools, hold=True) as agent:
+            assert (await running.get(job_id)).attempts[0].explanation == explained
             await until(lambda: agent.attempts.keys() == outbox.keys())
             assert agent.term == term + 1
             await agent.release()

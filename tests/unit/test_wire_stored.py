@@ -7,7 +7,18 @@ import pytest
 
 from atoll.model.ids import SiteId
 from atoll.model.site import LinkSpec, SiteAdmin, SiteRecord, SiteSpec
-from atoll.wire.stored import FORMAT, StoredFormatError, decode_links, decode_site, encode_site
+from atoll.wire.stored import (
+    FORMAT,
+    StoredFormatError,
+    decode_job,
+    decode_job_progress,
+    decode_links,
+    decode_site,
+    encode_job,
+    encode_job_progress,
+    encode_site,
+)
+from tests.unit.fleet_of_machines import Fleet, site, spec
 
 SITE = SiteRecord(
     spec=SiteSpec(site_id=SiteId("aws-use1"), region="us-east", wan_bytes_per_s=1, origin_bytes_per_s=1),
@@ -49,6 +60,16 @@ def test_another_format_is_refused_with_both_numbers() -> None:
 def test_damaged_bytes_are_refused(blob: bytes) -> None:
     with pytest.raises(StoredFormatError, match="a stored site cannot be read"):
         decode_site(blob)
+
+
+def test_a_job_is_read_as_it_was_decided() -> None:
+    fleet = Fleet(site("a"), site("b"))
+    fleet.submit(spec())
+    (placed,) = fleet.jobs.values()
+    explanation = placed.attempts[0].explanation
+    assert explanation is not None and len(explanation.others) == 1
+    for read in (decode_job(encode_job(placed)), decode_job_progress(encode_job_progress(placed), placed.spec)):
+        assert read == placed and hash(read.attempts) == hash(placed.attempts)
 
 
 def test_no_links_are_links_too() -> None:
