@@ -245,21 +245,39 @@ def where(
 
 
 def _say_target(places: ModelPlaces) -> None:
+    """How many copies are wanted, by whom, beside how many there are; then what the demand rests on."""
     target = places.target
-    spread = f", on {count(target.sites_min, 'site')} at least" if target.sites_min else ""
-    say(f"model/{places.model_id}: wanted are {target.gpu} warm, {target.host} in memory, {target.disk} on disk{spread}")
+    say(f"model/{places.model_id}")
+    wanted = _wanted(places)
+    there = [str(sum(view.copies for view in places.copies if view.tier is tier)) for tier in (Tier.GPU, Tier.HOST, Tier.DISK)]
+    table(["COPIES", "WARM", "IN MEMORY", "ON DISK", ""], [*wanted, ["there are", *there, " "]], frozenset({1, 2, 3}), indent="  ")
     averages = ", ".join(
         f"{name} {rate / 1_000:.3g}" for name, rate in zip(_AVERAGES, target.average_per_hour_milli, strict=False)
     )
+    rate = f"{target.rate_per_hour_milli / 1_000:.3g}"
+    if not target.arrivals:
+        say("  demand: nobody has asked for it since the orchestrator began; what is assumed of any model fades with time,")
+        say(f"  and is {rate} jobs an hour now ({averages})")
+        return
     worth = f"; the last warm copy saves others {duration(target.value_us_per_hour)} an hour per GB" if target.gpu else ""
-    say(f"  {target.rate_per_hour_milli / 1_000:.3g} jobs an hour ({averages}){worth}")
+    say(f"  demand: {rate} jobs an hour ({averages}), from {count(target.arrivals, 'job')} since the orchestrator began{worth}")
+
+
+def _wanted(places: ModelPlaces) -> list[list[str]]:
+    """Lines of the table: copies that demand, each pin and the push want, and why."""
+    target = places.target
+    spread = f"on {count(target.sites_min, 'site')} at least" if target.sites_min else " "
+    rows = [["wanted by demand", str(target.gpu), str(target.host), str(target.disk), spread]]
     for kept in places.pins:
-        because = f": {kept.reason}" if kept.reason else ""
-        say(f"  pinned on {TIER_NAMES[kept.tier]} of {kept.site_id} by {kept.actor}{because}")
+        on = ["1" if kept.tier is tier else "0" for tier in (Tier.GPU, Tier.HOST, Tier.DISK)]
+        rows.append(["wanted by a pin", *on, f"at {kept.site_id}, by {kept.actor}{f': {kept.reason}' if kept.reason else ''}"])
     if places.push is not None:
+        warm, sites = len(places.push.warm), len(places.push.sites)
         left = duration(max(places.push.until_us - places.now_us, 0))
         because = f": {places.push.reason}" if places.push.reason else ""
-        say(f"  pushed to {count(len(places.push.sites), 'site')} by {places.push.actor}, for another {left}{because}")
+        why = f"on {count(sites, 'site')}, for another {left}, by {places.push.actor}{because}"
+        rows.append(["wanted by a push", str(warm), "0", str(sites), why])
+    return rows
 
 
 def _show_events(places: ModelPlaces) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from atoll.cli.figures import count, seconds
+from atoll.cli.figures import count, seconds, size
 from atoll.cli.output import Form, say, show_plain, table
 from atoll.physics.coefficients import Coefficients
 from atoll.physics.estimate import DEVICE_LEVEL, Estimate
 from atoll.physics.evaluation import Judged, LeaveOut, LeftOut, Quality, grouped, named, quality
+from atoll.physics.memory import needed_bytes, peak_bytes
 from atoll.physics.peaks import used_precision
 from atoll.physics.stack import used_stack
 from atoll.physics.terms import Run, class_of
@@ -76,6 +77,11 @@ def _estimate_plain(run: Run, found: Estimate) -> dict[str, Any]:
         "supported": run.gpu.supports(run.precision),
         "stack": run.stack.value,
         "stack_supported": used_stack(run.stack, run.gpu.arch) is run.stack,
+        "fits": _fits(run),
+        "memory_bytes": needed_bytes(run.model, shape),
+        "weights_bytes": run.model.resident_bytes,
+        "activations_bytes": peak_bytes(run.model, shape),
+        "gpu_memory_bytes": run.gpu.memory_bytes,
         "seconds": found.total_us / _US,
         "low_seconds": found.low_us / _US,
         "high_seconds": found.high_us / _US,
@@ -95,13 +101,17 @@ def _estimate_table(run: Run, found: Estimate, *, wide: bool) -> None:
     passes = count(shape.cfg_passes, "pass", "passes")
     results = f", {shape.batch} results" if shape.batch > 1 else ""
     where = f"{run.gang_size} {run.gpu.gpu_type}" if run.gang_size > 1 else run.gpu.gpu_type
-    size = str(shape).rpartition("/")[0]
+    pixels = str(shape).rpartition("/")[0]
     steps = count(shape.steps, "step")
-    say(f"{run.model.model_id}: {size}, {steps} of {passes}{results}, {run.precision.value}, {run.stack.value}, on {where}")
+    say(f"{run.model.model_id}: {pixels}, {steps} of {passes}{results}, {run.precision.value}, {run.stack.value}, on {where}")
+    if not _fits(run):
+        say(f"  {_memory(run)}")
     rows = [[name, seconds(us)] for name, us in _parts(found).items() if us] + [["in all", seconds(found.total_us)]]
     table(["PART", "SECONDS"], rows, frozenset({1}), indent="  ")
     say(f"  {_range(found)}")
     say(f"  {found.flops / 1e12:.1f} TFLOP; denoising reaches {found.eta_milli / 1_000:.3f} of the dense peak; known by: {found.eta_level}")
+    if _fits(run):
+        say(f"  {_memory(run)}")
     if not run.gpu.supports(run.precision):
         lacks = f"{run.gpu.gpu_type} has no units for {run.precision.value}"
         say(f"  {lacks}: no such job is placed there, and the figure is that of {used_precision(run.gpu, run.precision).value}")
@@ -113,6 +123,20 @@ def _estimate_table(run: Run, found: Estimate, *, wide: bool) -> None:
     if wide:
         rows = [[level.name, level.of, f"{level.effect_milli / 1_000:+.3f}", str(level.rows)] for level in found.levels]
         table(["LEVEL", "OF", "LOG OF TIME", "ROWS"], rows, frozenset({2, 3}), indent="  ")
+
+
+def _fits(run: Run) -> bool:
+    return needed_bytes(run.model, run.shape) <= run.gpu.memory_bytes
+
+
+def _memory(run: Run) -> str:
+    """Whether the model fits, and what takes how much. A gang splits the work; each of its GPUs holds the whole model."""
+    weights, activations = size(run.model.resident_bytes), size(peak_bytes(run.model, run.shape))
+    each = "each GPU" if run.gang_size > 1 else "the GPU"
+    takes = f"weights of {weights} and activations of {activations} take {size(needed_bytes(run.model, run.shape))}"
+    if _fits(run):
+        return f"it fits: {takes} of the {size(run.gpu.memory_bytes)} of {each}"
+    return f"it does not fit: {takes}, and {each} has {size(run.gpu.memory_bytes)}: no such job is placed there"
 
 
 def _range(found: Estimate) -> str:

@@ -200,7 +200,7 @@ def watch(
     "cancel",
     epilog="""
     atoll jobs cancel JOB --reason "wrong prompt"
-    atoll jobs list --state queued -o name | xargs atoll jobs cancel
+    atoll jobs list --state queued -o name | xargs -r atoll jobs cancel
     """,
 )
 def cancel(*, jobs: JobsArgument, reason: Annotated[str, typer.Option("--reason", help="Why; kept with the job.")] = "") -> None:

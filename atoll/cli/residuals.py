@@ -49,6 +49,10 @@ _PARTS = {
     QuotePart.EXECUTION: "execution and result",
     QuotePart.WHOLE: "both",
 }
+# Gates are named as components are, but for the one of what people are told.
+_GATES = {TOTAL: "all of it, as quoted"}
+_MEDIAN = f"{round((exp(MEDIAN_MAX_MILLI / 1_000) - 1) * 100)} %"
+_COVERED = f"{COVERAGE_MILLI[0] // 10} to {COVERAGE_MILLI[1] // 10} %"
 # What the headings mean, under the lines.
 _LEGEND = (
     "FACTOR: what this level multiplies a prediction by; JOBS: evidence for it, older attempts count less; BIAS and SPREAD: mean and",
@@ -145,7 +149,7 @@ def calibrate(
     site: SiteOption = "",
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", show_default=False, help="Why; kept in the audit. With --reset.")] = "",
 ) -> None:
-    """Whether predictions may be believed: |median log residual| at most 0.05, P90 true for 87 to 93 %; and what quotes make of them.
+    """Whether predictions may be believed: half of jobs within 5 % of what was predicted, 87 to 93 % within the P90; and what is quoted.
 
     Exit code 0: every gate with enough attempts holds; 1: one fails; 8: none has enough yet.
     """
@@ -196,37 +200,57 @@ def _hint(failing: list[str]) -> str:
 
 def show(found: Calibration) -> None:
     """Gates, what quotes make of predictions, and how much was learned."""
-    rows = [[gate.name, str(gate.observations), _signed(gate.median_milli), f"{gate.coverage_milli / 10:.1f} %", _verdict(gate)]
-            for gate in found.gates if gate.observations]  # fmt: skip
+    rows = [
+        [_GATES.get(gate.name, gate.name), str(gate.observations), _typically(gate), f"{gate.coverage_milli / 10:.0f} %", _verdict(gate)]
+        for gate in found.gates
+        if gate.observations
+    ]
     if rows:
-        table(["GATE", "ATTEMPTS", "MEDIAN", "WITHIN P90", "VERDICT"], rows, frozenset({1, 2, 3}))
+        say("What jobs that ended took, against what had been predicted of them:")
+        table(["PREDICTED", "JOBS", "TYPICALLY TOOK", "WITHIN P90", "IN THE GATES"], rows, frozenset({1, 3}), indent="  ")
+        say(f"  (typically: half of them took longer, half less; P90: nine of ten should take no longer. In the gates: off by {_MEDIAN} at")
+        say(f"  most, {_COVERED} within their P90; judged from {GATE_ATTEMPTS} jobs on)")
     else:
         say("no attempt has ended since learning began")
+    _show_quotes(found)
+    say("")
+    off = "" if found.learning else "; learning is off: all factors are 1"
+    say(f"{count(found.factors, 'factor')} learned, {count(found.shifts, 'lasting change')} found{off}; 'atoll costs residuals' lists them")
+
+
+def _show_quotes(found: Calibration) -> None:
+    """By what quotes multiply predictions."""
     quotes = []
     for quote in found.quotes:
         whole = quote.part is QuotePart.WHOLE
-        p50, p90 = (f"{milli / 1_000:.2f}" for milli in (quote.p50_milli, quote.p90_milli))
-        quotes.append([quote.start, quote.modality, _PARTS[quote.part], str(quote.observations), NONE if whole else p50, p90])
-    if quotes:
-        say("")
-        say("A quote of a completion is what was predicted of each part times:")
-        table(["START", "MAKES", "PART", "JOBS", "P50", "P90"], quotes, frozenset({3, 4, 5}), indent="  ")
-        say("  (both: what the distance from P50 to P90 of the sum is multiplied by. Jobs decided together count less, and a part")
-        say("  as much as it was of the whole; kinds that are not here take after those nearest to them)")
+        p50, p90 = (f"x{milli / 1_000:.2f}" for milli in (quote.p50_milli, quote.p90_milli))
+        told = [NONE, f"margin {p90}"] if whole else [p50, p90]
+        quotes.append([quote.start, quote.modality, _PARTS[quote.part], str(quote.observations), *told])
+    if not quotes:
+        return
     say("")
-    off = "" if found.learning else "; learning is off: all factors are 1"
-    say(f"{count(found.factors, 'factor')}, {count(found.shifts, 'lasting change')} found{off}")
+    say("What is quoted, as a multiple of what is predicted:")
+    table(["START", "MAKES", "PART", "JOBS", "HALF OF THEM", "9 OF 10"], quotes, frozenset({3, 4, 5}), indent="  ")
+    say("  (both: by what the margin between half of them and 9 of 10 is stretched when the parts are added up. Jobs decided together")
+    say("  count less, and a part as much as it was of the whole; kinds that are not here take after those nearest to them)")
+
+
+def _typically(gate: Gate) -> str:
+    """The median ratio of what came to what was predicted, in words."""
+    percent = round((exp(gate.median_milli / 1_000) - 1) * 100)
+    if not percent:
+        return "as predicted"
+    return f"{abs(percent)} % {'longer' if percent > 0 else 'less'}"
 
 
 def _verdict(gate: Gate) -> str:
     if not gate.enough:
-        return "too few attempts"
+        return f"too few jobs yet: {gate.observations} of {GATE_ATTEMPTS}"
     if gate.passed:
-        return "holds"
+        return "yes"
     amiss = []
     if abs(gate.median_milli) > MEDIAN_MAX_MILLI:
-        percent = round(abs(exp(gate.median_milli / 1_000) - 1) * 100)
-        amiss.append(f"{percent} % {'longer' if gate.median_milli > 0 else 'shorter'} than stated")
+        amiss.append(f"it takes {_typically(gate)}")
     if not COVERAGE_MILLI[0] <= gate.coverage_milli <= COVERAGE_MILLI[1]:
         amiss.append("P90 is exceeded too often" if gate.coverage_milli < COVERAGE_MILLI[0] else "P90 is too cautious")
-    return f"fails: {', '.join(amiss)}"
+    return f"no: {', '.join(amiss)}"

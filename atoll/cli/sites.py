@@ -80,7 +80,7 @@ SITES: Listing[SiteView] = Listing(
     epilog="""
     atoll sites list
     atoll sites list --region Tokyo -o wide
-    atoll sites list -o name | xargs -n1 atoll sites get
+    atoll sites list -o name | xargs -r -n1 atoll sites get
     """,
 )
 def list_sites(
@@ -179,12 +179,13 @@ def _difference(applied: SitesApplied, known: dict[SiteId, SiteSpec], declared: 
             for path, old, new in _changes(plain(known[name]), plain(declared[name])):
                 say(f"    {path}: {old} -> {new}")
     for name in applied.not_declared:
-        say(f"? site/{name}   known to the orchestrator, not in the file; 'atoll sites remove' takes it away")
-    done = "would be" if applied.dry_run else "were"
-    note(
-        f"{count(len(applied.added), 'site')} {done} added, {len(applied.updated)} updated, {len(applied.unchanged)} unchanged, "
-        f"{len(applied.not_declared)} not in the file"
-    )
+        say(f"? site/{name}   known to the orchestrator, not in the file")
+    done = "would be" if applied.dry_run else "was" if len(applied.added) == 1 else "were"
+    note(f"{count(len(applied.added), 'site')} {done} added, {len(applied.updated)} updated, {len(applied.unchanged)} unchanged")
+    if applied.not_declared:
+        left = len(applied.not_declared)
+        they = "1 site that is not in the file stays" if left == 1 else f"{left} sites that are not in the file stay"
+        note(f"{they} as {'it is' if left == 1 else 'they are'}: 'atoll sites remove NAME --reason WHY' takes one away")
 
 
 def _changes(old: object, new: object, path: str = "") -> list[tuple[str, object, object]]:

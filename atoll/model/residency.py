@@ -107,6 +107,7 @@ class CopyView:
 class TargetView:
     """How many copies the residency loop wants and what that rests on. Rates per hour in thousandths: mixed, 10 min, 6 h, 7 d.
 
+    `arrivals`: jobs since the orchestrator began; while there are none, rates are what is assumed of a model that nobody knows.
     `value_us_per_hour`: delay that the last copy on the GPU saves others in an hour, per GB.
     """
 
@@ -117,6 +118,7 @@ class TargetView:
     rate_per_hour_milli: int = 0
     average_per_hour_milli: tuple[int, ...] = ()
     value_us_per_hour: int = 0
+    arrivals: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

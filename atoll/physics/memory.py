@@ -10,6 +10,11 @@ from atoll.model.shape import Shape
 from atoll.physics.flops import tokens
 
 
+def needed_bytes(model: ModelSpec, shape: Shape) -> int:
+    """What one GPU holds while it makes this shape: the whole model and the activations, on each GPU of a gang too."""
+    return model.resident_bytes + peak_bytes(model, shape)
+
+
 def peak_bytes(model: ModelSpec, shape: Shape) -> int:
     """Bytes of activations at their peak, on top of `model.resident_bytes`: those of the reference, by latent tokens and batch.
 

@@ -752,12 +752,15 @@ class TargetView(_message.Message):
     RATE_PER_HOUR_MILLI_FIELD_NUMBER: _builtins.int
     AVERAGE_PER_HOUR_MILLI_FIELD_NUMBER: _builtins.int
     VALUE_US_PER_HOUR_FIELD_NUMBER: _builtins.int
+    ARRIVALS_FIELD_NUMBER: _builtins.int
     gpu: _builtins.int
     host: _builtins.int
     disk: _builtins.int
     sites_min: _builtins.int
     rate_per_hour_milli: _builtins.int
     value_us_per_hour: _builtins.int
+    arrivals: _builtins.int
+    """jobs since the orchestrator began; 0: the rates are what is assumed of a model that nobody knows"""
     @_builtins.property
     def average_per_hour_milli(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -770,10 +773,11 @@ class TargetView(_message.Message):
         rate_per_hour_milli: _builtins.int = ...,
         average_per_hour_milli: _abc.Iterable[_builtins.int] | None = ...,
         value_us_per_hour: _builtins.int = ...,
+        arrivals: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["average_per_hour_milli", b"average_per_hour_milli", "disk", b"disk", "gpu", b"gpu", "host", b"host", "rate_per_hour_milli", b"rate_per_hour_milli", "sites_min", b"sites_min", "value_us_per_hour", b"value_us_per_hour"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals", "average_per_hour_milli", b"average_per_hour_milli", "disk", b"disk", "gpu", b"gpu", "host", b"host", "rate_per_hour_milli", b"rate_per_hour_milli", "sites_min", b"sites_min", "value_us_per_hour", b"value_us_per_hour"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -140,6 +140,7 @@ def target_to_proto(view: TargetView) -> pb.TargetView:
         rate_per_hour_milli=view.rate_per_hour_milli,
         average_per_hour_milli=view.average_per_hour_milli,
         value_us_per_hour=view.value_us_per_hour,
+        arrivals=view.arrivals,
     )
 
 
@@ -154,6 +155,7 @@ def target_from_proto(msg: pb.TargetView) -> TargetView:
         rate_per_hour_milli=_count("rate_per_hour_milli", msg.rate_per_hour_milli),
         average_per_hour_milli=tuple([_count("average_per_hour_milli", rate) for rate in msg.average_per_hour_milli]),
         value_us_per_hour=_count("value_us_per_hour", msg.value_us_per_hour),
+        arrivals=_count("arrivals", msg.arrivals),
     )
 
 

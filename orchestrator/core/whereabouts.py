@@ -40,6 +40,7 @@ def model_places(ctx: Context, model_id: ModelId, now_us: int, *, events: bool) 
             rate_per_hour_milli=ctx.demand.rate_per_hour_milli(model_id),
             average_per_hour_milli=ctx.demand.averages_per_hour_milli(model_id, now_us),
             value_us_per_hour=target.value_us,
+            arrivals=ctx.demand.arrivals(model_id),
         ),
         pins=tuple(pin for key, pin in sorted(ctx.state.pins.items()) if key[0] == model_id),
         push=ctx.state.pushes.get(model_id),

@@ -65,8 +65,8 @@ async def test_what_attempts_took_is_learned_shown_and_forgotten(tmp_path: Path,
         assert every["effect_milli"] > 1_050 and every["observations_milli"] == pytest.approx(6_000, rel=0.01)
         assert (await run("costs", "residuals", "-o", "name"))[1].splitlines()[0] == "residual/load/all"
         code, out, err = await run("costs", "calibrate")
-        assert (code, err) == (Exit.UNDECIDED, "nothing judged yet: 6 of 200 attempts\n") and "too few attempts" in out
-        assert "A quote of a completion is what was predicted of each part times:" in out
+        assert (code, err) == (Exit.UNDECIDED, "nothing judged yet: 6 of 200 attempts\n") and "too few jobs yet: 6 of 200" in out
+        assert "What is quoted, as a multiple of what is predicted:" in out
         rows = [re.split(r" {2,}", line.strip())[:3] for line in out.splitlines() if line.startswith("  warm")]
         assert rows == [["warm", "image", part] for part in ("until it executes", "execution and result", "both")]
         told = json.loads((await run("costs", "calibrate", "-o", "json"))[1])["quotes"]
@@ -127,11 +127,18 @@ def test_gates_hold_when_something_can_be_said_and_nothing_fails(gates: tuple[Ga
 def test_a_gate_that_fails_says_how_and_where_to_look(capsys: Shown) -> None:
     slow = Gate(name="total", observations=630, median_milli=156, coverage_milli=905, enough=True, passed=False)
     tight = Gate(name="fetch", observations=300, median_milli=-70, coverage_milli=700, enough=True, passed=False)
-    shown = Calibration(gates=(tight, slow), quotes=(), factors=3, shifts=0, learning=True)
+    young = Gate(name="load", observations=41, median_milli=4, coverage_milli=902, enough=False, passed=False)
+    good = Gate(name="execution", observations=250, median_milli=38, coverage_milli=912, enough=True, passed=True)
+    shown = Calibration(gates=(tight, young, good, slow), quotes=(), factors=3, shifts=0, learning=True)
     show(shown)
     out = capsys.readouterr().out
-    assert "fails: 17 % longer than stated" in out
-    assert "fails: 7 % shorter than stated, P90 is exceeded too often" in out
+    lines = [[cell.strip() for cell in line.split("   ") if cell.strip()] for line in out.splitlines()]
+    assert ["PREDICTED", "JOBS", "TYPICALLY TOOK", "WITHIN P90", "IN THE GATES"] in lines
+    assert ["all of it, as quoted", "630", "17 % longer", "90 %", "no: it takes 17 % longer"] in lines
+    assert ["fetch", "300", "7 % less", "70 %", "no: it takes 7 % less, P90 is exceeded too often"] in lines
+    assert ["load", "41", "as predicted", "90 %", "too few jobs yet: 41 of 200"] in lines
+    assert ["execution", "250", "4 % longer", "91 %", "yes"] in lines
+    assert "off by 5 % at" in out and "87 to 93 % within their P90; judged from 200 jobs on" in out
     with pytest.raises(CliError) as both:
         judged(shown)
     assert "atoll costs residuals --component fetch" in (both.value.hint or "")

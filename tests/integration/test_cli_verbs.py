@@ -231,13 +231,20 @@ async def test_a_fleet_file_is_shown_as_a_difference_and_applied(tmp_path: Path,
         file.write_text(FLEET)
         code, out, err = await run("sites", "apply", str(file), "--dry-run")
         assert (code, out.startswith("+ site/tokyo-1")) == (Exit.OK, True)
-        assert err == "1 site would be added, 0 updated, 0 unchanged, 0 not in the file\n"
+        assert err == "1 site would be added, 0 updated, 0 unchanged\n"
         assert await answer(run, "sites", "list") == []
         assert (await run("sites", "apply", str(file)))[0] == Exit.OK
-        assert (await run("sites", "apply", str(file)))[2] == "0 sites were added, 0 updated, 1 unchanged, 0 not in the file\n"
+        assert (await run("sites", "apply", str(file)))[2] == "0 sites were added, 0 updated, 1 unchanged\n"
         file.write_text(FLEET.replace("Tokyo", "Osaka"))
         _, out, _ = await run("sites", "apply", str(file), "--dry-run")
         assert out.splitlines() == ["~ site/tokyo-1", "    region: Tokyo -> Osaka"]
+        assert (await run("sites", "add", "lab", "--region", "Berlin"))[0] == Exit.OK
+        _, out, err = await run("sites", "apply", str(file))
+        assert out.splitlines()[-1] == "? site/lab   known to the orchestrator, not in the file"
+        assert err.splitlines() == [
+            "0 sites were added, 1 updated, 0 unchanged",
+            "1 site that is not in the file stays as it is: 'atoll sites remove NAME --reason WHY' takes one away",
+        ]
 
 
 @pytest.mark.parametrize(

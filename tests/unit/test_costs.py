@@ -315,3 +315,17 @@ def test_one_source_alone_is_predicted_from_the_packaged_rows(tmp_path: Path, ca
 def test_only_what_rows_name_can_be_left_out(capsys: Shown) -> None:
     (error,) = errors_of(capsys, main(["costs", "check", "--cv", "stack"]))
     assert error == "--cv is 'stack': expected one of source, model, gpu"
+
+
+def test_a_prediction_says_whether_the_model_fits(capsys: Shown) -> None:
+    assert main(["costs", "predict", "--model", "flux.1-dev", "--gpu", "L4"]) == Exit.OK
+    lines = capsys.readouterr().out.splitlines()
+    takes = "weights of 33.7 GB and activations of 2.56 GB take 36.3 GB"
+    assert lines[1] == f"  it does not fit: {takes}, and the GPU has 24.1 GB: no such job is placed there"
+    assert main(["costs", "predict", "--model", "flux.1-dev", "--gpu", "L40S"]) == Exit.OK
+    assert f"  it fits: {takes} of the 48.0 GB of the GPU" in capsys.readouterr().out.splitlines()
+    big = json_of(capsys, "costs", "predict", "--model", "flux.1-dev", "--gpu", "L40S", "--batch", "8")
+    assert big["memory_bytes"] == big["weights_bytes"] + big["activations_bytes"] > big["gpu_memory_bytes"] and big["fits"] is False
+    # A gang splits the work, not the memory: placing asks the same of each of its GPUs.
+    gang = json_of(capsys, "costs", "predict", "--model", "flux.1-dev", "--gpu", "L40S", "--batch", "8", "--gpus", "8")
+    assert (gang["fits"], gang["memory_bytes"]) == (False, big["memory_bytes"])
