@@ -11,7 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from agents.peers import PeerSource
+from agents.peers import PeerSources
 from agents.weights import CachedModel, FetchResult, OnBytes, WeightsCache
 from atoll.model.ids import ModelId
 
@@ -45,15 +45,15 @@ class WeightsFetcher:
         *,
         on_bytes: OnBytes | None = None,
         make_room: bool = True,
-        peer: PeerSource | None = None,
+        peers: PeerSources | None = None,
     ) -> FetchResult:
         """As `WeightsCache.fetch`; progress is told on the loop. Cancelling the last waiter stops the fetch, to be
-        continued. One who joins a fetch shares its `make_room` and its `peer`."""
+        continued. One who joins a fetch shares its `make_room` and its `peers`."""
         key = (model_id, digest)
         while (flight := self._flights.get(key)) is not None and flight.stop.is_set():
             await asyncio.wait([flight.future])  # one that is ending: begin anew after it
         if flight is None:
-            flight = self._begin(key, origin_url, make_room, peer)
+            flight = self._begin(key, origin_url, make_room, peers)
         if on_bytes is not None:
             flight.listeners.append(on_bytes)
         flight.waiters += 1
@@ -83,7 +83,7 @@ class WeightsFetcher:
             await asyncio.wait([flight.future for flight in flights])
         self._threads.shutdown(wait=True)
 
-    def _begin(self, key: tuple[ModelId, str], origin_url: str, make_room: bool, peer: PeerSource | None) -> _Flight:
+    def _begin(self, key: tuple[ModelId, str], origin_url: str, make_room: bool, peers: PeerSources | None) -> _Flight:
         loop = asyncio.get_running_loop()
         stop = threading.Event()
 
@@ -91,7 +91,7 @@ class WeightsFetcher:
             loop.call_soon_threadsafe(self._tell, key, done, total)
 
         def work() -> FetchResult:
-            return self.cache.fetch(*key, origin_url, on_bytes=tell, should_stop=stop.is_set, make_room=make_room, peer=peer)
+            return self.cache.fetch(*key, origin_url, on_bytes=tell, should_stop=stop.is_set, make_room=make_room, peers=peers)
 
         flight = _Flight(future=loop.run_in_executor(self._threads, work), stop=stop)
         self._flights[key] = flight

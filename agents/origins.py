@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -77,7 +78,7 @@ class Origin:
         """The folder's manifest. FetchError if the origin does not answer, BadWeightsError if it answers with
         anything else."""
         with self._open(MANIFEST_NAME) as source:
-            data = _read(source, MANIFEST_BYTES_MAX + 1, f"{self.url}/{MANIFEST_NAME}", self.heard)
+            data = read_some(source, MANIFEST_BYTES_MAX + 1, f"{self.url}/{MANIFEST_NAME}", self.heard)
         return parse_manifest(data, f"{self.url}/{MANIFEST_NAME}")
 
     def download(self, file: ManifestFile, target: Path, *, on_bytes: Callable[[int], None]) -> int:
@@ -106,6 +107,18 @@ class Origin:
         problem = f"sha256 {digest.hexdigest()} instead of {file.sha256}"
         raise FetchError(FailureKind.BAD_WEIGHTS, f"{self.url}/{file.path}: {problem}, which the manifest says")
 
+    def open_range(self, path: str, start: int, end: int) -> IO[bytes]:
+        """A file from byte `start` to before `end`, in one stream; what comes after that is not to be read. FetchError if it cannot be."""
+        if not self._http:
+            return self._open_at(path, start)
+        opened: Any = self._open(path, headers={"Range": f"bytes={start}-{end - 1}"})
+        if opened.r.status != HTTPStatus.PARTIAL_CONTENT:
+            # A server that knows no ranges: read past what is not wanted.
+            where = f"{self.url}/{path}"
+            while start and (skipped := len(read_some(opened, min(CHUNK_BYTES, start), where, self.heard))):
+                start -= skipped
+        return opened  # type: ignore[no-any-return]  # fsspec is not typed
+
     def heard(self, size: int) -> None:
         """So many bytes came over just now. May raise FetchError to give up."""
 
@@ -114,7 +127,7 @@ class Origin:
         with self._open_at(file.path, held) as source, target.open("ab") as out:
             missing = file.bytes - held
             while missing:
-                chunk = _read(source, min(CHUNK_BYTES, missing), where, self.heard)
+                chunk = read_some(source, min(CHUNK_BYTES, missing), where, self.heard)
                 if not chunk:
                     problem = f"ends after {file.bytes - missing} bytes instead of {file.bytes}"
                     raise FetchError(FailureKind.FETCH_FAILED, f"{where}: {problem}, which the manifest says")
@@ -122,7 +135,7 @@ class Origin:
                 _write(out, chunk, target)
                 missing -= len(chunk)
                 on_bytes(len(chunk))
-            if _read(source, 1, where, self.heard):
+            if read_some(source, 1, where, self.heard):
                 target.unlink()
                 problem = f"is longer than {file.bytes} bytes"
                 raise FetchError(FailureKind.BAD_WEIGHTS, f"{where}: {problem}, which the manifest says")
@@ -144,7 +157,7 @@ class Origin:
             source.close()
             source = self._open(path)
             while held:
-                skipped = len(_read(source, min(CHUNK_BYTES, held), where, self.heard))
+                skipped = len(read_some(source, min(CHUNK_BYTES, held), where, self.heard))
                 held = held - skipped if skipped else 0
         return source
 
@@ -203,7 +216,7 @@ def _failed(where: str, error: Exception) -> FetchError:
     return FetchError(FailureKind.FETCH_FAILED, f"{where}: {type(error).__name__}: {error}")
 
 
-def _read(source: IO[bytes], limit: int, where: str, heard: Callable[[int], None]) -> bytes:
+def read_some(source: IO[bytes], limit: int, where: str, heard: Callable[[int], None]) -> bytes:
     """Up to `limit` bytes; fewer only at the end of the file. The errors of any store become FetchError."""
     parts, missing = [], limit
     while missing:
@@ -226,7 +239,7 @@ def _write(out: IO[bytes], chunk: bytes, target: Path) -> None:
         out.write(chunk)
         out.flush()
     except OSError as error:
-        raise _write_error(error, target) from error
+        raise write_error(error, target) from error
 
 
 def _sync(out: IO[bytes], target: Path) -> None:
@@ -234,10 +247,11 @@ def _sync(out: IO[bytes], target: Path) -> None:
         out.flush()
         os.fsync(out.fileno())
     except OSError as error:
-        raise _write_error(error, target) from error
+        raise write_error(error, target) from error
 
 
-def _write_error(error: OSError, target: Path) -> FetchError:
+def write_error(error: OSError, target: Path) -> FetchError:
+    """What became of a write, as the error of a fetch."""
     if is_full(error):
         return disk_full(f"no room for {target.name} on the disk of {target.parent}")
     return FetchError(FailureKind.FETCH_FAILED, f"cannot write {target}: {error}")

@@ -1,23 +1,27 @@
-"""Weights from another site: what one fetch reads from the peer, and how it goes on with the origin store when the peer fails.
+"""Weights from other sites: what one fetch reads from its peers, and how it goes on with the origin store when they fail.
 
-Decides when a peer is given up: refused, not found, silent, slower than a floor, or wrong in a single byte. Nothing that comes from a peer
-is believed: the manifest must have the digest that was asked for, and every file the digest that the manifest says, exactly as from the
-origin store. What has been verified stays; the rest comes from there. Must not know the cache's layout, quotas or who asked.
+Decides which sources are read, one after the other or several at once (`parallel`), and when a peer is given up: refused, not found,
+silent, slower than a floor, or wrong in a single byte. Nothing that comes from a peer is believed: the manifest must have the digest that
+was asked for, and every file the digest that the manifest says, exactly as from the origin store. What has been verified stays; the rest
+comes from the others. Must not know the cache's layout, quotas or who asked.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any, Final
 
 import structlog
 
+from agents import ranges
 from agents.engine.errors import BadWeightsError
 from agents.engine.manifest import ManifestFile, ModelManifest
 from agents.origins import FetchError, Origin
+from agents.parallel import ParallelFetch
 from atoll.model.attempt import FailureKind
 from atoll.model.errors import AtollError
 from atoll.model.ids import ModelId
@@ -42,6 +46,15 @@ class PeerSource:
     token: str = field(default="", repr=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerSources:
+    """Sites whose weights are read at once, in the order in which they are asked for the manifest. `origin_too`: the origin store beside
+    them, not only when they fail."""
+
+    peers: tuple[PeerSource, ...]
+    origin_too: bool = False
+
+
 def peer_folder(url: str, model_id: ModelId, digest: str) -> str:
     """Where a site that serves its weights at `url` has a model."""
     return f"{url.rstrip('/')}/{model_id}/{digest.removeprefix('sha256:')}"
@@ -55,6 +68,10 @@ class Pace:
         self._least = least_bytes_per_s
         self._since_s = -1.0
         self._bytes = 0
+
+    def begin(self) -> None:
+        """Bytes are asked for from now on: what was not asked for before says nothing."""
+        self._since_s, self._bytes = -1.0, 0
 
     def heard(self, size: int, now_s: float) -> None:
         """So many bytes came. FetchError when a window ends with too few."""
@@ -79,10 +96,19 @@ class PeerFolder(Origin):
 
     def _open_at(self, path: str, held: int) -> IO[bytes]:
         """The file from byte `held` on, in one stream: a request per chunk could be as slow as it likes within each."""
+        self._pace.begin()
         if not held:
             return self._open(path)
         opened: Any = self._open(path, headers={"Range": f"bytes={held}-"})
-        if opened.r.status != 206:
+        return self._a_part(opened, path)
+
+    def open_range(self, path: str, start: int, end: int) -> IO[bytes]:
+        """As of an origin store; but a peer that knows no ranges is none."""
+        self._pace.begin()
+        return self._a_part(self._open(path, headers={"Range": f"bytes={start}-{end - 1}"}), path, whole=not start)
+
+    def _a_part(self, opened: Any, path: str, *, whole: bool = False) -> IO[bytes]:
+        if opened.r.status != HTTPStatus.PARTIAL_CONTENT and not (whole and opened.r.status == HTTPStatus.OK):
             raise FetchError(FailureKind.FETCH_FAILED, f"{self.url}/{path}: status {opened.r.status} where a range was asked for")
         return opened  # type: ignore[no-any-return]  # fsspec is not typed
 
@@ -91,25 +117,44 @@ class PeerFolder(Origin):
 
 
 class Supply:
-    """Where one fetch reads from: the peer as long as it is good, then the origin store. `peer_bytes` came from the peer."""
+    """Where one fetch reads from: its peers while they are good, then, or beside them, the origin store. `peer_bytes` came from peers."""
 
-    def __init__(self, origin_url: str, peer: Origin | None = None) -> None:
-        self._peer = peer
+    def __init__(self, origin_url: str, peers: Sequence[Origin] = (), *, origin_too: bool = False) -> None:
+        self._peers = list(peers)
         self._origin = Origin(origin_url)
+        self._origin_too = origin_too
         self.peer_bytes = 0
 
     def manifest(self, expected: Callable[[Origin], ModelManifest]) -> ModelManifest:
         """The manifest that `expected` accepts."""
-        if self._peer is not None:
+        for peer in list(self._peers):
             try:
-                return expected(self._peer)
+                return expected(peer)
             except (BadWeightsError, FetchError) as error:
-                self._give_up(error)
+                self._give_up(peer, error)
         return expected(self._origin)
 
-    def download(self, file: ManifestFile, target: Path, *, on_bytes: Callable[[int], None]) -> int:
-        """As `Origin.download`."""
-        if self._peer is None:
+    def download(self, files: tuple[ManifestFile, ...], partial: Path, *, on_bytes: Callable[[int], None]) -> int:
+        """Bring files, durable and verified, to below `partial`; as `Origin.download` of each."""
+        if len(self._peers) + self._origin_too > 1:
+            together = ParallelFetch(
+                files, partial, self._peers, self._origin, origin_too=self._origin_too, gave_up=self._give_up
+            )
+            try:
+                return together.run(on_bytes)
+            finally:
+                self.peer_bytes += together.peer_bytes
+        ranges.settle(partial, files)
+        came = 0
+        for file in files:
+            on_bytes(0)
+            target = partial / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            came += self._download(file, target, on_bytes)
+        return came
+
+    def _download(self, file: ManifestFile, target: Path, on_bytes: Callable[[int], None]) -> int:
+        if not self._peers:
             return self._origin.download(file, target, on_bytes=on_bytes)
         counted = 0
 
@@ -119,18 +164,18 @@ class Supply:
             on_bytes(size)
 
         try:
-            came = self._peer.download(file, target, on_bytes=count)
+            came = self._peers[0].download(file, target, on_bytes=count)
         except FetchError as error:
             if error.kind not in _PEERS_FAULT:
                 raise
-            self._give_up(error)
+            self._give_up(self._peers[0], error)
             # Its beginning is looked at again: only a whole file has a digest.
             on_bytes(-counted)
             return self._origin.download(file, target, on_bytes=on_bytes)
         self.peer_bytes += came
         return came
 
-    def _give_up(self, error: AtollError) -> None:
-        assert self._peer is not None
-        _log.warning("peer_given_up", peer=self._peer.url, reason=str(error), goes_on_with=self._origin.url)
-        self._peer = None
+    def _give_up(self, peer: Origin, error: AtollError) -> None:
+        self._peers = [other for other in self._peers if other is not peer]
+        others = [other.url for other in (*self._peers, self._origin)]
+        _log.warning("peer_given_up", peer=peer.url, reason=str(error), goes_on_with=", ".join(others))

@@ -14,6 +14,7 @@ import fcntl
 import functools
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from agents import ranges
 from agents.engine.errors import BadWeightsError
 from agents.engine.manifest import MANIFEST_NAME, ModelManifest, parse_digest, read_manifest, verify_folder
 from agents.origins import FetchError, FetchStoppedError, Origin, disk_full, is_full, sync_folder
-from agents.peers import PeerFolder, PeerSource, Supply
+from agents.peers import PeerFolder, PeerSources, Supply
 from atoll.model.attempt import FailureKind
 from atoll.model.errors import StateError
 from atoll.model.ids import ModelId, parse_name
@@ -34,6 +36,8 @@ RESERVE_BYTES: Final = 256 * 1024 * 1024
 # How often one who waits for another's fetch of the same model looks again; a fetch takes seconds to hours.
 _LOCK_POLL_S: Final = 0.05
 _SHORT: Final = 16
+# The unit in which systems say what a file takes.
+_BLOCK_BYTES: Final = 512
 # Where `agents.adapter_files` keeps adapters: within the same quota.
 ADAPTERS_FOLDER: Final = ".adapters"
 # And `agents.compiled_files` compiled code.
@@ -153,9 +157,9 @@ class WeightsCache:
         on_bytes: OnBytes | None = None,
         should_stop: Callable[[], bool] | None = None,
         make_room: bool = True,
-        peer: PeerSource | None = None,
+        peers: PeerSources | None = None,
     ) -> FetchResult:
-        """Bring a model from the folder at `origin_url` to this disk, or find it there. `peer`: the site that is tried first.
+        """Bring a model from the folder at `origin_url` to this disk, or find it there. `peers`: sites that are read first, or too.
 
         Single-flight: one who finds the same fetch going on waits for its end. `on_bytes(done, total)` hears of
         progress; `should_stop` is asked at each chunk and ends the call with FetchStoppedError. A fetch that was
@@ -176,7 +180,7 @@ class WeightsCache:
                 self._remove(folder)
             partial = self._root / ".partial" / f"{model_id}@{_short(digest)}"
             try:
-                supply = Supply(origin_url, PeerFolder(peer, model_id, digest) if peer is not None else None)
+                supply = _supply(origin_url, peers, model_id, digest)
                 manifest = supply.manifest(functools.partial(_expected, model_id, digest))
                 evicted = self._make_room(manifest, partial, evict=make_room)
                 came = self._download(supply, manifest, partial, on_bytes, stop)
@@ -199,26 +203,22 @@ class WeightsCache:
         )
 
     def _download(self, supply: Supply, manifest: ModelManifest, partial: Path, on_bytes: OnBytes | None, stop: Callable[[], bool]) -> int:
-        done, total, came = 0, manifest.total_bytes, 0
+        done, total = 0, manifest.total_bytes
 
         def count(size: int) -> None:
             nonlocal done
             done += size
-            if on_bytes is not None:
+            if on_bytes is not None and size:
                 on_bytes(done, total)
             if stop():
                 raise FetchStoppedError(f"fetch of {manifest.model_id} stopped after {done} of {total} bytes")
 
-        for file in manifest.files:
-            if stop():
-                raise FetchStoppedError(f"fetch of {manifest.model_id} stopped after {done} of {total} bytes")
-            target = partial / file.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            came += supply.download(file, target, on_bytes=count)
-        return came
+        partial.mkdir(parents=True, exist_ok=True)
+        return supply.download(manifest.files, partial, on_bytes=count)
 
     def _publish(self, manifest: ModelManifest, partial: Path, folder: Path) -> None:
         """The last check, then durable names, then the rename that makes the model visible."""
+        (partial / ranges.NAME).unlink(missing_ok=True)
         with (partial / MANIFEST_NAME).open("wb") as out:
             out.write(manifest.to_json())
             out.flush()
@@ -321,6 +321,12 @@ class WeightsCache:
             yield
 
 
+def _supply(origin_url: str, peers: PeerSources | None, model_id: ModelId, digest: str) -> Supply:
+    if peers is None:
+        return Supply(origin_url)
+    return Supply(origin_url, [PeerFolder(peer, model_id, digest) for peer in peers.peers], origin_too=peers.origin_too)
+
+
 def _expected(model_id: ModelId, digest: str, origin: Origin) -> ModelManifest:
     """The origin's manifest, if it is of the model that was asked for."""
     manifest = origin.manifest()
@@ -335,13 +341,15 @@ def _short(digest: str) -> str:
 
 
 def _tree_bytes(folder: Path) -> int:
-    """Bytes of all files below `folder`; another process may remove them meanwhile."""
+    """Bytes of all files below `folder`, without the gaps of those to which several sources write; another process may remove them
+    meanwhile."""
     total = 0
     for path in folder.rglob("*"):
         try:
-            total += path.stat(follow_symlinks=False).st_size if not path.is_dir() else 0
+            found = path.stat(follow_symlinks=False)
         except FileNotFoundError:
             continue
+        total += min(found.st_size, found.st_blocks * _BLOCK_BYTES) if not stat.S_ISDIR(found.st_mode) else 0
     return total
 
 

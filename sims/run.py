@@ -93,7 +93,7 @@ class Run:
         rules = Rules(policy=options.policy, gpus=GPUS, resnapshot=options.resnapshot)
         self.orchestrators = Orchestrators(self.world, self.faults, self.store, self.history, rules)
         truth = Truth(seed, self.fleet, GPUS)
-        disks: Disks = {}
+        disks = Disks()
         self.sites = tuple(
             SimSite(
                 self.world,

@@ -46,13 +46,18 @@ class Truth:
         return self._hidden.fetch_us(model.weights_bytes, rate, 0, site_id, self._next(site_id, "fetch"))
 
     def peer_us(self, src: SiteId, dst: SiteId, model: ModelSpec) -> int | None:
-        """From another site to a node's disk; the link has a hidden factor of its own. None: there is no link."""
+        """From another site to a node's disk, if that site's own link had no end; each link has a hidden factor of its own. None: there is
+        no link."""
         link = self._links.get((src, dst))
         if link is None:
             return None
-        rate = min(link.bytes_per_s, self._sites[src].wan_bytes_per_s, self._sites[dst].wan_bytes_per_s)
+        rate = min(link.bytes_per_s, self._sites[src].wan_bytes_per_s)
         way = SiteId(f"{src} to {dst}")
         return self._hidden.fetch_us(model.weights_bytes, rate, link.rtt_us, way, self._next(way, "fetch"))
+
+    def link_bytes_per_s(self, site_id: SiteId) -> int:
+        """What comes into a site at most."""
+        return self._sites[site_id].wan_bytes_per_s
 
     def copy_us(self, site_id: SiteId, model: ModelSpec) -> int:
         """From another node of the site to a node's disk."""

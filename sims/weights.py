@@ -6,8 +6,8 @@ Decides how commands about weights end, and when they fail. Nothing here gives w
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, assert_never
 
@@ -20,22 +20,24 @@ from agents.core.events import (
     WeightsFetched,
 )
 from agents.core.outputs import DeleteWeights, FetchWeights, PinWeights, StageWeights, YieldFetch
+from atoll.model.assignment import Sources
 from atoll.model.attempt import Failure, FailureKind
 from atoll.model.ids import ModelId, NodeId, SiteId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import PoolSpec
+from atoll.physics.joint import FetchKey, JointFetches
 from sims.checks import History
 from sims.faults import Fault, Faults
 from sims.truth import Truth
 from sims.world import MILLISECOND_US, SECOND_US, Timer, World
 
-Disks = dict[SiteId, "SimWeights"]
 WeightsCommand = FetchWeights | YieldFetch | PinWeights | StageWeights | DeleteWeights
 
 _FAILURE_US: Final = (50 * MILLISECOND_US, 3 * SECOND_US)
 _STAGE_US: Final = (200 * MILLISECOND_US, 6 * SECOND_US)
 # Models in the host memory of a node: few, so that some have to leave.
 _HOST_MODELS: Final = 2
+_WHOLE_PPM: Final = 1_000_000
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,7 +46,7 @@ class Storage:
 
     pool: PoolSpec
     disk: dict[ModelId, tuple[int, str]] = field(default_factory=dict)
-    fetching: dict[ModelId, Timer] = field(default_factory=dict)
+    fetching: dict[ModelId, Flight] = field(default_factory=dict)
     host: dict[ModelId, str] = field(default_factory=dict)
     pinned: frozenset[ModelId] = frozenset()
 
@@ -53,8 +55,29 @@ class Storage:
         return self.pool.node.disk_cache_bytes - sum(size for size, _ in self.disk.values())
 
 
-# Who reads what of another site: site, node and model.
-Reading = tuple[SiteId, NodeId, ModelId]
+class Disks(dict[SiteId, "SimWeights"]):
+    """The weights of every site, and which fetches read those of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joint = JointFetches()
+
+    def retime(self, keys: Iterable[FetchKey]) -> None:
+        """These fetches take another time from now on."""
+        for key in keys:
+            self[key[0]].retimed(key, self.joint.whole_us(key))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flight:
+    """A fetch under way: what of it was left when its time was last reckoned, in millionths, and what its whole takes since."""
+
+    timer: Timer
+    done: Callable[[], None]
+    began_us: int
+    since_us: int
+    left_ppm: int
+    whole_us: int
 
 
 class SimWeights:
@@ -82,7 +105,6 @@ class SimWeights:
         self._say = say
         self._disks = disks
         self._serves = False  # its agent runs
-        self._readers: dict[Reading, Callable[[], None]] = {}  # what other sites read here, and what they do when it ends
         disks[site_id] = self
 
     def perform(self, command: WeightsCommand) -> None:
@@ -92,9 +114,9 @@ class SimWeights:
             case FetchWeights():
                 self._fetch(node, command)
             case YieldFetch():
-                timer = node.fetching.pop(command.model_id, None)
-                if timer is not None:
-                    timer.cancel()
+                flight = node.fetching.pop(command.model_id, None)
+                if flight is not None:
+                    flight.timer.cancel()
                     self._read_no_more(command.node_id, command.model_id)
                     self._say(FetchYielded(node_id=command.node_id, model_id=command.model_id))
             case PinWeights():
@@ -114,8 +136,8 @@ class SimWeights:
     def agent_died(self) -> None:
         """The agent's fetches end with it, and what others read here."""
         for node_id, node in self._nodes.items():
-            for model_id, timer in node.fetching.items():
-                timer.cancel()
+            for model_id, flight in node.fetching.items():
+                flight.timer.cancel()
                 self._read_no_more(node_id, model_id)
             node.fetching.clear()
         self._serves = False
@@ -130,13 +152,11 @@ class SimWeights:
         return self._serves and any(model_id in node.disk for node in self._nodes.values())
 
     def _interrupt(self, model_id: ModelId | None) -> None:
-        """Who reads a model here (None: any) has to go on elsewhere."""
-        for reading in [reading for reading in self._readers if model_id in (None, reading[2])]:
-            self._readers.pop(reading)()
+        """Who reads a model here (None: any) has to go on with its other sources."""
+        self._disks.retime(self._disks.joint.lost(self._site_id, model_id))
 
     def _read_no_more(self, node_id: NodeId, model_id: ModelId) -> None:
-        for other in self._disks.values():
-            other._readers.pop((self._site_id, node_id, model_id), None)
+        self._disks.retime(self._disks.joint.end((self._site_id, node_id, model_id)))
 
     def power_lost(self, *, disk_lost: bool) -> None:
         """Nothing is in memory any more."""
@@ -182,31 +202,55 @@ class SimWeights:
         if self._faults.strikes(Fault.FETCH_FAILS):
             kind = self._random.choice((FailureKind.FETCH_FAILED, FailureKind.BAD_WEIGHTS, FailureKind.DISK_FULL))
             fail = partial(self._fail_fetch, command, kind)
-            node.fetching[model.model_id] = self._world.after(self._random.randint(*_FAILURE_US), fail)
+            self._fly(node, model.model_id, self._random.randint(*_FAILURE_US), fail)
             return
-        source = self._disks.get(command.fetch_from.site_id) if command.fetch_from is not None and not near else None
-        if source is not None and source.gives(model.model_id):
-            peer_us = self._truth.peer_us(source._site_id, self._site_id, model)
-            if peer_us is not None:
-                self._world.note(self._site_id, f"fetches {model.model_id} from {source._site_id}")
-                elsewhere = partial(self._go_on, node, command.node_id, model, self._world.now_us, peer_us, elapsed_us)
-                source._readers[self._site_id, command.node_id, model.model_id] = elsewhere
-                elapsed_us = peer_us
-        node.fetching[model.model_id] = self._world.after(elapsed_us, partial(self._fetched, node, command.node_id, model, elapsed_us))
+        if command.fetch_from is not None and not near:
+            elapsed_us = self._read(command.node_id, model, command.fetch_from, elapsed_us)
+        self._fly(node, model.model_id, elapsed_us, partial(self._fetched, node, command.node_id, model))
 
-    def _go_on(self, node: Storage, node_id: NodeId, model: ModelSpec, since_us: int, peer_us: int, origin_us: int) -> None:
-        """The peer is gone in the middle of a fetch: the rest comes from the origin store."""
-        timer = node.fetching.pop(model.model_id, None)
-        if timer is None:
+    def _fly(self, node: Storage, model_id: ModelId, whole_us: int, done: Callable[[], None]) -> None:
+        timer, now_us = self._world.after(whole_us, done), self._world.now_us
+        node.fetching[model_id] = Flight(
+            timer=timer, done=done, began_us=now_us, since_us=now_us, left_ppm=_WHOLE_PPM, whole_us=whole_us
+        )
+
+    def _read(self, node_id: NodeId, model: ModelSpec, sources: Sources, origin_us: int) -> int:
+        """How long a fetch takes from those of its sources that have the weights; microseconds."""
+        found: dict[SiteId, int] = {}
+        for peer in sources.peers:
+            source = self._disks.get(peer.site_id)
+            peer_us = self._truth.peer_us(peer.site_id, self._site_id, model) if source is not None else None
+            if source is not None and peer_us is not None and source.gives(model.model_id):
+                found[peer.site_id] = peer_us
+        if not found:
+            return origin_us
+        names = " and ".join((*found, *(["the origin store"] if sources.origin_too else [])))
+        self._world.note(self._site_id, f"fetches {model.model_id} from {names}")
+        key, link = (self._site_id, node_id, model.model_id), self._truth.link_bytes_per_s(self._site_id)
+        joint = self._disks.joint
+        others = joint.begin(key, model.weights_bytes, found, origin_us, origin_too=sources.origin_too, link_bytes_per_s=link)
+        self._disks.retime(others)
+        return joint.whole_us(key)
+
+    def retimed(self, key: FetchKey, whole_us: int) -> None:
+        """A fetch under way shares its sources with others now, or no longer, or has lost one of them."""
+        _, node_id, model_id = key
+        node = self._nodes[node_id]
+        flight = node.fetching.get(model_id)
+        if flight is None:
             return
-        timer.cancel()
-        passed_us = self._world.now_us - since_us
-        left_us = origin_us * max(peer_us - passed_us, 0) // max(peer_us, 1)
-        self._world.note(self._site_id, f"goes on with the origin store for {model.model_id}")
-        node.fetching[model.model_id] = self._world.after(left_us, partial(self._fetched, node, node_id, model, passed_us + left_us))
+        flight.timer.cancel()
+        if not self._disks.joint.reads_peers(key):
+            self._world.note(self._site_id, f"goes on with the origin store for {model_id}")
+        passed_ppm = (self._world.now_us - flight.since_us) * _WHOLE_PPM // max(flight.whole_us, 1)
+        left_ppm = max(flight.left_ppm - passed_ppm, 0)
+        timer = self._world.after(whole_us * left_ppm // _WHOLE_PPM, flight.done)
+        node.fetching[model_id] = replace(
+            flight, timer=timer, since_us=self._world.now_us, left_ppm=left_ppm, whole_us=whole_us
+        )
 
-    def _fetched(self, node: Storage, node_id: NodeId, model: ModelSpec, elapsed_us: int) -> None:
-        node.fetching.pop(model.model_id, None)
+    def _fetched(self, node: Storage, node_id: NodeId, model: ModelSpec) -> None:
+        elapsed_us = self._world.now_us - node.fetching.pop(model.model_id).began_us
         self._read_no_more(node_id, model.model_id)
         node.disk[model.model_id] = (model.weights_bytes, model.weights_digest)
         self._say(

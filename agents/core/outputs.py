@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atoll.model.adapter import AdapterSpec
-from atoll.model.assignment import Peer
+from atoll.model.assignment import Sources
 from atoll.model.ids import AdapterId, AttemptKey, EventSeq, FleetId, FormId, Generation, ModelId, NodeId, SlotRef, Term
 from atoll.model.job import JobSpec
 from atoll.model.modelspec import ModelSpec
@@ -44,14 +44,14 @@ AgentRecord = OutboxAppended | OutboxTrimmed | IdentityChanged
 class FetchWeights:
     """Bring a model to a node's disk, verified by digest. Answered by WeightsFetched or FetchFailed. At most one per node and model.
 
-    `ahead`: no attempt waits for it, so nothing on the disk gives way for it. `fetch_from`: the peer site to try first; the origin store
-    has them too.
+    `ahead`: no attempt waits for it, so nothing on the disk gives way for it. `fetch_from`: the peer sites to read; the origin store has
+    them too.
     """
 
     node_id: NodeId
     model: ModelSpec
     ahead: bool = False
-    fetch_from: Peer | None = None
+    fetch_from: Sources | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

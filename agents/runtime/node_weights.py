@@ -23,7 +23,7 @@ from agents.core.outputs import DeleteWeights, FetchWeights, PinWeights, StageWe
 from agents.engine.errors import failure_of
 from agents.fetching import WeightsFetcher
 from agents.origins import FetchError, FetchStoppedError
-from agents.peers import PeerSource
+from agents.peers import PeerSource, PeerSources
 from agents.runtime.base import Sink
 from agents.runtime.rates import Rates
 from agents.weights import FetchResult, OnBytes, WeightsCache
@@ -137,7 +137,7 @@ class NodeWeights:
         """As a task that can be told to yield: it is no longer in the list then, and ends by cancellation."""
         model = command.model
         work = self._fetcher.fetch(
-            model.model_id, model.weights_digest, url, on_bytes=self._teller(command), make_room=False, peer=self._peer(command)
+            model.model_id, model.weights_digest, url, on_bytes=self._teller(command), make_room=False, peers=self._peers(command)
         )
         task = self._ahead[key] = asyncio.ensure_future(work)
         try:
@@ -147,9 +147,9 @@ class NodeWeights:
                 del self._ahead[key]
 
     async def _fetch(self, command: FetchWeights, url: str) -> FetchResult:
-        model, on_bytes, peer = command.model, self._teller(command), self._peer(command)
+        model, on_bytes, peers = command.model, self._teller(command), self._peers(command)
         try:
-            return await self._fetcher.fetch(model.model_id, model.weights_digest, url, on_bytes=on_bytes, peer=peer)
+            return await self._fetcher.fetch(model.model_id, model.weights_digest, url, on_bytes=on_bytes, peers=peers)
         except FetchError as error:
             if error.kind is not FailureKind.DISK_FULL:
                 raise
@@ -157,12 +157,15 @@ class NodeWeights:
         # for which nothing gives way.
         self._awaited.clear()
         self._pin()
-        return await self._fetcher.fetch(model.model_id, model.weights_digest, url, on_bytes=on_bytes, peer=peer)
+        return await self._fetcher.fetch(model.model_id, model.weights_digest, url, on_bytes=on_bytes, peers=peers)
 
-    def _peer(self, command: FetchWeights) -> PeerSource | None:
+    def _peers(self, command: FetchWeights) -> PeerSources | None:
         """Where the orchestrator says that the weights are nearest."""
         told = command.fetch_from
-        return PeerSource(site_id=told.site_id, url=told.url, token=self._peer_token) if told is not None else None
+        if told is None:
+            return None
+        peers = tuple(PeerSource(site_id=peer.site_id, url=peer.url, token=self._peer_token) for peer in told.peers)
+        return PeerSources(peers=peers, origin_too=told.origin_too)
 
     def _teller(self, command: FetchWeights) -> OnBytes:
         """Says how far a fetch has come, once a second."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -66,10 +66,18 @@ class TwinFetches:
         self._arm()
         return True
 
-    def command(self, node_id: NodeId, model_id: ModelId) -> FetchWeights | None:
-        """What a fetch under way was begun with."""
-        flight = self._flights.get((node_id, model_id, False))
-        return flight.command if flight is not None and isinstance(flight.command, FetchWeights) else None
+    def retime(self, node_id: NodeId, model_id: ModelId, work_s: float) -> None:
+        """The whole of a fetch under way would take `work_s` alone as its sources are now: what is left of it takes its share of that."""
+        key = (node_id, model_id, False)
+        flight = self._flights.get(key)
+        if flight is None:
+            return
+        now_s = asyncio.get_running_loop().time()
+        left_s = self._link.take_out(now_s, flight.number)
+        left_s = left_s / flight.work_s * work_s if flight.work_s > 0 else 0.0
+        number = self._link.add(now_s, left_s, partial(self._ended, key))
+        self._flights[key] = replace(flight, number=number, work_s=work_s)
+        self._arm()
 
     def forget(self, node_id: NodeId, model_id: ModelId) -> None:
         """Nothing is kept of a fetch that yielded: its model was deleted."""

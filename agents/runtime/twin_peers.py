@@ -1,7 +1,7 @@
-"""The ways between twins: how long weights take from one to another, who has them, and who hears when they are gone.
+"""The ways between twins: how long weights take from one or several to another, who has them, and who hears when that changes.
 
-Decides which twin can give what. Twins of one process know each other; one of another process is taken to have what the orchestrator says.
-Must not know why anything is fetched.
+Decides which twin can give what, and to how many at once. Twins of one process know each other; one of another process is taken to have
+what the orchestrator says. Must not know why anything is fetched.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from atoll.model.ids import ModelId, SiteId
+from atoll.model.ids import ModelId, NodeId, SiteId
 from atoll.model.site import LinkSpec, SiteSpec
 from atoll.physics.hidden import HiddenWorld
+from atoll.physics.joint import FetchKey, JointFetches
 
 
 class Member(Protocol):
@@ -20,8 +21,8 @@ class Member(Protocol):
     def holds(self, model_id: ModelId) -> bool:
         """Whether one of its disks has the model."""
 
-    def peer_lost(self, site_id: SiteId, model_id: ModelId | None) -> None:
-        """Another twin has a model no more; None: it is gone with all it had."""
+    def retimed(self, node_id: NodeId, model_id: ModelId, whole_us: int) -> None:
+        """The whole of a fetch under way takes as long as this from now on: other fetches share its sources, or no longer do."""
 
 
 class TwinPeers:
@@ -35,6 +36,7 @@ class TwinPeers:
         self._links = links or {}
         self._here = frozenset(here)
         self._members: dict[SiteId, Member] = {}
+        self._joint = JointFetches()
 
     def join(self, site_id: SiteId, member: Member) -> None:
         """A twin begins."""
@@ -43,21 +45,40 @@ class TwinPeers:
     def leave(self, site_id: SiteId) -> None:
         """A twin ends."""
         if self._members.pop(site_id, None) is not None:
+            self._retime(self._joint.end_of(site_id))
             self.lost(site_id, None)
 
     def lost(self, site_id: SiteId, model_id: ModelId | None) -> None:
-        """A twin has a model no more."""
-        for other, member in list(self._members.items()):
-            if other != site_id:
-                member.peer_lost(site_id, model_id)
+        """A twin has a model (None: any) no more: who reads it there goes on with its other sources, or the origin store."""
+        self._retime(self._joint.lost(site_id, model_id))
+
+    def begin(self, key: FetchKey, size_bytes: int, peers: Mapping[SiteId, int], origin_us: int, *, origin_too: bool) -> int:
+        """A fetch reads these twins, each of which would take so long alone; how long the whole of it takes as things are."""
+        spec = self._sites[key[0]]
+        self._retime(
+            self._joint.begin(key, size_bytes, peers, origin_us, origin_too=origin_too, link_bytes_per_s=spec.wan_bytes_per_s)
+        )
+        return self._joint.whole_us(key)
+
+    def end(self, key: FetchKey) -> bool:
+        """A fetch is over; whether it read peers to its end."""
+        read = self._joint.reads_peers(key)
+        self._retime(self._joint.end(key))
+        return read
+
+    def _retime(self, keys: Iterable[FetchKey]) -> None:
+        for key in keys:
+            member = self._members.get(key[0])
+            if member is not None:
+                member.retimed(key[1], key[2], self._joint.whole_us(key))
 
     def fetch_us(self, hidden: HiddenWorld, src: SiteId, dst: SiteId, model_id: ModelId, size_bytes: int, key: str) -> int | None:
-        """How long a model takes from one site to another with no other flow: the link has a hidden factor of its own. None: it cannot be
-        had there."""
+        """How long a model takes from one site to another that has a link without end and reads nothing else: each link has a hidden factor
+        of its own. None: it cannot be had there."""
         link, ends = self._links.get((src, dst)), (self._sites.get(src), self._sites.get(dst))
         if link is None or ends[0] is None or ends[1] is None or not self._gives(src, model_id):
             return None
-        rate = min(link.bytes_per_s, ends[0].wan_bytes_per_s, ends[1].wan_bytes_per_s)
+        rate = min(link.bytes_per_s, ends[0].wan_bytes_per_s)
         return hidden.fetch_us(size_bytes, rate, link.rtt_us, SiteId(f"{src} to {dst}"), key)
 
     def _gives(self, site_id: SiteId, model_id: ModelId) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, assert_never
 
@@ -32,7 +32,7 @@ from agents.runtime.twin_fetches import Flight, TwinFetches
 from agents.runtime.twin_host import HostMemory
 from agents.runtime.twin_peers import TwinPeers
 from atoll.model.attempt import Failure, FailureKind
-from atoll.model.ids import AdapterId, ModelId, NodeId, SiteId
+from atoll.model.ids import AdapterId, ModelId, NodeId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import NodeSpec, SiteSpec
 from atoll.model.words import size
@@ -73,7 +73,6 @@ class TwinWeights:
     def __init__(self, spec: SiteSpec, hidden: HiddenWorld, surroundings: Surroundings, peers: TwinPeers) -> None:
         self._spec = spec
         self._peers = peers
-        self._from_peer: dict[tuple[NodeId, ModelId], SiteId] = {}  # whose weights a fetch under way reads
         self._hidden = hidden
         self._around = surroundings
         self._fetching = TwinFetches(done=self._fetched, came=self._came)
@@ -96,7 +95,7 @@ class TwinWeights:
                 ways = (self._fetching, self._copying)
                 if any(way.yields(command.node_id, command.model_id) for way in ways):
                     del node.incoming[command.model_id]
-                    self._from_peer.pop((command.node_id, command.model_id), None)
+                    self._peers.end((self._spec.site_id, command.node_id, command.model_id))
                     self._around.tell(FetchYielded(node_id=command.node_id, model_id=command.model_id))
                     self._measure(command.node_id)
             case PinWeights():
@@ -157,26 +156,22 @@ class TwinWeights:
         key = f"{command.node_id}/{name}#{self._fetches}"
         alone_us = self._hidden.fetch_us(size_bytes, rate, 0, self._spec.site_id, key)
         if isinstance(command, FetchWeights) and command.fetch_from is not None and not copied:
-            src, model_id = command.fetch_from.site_id, command.model.model_id
-            peer_us = self._peers.fetch_us(self._hidden, src, self._spec.site_id, model_id, size_bytes, key)
-            if peer_us is not None:
-                alone_us = peer_us
-                self._from_peer[command.node_id, model_id] = src
+            here, model_id = self._spec.site_id, command.model.model_id
+            named = [peer.site_id for peer in command.fetch_from.peers]
+            found = {src: self._peers.fetch_us(self._hidden, src, here, model_id, size_bytes, key) for src in named}
+            giving = {src: peer_us for src, peer_us in found.items() if peer_us is not None}
+            if giving:
+                where, both = (here, command.node_id, model_id), command.fetch_from.origin_too
+                alone_us = self._peers.begin(where, size_bytes, giving, alone_us, origin_too=both)
         (self._copying if copied else self._fetching).begin(command, self._around.real_s(alone_us))
 
     def holds(self, model_id: ModelId) -> bool:
         """Whether one of its disks has the model."""
         return any(model_id in node.disk for node in self._nodes.values())
 
-    def peer_lost(self, site_id: SiteId, model_id: ModelId | None) -> None:
-        """Another twin has a model no more (None: it is gone itself): fetches from it go on with the origin store."""
-        for (node_id, fetched_id), src in list(self._from_peer.items()):
-            if src != site_id or model_id not in (None, fetched_id):
-                continue
-            del self._from_peer[node_id, fetched_id]
-            command = self._fetching.command(node_id, fetched_id)
-            if command is not None and self._fetching.yields(node_id, fetched_id):
-                self._begin(self._nodes[node_id], replace(command, fetch_from=None), fetched_id, command.model.weights_bytes)
+    def retimed(self, node_id: NodeId, model_id: ModelId, whole_us: int) -> None:
+        """Other fetches share the sources of one under way, or no longer do, or one of them has the weights no more."""
+        self._fetching.retime(node_id, model_id, self._around.real_s(whole_us))
 
     def _drop(self, node: _Storage, model_id: ModelId) -> None:
         if node.disk.pop(model_id, None) is not None and not self.holds(model_id):
@@ -192,7 +187,7 @@ class TwinWeights:
     def _fetched(self, flight: Flight) -> None:
         command = flight.command
         model_id = command.model.model_id if isinstance(command, FetchWeights) else ModelId("")
-        from_peer = self._from_peer.pop((command.node_id, model_id), None) is not None
+        from_peer = self._peers.end((self._spec.site_id, command.node_id, model_id))
         size_bytes = self._arrived(flight)
         if size_bytes and not from_peer:
             self._around.learn_origin(size_bytes * 1_000_000 // max(self._around.fleet_us(flight.work_s), 1))

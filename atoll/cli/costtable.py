@@ -15,7 +15,7 @@ from atoll.cli.output import say, table
 from atoll.cli.reasons import meaning, remedy
 from atoll.model.attempt import Attempt, AttemptState
 from atoll.model.learned import Component
-from atoll.model.placement import PRICE_TERMS, Awaits, Candidate, Evicted, Explanation, Reason, Rejection
+from atoll.model.placement import PRICE_TERMS, Awaits, Candidate, Evicted, Explanation, FetchFrom, Reason, Rejection
 
 _LEGEND_CHARS: Final = 110
 _WHOLE: Final = 1_000
@@ -24,7 +24,7 @@ _SHOWN_MILLI: Final = 5
 # What each term of the cost stands for, for the legend under the table.
 _TERMS: Final = {
     "queue": "work ahead there, loads and fetches included",
-    "fetch": "weights from the origin store or a peer site, or what is left of a fetch that goes on",
+    "fetch": "weights from the origin store, peer sites or both, or what is left of a fetch that goes on",
     "input": "the job's own files",
     "stage": "weights from disk or host memory into the GPU",
     "init": "start of the pipeline",
@@ -36,7 +36,7 @@ _TERMS: Final = {
     "net": "what the site's owner charges for the result to leave",
     "evict": "what others lose by the models that give way",
     "churn": "handicap of one more copy than the model needs",
-    "link": "what others lose on a crowded way to the weights, and what a peer site's owner charges for them to leave",
+    "link": "what others lose on a crowded way to the weights, and what peer sites' owners charge for them to leave",
     "fragmentation": "what breaking the last whole block costs gangs",
     "risk": "the GPU may be lost, or the load fail",
     "deadline": "in time, the delay costs nothing; late, it costs more",
@@ -71,13 +71,19 @@ def place(candidate: Candidate) -> str:
     return f"{candidate.site_id}/{candidate.pool_id}"
 
 
+def sources(fetch_from: FetchFrom) -> str:
+    """ "a", "a and the origin store", "a, b and c"."""
+    names = [*fetch_from.sites, *(["the origin store"] if fetch_from.origin_too else [])]
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 def weights(names: Sequence[str], candidate: Candidate) -> str:
     """Where the model is as that place sees it, and when the place is free."""
     state = "loading already" if candidate.awaits is Awaits.LOAD else "warm"
     if candidate.cold:
         state = "cold, to be fetched" if term(names, candidate, "fetch") else "cold, already on its disk"
         if candidate.fetch_from is not None:
-            state += f" from {candidate.fetch_from}"
+            state += f" from {sources(candidate.fetch_from)}"
     if candidate.awaits is Awaits.FETCH:
         return f"cold, fetched by another node there, at hand in {duration(candidate.wait_us)}"
     kept = ", kept for a gang" if candidate.awaits is Awaits.GANG else ""

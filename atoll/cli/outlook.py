@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final, assert_never
 
 from atoll.cli import costtable
-from atoll.cli.costtable import Legend, place, term, time_us
+from atoll.cli.costtable import Legend, place, sources, term, time_us
 from atoll.cli.figures import count, duration, money, size
 from atoll.cli.output import printable, say
 from atoll.cli.reasons import meaning, remedy
@@ -40,7 +40,9 @@ def _doing(names: Sequence[str], candidate: Candidate, weights_bytes: int) -> st
 
 def _whose(candidate: Candidate) -> str:
     """Where weights come from that do not come from the origin store."""
-    return f" from the peer site {candidate.fetch_from}" if candidate.fetch_from is not None else ""
+    if candidate.fetch_from is None:
+        return ""
+    return f" from the peer site{'s' if len(candidate.fetch_from.sites) > 1 else ''} {sources(candidate.fetch_from)}"
 
 
 def has(names: Sequence[str], candidate: Candidate, weights_bytes: int, verb: str) -> str:

@@ -26,6 +26,15 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Peers from which weights are read at once, the one that gives most first. `origin_too`: the origin store beside them, not only when
+    they fail."""
+
+    peers: tuple[Peer, ...]
+    origin_too: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AssignedAttempt:
     """One attempt the site should be running. Durations are fleet time, counted on the agent's own monotonic clock.
 
@@ -41,7 +50,7 @@ class AssignedAttempt:
     # Work without a renewal stops itself after this long; enforced where the work runs.
     stop_after_ms: int
     request_id: str = ""
-    fetch_from: Peer | None = None  # where the weights are nearest, if they have to be fetched; None: the origin store
+    fetch_from: Sources | None = None  # where the weights are nearest, if they have to be fetched; None: the origin store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +67,7 @@ class DesiredReplica:
     tier: Tier
     pin: bool = False
     evict: tuple[ModelId, ...] = ()
-    fetch_from: Peer | None = None  # as of an attempt
+    fetch_from: Sources | None = None  # as of an attempt
 
     @property
     def key(self) -> CopyKey:

@@ -59,6 +59,8 @@ MODELS_PER_NODE_MAX: Final = 2_000
 REPLICAS_PER_SLOT_MAX: Final = 64
 # Copies that a site may be asked to hold ahead of demand: with their models' figures a snapshot of as many is 2 MB, half of gRPC's limit.
 DESIRED_PER_SITE_MAX: Final = 2_048
+# Sources that one fetch reads at once, the origin store included: four streams fill any uplink that one of them does not.
+FETCH_SOURCES_MAX: Final = 4
 ATTEMPTS_PER_JOB_MAX: Final = 32
 EVENTS_PER_MESSAGE_MAX: Final = 1_000
 REASON_CHARS_MAX: Final = 500

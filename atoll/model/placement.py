@@ -95,6 +95,14 @@ class Awaits(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FetchFrom:
+    """Sites whose disks weights come from, all at once, the one that gives most first. `origin_too`: and from the origin store."""
+
+    sites: tuple[SiteId, ...]
+    origin_too: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A place with its cost. `terms_us` are parallel to `Explanation.term_names`; int64 microseconds."""
 
@@ -105,7 +113,7 @@ class Candidate:
     cold: bool
     wait_us: int = 0  # > 0: no slot can be bound now, this is the deferral's price
     awaits: Awaits = Awaits.NOTHING
-    fetch_from: SiteId | None = None  # whose disks the weights come from; None: the origin store, or no fetch
+    fetch_from: FetchFrom | None = None  # None: the origin store alone, or no fetch
 
 
 AWAITS: Final = tuple(Awaits)
@@ -122,7 +130,7 @@ class PackedCandidates(Sequence[Candidate]):
 
     figures: bytes
     places: tuple[tuple[SiteId, PoolId], ...]
-    fetch_from: tuple[SiteId | None, ...] = ()
+    fetch_from: tuple[FetchFrom | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.places)
@@ -151,7 +159,7 @@ class PackedCandidates(Sequence[Candidate]):
         return repr(tuple(self))
 
 
-def candidate_of(place: tuple[SiteId, PoolId], line: list[int], fetch_from: SiteId | None) -> Candidate:
+def candidate_of(place: tuple[SiteId, PoolId], line: list[int], fetch_from: FetchFrom | None) -> Candidate:
     """A line of figures as a candidate (see `PackedCandidates`)."""
     total_us, wait_us, cold, awaits, *terms_us = line
     return Candidate(

@@ -582,10 +582,13 @@ class AssignedAttempt(_message.Message):
     STOP_AFTER_MS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     FETCH_FROM_FIELD_NUMBER: _builtins.int
+    ORIGIN_TOO_FIELD_NUMBER: _builtins.int
     stop: _builtins.bool
     stop_reason: _builtins.str
     stop_after_ms: _builtins.int
     request_id: _builtins.str
+    origin_too: _builtins.bool
+    """the origin store is read beside the peers, not only when they fail"""
     @_builtins.property
     def key(self) -> _types_pb2.AttemptKey: ...
     @_builtins.property
@@ -595,8 +598,8 @@ class AssignedAttempt(_message.Message):
     @_builtins.property
     def evict(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def fetch_from(self) -> Global___Peer:
-        """absent: from the origin store"""
+    def fetch_from(self) -> _containers.RepeatedCompositeFieldContainer[Global___Peer]:
+        """read at once, the one that gives most first; none: the origin store"""
 
     def __init__(
         self,
@@ -609,11 +612,12 @@ class AssignedAttempt(_message.Message):
         stop_reason: _builtins.str = ...,
         stop_after_ms: _builtins.int = ...,
         request_id: _builtins.str = ...,
-        fetch_from: Global___Peer | None = ...,
+        fetch_from: _abc.Iterable[Global___Peer] | None = ...,
+        origin_too: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fetch_from", b"fetch_from", "key", b"key", "slot", b"slot", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "slot", b"slot", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evict", b"evict", "fetch_from", b"fetch_from", "key", b"key", "request_id", b"request_id", "slot", b"slot", "spec", b"spec", "stop", b"stop", "stop_after_ms", b"stop_after_ms", "stop_reason", b"stop_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evict", b"evict", "fetch_from", b"fetch_from", "key", b"key", "origin_too", b"origin_too", "request_id", b"request_id", "slot", b"slot", "spec", b"spec", "stop", b"stop", "stop_after_ms", b"stop_after_ms", "stop_reason", b"stop_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -632,17 +636,19 @@ class DesiredReplica(_message.Message):
     PIN_FIELD_NUMBER: _builtins.int
     EVICT_FIELD_NUMBER: _builtins.int
     FETCH_FROM_FIELD_NUMBER: _builtins.int
+    ORIGIN_TOO_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     node_id: _builtins.str
     index: _builtins.int
     """of the slot; absent: any, or not on the GPU"""
     tier: _types_pb2.Tier.ValueType
     pin: _builtins.bool
+    origin_too: _builtins.bool
     @_builtins.property
     def evict(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def fetch_from(self) -> Global___Peer:
-        """absent: from the origin store"""
+    def fetch_from(self) -> _containers.RepeatedCompositeFieldContainer[Global___Peer]:
+        """as of an attempt"""
 
     def __init__(
         self,
@@ -653,11 +659,12 @@ class DesiredReplica(_message.Message):
         tier: _types_pb2.Tier.ValueType = ...,
         pin: _builtins.bool = ...,
         evict: _abc.Iterable[_builtins.str] | None = ...,
-        fetch_from: Global___Peer | None = ...,
+        fetch_from: _abc.Iterable[Global___Peer] | None = ...,
+        origin_too: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "fetch_from", b"fetch_from", "index", b"index"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "index", b"index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "evict", b"evict", "fetch_from", b"fetch_from", "index", b"index", "model_id", b"model_id", "node_id", b"node_id", "pin", b"pin", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "evict", b"evict", "fetch_from", b"fetch_from", "index", b"index", "model_id", b"model_id", "node_id", b"node_id", "origin_too", b"origin_too", "pin", b"pin", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__index: _TypeAlias = _typing.Literal["index"]  # noqa: Y015
     _WhichOneofArgType__index: _TypeAlias = _typing.Literal["_index", b"_index"]  # noqa: Y015

@@ -742,6 +742,7 @@ class Candidate(_message.Message):
     WAIT_US_FIELD_NUMBER: _builtins.int
     AWAITS_FIELD_NUMBER: _builtins.int
     FETCH_FROM_FIELD_NUMBER: _builtins.int
+    ORIGIN_TOO_FIELD_NUMBER: _builtins.int
     site_id: _builtins.str
     pool_id: _builtins.str
     total_us: _builtins.int
@@ -751,10 +752,14 @@ class Candidate(_message.Message):
     """"load": its replica is being loaded for another job; "fetch": another node of the site fetches the model; "gang": its slot is kept for a
     gang; else ""
     """
-    fetch_from: _builtins.str
-    """the site whose disks the weights come from; "": the origin store, or no fetch"""
+    origin_too: _builtins.bool
+    """and from the origin store beside them"""
     @_builtins.property
     def terms_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def fetch_from(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """sites whose disks the weights come from, all at once; none: the origin store, or no fetch"""
+
     def __init__(
         self,
         *,
@@ -765,11 +770,12 @@ class Candidate(_message.Message):
         cold: _builtins.bool = ...,
         wait_us: _builtins.int = ...,
         awaits: _builtins.str = ...,
-        fetch_from: _builtins.str = ...,
+        fetch_from: _abc.Iterable[_builtins.str] | None = ...,
+        origin_too: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits", b"awaits", "cold", b"cold", "fetch_from", b"fetch_from", "pool_id", b"pool_id", "site_id", b"site_id", "terms_us", b"terms_us", "total_us", b"total_us", "wait_us", b"wait_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits", b"awaits", "cold", b"cold", "fetch_from", b"fetch_from", "origin_too", b"origin_too", "pool_id", b"pool_id", "site_id", b"site_id", "terms_us", b"terms_us", "total_us", b"total_us", "wait_us", b"wait_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

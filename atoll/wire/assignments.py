@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from atoll.model import limits
 from atoll.model.address import parse_weights_url
-from atoll.model.assignment import AssignedAttempt, Assignment, DesiredReplica, Peer
+from atoll.model.assignment import AssignedAttempt, Assignment, DesiredReplica, Peer, Sources
 from atoll.model.ids import EventSeq, FleetId, Generation, ModelId, NodeId, SiteId, Term, parse_name
 from atoll.v1 import site_service_pb2 as pb
 from atoll.wire import bounds
@@ -33,7 +34,8 @@ def assigned_attempt_to_proto(attempt: AssignedAttempt) -> pb.AssignedAttempt:
         stop_reason=bounds.line(attempt.stop_reason),
         stop_after_ms=attempt.stop_after_ms,
         request_id=attempt.request_id,
-        fetch_from=None if attempt.fetch_from is None else peer_to_proto(attempt.fetch_from),
+        fetch_from=_peers_to_proto(attempt.fetch_from),
+        origin_too=attempt.fetch_from is not None and attempt.fetch_from.origin_too,
     )
 
 
@@ -49,7 +51,7 @@ def assigned_attempt_from_proto(msg: pb.AssignedAttempt) -> AssignedAttempt:
         stop_reason=bounds.line(msg.stop_reason),
         stop_after_ms=bounds.number("stop_after_ms", msg.stop_after_ms, 0, bounds.TIME_MS_MAX),
         request_id=bounds.label("request_id", msg.request_id),
-        fetch_from=bounds.part("fetch_from", msg.fetch_from, peer_from_proto) if msg.HasField("fetch_from") else None,
+        fetch_from=_sources_from_proto(msg.fetch_from, origin_too=msg.origin_too),
     )
 
 
@@ -63,6 +65,15 @@ def peer_from_proto(msg: pb.Peer) -> Peer:
     return Peer(site_id=SiteId(parse_name("site_id", msg.site_id)), url=parse_weights_url("url", msg.url))
 
 
+def _peers_to_proto(sources: Sources | None) -> list[pb.Peer]:
+    return [] if sources is None else [peer_to_proto(peer) for peer in sources.peers]
+
+
+def _sources_from_proto(peers: Sequence[pb.Peer], *, origin_too: bool) -> Sources | None:
+    found = bounds.each("fetch_from", peers, limits.FETCH_SOURCES_MAX, peer_from_proto)
+    return Sources(peers=found, origin_too=origin_too) if found else None
+
+
 def desired_replica_to_proto(desired: DesiredReplica) -> pb.DesiredReplica:
     """One copy that should be there."""
     return pb.DesiredReplica(
@@ -72,7 +83,8 @@ def desired_replica_to_proto(desired: DesiredReplica) -> pb.DesiredReplica:
         tier=TIER_TO[desired.tier],
         pin=desired.pin,
         evict=desired.evict,
-        fetch_from=None if desired.fetch_from is None else peer_to_proto(desired.fetch_from),
+        fetch_from=_peers_to_proto(desired.fetch_from),
+        origin_too=desired.fetch_from is not None and desired.fetch_from.origin_too,
     )
 
 
@@ -86,7 +98,7 @@ def desired_replica_from_proto(msg: pb.DesiredReplica) -> DesiredReplica:
         tier=member("tier", TIER_FROM, msg.tier),
         pin=msg.pin,
         evict=tuple([ModelId(name) for name in evict]),
-        fetch_from=bounds.part("fetch_from", msg.fetch_from, peer_from_proto) if msg.HasField("fetch_from") else None,
+        fetch_from=_sources_from_proto(msg.fetch_from, origin_too=msg.origin_too),
     )
 
 

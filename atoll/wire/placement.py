@@ -10,7 +10,7 @@ from typing import Final
 from atoll.model import limits
 from atoll.model.errors import FieldError
 from atoll.model.ids import ModelId, NodeId, PoolId, SiteId, parse_name
-from atoll.model.placement import Awaits, Candidate, Claim, Deferral, Evicted, Explanation, Reason, Rejection
+from atoll.model.placement import Awaits, Candidate, Claim, Deferral, Evicted, Explanation, FetchFrom, Reason, Rejection
 from atoll.v1 import types_pb2 as pb
 from atoll.wire import bounds
 
@@ -31,7 +31,8 @@ def candidate_to_proto(candidate: Candidate) -> pb.Candidate:
         cold=candidate.cold,
         wait_us=candidate.wait_us,
         awaits=candidate.awaits.value,
-        fetch_from=candidate.fetch_from or "",
+        fetch_from=candidate.fetch_from.sites if candidate.fetch_from is not None else (),
+        origin_too=candidate.fetch_from is not None and candidate.fetch_from.origin_too,
     )
 
 
@@ -46,8 +47,13 @@ def candidate_from_proto(msg: pb.Candidate) -> Candidate:
         cold=msg.cold,
         wait_us=msg.wait_us,
         awaits=_awaits_from_proto(msg.awaits),
-        fetch_from=SiteId(parse_name("fetch_from", msg.fetch_from)) if msg.fetch_from else None,
+        fetch_from=_fetch_from(msg),
     )
+
+
+def _fetch_from(msg: pb.Candidate) -> FetchFrom | None:
+    sites = bounds.names("fetch_from", msg.fetch_from, limits.FETCH_SOURCES_MAX)
+    return FetchFrom(sites=tuple([SiteId(name) for name in sites]), origin_too=msg.origin_too) if sites else None
 
 
 def _awaits_from_proto(name: str) -> Awaits:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from atoll.model.assignment import AssignedAttempt, Assignment, DesiredReplica, Peer
+from atoll.model.assignment import AssignedAttempt, Assignment, DesiredReplica, Peer, Sources
 from atoll.model.attempt import AttemptState
-from atoll.model.ids import AdapterId, Generation, ModelId, SiteId
+from atoll.model.ids import AdapterId, Generation, ModelId
+from atoll.model.placement import FetchFrom
 from orchestrator.core.context import Context
 from orchestrator.core.outputs import SendAssignment
 from orchestrator.core.placement.peers import serves
@@ -65,14 +66,17 @@ def _make(ctx: Context, site: Site) -> Assignment:
     return assignment
 
 
-def _peer(ctx: Context, site_id: SiteId | None) -> Peer | None:
-    """A peer site as its weights can be read now; None: it has fallen silent or gone since it was chosen, or the origin store was."""
-    site = ctx.state.sites.get(site_id) if site_id is not None else None
-    return Peer(site_id=site.site_id, url=site.record.spec.weights_url) if site is not None and serves(site) else None
+def _sources(ctx: Context, chosen: FetchFrom | None) -> Sources | None:
+    """Peer sites as their weights can be read now, without those that fell silent or went meanwhile; None: the origin store alone."""
+    if chosen is None:
+        return None
+    sites = [ctx.state.sites[site_id] for site_id in chosen.sites if site_id in ctx.state.sites]
+    peers = tuple(Peer(site_id=site.site_id, url=site.record.spec.weights_url) for site in sites if serves(site))
+    return Sources(peers=peers, origin_too=chosen.origin_too) if peers else None
 
 
 def _desired(ctx: Context, wanted: Wanted) -> DesiredReplica:
-    return wanted.desired if wanted.fetch_from is None else replace(wanted.desired, fetch_from=_peer(ctx, wanted.fetch_from))
+    return wanted.desired if wanted.fetch_from is None else replace(wanted.desired, fetch_from=_sources(ctx, wanted.fetch_from))
 
 
 def _assigned(ctx: Context, live: LiveAttempt) -> AssignedAttempt:
@@ -85,5 +89,5 @@ def _assigned(ctx: Context, live: LiveAttempt) -> AssignedAttempt:
         stop_reason=live.stop_reason,
         stop_after_ms=ctx.policy.stop_after_ms,
         request_id=live.request_id,
-        fetch_from=_peer(ctx, live.fetch_from),
+        fetch_from=_sources(ctx, live.fetch_from),
     )

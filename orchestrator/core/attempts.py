@@ -200,6 +200,7 @@ def forget_fetch(ctx: Context, column: Column, node_index: int, model_id: ModelI
     node = column.pool.nodes[node_index]
     del node.fetching[model_id]
     node.bytes_left.pop(model_id, None)
+    ctx.columns.peers.reads(node.sources.pop(model_id, ()), -1)
     ctx.columns.node_changed(column, node_index, "fetching", model_id, present=False)
     if model_id in node.copying:
         node.copying.discard(model_id)

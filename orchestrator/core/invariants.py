@@ -81,6 +81,7 @@ def _check_site(ctx: Context, site: Site) -> None:
     copying = sum(len(node.copying) for node in nodes)
     fetching = sum(len(node.fetching) for node in nodes) - copying
     _must(all(node.copying <= set(node.fetching) for node in nodes), "what is copied is on its way", site.site_id)
+    _must(all(set(node.sources) <= set(node.fetching) - node.copying for node in nodes), "what is read is on its way", site.site_id)
     counted = (site.fetches, site.copies)
     _must(counted == (fetching, copying), "flows are counted", (site.site_id, fetching, copying, *counted))
     for pool in site.pools.values():
@@ -118,6 +119,10 @@ def _check_columns(ctx: Context) -> None:
             _must(warm.slots == there, "warm replicas are indexed", (column.pool.pool_id, replica))
             own = [where for where in there if where[1] % replica.gang_size == 0]
             copies[replica.model_id] = copies.get(replica.model_id, 0) + len(own)
+    nodes = (node for column in ctx.columns.columns for node in column.pool.nodes)
+    reading = Counter(site_id for node in nodes for sources in node.sources.values() for site_id in sources)
+    for site_id in ctx.state.sites:
+        _must(ctx.columns.peers.flows(site_id) == reading[site_id], "what a site gives to others is counted", site_id)
     for model_id, count in copies.items():
         _must(ctx.columns.prices.copies(model_id) == count, "copies are counted", (model_id, count))
 

@@ -360,18 +360,18 @@ def _reserve(ctx: Context, members: tuple[Slot, ...], live: LiveAttempt, model: 
         ctx.columns.slot_changed(column, slot, was_free)
     turnover.left(ctx, column, gone)
     if cold:
-        _note_fetch(ctx, column, members[0], model, board.fetch_us(row))
+        _note_fetch(ctx, column, members[0], model, board, row)
     site.changed[live.key] = None
     ctx.touch_assignment(site)
 
 
-def _note_fetch(ctx: Context, column: Column, slot: Slot, model: ModelSpec, fetch_us: int) -> None:
-    """Others that need this model on this node join the fetch; others at the site share its rate."""
-    node = column.pool.nodes[slot.node_index]
+def _note_fetch(ctx: Context, column: Column, slot: Slot, model: ModelSpec, board: Board, row: int) -> None:
+    """Others that need this model on this node join the fetch; others at the site share its rate, as do those that read the same peers."""
+    node, fetch_us = column.pool.nodes[slot.node_index], board.fetch_us(row)
     there = model.model_id in node.disk_models or model.model_id in node.host_models
     if fetch_us == 0 or there or model.model_id in node.fetching:
         return
-    wishes.note_fetch(ctx, column, slot.node_index, model, fetch_us)
+    wishes.note_fetch(ctx, column, slot.node_index, model, fetch_us, board.fetch_from(row))
 
 
 def wake_due(ctx: Context) -> None:

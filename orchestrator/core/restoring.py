@@ -168,7 +168,7 @@ def _restore_node(node: Node, told: NodeSnapshot) -> None:
     node.host_models, node.disk_models = set(told.host_models), set(told.disk_models)
     node.disk_adapters = set(told.disk_adapters)
     node.fetching, node.bytes_left = dict(told.fetching), dict(told.bytes_left)
-    node.copying = set(told.copying)
+    node.copying, node.sources = set(told.copying), dict(told.sources)
     node.pinned, node.host_tier = told.pinned, told.host_tier
     node.compiled, node.shares_compiled = set(told.compiled), told.shares_compiled
     for slot, slot_told in zip(node.slots, told.slots, strict=True):

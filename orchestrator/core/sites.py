@@ -233,9 +233,7 @@ def _fetches_reported(ctx: Context, column: Column, node_index: int, facts: Node
     for model_id, fact in told.items():
         model = ctx.state.models.get(model_id)
         if model_id not in node.fetching and model is not None:
-            left_us = wishes.left_us(ctx, column, node_index, model, fact.bytes_total - fact.bytes_done)
-            wishes.note_fetch(ctx, column, node_index, model, left_us)
-            node.bytes_left[model_id] = max(fact.bytes_total - fact.bytes_done, 0)
+            wishes.told_fetch(ctx, column, node_index, model, fact.bytes_total - fact.bytes_done)
     lives = [column.site.attempts[key] for slot in node.slots for key in slot.attempts if key in column.site.attempts]
     awaited = {live.model_id for live in lives}
     for model_id in [model_id for model_id in node.fetching if model_id not in told and model_id not in awaited]:

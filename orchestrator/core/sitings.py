@@ -15,7 +15,7 @@ import numpy as np
 from atoll.model.ids import ModelId, SiteId, TenantId
 from atoll.model.job import JobSpec
 from atoll.model.modelspec import ModelSpec
-from atoll.model.placement import Reason
+from atoll.model.placement import FetchFrom, Reason
 from atoll.model.replica import ReplicaState, Tier
 from atoll.physics.coldstart import init_us, stage_us
 from atoll.physics.execution import execution_us
@@ -53,12 +53,12 @@ class Siting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """What a copy in a pool takes: executing a job of the default shape, fetching (from a peer site, or the origin store) and loading the
+    """What a copy in a pool takes: executing a job of the default shape, fetching (from peer sites, or the origin store) and loading the
     weights. Microseconds."""
 
     execution_us: int
     fetch_us: int
-    fetch_from: SiteId | None
+    fetch_from: FetchFrom | None
     load_us: int
 
     @property

@@ -92,6 +92,7 @@ class NodeSnapshot:
     disk_adapters: tuple[AdapterId, ...]
     copying: tuple[ModelId, ...]
     fetching: tuple[tuple[ModelId, int], ...]
+    sources: tuple[tuple[ModelId, tuple[SiteId, ...]], ...]
     bytes_left: tuple[tuple[ModelId, int], ...]
     pinned: tuple[ModelId, ...]
     host_tier: bool
@@ -330,6 +331,7 @@ def _take_node(node: Node) -> NodeSnapshot:
         disk_adapters=tuple(sorted(node.disk_adapters)),
         copying=tuple(sorted(node.copying)),
         fetching=tuple(sorted(node.fetching.items())),
+        sources=tuple(sorted(node.sources.items())),
         bytes_left=tuple(sorted(node.bytes_left.items())),
         pinned=node.pinned,
         host_tier=node.host_tier,

@@ -32,6 +32,7 @@ from atoll.model.ids import (
 )
 from atoll.model.job import Job, JobSpec
 from atoll.model.modelspec import ModelSpec
+from atoll.model.placement import FetchFrom
 from atoll.model.replica import ReplicaState
 from atoll.model.report import RateFacts, SiteHello
 from atoll.model.residency import Cause, Pin, Push
@@ -61,7 +62,7 @@ class Wanted:
     desired: DesiredReplica
     cause: Cause
     since_us: int
-    fetch_from: SiteId | None = None  # the peer site whose weights were nearest when it was wanted
+    fetch_from: FetchFrom | None = None  # the peer sites whose weights were nearest when it was wanted
 
 
 class ReplicaKey(NamedTuple):
@@ -124,6 +125,7 @@ class Node:
     disk_adapters: set[AdapterId] = field(default_factory=set)
     fetching: dict[ModelId, int] = field(default_factory=dict)
     copying: set[ModelId] = field(default_factory=set)  # of them those that come from another node of the site
+    sources: dict[ModelId, tuple[SiteId, ...]] = field(default_factory=dict)  # of the others the peer sites they read, if any
     bytes_left: dict[ModelId, int] = field(default_factory=dict)  # of fetches, as last reported
     pinned: tuple[ModelId, ...] = ()  # as the site understood it
     host_tier: bool = False
@@ -196,8 +198,8 @@ class LiveAttempt:
         return ReplicaKey(self.spec.model_id, self.spec.gang_size)
 
     @property
-    def fetch_from(self) -> SiteId | None:
-        """The peer site whose weights were nearest when it was decided."""
+    def fetch_from(self) -> FetchFrom | None:
+        """The peer sites whose weights were nearest when it was decided."""
         return self.attempt.explanation.chosen.fetch_from if self.attempt.explanation is not None else None
 
     @property

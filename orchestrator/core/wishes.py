@@ -15,6 +15,7 @@ import numpy as np
 from atoll.model.assignment import CopyKey, DesiredReplica
 from atoll.model.ids import ModelId, NodeId, SiteId
 from atoll.model.modelspec import ModelSpec
+from atoll.model.placement import FetchFrom
 from atoll.model.replica import Tier
 from atoll.model.residency import Cause
 from orchestrator.core import sitings
@@ -85,7 +86,7 @@ def want(ctx: Context, model: ModelSpec, siting: sitings.Siting, cause: Cause, *
     _put(ctx, site, Wanted(desired=desired, cause=cause, since_us=ctx.now_us, fetch_from=fetch_from))
     if times is not None:
         _charge_link(ctx, column, model, times)
-        note_fetch(ctx, column, siting.node_index, model, times.fetch_us)
+        note_fetch(ctx, column, siting.node_index, model, times.fetch_us, times.fetch_from)
     ctx.decisions.append(
         CopyWanted(site_id=site.site_id, model_id=model.model_id, tier=siting.tier, cause=cause, fetch_bytes=fetch_bytes)
     )
@@ -151,21 +152,28 @@ def _charge_link(ctx: Context, column: Column, model: ModelSpec, times: sitings.
     site.prefetch_from_us = max(site.prefetch_from_us, ctx.now_us) + alone_us * 1_000 // max(ctx.policy.prefetch_link_milli, 1)
 
 
-def left_us(ctx: Context, column: Column, node_index: int, model: ModelSpec, left_bytes: int) -> int:
-    """How long the rest of a fetch takes that a site told of: at the rate of the source that was chosen for it, as far as that is known."""
+def told_fetch(ctx: Context, column: Column, node_index: int, model: ModelSpec, left_bytes: int) -> None:
+    """A site tells of a fetch that is not known: from the sources that were chosen for it, as far as that is known, and at their rate."""
     site, node = column.site, column.pool.nodes[node_index]
     lives = (site.attempts[key] for slot in node.slots for key in slot.attempts if key in site.attempts)
-    chosen = {live.fetch_from for live in lives if live.model_id == model.model_id}
-    chosen |= {wanted.fetch_from for wanted in of_model(site, model.model_id) if wanted.desired.node_id == node.node_id}
+    known = [live.fetch_from for live in lives if live.model_id == model.model_id]
+    known += [wanted.fetch_from for wanted in of_model(site, model.model_id) if wanted.desired.node_id == node.node_id]
+    chosen = next((one for one in known if one is not None), None)
     left_bytes = min(max(left_bytes, 0), model.weights_bytes)
     ways = ctx.estimator.ways(model)
-    if chosen - {None} == {ways.source(column.index)}:
-        return int(ways.us[column.index]) * left_bytes // max(model.weights_bytes, 1)
-    return left_bytes * 1_000_000 // max(int(ctx.columns.origin_rate[column.index]), 1)
+    if chosen is not None and chosen == ways.source(column.index):
+        fetch_us = int(ways.us[column.index]) * left_bytes // max(model.weights_bytes, 1)
+    else:
+        fetch_us = left_bytes * 1_000_000 // max(int(ctx.columns.origin_rate[column.index]), 1)
+    note_fetch(ctx, column, node_index, model, fetch_us, chosen)
+    node.bytes_left[model.model_id] = left_bytes
 
 
-def note_fetch(ctx: Context, column: Column, node_index: int, model: ModelSpec, fetch_us: int) -> None:
-    """Weights are on their way to a node: placing sees the flow, jobs may join it. Where the site has them they are copied from there."""
+def note_fetch(
+    ctx: Context, column: Column, node_index: int, model: ModelSpec, fetch_us: int, fetch_from: FetchFrom | None
+) -> None:
+    """Weights are on their way to a node: placing sees the flow, here and at the peers that it reads, and jobs may join it. Where the site
+    has them they are copied from there."""
     node = column.pool.nodes[node_index]
     copied = ctx.columns.where.holds(column, model.model_id)
     node.fetching[model.model_id] = ctx.now_us + fetch_us
@@ -175,6 +183,9 @@ def note_fetch(ctx: Context, column: Column, node_index: int, model: ModelSpec, 
         column.site.copies += 1
     else:
         column.site.fetches += 1
+        if fetch_from is not None:
+            node.sources[model.model_id] = fetch_from.sites
+            ctx.columns.peers.reads(fetch_from.sites, 1)
     ctx.columns.node_changed(column, node_index, "fetching", model.model_id, present=True)
     ctx.columns.flows_changed(column.site)
 

@@ -65,6 +65,11 @@ def tuples(item: Strategy, most: int = 3, unique_by: Callable[[Any], Any] | None
     return st.lists(item, max_size=most, unique_by=unique_by).map(tuple)
 
 
+def _a_few(item: Strategy) -> Strategy:
+    """As many as one fetch reads at once."""
+    return st.lists(item, min_size=1, max_size=limits.FETCH_SOURCES_MAX).map(tuple)
+
+
 # By NewType, then by class and field, then by field; the rest follows from the hint.
 BY_NEWTYPE: dict[Any, Strategy] = {
     ids.GpuTypeId: gpu_types,
@@ -127,6 +132,8 @@ BY_FIELD: dict[tuple[type, str], Strategy] = {
     (site.SiteSpec, "region"): st.sampled_from(["eu-west", "Japan East", "ü"]),
     (site.SiteSpec, "weights_url"): st.sampled_from(["", *_PEER_URLS]),
     (assignment.Peer, "url"): st.sampled_from(_PEER_URLS),
+    (assignment.Sources, "peers"): _a_few(st.builds(assignment.Peer, site_id=names, url=st.sampled_from(_PEER_URLS))),
+    (placement.FetchFrom, "sites"): _a_few(names),
     (site.SiteSpec, "billing"): st.sampled_from(["reserved", "spot"]),
     (site.SiteSpec, "latitude_micro_deg"): st.integers(-90_000_000, 90_000_000),
     (site.SiteSpec, "longitude_micro_deg"): st.integers(-180_000_000, 180_000_000),

@@ -8,9 +8,10 @@ import pytest
 
 from atoll.cli import costtable, outlook
 from atoll.model.ids import SiteId
+from atoll.model.placement import FetchFrom
 from tests.unit.jobs_to_show import CHOSEN, OTHER, TERMS
 
-FAR = replace(CHOSEN, fetch_from=SiteId("seoul-2"))
+FAR = replace(CHOSEN, fetch_from=FetchFrom(sites=(SiteId("seoul-2"),)))
 
 
 def test_weights_from_a_peer_site_are_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,7 +19,7 @@ def test_weights_from_a_peer_site_are_said_to_be(capsys: pytest.CaptureFixture[s
     assert outlook.has(TERMS, CHOSEN, 24 * 10**9, "had") == "which had to fetch 24.0 GB first"
     costtable.candidates(TERMS, [FAR, OTHER], costtable.Legend(full=True))
     shown = " ".join(capsys.readouterr().out.split())
-    assert "cold, to be fetched from seoul-2" in shown and "weights from the origin store or a peer site" in shown
+    assert "cold, to be fetched from seoul-2" in shown and "weights from the origin store, peer sites or both" in shown
 
 
 def test_a_place_that_fetches_from_a_peer_is_compared_with_one_that_is_warm() -> None:

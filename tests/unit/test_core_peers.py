@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from atoll.model.assignment import Peer
+from atoll.model.assignment import Peer, Sources
 from atoll.model.attempt import AttemptState, PhaseTimes
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.job import Constraints, Priority
 from atoll.model.learned import Component
-from atoll.model.placement import Candidate
+from atoll.model.placement import Candidate, FetchFrom
 from atoll.model.quote import Quote
 from atoll.model.replica import Tier
 from atoll.model.report import FetchFact, SiteReport
@@ -19,15 +19,26 @@ from atoll.model.site import LinkSpec, SiteRuntime, SiteSpec
 from orchestrator.core import attempts, events
 from orchestrator.core.machine import restore
 from orchestrator.core.placement.registry import TERM_NAMES
+from orchestrator.core.state import Node
 from tests.unit.fleet_of_machines import GB, GPUS, SECOND, Fleet, model, pool, site, spec
 
 FETCH, LINK = TERM_NAMES.index("fetch"), TERM_NAMES.index("link")
 A, B, C = SiteId("a"), SiteId("b"), SiteId("c")
 AT_A = Constraints(sites=(A,))
+# 20 GB at 2 GB/s from the peer and 1 GB/s from the origin store, after a round trip; 20 s from the origin store alone.
+BOTH_US = 6_716_666
 
 
 def _url(name: SiteId) -> str:
     return f"http://{name}.example:8000"
+
+
+def _from(*sites: SiteId, origin_too: bool = True) -> FetchFrom:
+    return FetchFrom(sites=sites, origin_too=origin_too)
+
+
+def _told(*sites: SiteId) -> Sources:
+    return Sources(peers=tuple(Peer(site_id=name, url=_url(name)) for name in sites), origin_too=True)
 
 
 def _link(src: SiteId, dst: SiteId, *, gbs: float = 2.0, rtt_ms: int = 50, usd: float = 0.0) -> LinkSpec:
@@ -66,18 +77,74 @@ def test_a_near_peer_goes_before_a_slow_origin_and_the_site_is_told_where_it_is(
     fleet = _fleet(_link(B, A))
     fleet.submit(spec(constraints=AT_A))
     (assigned,) = fleet.agents[A].attempts.values()
-    assert assigned.fetch_from == Peer(site_id=B, url=_url(B))
+    assert assigned.fetch_from == _told(B)
     (job,) = fleet.jobs.values()
     explanation = job.attempts[0].explanation
-    assert explanation is not None and explanation.chosen.fetch_from == B
-    assert explanation.chosen.terms_us[FETCH] == 10_050_000  # 20 GB at 2 GB/s after a round trip; 20 s from the origin store
+    assert explanation is not None and explanation.chosen.fetch_from == _from(B)
+    assert explanation.chosen.terms_us[FETCH] == BOTH_US
 
 
-def test_the_nearest_of_several_peers_is_meant_and_of_equals_the_first_by_name() -> None:
-    near = _fleet(_link(B, A, gbs=1.5), _link(C, A, gbs=4), having=(B, C))
-    assert _at_a(near).fetch_from == C
+def test_rates_of_several_sources_add_up_and_who_gives_most_comes_first() -> None:
+    near = _at_a(_fleet(_link(B, A, gbs=1.5), _link(C, A, gbs=4), having=(B, C)))
+    assert near.fetch_from == _from(C, B) and near.terms_us[FETCH] == 50_000 + 20 * SECOND * 2 // 13
     alike = _fleet(_link(C, A), _link(B, A), having=(C, B))
-    assert _at_a(alike).fetch_from == B
+    assert _at_a(alike).fetch_from == _from(B, C)
+
+
+def test_a_source_that_fills_the_sites_own_link_is_the_only_one() -> None:
+    sites = tuple(replace(one, wan_bytes_per_s=4 * GB) if one.site_id == A else one for one in _sites())
+    chosen = _at_a(_fleet(_link(B, A, gbs=8), _link(C, A, gbs=3), having=(B, C), sites=sites))
+    assert chosen.fetch_from == _from(B, origin_too=False) and chosen.terms_us[FETCH] == 5_050_000
+
+
+def test_no_more_than_four_are_read_at_once_and_none_that_hardly_gives() -> None:
+    names = tuple(SiteId(f"p{number}") for number in range(6))
+    sites = tuple(replace(one, wan_bytes_per_s=80 * GB) for one in _sites()[:1]) + tuple(
+        replace(site(name, pool("p")), weights_url=_url(name), wan_bytes_per_s=20 * GB) for name in names
+    )
+    links = tuple(_link(name, A, gbs=2 + number) for number, name in enumerate(names))
+    chosen = _at_a(_fleet(*links, having=names, sites=sites))
+    assert chosen.fetch_from == _from(*names[:1:-1], origin_too=False) and chosen.terms_us[FETCH] == 50_000 + 20 * SECOND // 22
+    slow = _fleet(_link(B, A, gbs=10), _link(C, A, gbs=0.1), having=(B, C))
+    assert _at_a(slow).fetch_from == _from(B)
+
+
+def test_a_peer_that_gives_to_others_already_gives_less_to_one_more() -> None:
+    fleet = Fleet(*_sites(), models=(model("m", 20), model("other", 30)))
+    _apply(fleet, _link(B, A), _link(B, C))
+    fleet.agents[B].disk = {"m", "other"}
+    fleet.report("b")
+    fleet.submit(spec("other", constraints=Constraints(sites=(C,))))
+    (key,) = fleet.agents[C].attempts
+    chosen = _at_a(fleet)
+    assert chosen.fetch_from == _from(B) and chosen.terms_us[FETCH] == 10_050_000  # of 2 GB/s a half, and the origin store's 1 GB/s
+    again = restore(fleet.machine.snapshot(), fleet.policy, GPUS)
+    assert again.snapshot() == fleet.machine.snapshot() and again.context.columns.peers.flows(B) == 1
+    fleet.agents[C].disk = {"other"}
+    fleet.report("c")
+    assert _at_a(fleet).terms_us[FETCH] == BOTH_US and fleet.machine.context.columns.peers.flows(B) == 0
+    fleet.end_attempt("c", key, AttemptState.SUCCEEDED)
+
+
+def test_a_burst_of_cold_starts_does_not_herd_onto_one_peer() -> None:
+    """Two peers, the one a little quicker, and five sites that want the model at once, each of which reads one source."""
+    goals = tuple(SiteId(f"goal{number}") for number in range(5))
+    sites = tuple(replace(one, origin_bytes_per_s=GB // 100) for one in _sites()[1:]) + tuple(
+        replace(site(name, pool("p")), wan_bytes_per_s=GB, origin_bytes_per_s=GB // 100) for name in goals
+    )
+    fleet = Fleet(*sites, models=(model("m", 20),))
+    _apply(fleet, *(_link(src, dst, gbs=gbs) for dst in goals for src, gbs in ((B, 8.0), (C, 7.0))))
+    for name in (B, C):
+        fleet.agents[name].disk = {"m"}
+        fleet.report(name)
+    for name in goals:
+        fleet.submit(spec(prompt=name, constraints=Constraints(sites=(name,))))
+    read = [sources for name in goals for node in _nodes(fleet, name) for sources in node.sources.values()]
+    assert sorted(read) == [(B,), (B,), (B,), (C,), (C,)] or sorted(read) == [(B,), (B,), (C,), (C,), (C,)]
+
+
+def _nodes(fleet: Fleet, name: SiteId) -> list[Node]:
+    return [node for place in fleet.machine.context.state.sites[name].pools.values() for node in place.nodes]
 
 
 @pytest.mark.parametrize(
@@ -85,9 +152,8 @@ def test_the_nearest_of_several_peers_is_meant_and_of_equals_the_first_by_name()
     [
         pytest.param((), id="no link"),
         pytest.param((_link(A, B, gbs=10),), id="the other way round"),
-        pytest.param((_link(B, A, gbs=0.5),), id="slower than the origin store"),
-        pytest.param((_link(B, A, gbs=1.0, rtt_ms=0),), id="as fast: ties go to the origin store"),
-        pytest.param((_link(B, A, gbs=2, usd=0.01),), id="10 s sooner for 20 cents, where a dollar counts 60 s"),
+        pytest.param((_link(B, A, gbs=0.01),), id="too slow to be worth asking"),
+        pytest.param((_link(B, A, gbs=2, usd=0.012),), id="13.3 s sooner for 24 cents, where a dollar counts 60 s"),
     ],
 )
 def test_a_peer_without_a_link_that_is_worth_it_is_no_source(links: tuple[LinkSpec, ...]) -> None:
@@ -95,9 +161,15 @@ def test_a_peer_without_a_link_that_is_worth_it_is_no_source(links: tuple[LinkSp
     assert chosen.fetch_from is None and chosen.terms_us[FETCH] == 20 * SECOND and chosen.terms_us[LINK] == 0
 
 
+def test_where_the_origin_store_fills_the_sites_link_no_peer_is_asked() -> None:
+    sites = tuple(replace(one, wan_bytes_per_s=GB) if one.site_id == A else one for one in _sites())
+    chosen = _at_a(_fleet(_link(B, A, gbs=10, rtt_ms=0), sites=sites))
+    assert chosen.fetch_from is None and chosen.terms_us[FETCH] == 20 * SECOND
+
+
 def test_a_peer_that_charges_is_worth_it_if_it_saves_more_than_that() -> None:
     chosen = _at_a(_fleet(_link(B, A, gbs=10, usd=0.01)))
-    assert chosen.fetch_from == B and chosen.terms_us[FETCH] == 2_050_000 and chosen.terms_us[LINK] == 12 * SECOND
+    assert chosen.fetch_from == _from(B) and chosen.terms_us[FETCH] == 50_000 + 20 * SECOND // 11 and chosen.terms_us[LINK] == 12 * SECOND
 
 
 def test_what_a_peer_charges_counts_by_the_priority_of_the_job() -> None:
@@ -109,20 +181,20 @@ def test_the_own_links_of_both_sites_bound_a_peer_flow() -> None:
     sites = tuple(replace(one, wan_bytes_per_s=2 * GB if one.site_id == A else one.wan_bytes_per_s) for one in _sites())
     assert _at_a(_fleet(_link(B, A, gbs=10, rtt_ms=0), sites=sites)).terms_us[FETCH] == 10 * SECOND
     sites = tuple(replace(one, wan_bytes_per_s=4 * GB if one.site_id == B else one.wan_bytes_per_s) for one in _sites())
-    assert _at_a(_fleet(_link(B, A, gbs=10, rtt_ms=0), sites=sites)).terms_us[FETCH] == 5 * SECOND
+    assert _at_a(_fleet(_link(B, A, gbs=10, rtt_ms=0), sites=sites)).terms_us[FETCH] == 4 * SECOND
 
 
 def test_a_peer_serves_while_it_speaks_and_says_where() -> None:
     fleet = _fleet(_link(B, A))
-    assert _at_a(fleet).fetch_from == B
+    assert _at_a(fleet).fetch_from == _from(B)
     fleet.wait(7, reporting=("a", "c"))  # b is silent
     assert _at_a(fleet).fetch_from is None
     fleet.report("b")
-    assert _at_a(fleet).fetch_from == B
+    assert _at_a(fleet).fetch_from == _from(B)
     fleet.ask(events.SiteCordoned, actor="t", reason="r", site_id=B)
-    assert _at_a(fleet).fetch_from == B  # its disks can be read all the same
+    assert _at_a(fleet).fetch_from == _from(B)  # its disks can be read all the same
     fleet.ask(events.SiteDrainRequested, actor="t", reason="r", site_id=B, deadline_ms=60_000)
-    assert _at_a(fleet).fetch_from == B
+    assert _at_a(fleet).fetch_from == _from(B)
     _apply(fleet, sites=tuple(replace(one, weights_url="") for one in _sites() if one.site_id == B))
     assert _at_a(fleet).fetch_from is None
 
@@ -131,7 +203,7 @@ def test_a_peer_that_lost_the_weights_or_was_removed_is_no_source() -> None:
     fleet = _fleet(_link(B, A), _link(C, A, gbs=1.5), having=(B, C))
     fleet.agents[B].disk = set()
     fleet.report("b")
-    assert _at_a(fleet).fetch_from == C
+    assert _at_a(fleet).fetch_from == _from(C)
     fleet.ask(events.SiteRemoveRequested, actor="t", reason="r", site_id=C, force=True)
     assert _at_a(fleet).fetch_from is None
 
@@ -163,13 +235,13 @@ def test_a_copy_ahead_of_demand_comes_from_where_it_is_nearest() -> None:
     fleet = _fleet(_link(B, A))
     fleet.ask(events.ModelPinned, actor="t", reason="r", model_id=ModelId("m"), site_id=A, tier=Tier.DISK)
     (wanted,) = fleet.agents[A].wanted.values()
-    assert wanted.fetch_from == Peer(site_id=B, url=_url(B))
+    assert wanted.fetch_from == _told(B)
     column = fleet.machine.context.columns.by_pool[A, pool("p").pool_id]
-    assert column.pool.nodes[0].fetching[ModelId("m")] == fleet.now_us + 10_050_000
+    assert column.pool.nodes[0].fetching[ModelId("m")] == fleet.now_us + BOTH_US
     again = restore(fleet.machine.snapshot(), fleet.policy, GPUS)
     assert again.snapshot() == fleet.machine.snapshot()
     (kept,) = again.context.state.sites[A].wanted.values()
-    assert kept.fetch_from == B
+    assert kept.fetch_from == _from(B)
 
 
 def test_a_peer_flow_shares_the_way_with_the_others_of_the_site() -> None:
@@ -178,7 +250,7 @@ def test_a_peer_flow_shares_the_way_with_the_others_of_the_site() -> None:
     fleet.agents[B].disk = {"m"}
     fleet.report("b")
     fleet.submit(spec("other", constraints=AT_A))
-    assert _at_a(fleet).terms_us[FETCH] == 2 * 10_050_000
+    assert _at_a(fleet).terms_us[FETCH] == 2 * BOTH_US
 
 
 def test_what_came_from_a_peer_teaches_nothing_of_the_origin_store() -> None:
@@ -195,7 +267,7 @@ def test_what_came_from_a_peer_teaches_nothing_of_the_origin_store() -> None:
 def test_peers_that_keep_disappointing_are_left_for_the_origin_store() -> None:
     fleet = _fleet(_link(B, A, rtt_ms=0))
     chosen = []
-    for number in range(12):
+    for number in range(24):
         fleet.agents[A].warm, fleet.agents[A].disk = {}, set()
         fleet.report("a")
         fleet.submit(spec(constraints=AT_A, prompt=str(number)))
@@ -203,12 +275,12 @@ def test_peers_that_keep_disappointing_are_left_for_the_origin_store() -> None:
         explanation = fleet.job(key.job_id).attempts[0].explanation
         assert explanation is not None
         chosen.append(explanation.chosen.fetch_from)
-        took_s = 45 if chosen[-1] == B else 20  # 10 s were predicted: the peer refuses, and the origin store gives it after all
+        took_s = 45 if chosen[-1] == _from(B) else 20  # 7 s were predicted: the peer refuses, and the origin store gives it after all
         times = PhaseTimes(waiting_us=0, fetch_us=took_s * SECOND, load_us=9 * SECOND, run_us=9 * SECOND, upload_us=100_000)
         fleet.end_attempt("a", key, AttemptState.SUCCEEDED, after_us=120 * SECOND, times=times)
         for name in ("a", "b", "c"):
             fleet.report(name)
-    assert chosen[0] == B and chosen[-1] is None
+    assert chosen[0] == _from(B) and chosen[-1] is None
     assert _at_a(fleet).terms_us[FETCH] == pytest.approx(20 * SECOND, rel=0.1)
 
 
@@ -235,4 +307,4 @@ def test_a_fetch_that_only_the_site_knows_of_takes_what_its_source_gives() -> No
     agent.report_seq += 1
     report = SiteReport(seq=agent.report_seq, full=True, generation=agent.told[-1].generation, nodes=(facts,))
     fleet.happen(events.SiteReported(site_id=A, session=agent.session, report=report))
-    assert column.pool.nodes[0].fetching[ModelId("m")] - fleet.now_us == 5_025_000
+    assert column.pool.nodes[0].fetching[ModelId("m")] - fleet.now_us == BOTH_US // 2

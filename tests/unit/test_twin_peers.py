@@ -11,7 +11,7 @@ from agents.core.events import FetchYielded, RatesMeasured, WeightsFetched
 from agents.core.outputs import DeleteWeights, FetchWeights, YieldFetch
 from agents.runtime.twin import TwinRuntime
 from agents.runtime.twin_peers import TwinPeers
-from atoll.model.assignment import Peer
+from atoll.model.assignment import Peer, Sources
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.site import LinkSpec
 from atoll.physics.hidden import HiddenWorld
@@ -21,7 +21,7 @@ from tests.unit.test_agent_twin import NODE, Heard
 SRC, DST, FAR = SiteId("src"), SiteId("dst"), SiteId("far")
 SITES = tuple(replace(site(name, pool("p")), wan_bytes_per_s=50 * GB) for name in (SRC, DST, FAR))
 LINK = LinkSpec(src=SRC, dst=DST, rtt_us=10_000, bytes_per_s=20 * GB)
-FETCH = FetchWeights(node_id=NODE, model=model("m", 40), fetch_from=Peer(site_id=SRC, url="http://src.example"))
+FETCH = FetchWeights(node_id=NODE, model=model("m", 40), fetch_from=Sources(peers=(Peer(site_id=SRC, url="http://src.example"),)))
 PLAIN = replace(FETCH, fetch_from=None)
 WORLD = HiddenWorld(1)
 
@@ -72,7 +72,7 @@ async def test_without_a_way_the_origin_store_gives_it(case: str) -> None:
     try:
         command = replace(FETCH, model=model("other")) if case == "the peer does not have it" else FETCH
         if case == "an unknown peer":
-            command = replace(FETCH, fetch_from=Peer(site_id=SiteId("nobody"), url="http://nobody.example"))
+            command = replace(FETCH, fetch_from=Sources(peers=(Peer(site_id=SiteId("nobody"), url="http://nobody.example"),)))
         await made.dst.perform(command, WeightsFetched)
         await made.dst.next(RatesMeasured)
     finally:
@@ -92,7 +92,7 @@ async def test_when_the_source_loses_the_weights_the_rest_comes_from_the_origin_
         twins.src.runtime.perform(DeleteWeights(node_id=NODE, model_id=ModelId("m")))
     else:
         await twins.src.runtime.close(keep_work=False)
-    assert twins.dst.runtime._weights._from_peer == {}
+    assert not twins.peers._joint.reads_peers((DST, NODE, ModelId("m")))
     await twins.dst.next(WeightsFetched)
     await twins.dst.next(RatesMeasured)
 

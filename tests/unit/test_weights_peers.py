@@ -16,7 +16,7 @@ import structlog
 
 from agents.engine.manifest import MANIFEST_NAME, ModelManifest, verify_folder
 from agents.origins import FetchError, FetchStoppedError
-from agents.peers import Pace, PeerFolder, PeerSource
+from agents.peers import Pace, PeerFolder, PeerSource, PeerSources
 from agents.weights import FetchResult, WeightsCache
 from agents.weights_server import WeightsServer
 from atoll.model.address import Address
@@ -66,8 +66,12 @@ def _peer(port: int, token: str = "") -> PeerSource:
     return PeerSource(site_id="there", url=f"http://127.0.0.1:{port}", token=token)
 
 
+def _peers(port: int, token: str = "") -> PeerSources:
+    return PeerSources(peers=(_peer(port, token),))
+
+
 def _fetch(cache: WeightsCache, manifest: ModelManifest, port: int, origin: str = NOWHERE, token: str = "") -> FetchResult:
-    return cache.fetch(manifest.model_id, manifest.digest, origin, peer=_peer(port, token))
+    return cache.fetch(manifest.model_id, manifest.digest, origin, peers=_peers(port, token))
 
 
 def _ask(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes, dict[str, str]]:
@@ -89,7 +93,7 @@ def test_a_site_fetches_from_a_peer_while_the_origin_store_is_away(
     heard: list[tuple[int, int]] = []
     with serving(theirs, token=TOKEN) as port:
         done = ours.fetch(
-            manifest.model_id, manifest.digest, NOWHERE, peer=_peer(port, TOKEN), on_bytes=lambda *progress: heard.append(progress)
+            manifest.model_id, manifest.digest, NOWHERE, peers=_peers(port, TOKEN), on_bytes=lambda *progress: heard.append(progress)
         )
     assert verify_folder(done.folder) == manifest
     assert done.fetched_bytes == done.peer_bytes == manifest.total_bytes == heard[-1][0] == heard[-1][1]
@@ -246,7 +250,7 @@ def _healed(ours: WeightsCache, manifest: ModelManifest, port: int, origin: Path
             manifest.model_id,
             manifest.digest,
             f"file://{origin}/mine",
-            peer=_peer(port),
+            peers=_peers(port),
             on_bytes=lambda part, _: heard.append(part),
         )
     assert verify_folder(done.folder) == manifest
@@ -350,7 +354,7 @@ def test_a_stop_and_a_full_disk_are_no_faults_of_the_peer(theirs: WeightsCache, 
         assert error.value.kind is FailureKind.DISK_FULL
         with pytest.raises(FetchStoppedError):
             _cache(tmp_path / "ours").fetch(
-                manifest.model_id, manifest.digest, f"file://{tmp_path}/origin/mine", peer=_peer(port), should_stop=lambda: True
+                manifest.model_id, manifest.digest, f"file://{tmp_path}/origin/mine", peers=_peers(port), should_stop=lambda: True
             )
 
 

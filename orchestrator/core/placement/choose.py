@@ -12,9 +12,9 @@ from typing import Final
 
 import numpy as np
 
-from atoll.model.ids import ModelId, SiteId
+from atoll.model.ids import ModelId
 from atoll.model.job import Priority
-from atoll.model.placement import AWAITS, Awaits, Candidate, PackedCandidates, Reason, Rejection, candidate_of
+from atoll.model.placement import AWAITS, Awaits, Candidate, FetchFrom, PackedCandidates, Reason, Rejection, candidate_of
 from atoll.model.replica import ReplicaState
 from orchestrator.core.placement import kernel, listing
 from orchestrator.core.placement.classes import ClassKey
@@ -140,8 +140,8 @@ class Board:
         places = tuple([columns[one % pools].place for one in told[1:]])
         return chosen, PackedCandidates(figures[1:found].tobytes(), places, fetch_from[1:])
 
-    def fetch_from(self, row: int) -> SiteId | None:
-        """The peer site from which a row's weights have to come; None: the origin store, or they are at the site or on their way."""
+    def fetch_from(self, row: int) -> FetchFrom | None:
+        """The peer sites from which a row's weights have to come; None: the origin store, or they are at the site or on their way."""
         ways, line = self.estimate.ways, self.out[row]
         if ways.peers is None or row // self.pools != COLD or line[_SOURCE] != _ORIGIN or not line[_FETCH]:
             return None

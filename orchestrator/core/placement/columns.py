@@ -47,6 +47,7 @@ class Columns:
     gpus_per_node: Ints
     h2d_rate: Ints
     lan_rate: Ints  # between nodes of the site
+    wan_rate: Ints  # of the site's link to others
     known: Bools  # an agent has said what the site is
     memory: Ints  # of one GPU
     node_disk: Ints
@@ -147,7 +148,7 @@ class Columns:
         self.rooms = np.zeros((count, ROOM_WIDTH), dtype=np.int64)
         # One line more than there are nodes, so that a table of no nodes can be looked at too.
         self.node_rooms = np.zeros((sum(len(column.pool.nodes) for column in self.columns) + 1, ROOM_WIDTH), dtype=np.int64)
-        self.disk_rate, self.h2d_rate, self.lan_rate, self.origin_rate = (np.zeros(count, dtype=np.int64) for _ in range(4))
+        self.disk_rate, self.h2d_rate, self.lan_rate, self.origin_rate, self.wan_rate = (np.zeros(count, dtype=np.int64) for _ in range(5))
         self.gpu, self.gpus_per_node, self.memory = (np.zeros(count, dtype=np.int64) for _ in range(3))
         self.node_disk, self.price, self.slots = (np.zeros(count, dtype=np.int64) for _ in range(3))
         self.simulated, self.known = (np.zeros(count, dtype=np.bool_) for _ in range(2))
@@ -212,7 +213,7 @@ class Columns:
             closed = reason or (Reason.BREAKER_OPEN if breaker is not None and breaker.blocks else None)
             self.dyn[index, Dyn.ACCEPTING] = closed is None
             self.dyn[index, Dyn.FLOWS], self.dyn[index, Dyn.COPIES] = site.fetches, site.copies
-            self.lan_rate[index] = spec.lan_bytes_per_s
+            self.lan_rate[index], self.wan_rate[index] = spec.lan_bytes_per_s, spec.wan_bytes_per_s
             self.reason[index] = REASON_CODE[closed or Reason.NO_SLOT]
             node = column.pool.spec.node
             rates = (

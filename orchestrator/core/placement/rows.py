@@ -48,7 +48,7 @@ class Fix(IntEnum):
     HASH = 12  # rendezvous hash of model and pool, for ties
     COPY = 13  # fetch from another node of the site
     CROWD = 14  # what others lose when one more fetch shares the site's way to its sources
-    LEAVING = 15  # what the owner of a peer site charges for the weights to leave it
+    LEAVING = 15  # what the owners of peer sites charge for the weights to leave them
     PAY = 16  # micro-dollars per hour of all GPUs that are taken, PAY_MAX at most
     BUDGET = 17  # micro-dollars of GPU time that the job's price limit leaves; NO_BUDGET: there is none
 
@@ -139,7 +139,7 @@ class Slots(IntEnum):
 class Source(IntEnum):
     """Where the weights come from for a cold row."""
 
-    ORIGIN = 0  # the origin store, or a peer site
+    ORIGIN = 0  # the origin store, or peer sites
     FETCHING = 1  # the node fetches them already
     SITE_FETCHING = 2  # another node of the site does: one flight per model and site, copied from there when it has landed
     SITE = 3  # another node of the site has them

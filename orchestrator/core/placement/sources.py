@@ -1,34 +1,39 @@
-"""How long a model's weights take to each pool where no node of the site has them, and where they come from: origin store or peer site.
+"""How long a model's weights take to each pool where no node of the site has them, and where they come from: origin store, peers, or both.
 
-Decides the source: the one that is cheapest in time and money together, with no other flow, at the weight of a normal job; the origin
-store where none is cheaper. One decision per model and pool, the same for every class, for copies ahead of demand and for quotes.
+Decides the sources: those that are cheapest in time and money together, with no other flow into the site, at the weight of a normal job;
+the origin store alone where nothing is cheaper. One decision per model and pool, the same for every class, for copies ahead of demand and
+for quotes.
 
-| source | time |
+| sources | time |
 |---|---|
-| origin store | bytes / the site's measured or declared rate from it, corrected by what was learned of the site |
-| peer site | RTT + bytes / the least of the link's rate and the two sites' own links to others, corrected likewise, apart |
+| the origin store | bytes / the site's measured or declared rate from it, corrected by what was learned of the site |
+| peer sites, perhaps with it | longest RTT + bytes / the least of their rates' sum and the site's own link, corrected likewise, apart |
 
-Left out: rates of several sources do not add up, one is read at a time; and flows at the peer's end, which are not counted.
+A peer that gives to others already gives one more its rate / (1 + those flows). Sources are read at once, `FETCH_SOURCES_MAX` at most, and
+none that adds nothing. What peers charge counts as if all came from the dearest: who gives how much is seen only while it comes. With that
+the best set is found exactly, so one more source never makes a fetch dearer.
 Must not know classes of jobs, nor what else a place costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.learned import Component
+from atoll.model.limits import FETCH_SOURCES_MAX
 from atoll.model.modelspec import ModelSpec
+from atoll.model.placement import FetchFrom
 from atoll.model.site import LinkSpec
 from orchestrator.core.learning.factors import Factors, PoolFactors
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.placement.rows import FETCH_MAX_US, UNREACHABLE, Ints
+from orchestrator.core.placement.rows import FETCH_MAX_US, Ints
 from orchestrator.core.placement.terms import net
 
 # A rate of 0 would divide by zero; a byte per second says "never" as well.
@@ -38,30 +43,41 @@ _MB_PER_GB: Final = 1_000
 _BYTES_MAX: Final = 10**15
 _USD_MICROS_PER_GB_MAX: Final = 10**9
 _USD_MICROS_MAX: Final = 10**10
+# A source that brings less than one part in so many is not worth its requests.
+_LITTLE: Final = 64
+# A petabyte a second.
+_KB_PER_S_MAX: Final = 10**12
 # Ways of models kept: those of one round. What is dropped takes 50 us to compute again.
 _KEPT: Final = 256
 
 
+# Of a pool: no source in this place of its set, and the origin store among the peers.
+_NOBODY: Final = -1
+_ORIGIN: Final = -2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ways:
-    """Per pool: microseconds of a fetch with no other flow, whose weights they are (number in `sites`; -1: the origin store's), and what
-    the peer's owner charges for them to leave. `peers` None: from the origin store everywhere."""
+    """Per pool: microseconds of a fetch with no other flow into its site, whose weights they are (`peers`: numbers in `sites`, the one that
+    gives most first, a line for each pool), and what the peers' owners charge for them to leave, as delay of a normal job. `peers` None:
+    from the origin store alone everywhere."""
 
     us: Ints
     sites: tuple[SiteId, ...] = ()
     peers: Ints | None = None
-    usd_micros: Ints | None = None
+    leaving_us: Ints | None = None
     # What it was made for.
     model: ModelSpec
     version: int
     learned: int
     held: int
 
-    def source(self, pool: int) -> SiteId | None:
-        """The peer site from which a pool gets the weights; None: the origin store."""
-        if self.peers is None or self.peers[pool] < 0:
+    def source(self, pool: int) -> FetchFrom | None:
+        """The peer sites from which a pool gets the weights; None: from the origin store alone."""
+        if self.peers is None or self.peers[pool, 0] == _NOBODY:
             return None
-        return self.sites[int(self.peers[pool])]
+        numbers = self.peers[pool].tolist()
+        return FetchFrom(sites=tuple([self.sites[number] for number in numbers if number >= 0]), origin_too=_ORIGIN in numbers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +89,26 @@ class _Reach:
     rtt_us: Ints
     bytes_per_s: Ints
     usd_micros_per_gb: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Offers:
+    """What each source offers to a pool, a line for each pair: rates, round trip, and what is paid for as delay; microseconds."""
+
+    pools: Ints
+    number: Ints
+    bytes_per_s: Ints
+    rtt_us: Ints
+    fixed_us: Ints  # what a fetch costs beside its bytes: round trip, and what the peer's owner charges for all of the weights
+
+
+@dataclass(slots=True, kw_only=True)
+class _Best:
+    """Per pool the set of sources found so far: what it costs, of that what is time, and its members, the one that gives most first."""
+
+    cost_us: Ints
+    us: Ints
+    members: Ints
 
 
 class Sources:
@@ -124,43 +160,45 @@ class Sources:
         return self._with_peers(ways, tuple(site_id for site_id, _ in reaches), [reach for _, reach in reaches], factors)
 
     def _with_peers(self, ways: Ways, sites: tuple[SiteId, ...], reaches: list[_Reach], factors: Factors) -> Ways:
-        size, simulated = min(ways.model.weights_bytes, _BYTES_MAX), self._columns.simulated
-        pools = np.concatenate([reach.pools for reach in reaches])
-        number = np.repeat(np.arange(len(reaches)), [len(reach.pools) for reach in reaches])
-        rtt_us = np.concatenate([reach.rtt_us for reach in reaches])
-        prior_us = np.minimum(rtt_us + transfer_us(size, np.concatenate([reach.bytes_per_s for reach in reaches])), FETCH_MAX_US)
-        us = np.minimum(prior_us * factors.milli[Component.PEER][pools] // 1_000, FETCH_MAX_US)
-        per_gb = np.concatenate([reach.usd_micros_per_gb for reach in reaches])
-        usd_micros = np.minimum(per_gb * (size // 10**6) // _MB_PER_GB, _USD_MICROS_MAX)
-        cost = us + self._price_us(usd_micros)
-        # Twins have no bytes to give to a real site.
-        alike = simulated[pools] == np.repeat(simulated[[reach.own for reach in reaches]], [len(reach.pools) for reach in reaches])
-        cost = np.where(alike, cost, UNREACHABLE)
-        order = np.lexsort((number, cost, pools))
-        _, first = np.unique(pools[order], return_index=True)
-        best = order[first]
-        best = best[cost[best] < ways.us[pools[best]]]
-        if not len(best):
+        offers = self._offers(ways, sites, reaches, factors)
+        # A site that has measured more from the origin store than its link is said to carry has the better link.
+        ingress = np.maximum(self._columns.wan_rate, self._columns.origin_rate)
+        size = min(ways.model.weights_bytes, _BYTES_MAX)
+        best = _cheapest(ways.us, offers, size, ingress, factors.milli[Component.PEER])
+        if (best.members[:, 0] == _NOBODY).all():
             return ways
-        found_us, peers, found_usd = ways.us.copy(), np.full(len(ways.us), -1, dtype=np.int64), np.zeros(len(ways.us), dtype=np.int64)
-        found_us[pools[best]], peers[pools[best]], found_usd[pools[best]] = us[best], number[best], usd_micros[best]
-        return Ways(
-            us=found_us,
-            sites=sites,
-            peers=peers,
-            usd_micros=found_usd,
-            model=ways.model,
-            version=ways.version,
-            learned=ways.learned,
-            held=ways.held,
+        return replace(ways, us=best.us, sites=sites, peers=best.members, leaving_us=np.maximum(best.cost_us - best.us, 0))
+
+    def _offers(self, ways: Ways, sites: tuple[SiteId, ...], reaches: list[_Reach], factors: Factors) -> _Offers:
+        size, simulated = min(ways.model.weights_bytes, _BYTES_MAX), self._columns.simulated
+        lengths = [len(reach.pools) for reach in reaches]
+        pools = np.concatenate([reach.pools for reach in reaches])
+        flows = np.repeat(np.array([self._columns.peers.flows(site_id) for site_id in sites], dtype=np.int64), lengths)
+        bytes_per_s = np.concatenate([reach.bytes_per_s for reach in reaches]) // (1 + flows)
+        rtt_us = np.concatenate([reach.rtt_us for reach in reaches]) * factors.milli[Component.PEER][pools] // 1_000
+        per_gb = np.concatenate([reach.usd_micros_per_gb for reach in reaches])
+        price_us = np.minimum(per_gb * (size // 10**6) // _MB_PER_GB, _USD_MICROS_MAX) * self._us_per_usd_micro()
+        # Twins have no bytes to give to a real site.
+        alike = simulated[pools] == np.repeat(simulated[[reach.own for reach in reaches]], lengths)
+        number = np.repeat(np.arange(len(reaches)), lengths)
+        # The origin store is a source like others where it is not the only one: at the rate that is predicted for it alone.
+        here = np.unique(pools[alike])
+        origin_rate = np.minimum(size // 1_000 * 1_000_000 // np.maximum(ways.us[here], 1), _KB_PER_S_MAX) * 1_000
+        nothing = np.zeros_like(here)
+        return _Offers(
+            pools=np.concatenate([here, pools[alike]]),
+            number=np.concatenate([np.full_like(here, _ORIGIN), number[alike]]),
+            bytes_per_s=np.concatenate([origin_rate, np.maximum(bytes_per_s[alike], RATE_MIN)]),
+            rtt_us=np.concatenate([nothing, rtt_us[alike]]),
+            fixed_us=np.concatenate([nothing, (rtt_us + price_us)[alike]]),
         )
 
     def price_us(self, ways: Ways) -> Ints:
-        """Per pool what the owner of the peer charges for the weights, as delay of a normal job."""
-        return np.zeros(len(ways.us), dtype=np.int64) if ways.usd_micros is None else self._price_us(ways.usd_micros)
+        """Per pool what the owners of the peers charge for the weights, as delay of a normal job."""
+        return np.zeros(len(ways.us), dtype=np.int64) if ways.leaving_us is None else ways.leaving_us
 
-    def _price_us(self, usd_micros: Ints) -> Ints:
-        return usd_micros * (self._policy.seconds_per_dollar if net.NAME in self._policy.terms else 0)
+    def _us_per_usd_micro(self) -> int:
+        return self._policy.seconds_per_dollar if net.NAME in self._policy.terms else 0
 
     def _reach(self, site_id: SiteId) -> _Reach | None:
         """Where a site's links lead."""
@@ -182,7 +220,7 @@ class Sources:
             (
                 column.index,
                 link.rtt_us,
-                max(min(link.bytes_per_s, spec.wan_bytes_per_s, column.site.record.spec.wan_bytes_per_s), RATE_MIN),
+                max(min(link.bytes_per_s, spec.wan_bytes_per_s), RATE_MIN),
                 min(link.egress_usd_micros_per_gb or spec.egress_usd_micros_per_gb, _USD_MICROS_PER_GB_MAX),
             )
             for link in self._leaving.get(site_id, ())
@@ -192,6 +230,42 @@ class Sources:
             return None
         table = np.array(found, dtype=np.int64)
         return _Reach(own=own.index, pools=table[:, 0], rtt_us=table[:, 1], bytes_per_s=table[:, 2], usd_micros_per_gb=table[:, 3])
+
+
+def _cheapest(alone_us: Ints, offers: _Offers, size: int, ingress: Ints, peer_milli: Ints) -> _Best:
+    """Per pool the best set of sources. Of those that cost no more beside their bytes than some bound, the set that ends first is that of
+    the highest rates: so each source in turn, in the order of what it costs so, is the bound, and joins if it is among these."""
+    count = len(alone_us)
+    best = _Best(
+        cost_us=alone_us.copy(), us=alone_us.copy(), members=np.full((count, FETCH_SOURCES_MAX), _NOBODY, dtype=np.int64)
+    )
+    order = np.lexsort((offers.number, -offers.bytes_per_s, offers.fixed_us, offers.pools))
+    pools = offers.pools[order]
+    place = np.arange(len(pools)) - np.searchsorted(pools, pools)  # in the order of its pool
+    top = np.zeros((count, FETCH_SOURCES_MAX), dtype=np.int64)  # highest rates so far, and whose, and their round trips
+    who = np.full((count, FETCH_SOURCES_MAX), _NOBODY, dtype=np.int64)
+    rtt = np.zeros((count, FETCH_SOURCES_MAX), dtype=np.int64)
+    for turn in range(int(place.max(initial=-1)) + 1):
+        lines = order[place == turn]
+        here = offers.pools[lines]
+        rates = np.column_stack((top[here], offers.bytes_per_s[lines]))
+        first = np.argsort(-rates, axis=1, kind="stable")[:, :FETCH_SOURCES_MAX]
+        top[here] = np.take_along_axis(rates, first, axis=1)
+        who[here] = np.take_along_axis(np.column_stack((who[here], offers.number[lines])), first, axis=1)
+        rtt[here] = np.take_along_axis(np.column_stack((rtt[here], offers.rtt_us[lines])), first, axis=1)
+        sums = np.minimum(np.cumsum(top[here], axis=1), ingress[here][:, np.newaxis])
+        moved_us = np.minimum(transfer_us(size, sums[:, -1]) * peer_milli[here] // 1_000, FETCH_MAX_US)
+        cost_us = np.minimum(offers.fixed_us[lines] + moved_us, FETCH_MAX_US)
+        # Who adds next to nothing to those of higher rates is not asked. The origin store alone is no set of these: what was learned of
+        # peers says nothing of it.
+        enough = sums[:, :-1] // _LITTLE >= sums[:, -1:] // _LITTLE - sums[:, -1:] // _LITTLE**2
+        needed = np.column_stack((np.ones(len(here), dtype=np.bool_), ~enough))
+        members = np.where(needed, who[here], _NOBODY)
+        better = (cost_us < best.cost_us[here]) & (members >= 0).any(axis=1)
+        at, longest_us = here[better], np.where(needed, rtt[here], 0).max(axis=1)
+        best.members[at], best.cost_us[at] = members[better], cost_us[better]
+        best.us[at] = np.minimum(longest_us + moved_us, cost_us)[better]
+    return best
 
 
 def transfer_us(size: int, rates: Ints) -> Ints:

@@ -1,11 +1,11 @@
-"""E_link: what a fetch costs besides its own time: those that share the site's way to its sources, and the owner of a peer site.
+"""E_link: what a fetch costs besides its own time: those that share the site's way to its sources, and the owners of peer sites.
 
-Unit: microseconds. Formula: egress price per GB x weights bytes x seconds_per_dollar / the priority's weight, of weights that leave a
-peer site (with the term `net`); and link x own fetch alone x flows / (flows + 1) / the priority's weight, while other fetches are under
-way to the site: each flow takes all it can get, so a link with one of them is full, and those that are there are delayed by up to what is
-added.
+Unit: microseconds. Formula: egress price per GB x weights bytes x seconds_per_dollar / the priority's weight, of weights that leave
+peer sites (with the term `net`; of several the dearest, as if it gave all); and link x own fetch alone x flows / (flows + 1) / the
+priority's weight, while other fetches are under way to the site: each flow takes all it can get, so a link with one of them is full, and
+those that are there are delayed by up to what is added.
 Source: flows counted by the core, the fetch of the cost model; the policy's `link`; `egress_usd_micros_per_gb` of links and sites. Fails
-high where the others were about to end. What a peer's owner charges counts in the choice, not against a job's price limit.
+high where the others were about to end. What peers' owners charge counts in the choice, not against a job's price limit.
 """
 
 from __future__ import annotations
