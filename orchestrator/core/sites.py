@@ -66,7 +66,7 @@ def _refusal(ctx: Context, site: Site | None, event: SiteConnected) -> Refusal |
     alive_us = site.last_heard_us + ctx.policy.silent_after_ms * 1_000
     same_agent = site.hello is not None and site.hello.boot_id == hello.boot_id
     if site.session is not None and not same_agent and ctx.now_us < alive_us:
-        message = f"another agent speaks as site {event.site_id}: stop it first, or give this one a name of its own"
+        message = f"another agent speaks as site {event.site_id}: stop it first, or make this host a site of its own (atoll sites add)"
         return Refusal(code=RefusalCode.CONFLICT, field="site_id", message=message, retry_after_ms=ctx.policy.silent_after_ms)
     for pool in hello.pools:
         if pool.gpu_type not in ctx.state.gpus:

@@ -92,7 +92,7 @@ def test_no_set_of_sources_is_cheaper_than_the_one_that_is_meant(case: tuple[lis
     size = WEIGHTS_GB * GB
     best = size * 1_000_000 // (origin * 10**6)
     for count in range(1, FETCH_SOURCES_MAX + 1):
-        for together in combinations([None, *peers], count):
+        for together in combinations([None, *(one for one in peers if one.rate >= origin * 10**6 // 8)], count):
             rate = min(sum(one.rate if one is not None else origin * 10**6 for one in together), link)
             if together != (None,):
                 best = min(best, max(one.beside_us if one is not None else 0 for one in together) + size * 1_000_000 // rate)

@@ -1,6 +1,8 @@
-"""Rates that a site tells: the first as measured, later ones as a mean of seconds per byte that follows a change within some transfers."""
+"""Rates that a site tells: the first as measured, later ones as a mean of seconds per byte that hardly moves with one transfer."""
 
 from __future__ import annotations
+
+import pytest
 
 from agents.core.events import AgentEvent, RatesMeasured
 from agents.runtime.rates import Rates
@@ -27,9 +29,21 @@ def test_the_first_measurement_is_told_as_it_is_and_others_stay_as_they_were() -
 
 def test_one_fast_transfer_does_not_make_a_fast_site() -> None:
     rates, told = _rates()
-    rates.measured(origin=1_000_000)
+    for _ in range(8):
+        rates.measured(origin=1_000_000)
     rates.measured(origin=8_000_000)
     assert told[-1].origin_bytes_per_s < 1_200_000
+
+
+def test_after_many_transfers_one_moves_the_mean_by_a_sixty_fourth_of_what_it_differs() -> None:
+    rates, told = _rates()
+    for _ in range(40):
+        rates.measured(origin=4_000_000)
+        rates.measured(origin=500_000)
+    before = told[-1].origin_bytes_per_s
+    rates.measured(origin=4_000_000)
+    assert before == pytest.approx(2 / (1 / 4 + 1 / 0.5) * 1_000_000, rel=0.03)
+    assert 1 < told[-1].origin_bytes_per_s / before < 1.02
 
 
 def test_a_link_that_changed_is_followed() -> None:

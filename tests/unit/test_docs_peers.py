@@ -59,7 +59,7 @@ def _by_hand(peers: list[Source], own_gbs: float) -> tuple[str, str, str]:
     chosen: tuple[Source, ...] = (origin,)
     best = fetch_s = WEIGHTS_GB / ORIGIN_GBS
     for size in range(1, FETCH_SOURCES_MAX + 1):
-        for together in combinations([origin, *peers], size):
+        for together in combinations([origin, *(peer for peer in peers if peer.rate >= ORIGIN_GBS / 8)], size):
             moved_s = WEIGHTS_GB / min(sum(one.rate for one in together), max(own_gbs, ORIGIN_GBS))
             cost_s = max(one.beside_s for one in together) + moved_s
             worth = all(

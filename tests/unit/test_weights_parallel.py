@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -63,8 +65,30 @@ class Site:
 
 @contextmanager
 def _site(root: Path) -> Iterator[Site]:
-    """A real weights server, and before it a way through which each range passes in pieces."""
+    """A real weights server behind a way of its own."""
     server = WeightsServer(WeightsCache(root, quota_bytes=1 << 30, reserve_bytes=0), Address(host="127.0.0.1", port=0))
+    try:
+        with _way(root, server.port) as site:
+            yield site
+    finally:
+        server.close()
+
+
+_SERVER = """
+import sys, time
+from pathlib import Path
+from agents.weights import WeightsCache
+from agents.weights_server import WeightsServer
+from atoll.model.address import Address
+server = WeightsServer(WeightsCache(Path(sys.argv[1]), quota_bytes=1 << 30, reserve_bytes=0), Address(host="127.0.0.1", port=0))
+print(server.port, flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def _way(root: Path, behind_port: int) -> Iterator[Site]:
+    """What passes in pieces to and from a weights server at this port."""
     site = Site(root=root, port=0)
 
     class Way(BaseHTTPRequestHandler):
@@ -72,11 +96,11 @@ def _site(root: Path) -> Iterator[Site]:
 
         def do_GET(self) -> None:
             site.asked.append(f"{self.path} {self.headers.get('Range', '')}")
-            behind = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-            behind.request("GET", self.path, headers={"Range": self.headers["Range"]} if "Range" in self.headers else {})
-            answer = behind.getresponse()
+            behind = http.client.HTTPConnection("127.0.0.1", behind_port, timeout=10)
             self.close_connection = True
             try:
+                behind.request("GET", self.path, headers={"Range": self.headers["Range"]} if "Range" in self.headers else {})
+                answer = behind.getresponse()
                 self.send_response(answer.status)
                 for name, value in answer.getheaders():
                     if name not in {"Server", "Date"}:
@@ -84,8 +108,8 @@ def _site(root: Path) -> Iterator[Site]:
                 self.end_headers()
                 while data := answer.read(256 * 1024):
                     self.wfile.write(site.pass_on(data))
-            except OSError:
-                return  # cut, or the other end has enough
+            except (OSError, http.client.HTTPException):
+                return  # cut, dead, or the other end has enough
             finally:
                 behind.close()
 
@@ -103,7 +127,6 @@ def _site(root: Path) -> Iterator[Site]:
         front.shutdown()
         front.server_close()
         thread.join()
-        server.close()
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +217,31 @@ def test_a_source_that_dies_in_the_middle_is_left_and_the_others_bring_its_part(
     assert str(sites[1].port) in left["peer"] and str(sites[0].port) in left["goes_on_with"]
     # What it had given is not brought again: of each byte that came one is written.
     assert done.fetched_bytes == manifest.total_bytes
+
+
+def test_a_server_that_is_killed_in_the_middle_costs_what_it_was_just_giving(
+    ours: WeightsCache, manifest: ModelManifest, theirs: Path, sites: tuple[Site, Site, Site]
+) -> None:
+    sites[0].bytes_per_s = 20 * MIB
+    victim = subprocess.Popen([sys.executable, "-c", _SERVER, str(theirs)], stdout=subprocess.PIPE, text=True)
+    assert victim.stdout is not None
+    try:
+        with _way(theirs, int(victim.stdout.readline())) as killed, structlog.testing.capture_logs() as logs:
+            killed.bytes_per_s = 20 * MIB
+
+            def heard(done: int, total: int) -> None:
+                if done > total // 4 and victim.poll() is None:
+                    victim.kill()
+                    victim.wait()
+
+            done = _fetch(ours, manifest, sites[0], killed, on_bytes=heard)
+            assert 0 < killed.given < SIZE // 2
+    finally:
+        victim.kill()
+        victim.wait()
+        victim.stdout.close()
+    assert verify_folder(done.folder) == manifest and done.fetched_bytes == manifest.total_bytes
+    assert [log["event"] for log in logs if log["event"] == "peer_given_up"] == ["peer_given_up"]
 
 
 def test_a_source_that_hardly_gives_is_not_waited_for(

@@ -9,9 +9,9 @@ for quotes.
 | the origin store | bytes / the site's measured or declared rate from it, corrected by what was learned of the site |
 | peer sites, perhaps with it | longest RTT + bytes / the least of their rates' sum and the site's own link, corrected likewise, apart |
 
-A peer that gives to others already gives one more its rate / (1 + those flows). Sources are read at once, `FETCH_SOURCES_MAX` at most, and
-none that adds nothing. What peers charge counts as if all came from the dearest: who gives how much is seen only while it comes. With that
-the best set is found exactly, so one more source never makes a fetch dearer.
+A peer that gives to others already gives one more its rate / (1 + those flows). Sources are read at once, `FETCH_SOURCES_MAX` at most, none
+that adds next to nothing, and no peer that gives little beside the origin store. What peers charge counts as if all came from the dearest:
+who gives how much is seen only while it comes. With that the best set is found exactly, so one more source never makes a fetch dearer.
 Must not know classes of jobs, nor what else a place costs.
 """
 
@@ -45,6 +45,8 @@ _USD_MICROS_PER_GB_MAX: Final = 10**9
 _USD_MICROS_MAX: Final = 10**10
 # A source that brings less than one part in so many is not worth its requests.
 _LITTLE: Final = 64
+# Nor is a peer's uplink taken for less than one part in so many of what the origin store gives.
+_ORIGIN_PARTS: Final = 8
 # A petabyte a second.
 _KB_PER_S_MAX: Final = 10**12
 # Ways of models kept: those of one round. What is dropped takes 50 us to compute again.
@@ -178,19 +180,20 @@ class Sources:
         rtt_us = np.concatenate([reach.rtt_us for reach in reaches]) * factors.milli[Component.PEER][pools] // 1_000
         per_gb = np.concatenate([reach.usd_micros_per_gb for reach in reaches])
         price_us = np.minimum(per_gb * (size // 10**6) // _MB_PER_GB, _USD_MICROS_MAX) * self._us_per_usd_micro()
+        # The origin store is a source like others where it is not the only one: at the rate that is predicted for it alone.
+        origin_rate = np.minimum(size // 1_000 * 1_000_000 // np.maximum(ways.us, 1), _KB_PER_S_MAX) * 1_000
         # Twins have no bytes to give to a real site.
         alike = simulated[pools] == np.repeat(simulated[[reach.own for reach in reaches]], lengths)
+        worth = alike & (bytes_per_s >= origin_rate[pools] // _ORIGIN_PARTS)
         number = np.repeat(np.arange(len(reaches)), lengths)
-        # The origin store is a source like others where it is not the only one: at the rate that is predicted for it alone.
-        here = np.unique(pools[alike])
-        origin_rate = np.minimum(size // 1_000 * 1_000_000 // np.maximum(ways.us[here], 1), _KB_PER_S_MAX) * 1_000
+        here = np.unique(pools[worth])
         nothing = np.zeros_like(here)
         return _Offers(
-            pools=np.concatenate([here, pools[alike]]),
-            number=np.concatenate([np.full_like(here, _ORIGIN), number[alike]]),
-            bytes_per_s=np.concatenate([origin_rate, np.maximum(bytes_per_s[alike], RATE_MIN)]),
-            rtt_us=np.concatenate([nothing, rtt_us[alike]]),
-            fixed_us=np.concatenate([nothing, (rtt_us + price_us)[alike]]),
+            pools=np.concatenate([here, pools[worth]]),
+            number=np.concatenate([np.full_like(here, _ORIGIN), number[worth]]),
+            bytes_per_s=np.concatenate([origin_rate[here], np.maximum(bytes_per_s[worth], RATE_MIN)]),
+            rtt_us=np.concatenate([nothing, rtt_us[worth]]),
+            fixed_us=np.concatenate([nothing, (rtt_us + price_us)[worth]]),
         )
 
     def price_us(self, ways: Ways) -> Ints:

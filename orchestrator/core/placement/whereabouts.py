@@ -168,5 +168,5 @@ class Whereabouts:
 
 
 def _copies(site: Site) -> bool:
-    """Whether nodes of a site copy weights from each other. Nodes of real sites each fetch for themselves, so far."""
+    """Whether nodes of a site copy weights from each other. A real site is one host with one disk: it has nothing to copy within."""
     return site.hello is not None and site.hello.runtime is SiteRuntime.TWIN
