@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from atoll.model.ids import SiteId
 from atoll.model.limits import FETCH_SOURCES_MAX
 from atoll.model.site import LinkSpec
 from orchestrator.core import events
+from orchestrator.core.placement import sets
 from orchestrator.core.placement.policies import DEFAULT
 from orchestrator.core.placement.sources import Ways
 from tests.unit.fleet_of_machines import GB, Fleet, model, pool, site
@@ -124,3 +126,31 @@ def test_as_many_sources_are_told_as_are_read_and_each_is_worth_it(case: tuple[l
     least = min([*rates, origin * 10**6] if source.origin_too else rates)
     # Without the one that gives least it would take noticeably longer.
     assert len(rates) + source.origin_too == 1 or min(together, link) > min(together - least, link) * 64 // 63 - 2_000_000
+
+
+@SETTINGS
+@given(st.integers(0, 2**32))
+def test_machine_code_plain_python_and_numpy_find_the_same_sets(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pools, lines = int(rng.integers(1, 12)), int(rng.integers(0, 60))
+    table = np.column_stack(
+        (
+            rng.integers(0, pools, lines),
+            rng.integers(-2, 20, lines),
+            rng.choice([0, 1, 10**6, 10**9, 10**12], lines) * rng.integers(1, 4, lines),
+            rng.choice([0, 50_000, 10**9], lines),
+            rng.choice([0, 50_000, 10**7, 10**15], lines),
+        )
+    )
+    table = np.ascontiguousarray(table[np.lexsort((table[:, 1], -table[:, 2], table[:, 4], table[:, 0]))], dtype=np.int64)
+    alone_us = rng.choice([10**5, 10**8, 2**45], pools)
+    ingress, milli = rng.choice([1, 10**9, 10**12], pools), rng.choice([250, 1_000, 4_000], pools)
+    size = int(rng.choice([0, 999, 10**10, 10**15]))
+    found = []
+    for one in (sets.cheapest_rows, sets.cheapest_columns, getattr(sets.cheapest_rows, "py_func", sets.cheapest_rows)):
+        cost_us, us = alone_us.copy(), alone_us.copy()
+        members = np.full((pools, FETCH_SOURCES_MAX), sets.NOBODY, dtype=np.int64)
+        one(table, size, ingress, milli, cost_us, us, members)
+        found.append((cost_us.tolist(), us.tolist(), members.tolist()))
+    assert found[0] == found[1] == found[2]
+    assert (found[0][0] <= alone_us).all()

@@ -47,7 +47,7 @@ class Columns:
     gpus_per_node: Ints
     h2d_rate: Ints
     lan_rate: Ints  # between nodes of the site
-    wan_rate: Ints  # of the site's link to others
+    wan_rate: Ints  # of the site to others
     known: Bools  # an agent has said what the site is
     memory: Ints  # of one GPU
     node_disk: Ints
@@ -202,10 +202,8 @@ class Columns:
     def refresh_site(self, site: Site) -> None:
         """Whether the site takes new work, and its measured rates. Rates bump the version only when they moved by more than a tenth."""
         self.peers.heard(site)
-        reason = _closed_reason(site)
+        reason, known, spec = _closed_reason(site), site.hello is not None, site.record.spec
         simulated = site.hello is not None and site.hello.runtime is SiteRuntime.TWIN
-        known = site.hello is not None
-        spec = site.record.spec
         for column in self.of_site(site):
             index = column.index
             self.changes += 1

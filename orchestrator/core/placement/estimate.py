@@ -27,7 +27,8 @@ from orchestrator.core.placement.inputs import Inputs
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.registry import Still, still
 from orchestrator.core.placement.rows import BARE, COLD, FETCH_MAX_US, NO_BUDGET, READY, Bools, Fix, Ints
-from orchestrator.core.placement.sources import Sources, Ways, transfer_us
+from orchestrator.core.placement.sets import transfer_us
+from orchestrator.core.placement.sources import Sources, Ways
 from orchestrator.core.placement.standing import Standing, Standings
 from orchestrator.core.placement.terms import money, risk
 

@@ -25,7 +25,6 @@ import numpy as np
 
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.learned import Component
-from atoll.model.limits import FETCH_SOURCES_MAX
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import FetchFrom
 from atoll.model.site import LinkSpec
@@ -34,28 +33,19 @@ from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.rows import FETCH_MAX_US, Ints
+from orchestrator.core.placement.sets import BYTES_MAX, NOBODY, ORIGIN, RATE_MIN, Offers, cheapest, transfer_us
 from orchestrator.core.placement.terms import net
 
-# A rate of 0 would divide by zero; a byte per second says "never" as well.
-RATE_MIN: Final = 1
 _MB_PER_GB: Final = 1_000
-# A petabyte stands for anything larger, and a price of 1,000 dollars a GB and of 10,000 in all: products of them stay in int64.
-_BYTES_MAX: Final = 10**15
+# A price of 1,000 dollars a GB and of 10,000 in all stands for anything larger: products of them stay in int64.
 _USD_MICROS_PER_GB_MAX: Final = 10**9
 _USD_MICROS_MAX: Final = 10**10
-# A source that brings less than one part in so many is not worth its requests.
-_LITTLE: Final = 64
-# Nor is a peer's uplink taken for less than one part in so many of what the origin store gives.
-_ORIGIN_PARTS: Final = 8
+# A peer's uplink is not taken for less than one part in so many of what the origin store gives.
+_PARTS_OF_ORIGIN: Final = 8
 # A petabyte a second.
 _KB_PER_S_MAX: Final = 10**12
-# Ways of models kept: those of one round. What is dropped takes 50 us to compute again.
+# Ways of models kept: those of one round. What is dropped takes 50 us to compute again, with ten peers 120.
 _KEPT: Final = 256
-
-
-# Of a pool: no source in this place of its set, and the origin store among the peers.
-_NOBODY: Final = -1
-_ORIGIN: Final = -2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +66,10 @@ class Ways:
 
     def source(self, pool: int) -> FetchFrom | None:
         """The peer sites from which a pool gets the weights; None: from the origin store alone."""
-        if self.peers is None or self.peers[pool, 0] == _NOBODY:
+        if self.peers is None or self.peers[pool, 0] == NOBODY:
             return None
         numbers = self.peers[pool].tolist()
-        return FetchFrom(sites=tuple([self.sites[number] for number in numbers if number >= 0]), origin_too=_ORIGIN in numbers)
+        return FetchFrom(sites=tuple([self.sites[number] for number in numbers if number >= 0]), origin_too=ORIGIN in numbers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,26 +81,6 @@ class _Reach:
     rtt_us: Ints
     bytes_per_s: Ints
     usd_micros_per_gb: Ints
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Offers:
-    """What each source offers to a pool, a line for each pair: rates, round trip, and what is paid for as delay; microseconds."""
-
-    pools: Ints
-    number: Ints
-    bytes_per_s: Ints
-    rtt_us: Ints
-    fixed_us: Ints  # what a fetch costs beside its bytes: round trip, and what the peer's owner charges for all of the weights
-
-
-@dataclass(slots=True, kw_only=True)
-class _Best:
-    """Per pool the set of sources found so far: what it costs, of that what is time, and its members, the one that gives most first."""
-
-    cost_us: Ints
-    us: Ints
-    members: Ints
 
 
 class Sources:
@@ -165,14 +135,14 @@ class Sources:
         offers = self._offers(ways, sites, reaches, factors)
         # A site that has measured more from the origin store than its link is said to carry has the better link.
         ingress = np.maximum(self._columns.wan_rate, self._columns.origin_rate)
-        size = min(ways.model.weights_bytes, _BYTES_MAX)
-        best = _cheapest(ways.us, offers, size, ingress, factors.milli[Component.PEER])
-        if (best.members[:, 0] == _NOBODY).all():
+        size = min(ways.model.weights_bytes, BYTES_MAX)
+        best = cheapest(ways.us, offers, size, ingress, factors.milli[Component.PEER])
+        if (best.members[:, 0] == NOBODY).all():
             return ways
         return replace(ways, us=best.us, sites=sites, peers=best.members, leaving_us=np.maximum(best.cost_us - best.us, 0))
 
-    def _offers(self, ways: Ways, sites: tuple[SiteId, ...], reaches: list[_Reach], factors: Factors) -> _Offers:
-        size, simulated = min(ways.model.weights_bytes, _BYTES_MAX), self._columns.simulated
+    def _offers(self, ways: Ways, sites: tuple[SiteId, ...], reaches: list[_Reach], factors: Factors) -> Offers:
+        size, simulated = min(ways.model.weights_bytes, BYTES_MAX), self._columns.simulated
         lengths = [len(reach.pools) for reach in reaches]
         pools = np.concatenate([reach.pools for reach in reaches])
         flows = np.repeat(np.array([self._columns.peers.flows(site_id) for site_id in sites], dtype=np.int64), lengths)
@@ -184,13 +154,13 @@ class Sources:
         origin_rate = np.minimum(size // 1_000 * 1_000_000 // np.maximum(ways.us, 1), _KB_PER_S_MAX) * 1_000
         # Twins have no bytes to give to a real site.
         alike = simulated[pools] == np.repeat(simulated[[reach.own for reach in reaches]], lengths)
-        worth = alike & (bytes_per_s >= origin_rate[pools] // _ORIGIN_PARTS)
+        worth = alike & (bytes_per_s >= origin_rate[pools] // _PARTS_OF_ORIGIN)
         number = np.repeat(np.arange(len(reaches)), lengths)
         here = np.unique(pools[worth])
         nothing = np.zeros_like(here)
-        return _Offers(
+        return Offers(
             pools=np.concatenate([here, pools[worth]]),
-            number=np.concatenate([np.full_like(here, _ORIGIN), number[worth]]),
+            number=np.concatenate([np.full_like(here, ORIGIN), number[worth]]),
             bytes_per_s=np.concatenate([origin_rate[here], np.maximum(bytes_per_s[worth], RATE_MIN)]),
             rtt_us=np.concatenate([nothing, rtt_us[worth]]),
             fixed_us=np.concatenate([nothing, (rtt_us + price_us)[worth]]),
@@ -233,44 +203,3 @@ class Sources:
             return None
         table = np.array(found, dtype=np.int64)
         return _Reach(own=own.index, pools=table[:, 0], rtt_us=table[:, 1], bytes_per_s=table[:, 2], usd_micros_per_gb=table[:, 3])
-
-
-def _cheapest(alone_us: Ints, offers: _Offers, size: int, ingress: Ints, peer_milli: Ints) -> _Best:
-    """Per pool the best set of sources. Of those that cost no more beside their bytes than some bound, the set that ends first is that of
-    the highest rates: so each source in turn, in the order of what it costs so, is the bound, and joins if it is among these."""
-    count = len(alone_us)
-    best = _Best(
-        cost_us=alone_us.copy(), us=alone_us.copy(), members=np.full((count, FETCH_SOURCES_MAX), _NOBODY, dtype=np.int64)
-    )
-    order = np.lexsort((offers.number, -offers.bytes_per_s, offers.fixed_us, offers.pools))
-    pools = offers.pools[order]
-    place = np.arange(len(pools)) - np.searchsorted(pools, pools)  # in the order of its pool
-    top = np.zeros((count, FETCH_SOURCES_MAX), dtype=np.int64)  # highest rates so far, and whose, and their round trips
-    who = np.full((count, FETCH_SOURCES_MAX), _NOBODY, dtype=np.int64)
-    rtt = np.zeros((count, FETCH_SOURCES_MAX), dtype=np.int64)
-    for turn in range(int(place.max(initial=-1)) + 1):
-        lines = order[place == turn]
-        here = offers.pools[lines]
-        rates = np.column_stack((top[here], offers.bytes_per_s[lines]))
-        first = np.argsort(-rates, axis=1, kind="stable")[:, :FETCH_SOURCES_MAX]
-        top[here] = np.take_along_axis(rates, first, axis=1)
-        who[here] = np.take_along_axis(np.column_stack((who[here], offers.number[lines])), first, axis=1)
-        rtt[here] = np.take_along_axis(np.column_stack((rtt[here], offers.rtt_us[lines])), first, axis=1)
-        sums = np.minimum(np.cumsum(top[here], axis=1), ingress[here][:, np.newaxis])
-        moved_us = np.minimum(transfer_us(size, sums[:, -1]) * peer_milli[here] // 1_000, FETCH_MAX_US)
-        cost_us = np.minimum(offers.fixed_us[lines] + moved_us, FETCH_MAX_US)
-        # Who adds next to nothing to those of higher rates is not asked. The origin store alone is no set of these: what was learned of
-        # peers says nothing of it.
-        enough = sums[:, :-1] // _LITTLE >= sums[:, -1:] // _LITTLE - sums[:, -1:] // _LITTLE**2
-        needed = np.column_stack((np.ones(len(here), dtype=np.bool_), ~enough))
-        members = np.where(needed, who[here], _NOBODY)
-        better = (cost_us < best.cost_us[here]) & (members >= 0).any(axis=1)
-        at, longest_us = here[better], np.where(needed, rtt[here], 0).max(axis=1)
-        best.members[at], best.cost_us[at] = members[better], cost_us[better]
-        best.us[at] = np.minimum(longest_us + moved_us, cost_us)[better]
-    return best
-
-
-def transfer_us(size: int, rates: Ints) -> Ints:
-    """Microseconds for so many bytes, computed in thousands of them so that int64 holds a petabyte, which stands for anything larger."""
-    return np.asarray(min(size, _BYTES_MAX) // 1_000 * 1_000_000 // np.maximum(rates // 1_000, RATE_MIN), dtype=np.int64)
