@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from functools import cache
@@ -233,7 +233,7 @@ def _hinted(cls: type, name: str, hint: Any) -> Strategy:
     origin = get_origin(hint)
     if origin is Union or origin is types.UnionType:
         return st.one_of([_hinted(cls, name, arg) for arg in get_args(hint)])
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return tuples(_hinted(cls, name, get_args(hint)[0]), unique_by=UNIQUE.get((cls, name)))
     if hint is types.NoneType:
         return st.none()

@@ -18,7 +18,7 @@ Must not know classes of jobs, nor what else a place costs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -63,13 +63,17 @@ class Ways:
     version: int
     learned: int
     held: int
+    _told: dict[int, FetchFrom | None] = field(default_factory=dict, compare=False)  # each decision tells of nine places
 
     def source(self, pool: int) -> FetchFrom | None:
         """The peer sites from which a pool gets the weights; None: from the origin store alone."""
-        if self.peers is None or self.peers[pool, 0] == NOBODY:
+        if self.peers is None:
             return None
-        numbers = self.peers[pool].tolist()
-        return FetchFrom(sites=tuple([self.sites[number] for number in numbers if number >= 0]), origin_too=ORIGIN in numbers)
+        if pool not in self._told:
+            numbers = self.peers[pool].tolist()
+            sites = tuple([self.sites[number] for number in numbers if number >= 0])
+            self._told[pool] = FetchFrom(sites=sites, origin_too=ORIGIN in numbers) if sites else None
+        return self._told[pool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +143,16 @@ class Sources:
         best = cheapest(ways.us, offers, size, ingress, factors.milli[Component.PEER])
         if (best.members[:, 0] == NOBODY).all():
             return ways
-        return replace(ways, us=best.us, sites=sites, peers=best.members, leaving_us=np.maximum(best.cost_us - best.us, 0))
+        return Ways(
+            us=best.us,
+            sites=sites,
+            peers=best.members,
+            leaving_us=np.maximum(best.cost_us - best.us, 0),
+            model=ways.model,
+            version=ways.version,
+            learned=ways.learned,
+            held=ways.held,
+        )
 
     def _offers(self, ways: Ways, sites: tuple[SiteId, ...], reaches: list[_Reach], factors: Factors) -> Offers:
         size, simulated = min(ways.model.weights_bytes, BYTES_MAX), self._columns.simulated
