@@ -21,7 +21,7 @@ from atoll.physics.output import output_bytes
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.rows import Ints
-from orchestrator.core.placement.sources import RATE_MIN
+from orchestrator.core.placement.sets import RATE_MIN
 
 _BYTES_PER_GB: Final = 10**9
 # Hashes kept, in bytes: 600 models at 3,600 sites.
