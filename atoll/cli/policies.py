@@ -127,7 +127,7 @@ def _read(text: str) -> Policy:
     from orchestrator.core.placement.policy_file import parse_policy
 
     try:
-        return parse_policy(text, "the fleet's policy")
+        return parse_policy(text, "the fleet's policy", in_use=True)
     except SourceErrors as error:
         hint = "it is of another version of Atoll; -o yaml shows it as it is"
         raise CliError(str(error.errors[0]), code=Exit.FAILED, hint=hint) from None

@@ -239,6 +239,9 @@ async def test_the_policy_that_is_shown_is_the_one_that_the_fleet_runs_by(tmp_pa
         for packaged in (("--packaged",), ("default",)):
             code, out, err = await run("policies", "show", *packaged)
             assert (code, err) == (Exit.OK, "") and "Every figure is the default." in out
+    async with orchestrator(tmp_path / "again") as other:
+        code, out, err = await atoll(other)("policies", "show")
+        assert code == Exit.OK and out.startswith("policy/default, ") and "silent_after" in out, "fitted to its settings"
     code, out, err = await run("policies", "show")
     assert code == Exit.OK and "Every figure is the default." in out
     assert err.startswith(f"no orchestrator answers at {running.address}") and "this is the default that Atoll comes with" in err

@@ -44,8 +44,11 @@ _TERMS_IN_ORDER: Final = (
 )  # fmt: skip
 
 
-def parse_policy(text: str, file_name: str) -> Policy:
-    """The policy of a file, checked. Raises SourceErrors with every mistake found."""
+def parse_policy(text: str, file_name: str, *, in_use: bool = False) -> Policy:
+    """The policy of a file, checked. Raises SourceErrors with every mistake found.
+
+    `in_use`: what an orchestrator says that it runs by. It fits some figures of a known policy to its settings, and the name stays.
+    """
     problems = Problems(file_name)
     fields = Fields(parse_yaml(text, problems), "", problems)
     version = fields.whole("version", 1, 1_000_000)
@@ -69,7 +72,7 @@ def parse_policy(text: str, file_name: str) -> Policy:
     except FieldError as error:
         _note(fields, error)
     known = POLICIES.get(name)
-    if known is not None and policy != known:
+    if known is not None and policy != known and not in_use:
         fields.wrong("name", name, "a name of its own: the policy that Atoll calls so has other figures")
     problems.check()
     return policy
