@@ -52,7 +52,6 @@ class JobEntry:
     accept_seq: int
     not_before_us: int = 0
     deferrals: int = 0
-    deferral_since_us: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
