@@ -43,6 +43,7 @@ from orchestrator.driver import CoreBrokenError, Driver
 from orchestrator.effects import Surrounding
 from orchestrator.garbage import look_less_often
 from orchestrator.inbox import Lane
+from orchestrator.input_sweeper import sweep_inputs
 from orchestrator.leadership import DeposedError
 from orchestrator.readers import ReadModel
 from orchestrator.recorder import Recorder
@@ -64,6 +65,8 @@ _FLUSH_S: Final = 10.0
 _SAMPLE_S: Final = 1.0
 # Retention is counted in hours; each sweep takes milliseconds.
 _SWEEP_S: Final = 60.0
+# To list a store costs a request per thousand files.
+_SWEEP_INPUTS_S: Final = 3_600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,7 +286,7 @@ async def _begin(parts: _Parts, running: asyncio.Task[None]) -> None:
 async def _until_stopped(parts: _Parts, running: asyncio.Task[None], stop: asyncio.Event) -> None:
     """Serve until told to stop. Raises what the driver ends with."""
     stopping = asyncio.create_task(stop.wait())
-    background = [asyncio.create_task(_sample(parts)), asyncio.create_task(_sweep(parts))]
+    background = [asyncio.create_task(each(parts)) for each in (_sample, _sweep, _sweep_inputs)]
     try:
         await asyncio.wait({stopping, running}, return_when=asyncio.FIRST_COMPLETED)
         if running.done():
@@ -345,6 +348,14 @@ async def _sweep(parts: _Parts) -> None:
         if went:
             parts.readers.forgot(went)
             _log.info("swept", jobs=went)
+
+
+async def _sweep_inputs(parts: _Parts) -> None:
+    """Forget uploaded files that nobody needs any more."""
+    while True:
+        await asyncio.sleep(_SWEEP_INPUTS_S)
+        if parts.driver.ready:
+            await sweep_inputs(parts.artifacts, parts.readers, retention_ms=parts.config.retention_ms)
 
 
 async def _serve_until_signal(config: OrchestratorConfig) -> int:

@@ -11,7 +11,8 @@ import contextlib
 import os
 import posixpath
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import IO, Any, Final
 from urllib.parse import unquote
@@ -26,6 +27,7 @@ from orchestrator.refusals import RefusedError, unavailable
 _DIGEST_PREFIX: Final = "sha256:"
 # Inputs that clients upload, and files of results that sites store: apart, because sites forget what no result names.
 _INPUTS: Final = "sha256"
+_INCOMING: Final = "incoming-"
 _RESULTS: Final = "blobs"
 
 
@@ -56,15 +58,12 @@ class ArtifactStore:
     def upload(self) -> Upload:
         """Begin to take in a blob."""
         self._fs.makedirs(self._root, exist_ok=True)
-        path = posixpath.join(self._root, f"incoming-{uuid.uuid4().hex}")
+        path = posixpath.join(self._root, f"{_INCOMING}{uuid.uuid4().hex}")
         return Upload(self, path, self._fs.open(path, "wb"))
 
     def keep(self, path: str, hexdigest: str) -> None:
-        """Give a blob that came in its place; one that is there already is the same."""
+        """Give a blob that came in its place. One that is there already is the same, and its age counts from now."""
         blob = self._by_digest(_INPUTS, hexdigest)
-        if self._fs.exists(blob):
-            self._fs.rm_file(path)
-            return
         self._fs.makedirs(posixpath.dirname(blob), exist_ok=True)
         self._fs.mv(path, blob)
 
@@ -72,6 +71,38 @@ class ArtifactStore:
         """Drop what came in half."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(path)
+
+    def aged(self, before: datetime) -> list[str]:
+        """Digests of inputs that came before an instant, and were not uploaded again since. What was left half way goes at once."""
+        found = self._files(posixpath.join(self._root, _INPUTS))
+        for path in self._files(self._root):
+            if posixpath.basename(path).startswith(_INCOMING) and self._came(path) < before:
+                self.forget(path)
+        return [_DIGEST_PREFIX + posixpath.basename(path) for path in found if self._came(path) < before]
+
+    def drop(self, digests: Iterable[str]) -> int:
+        """Forget these inputs; the bytes that came free."""
+        freed = 0
+        for digest in digests:
+            blob = self._by_digest(_INPUTS, digest.removeprefix(_DIGEST_PREFIX))
+            with contextlib.suppress(FileNotFoundError):
+                freed += int(self._fs.size(blob) or 0)
+                self._fs.rm_file(blob)
+        return freed
+
+    def _files(self, folder: str) -> list[str]:
+        try:
+            found: list[str] = self._fs.find(folder, maxdepth=None if folder != self._root else 1)
+        except FileNotFoundError:
+            return []
+        return found
+
+    def _came(self, path: str) -> datetime:
+        try:
+            came: datetime = self._fs.modified(path)
+        except FileNotFoundError:
+            return datetime.max.replace(tzinfo=UTC)
+        return came if came.tzinfo is not None else came.replace(tzinfo=UTC)
 
     def read(self, artifact: Artifact, offset: int) -> Iterator[bytes]:
         """The bytes from `offset` on, in chunks. The last chunk is given only once the digest of the whole was right.

@@ -56,6 +56,10 @@ class ReadModel:
         self.adapters = {adapter.adapter_id: adapter for adapter in stored.adapters}
         self.links = stored.links
 
+    def inputs_needed(self) -> set[str]:
+        """Digests of all files that jobs which have not ended begin with."""
+        return {one.digest for job in self._live.values() for one in job.spec.inputs}
+
     def put_job(self, job: Job) -> None:
         """The job as it is from now on."""
         if job.state in TERMINAL:
