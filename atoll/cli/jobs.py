@@ -40,7 +40,7 @@ def _site(job: Job) -> str:
 
 def _weights(job: Job) -> str:
     last = _last(job)
-    return NONE if last is None else "cold" if last.cold else "warm"
+    return NONE if last is None else progress.temperature(last)
 
 
 def _predicted(job: Job) -> str:

@@ -15,8 +15,9 @@ from atoll.cli.exits import CliError, Exit
 from atoll.cli.figures import change, count, duration
 from atoll.cli.output import STYLES, note, printable
 from atoll.model import limits
-from atoll.model.attempt import ENDED, AttemptState
+from atoll.model.attempt import ENDED, Attempt, AttemptState
 from atoll.model.job import TERMINAL, Job, JobState
+from atoll.model.placement import Awaits
 
 if TYPE_CHECKING:
     from rich.progress_bar import ProgressBar
@@ -151,12 +152,20 @@ def sentence(job: Job) -> str:
             return printable(f"{_VERBS.get(job.state, f'is {job.state}')}{why}")
 
 
+def temperature(attempt: Attempt) -> str:
+    """How the weights were when it was decided: warm, cold, or loading already for another job."""
+    told = attempt.explanation
+    if told is not None and told.chosen.awaits is Awaits.LOAD:
+        return "loading"
+    return "cold" if attempt.cold else "warm"
+
+
 def _phase(job: Job) -> str:
     last = job.attempts[-1]
     steps = job.spec.shape.steps
     match last.state:
         case AttemptState.LEASED:
-            return f" ({'cold' if last.cold else 'warm'}), predicted {duration(last.predicted_us)}"
+            return f" ({temperature(last)}), predicted {duration(last.predicted_us)}"
         case AttemptState.RUNNING:
             return f", step {last.steps_done} of {steps}{_left(job)}" if last.steps_done else _left(job)
         case state if state in ENDED:

@@ -33,6 +33,7 @@ from atoll.cli.submit import (
     StepsOption,
     StrengthOption,
     TenantOption,
+    as_options,
     request_of,
 )
 from atoll.model.quote import InTime, TimeLimits, Verdict, prospects
@@ -92,7 +93,7 @@ def quote(
         precision=precision, priority=priority, deadline=deadline, start_timeout=start_timeout, tenant=tenant, site=site, region=region,
         gpu=gpu, gpus=gpus, max_price=max_price, simulated=simulated, adapter=adapter, image=image, strength=strength, origin=origin,
     )  # fmt: skip
-    with session().client() as client:
+    with session().client() as client, as_options():
         found = client.quote_request(request)
         origin = request.origin_site or client.settings.origin
     limits = TimeLimits(

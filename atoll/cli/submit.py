@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
@@ -28,6 +31,24 @@ E = TypeVar("E", bound=StrEnum)
 
 # More from one command line are a mistake of a script; the SDK takes any number.
 _COUNT_MAX: Final = 100_000
+# Fields of a job, by the options that say them.
+_OPTIONS: Final = {
+    "model_id": "MODEL",
+    "shape": "--size",
+    "shape.width": "--size: width",
+    "shape.height": "--size: height",
+    "shape.frames": "--frames",
+    "adapters": "--adapter",
+    "adapters.adapter_id": "--adapter",
+    "constraints.sites": "--site",
+    "constraints.regions": "--region",
+    "constraints.gpu_types": "--gpu",
+    "origin_site": "--origin",
+    "strength": "--strength",
+    "inputs": "--image",
+    "tenant": "--tenant",
+    "idempotency_key": "--key",
+}
 _WHAT: Final = "What to make"
 _WHEN: Final = "When"
 _WHERE: Final = "Where"
@@ -166,7 +187,7 @@ def submit(
     )  # fmt: skip
     first_seed = None if seed is None else arguments.whole("--seed", seed, 0, 2**63 - 1)
     described = template.described()
-    with session().client() as client:
+    with session().client() as client, as_options():
         if template.file is not None:
             client.upload(template.file, name=IMAGE_INPUT)
         job_ids = _submit(client, _numbered(described, jobs, first_seed, key))
@@ -175,6 +196,20 @@ def submit(
         else:
             _announce(client, job_ids, form)
             _warn(client, job_ids)
+
+
+@contextmanager
+def as_options() -> Iterator[None]:
+    """A field that an orchestrator refuses is named as the option that it was given by."""
+    from atoll.client import InputError
+
+    try:
+        yield
+    except InputError as error:
+        option = _OPTIONS.get(re.sub(r"\[\d+\]", "", error.field))
+        if option is None or not error.message.startswith(error.field):
+            raise
+        raise CliError(option + error.message.removeprefix(error.field), code=Exit.USAGE) from None
 
 
 def request_of(

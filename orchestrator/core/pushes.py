@@ -55,7 +55,8 @@ def plan(ctx: Context, model_id: ModelId, count: int, warm: int, now_us: int) ->
 def _too_many(field: str, asked: int, able: int, what: str, refused: Counter[Reason]) -> Refusal:
     why = "; ".join(f"{count}: {MEANINGS[reason]}" for reason, count in sorted(refused.items()))
     if able:
-        held = f"expected at most {able}, since {able} {'site' if able == 1 else 'sites'} {what}" + (f" (others: {why})" if why else "")
+        sites = "site" if able == 1 else "sites"
+        held = f"expected at most {able}, since {able} {sites} {what}" + (f" (of the others, {why})" if why else "")
     else:
         held = f"no site {what}" + (f" ({why})" if why else "")
     message = f"{field} is {asked}: {held}"

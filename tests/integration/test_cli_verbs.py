@@ -97,7 +97,7 @@ async def test_from_where_a_job_is_asked_counts_and_is_shown(
         await running.apply(site("near"), site("home"), links=(far,))
         async with ScriptedAgent(running, "near"):
             code, _, err = await run("submit", "m", "--origin", "hom")
-            assert code == Exit.USAGE and "origin_site is 'hom': expected a known site; did you mean 'home'" in err
+            assert code == Exit.USAGE and "--origin is 'hom': expected a known site; did you mean 'home'" in err
             assert (await run("quote", "m", "--origin", "hom"))[0] == Exit.USAGE
             output = {origin: await _term(run, "output", "--origin", origin) for origin in ("near", "home")}
             assert output["home"] > output["near"] + 80_000, "the result has a way to go"

@@ -15,7 +15,7 @@ from atoll.cli.reasons import meaning, remedy
 from atoll.model.attempt import AttemptState, Failure, FailureKind
 from atoll.model.errors import FieldError
 from atoll.model.job import JobState
-from atoll.model.placement import Reason
+from atoll.model.placement import Awaits, Reason
 from atoll.model.quote import Eta
 from tests.unit.jobs_to_show import DONE, QUEUED, SPEC
 
@@ -170,3 +170,15 @@ def test_plain_progress_has_a_line_for_each_change_only(capsys: pytest.CaptureFi
         view.changed(DONE)
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["job/j-1 is running at tokyo-1", "job/j-1 succeeded at tokyo-1 in 11.0s, predicted 10.0s (+10 %)"]
+
+
+def test_a_model_that_was_loading_is_not_called_warm(capsys: pytest.CaptureFixture[str]) -> None:
+    told = DONE.attempts[0].explanation
+    assert told is not None
+    loading = replace(DONE.attempts[0], cold=False, explanation=replace(told, chosen=replace(told.chosen, awaits=Awaits.LOAD)))
+    for attempt, said in ((DONE.attempts[0], "cold"), (replace(DONE.attempts[0], cold=False), "warm"), (loading, "loading")):
+        assert progress.temperature(attempt) == said
+        placed = replace(DONE, state=JobState.PLACED, result=None, attempts=(replace(attempt, state=AttemptState.LEASED, ended_us=0),))
+        assert f" at tokyo-1 ({said}), predicted 10.0s" in progress.sentence(placed)
+        show_list(Form.TABLE, JOBS, [placed])
+        assert capsys.readouterr().out.splitlines()[1].split()[4] == said
