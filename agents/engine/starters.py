@@ -140,10 +140,11 @@ def _starter(root: Path, spec: ModelSpec, say: Callable[[str], None]) -> Starter
 
 def _build(partial: Path, spec: ModelSpec) -> ModelManifest:
     try:
-        from agents.engine import tiny
         from agents.engine.quiet import quiet_loading
 
         with quiet_loading():
+            from agents.engine import tiny  # which imports pipelines, and those give advice
+
             if spec.modality is Modality.IMAGE:
                 tiny.build_tiny_image(partial)
             else:

@@ -17,6 +17,7 @@ duration = words.duration
 size = words.size
 _SHARED_FROM_US: Final = 10_000
 _SECOND_US: Final = 1_000_000
+_LEAST_USD_MICROS: Final = 100
 # Below that many microseconds figures are rounded to so many.
 _UNITS_US: Final = ((1_000_000, 1_000), (100_000_000, 10_000), (1_000_000_000, 100_000))
 
@@ -51,7 +52,9 @@ def rate(bytes_per_s: int) -> str:
 
 
 def money(usd_micros: int) -> str:
-    """ "$4.13", "$0.0021"; four places below a dollar, where prices of single jobs are."""
+    """ "$4.13", "$0.0021"; four places below a dollar, where prices of single jobs are, and "<$0.0001" for what is less."""
+    if 0 < usd_micros < _LEAST_USD_MICROS:
+        return "<$0.0001"
     dollars = usd_micros / 1_000_000
     return f"${dollars:.2f}" if usd_micros == 0 or abs(dollars) >= 1 else f"${dollars:.4f}"
 

@@ -35,8 +35,8 @@ _COUNT_MAX: Final = 100_000
 _OPTIONS: Final = {
     "model_id": "MODEL",
     "shape": "--size",
-    "shape.width": "--size: width",
-    "shape.height": "--size: height",
+    "shape.width": "the width of --size",
+    "shape.height": "the height of --size",
     "shape.frames": "--frames",
     "adapters": "--adapter",
     "adapters.adapter_id": "--adapter",

@@ -55,8 +55,8 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.GANG_TOO_LARGE: "its nodes have fewer GPUs than the job wants at once",
     Reason.DISK_TOO_SMALL: "the weights do not fit on the disk of a node",
     Reason.WEIGHTS_UNAVAILABLE: "the weights cannot be had there",
-    Reason.SIMULATED_SITE: "a twin: it only rehearses",
-    Reason.REAL_SITE: "a real site: it runs no rehearsals",
+    Reason.SIMULATED_SITE: "it is a twin, which only rehearses",
+    Reason.REAL_SITE: "it is a real site, which runs no rehearsals",
     Reason.RECENT_FAILURE: "this job failed there a moment ago",
     Reason.NO_SLOT: "every slot has all the work that may be bound to it",
 }

@@ -216,7 +216,7 @@ async def test_a_size_that_the_model_does_not_make_is_refused_before_it_is_accep
         for verb in ("submit", "quote"):
             code, out, err = await run(verb, "m", "--size", "1000x1024")
             assert (code, out) == (Exit.USAGE, "")
-            assert err == "error: --size: width is 1000: expected a multiple of 16, such as 992 or 1008\n"
+            assert err == "error: the width of --size is 1000: expected a multiple of 16, such as 992 or 1008\n"
         assert (await run("submit", "m", "--size", "1008x1024", "-o", "name"))[0] == Exit.OK
         assert (await run("submit", "unknown", "--size", "1001x999", "-o", "name"))[0] == Exit.OK, "nobody knows what it makes"
         batch = await running.jobs.SubmitBatch(

@@ -147,7 +147,7 @@ def test_waiting_that_is_later_and_cheaper_says_both(capsys: Shown) -> None:
 
 
 def test_a_job_that_nobody_can_take_now_and_one_that_nobody_ever_can(capsys: Shown) -> None:
-    why = "a twin: it only rehearses (62 pools), the GPU is too small for the model at this shape (1 pool)"
+    why = "it is a twin, which only rehearses (62 pools), the GPU is too small for the model at this shape (1 pool)"
     # Jobs before it are of no matter to one that has no place.
     assert story_of(capsys, QUEUED, queue_position=5, queue_length=5, quote=NOWHERE) == [
         f"No site of this fleet can ever run it as it is: {why}.",
@@ -301,7 +301,7 @@ def test_quotes_that_wait_or_lead_nowhere_or_would_be_refused(capsys: Shown) -> 
     assert "  A submit would be refused just now: the queue is full; try again in 5.00s." in shown
     outlook.show_quote("flux1-dev", NOWHERE)
     shown = capsys.readouterr().out
-    assert "  No site of this fleet can ever run it as it is: a twin: it only rehearses (62 pools)" in shown
+    assert "  No site of this fleet can ever run it as it is: it is a twin, which only rehearses (62 pools)" in shown
     assert "It would wait in vain." in shown and "\n  Not possible:\n" in shown
     outlook.show_quote("flux1-dev", CORDONED)
     shown = capsys.readouterr().out

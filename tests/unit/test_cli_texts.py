@@ -89,7 +89,7 @@ def test_bytes_and_money_are_shown() -> None:
         "24.1 GB",
         "1.00 MB",
     ]
-    assert [figures.money(value) for value in (0, 2_100, 4_128_000)] == ["$0.00", "$0.0021", "$4.13"]
+    assert [figures.money(value) for value in (0, 40, 2_100, 4_128_000)] == ["$0.00", "<$0.0001", "$0.0021", "$4.13"]
 
 
 def test_every_reason_says_what_would_have_to_change() -> None:
@@ -147,7 +147,7 @@ def test_sentences_say_where_a_job_stands() -> None:
         attempts=(replace(DONE.attempts[0], state=AttemptState.RUNNING, ended_us=0, steps_done=3),),
     )
     failed = replace(DONE, state=JobState.FAILED, failure=Failure(kind=FailureKind.OUT_OF_MEMORY, message="12 GB\nneeded"))
-    assert progress.sentence(QUEUED).startswith("is queued: no site of this fleet can ever run it as it is: a twin: it")
+    assert progress.sentence(QUEUED).startswith("is queued: no site of this fleet can ever run it as it is: it is a twin")
     assert progress.sentence(running) == "is running at tokyo-1, step 3 of 28"
     eta = Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=9_000_000, end_p90_us=12_000_000)
     assert progress.sentence(replace(running, eta=eta, as_of_us=5_000_000)).endswith("step 3 of 28, done in about 4.00s")
