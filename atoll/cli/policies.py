@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from orchestrator.core.placement.policy import Policy
 
 _DEFAULT: Final = "default"
+# Without an orchestrator there is an answer too: nobody waits long for one.
+_LOOK_S: Final = 1.5
 app = typer.Typer(name="policies", help="By which figures places are chosen.", no_args_is_help=True)
 
 
@@ -111,7 +113,7 @@ def _of_the_fleet() -> tuple[str, PolicyInUse] | None:
     """Where an orchestrator answers, and its policy; None, and a word, where there is none, or one that cannot say."""
     from atoll.client import UnavailableError, UnsupportedError
 
-    with session().client() as client:
+    with session().client(_LOOK_S) as client:
         address = client.settings.shown_address
         try:
             return address, client.policy()

@@ -1,6 +1,6 @@
 """`atoll costs residuals` and `atoll costs calibrate`: what was learned of the estimates, and whether they may be believed.
 
-Decides the wording. Logs of ratios are shown as they are (0.05 is about 5 %), because the gates are stated in them.
+Decides the wording. Logarithms of ratios are shown as percents; JSON has them as they are.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ _MEDIAN = f"{round((exp(MEDIAN_MAX_MILLI / 1_000) - 1) * 100)} %"
 _COVERED = f"{COVERAGE_MILLI[0] // 10} to {COVERAGE_MILLI[1] // 10} %"
 # What the headings mean, under the lines.
 _LEGEND = (
-    "FACTOR: what this level multiplies a prediction by; JOBS: evidence for it, older attempts count less; BIAS and SPREAD: mean and",
-    "deviation of log(actual / stated median), +0.05: 5 % longer than stated; WITHIN P90: 90 % is right. Few JOBS say little.",
+    "FACTOR: what this level multiplies a prediction by; JOBS: evidence for it, older attempts count less; OFF: by how much longer (+) or",
+    "shorter (-) it took than stated, on average; SPREAD: two of three lie so close; WITHIN P90: 90 % is right. Few JOBS say little.",
 )
 # Thousands of lines about single models are asked for by name.
 _SHOWN = frozenset({Level.ALL, Level.GPU_TYPE, Level.SITE})
@@ -83,8 +83,9 @@ def add_to(app: typer.Typer) -> None:
     )(calibrate)
 
 
-def _signed(milli: int) -> str:
-    return f"{milli / 1_000:+.3f}"
+def _percent(milli: int) -> float:
+    """Thousandths of a logarithm of a ratio as what the ratio is more than one, in percent."""
+    return (exp(milli / 1_000) - 1) * 100
 
 
 def _who(row: Residual) -> str:
@@ -100,9 +101,9 @@ def _listing(now_us: int) -> Listing[Residual]:
             Column(title="LEVEL", cell=lambda row: _LEVELS[row.level]),
             Column(title="WHO", cell=_who),
             Column(title="JOBS", cell=lambda row: f"{row.observations_milli / 1_000:.1f}", right=True),
-            Column(title="FACTOR", cell=lambda row: f"{row.effect_milli / 1_000:.3f}", right=True),
-            Column(title="BIAS", cell=lambda row: _signed(row.bias_milli), right=True),
-            Column(title="SPREAD", cell=lambda row: f"{row.spread_milli / 1_000:.3f}", right=True),
+            Column(title="FACTOR", cell=lambda row: f"x{row.effect_milli / 1_000:.2f}", right=True),
+            Column(title="OFF", cell=lambda row: f"{_percent(row.bias_milli):+.0f} %", right=True),
+            Column(title="SPREAD", cell=lambda row: f"{_percent(row.spread_milli):.0f} %", right=True),
             Column(title="WITHIN P90", cell=lambda row: f"{row.coverage_milli / 10:.0f} %", right=True),
             Column(title="LAST", cell=lambda row: f"{duration(max(now_us - row.seen_us, 0))} ago", wide=True, right=True),
         ),
@@ -237,7 +238,7 @@ def _show_quotes(found: Calibration) -> None:
 
 def _typically(gate: Gate) -> str:
     """The median ratio of what came to what was predicted, in words."""
-    percent = round((exp(gate.median_milli / 1_000) - 1) * 100)
+    percent = round(_percent(gate.median_milli))
     if not percent:
         return "as predicted"
     return f"{abs(percent)} % {'longer' if percent > 0 else 'less'}"

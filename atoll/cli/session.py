@@ -85,11 +85,13 @@ class Session:
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     @contextmanager
-    def client(self) -> Iterator[Client]:
-        """A client of the orchestrator that these options name."""
+    def client(self, connect_timeout_s: float | None = None) -> Iterator[Client]:
+        """A client of the orchestrator that these options name; `connect_timeout_s`: how long it looks for one."""
         from atoll.client import Client
+        from atoll.client.patience import CONNECT_TIMEOUT_S
 
-        with Client(address=self.address, token=self.token, ca=self.ca, config=self.config) as client:
+        patience_s = CONNECT_TIMEOUT_S if connect_timeout_s is None else connect_timeout_s
+        with Client(address=self.address, token=self.token, ca=self.ca, config=self.config, connect_timeout_s=patience_s) as client:
             yield client
 
     @property

@@ -50,7 +50,7 @@ async def test_what_attempts_took_is_learned_shown_and_forgotten(tmp_path: Path,
                 await running.ended(await running.submit(seed=seed))
         code, out, err = await run("costs", "residuals")
         assert code == Exit.OK
-        assert out.splitlines()[0].split() == ["COMPONENT", "LEVEL", "WHO", "JOBS", "FACTOR", "BIAS", "SPREAD", "WITHIN", "P90"]
+        assert out.splitlines()[0].split() == ["COMPONENT", "LEVEL", "WHO", "JOBS", "FACTOR", "OFF", "SPREAD", "WITHIN", "P90"]
         assert any(line.startswith("execution") and " site " in line and " a " in line for line in out.splitlines())
         assert "m at" not in out and "more lines about single models" in err
         assert "FACTOR: what this level multiplies a prediction by" in err

@@ -12,6 +12,7 @@ from typing import Final
 
 from atoll.cli.figures import NONE, change, count, seconds
 from atoll.cli.output import say, table
+from atoll.cli.progress import temperature
 from atoll.model.attempt import Attempt
 from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.views import DrainPlan
@@ -53,7 +54,7 @@ def show_real(jobs: Iterable[Job], files: Mapping[str, str]) -> None:
     for job in jobs:
         last = job.attempts[-1]
         rows.append([
-            files.get(job.job_id, NONE), job.spec.model_id, str(job.spec.shape), last.site_id, "cold" if last.cold else "warm",
+            files.get(job.job_id, NONE), job.spec.model_id, str(job.spec.shape), last.site_id, temperature(last),
             seconds(last.predicted_us), seconds(_took_us(last)), change(last.predicted_us, _took_us(last)), str(job.spec.seed),
         ])  # fmt: skip
     say(f"Real jobs: {len(rows)} pictures and films by diffusers on this machine (seconds from decision to result)")
@@ -68,7 +69,7 @@ def show_rehearsals(jobs: Iterable[Job], shown: int) -> None:
         total += 1
         if job.state is JobState.SUCCEEDED:
             last = job.attempts[-1]
-            groups.setdefault((job.spec.model_id, last.site_id, "cold" if last.cold else "warm"), []).append(last)
+            groups.setdefault((job.spec.model_id, last.site_id, temperature(last)), []).append(last)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     rows = [[model, site, weights, str(len(group)), *_medians(group)] for (model, site, weights), group in ordered]
     sites = len({site for _, site, _ in groups})
@@ -96,7 +97,7 @@ def every_job(jobs: Iterable[Job]) -> str:
         ended = last is not None and job.state in TERMINAL
         fields = [
             job.job_id, job.spec.model_id, job.spec.tenant, job.spec.priority.value, job.state.value,
-            last.site_id if last else NONE, NONE if last is None else "cold" if last.cold else "warm", str(len(job.attempts)),
+            last.site_id if last else NONE, NONE if last is None else temperature(last), str(len(job.attempts)),
             f"{last.predicted_us / 1e6:.3f}" if last else NONE, f"{_took_us(last) / 1e6:.3f}" if ended and last else NONE,
             "yes" if job.spec.simulated else "no",
         ]  # fmt: skip
