@@ -144,9 +144,9 @@ def _story(moment: Moment) -> list[str]:
         case JobState.QUEUED:
             return _queued(moment, last)
         case JobState.PLACED | JobState.RUNNING if last is not None:
-            return [*_live(moment, last), *_before(job.attempts[:-1])]
+            return [*_live(moment, last), *_patient(job, last), *_before(job.attempts[:-1])]
         case JobState.SUCCEEDED if last is not None:
-            return [_went(last), _took(last), *_before(job.attempts[:-1])]
+            return [_went(last), *_patient(job, last), _took(last), *_before(job.attempts[:-1])]
         case _:
             return [_ended_badly(job, last), *_before(job.attempts[:-1])]
 
@@ -168,6 +168,7 @@ def _queued(moment: Moment, last: Attempt | None) -> list[str]:
     elif quote.verdict is Verdict.NOW:
         better = outlook.comparison(quote.term_names, quote.chosen, quote.others, quote.weights_bytes, rule=quote.rule)
         lines.append(f"It is about to go to {costtable.place(quote.chosen)}: {better}.")
+        lines += outlook.patient_offer(quote, moment.limits)
     else:
         lines.append(f"It waits for {outlook.waiting(quote, moment.limits)}.")
     placeless = quote is not None and quote.chosen is None
@@ -211,6 +212,15 @@ def _went(last: Attempt) -> str:
     better = outlook.comparison(told.term_names, told.chosen, told.others, told.weights_bytes, rule=told.rule)
     stood = outlook.has(told.term_names, told.chosen, told.weights_bytes, "had")
     return f"{went} to {costtable.place(told.chosen)}, {stood}: {better}."
+
+
+def _patient(job: Job, last: Attempt) -> list[str]:
+    """Why it did not go where it would have been done soonest, where its deadline left time."""
+    told = last.explanation
+    if told is None or not job.spec.deadline_ms:
+        return []
+    due_us = job.accepted_us + job.spec.deadline_ms * 1_000 - told.decided_us
+    return outlook.patient(told.term_names, told.chosen, told.others, rule=told.rule, due_us=due_us, past=True)
 
 
 def _took(last: Attempt) -> str:

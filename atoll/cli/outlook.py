@@ -91,6 +91,25 @@ def unhurried(names: Sequence[str], candidate: Candidate) -> bool:
     return term(names, candidate, "deadline") < 0
 
 
+def patient(
+    names: Sequence[str], chosen: Candidate, others: Sequence[Candidate], *, rule: str, due_us: int, usd_micros: int = 0, past: bool = False
+) -> list[str]:
+    """Why a job that is due only later does not go where it would be done soonest; nothing where it does. `usd_micros`: its GPU time."""
+    soonest = min(others, key=lambda other: time_us(names, other), default=chosen)
+    sooner_us = time_us(names, chosen) - time_us(names, soonest)
+    if rule not in _BY_COST or not unhurried(names, chosen) or sooner_us * _SHARE_TOLD < time_us(names, chosen):
+        return []
+    mine, theirs = (term(names, one, "money") for one in (chosen, soonest))
+    dearer = f"but cost {duration(soonest.total_us - chosen.total_us)} more"
+    if 0 < mine < theirs and usd_micros:
+        dearer = f"for {money(usd_micros * theirs // mine)} of GPU time instead of {money(usd_micros)}"
+    elif 0 < mine < theirs:
+        dearer = f"for {theirs / mine:.1f} times the price of its GPU time"
+    due, went, be = ("was due", "went", "have been") if past else ("is due", "goes", "be")
+    there = f"at {place(soonest)} it would {be} done {duration(sooner_us)} sooner, {dearer}"
+    return [f"It {due} only in {duration(due_us)} and {went} where it is cheapest: {there}."]
+
+
 def policy(name: str, rule: str) -> str:
     """A policy's name, and how it chooses if that is not by cost."""
     return name if rule in _BY_COST else f"{name}, which chooses by {printable(rule)}, not by cost"
@@ -217,6 +236,14 @@ def corrected(quote: Quote) -> list[str]:
     return [f"The terms below{behind} add up to {duration(added_us)}: jobs like this took {times} times as long as predicted of late."]
 
 
+def patient_offer(quote: Quote, limits: TimeLimits | None) -> list[str]:
+    """As `patient`, of what a job with these limits is offered."""
+    if quote.chosen is None or limits is None or not limits.deadline_ms:
+        return []
+    due_us = limits.asked_us + limits.deadline_ms * 1_000 - limits.now_us
+    return patient(quote.term_names, quote.chosen, quote.others, rule=quote.rule, due_us=due_us, usd_micros=quote.gpu_usd_micros)
+
+
 def show_quote(model: str, quote: Quote, *, origin: str = "", limits: TimeLimits | None = None, full: bool = False) -> None:
     """Print what a job with these limits, asked from near this site, would be offered; `full`: with what each column is."""
     near = f", asked from near {origin}" if origin else ""
@@ -230,6 +257,8 @@ def show_quote(model: str, quote: Quote, *, origin: str = "", limits: TimeLimits
         better = comparison(quote.term_names, quote.chosen, quote.others, quote.weights_bytes, rule=quote.rule)
         stands = has(quote.term_names, quote.chosen, quote.weights_bytes, "has")
         say(f"  It would go to {place(quote.chosen)} at once, {stands}: {better}.")
+        for line in patient_offer(quote, limits):
+            say(f"  {line}")
     else:
         say(f"  It would wait for {waiting(quote, limits)}.")
     if quote.eta is not None:

@@ -63,3 +63,26 @@ def test_a_job_that_is_due_later_waits_for_a_cheap_place_and_says_so(capsys: Sho
     # Where it goes at once and later than it could: the prices without the delay are what counts.
     told = outlook.comparison(names, replace(cheap, wait_us=0), [dear], 24 * 10**9, rule="cost")
     assert told == "5m51s later than fetching 24.0 GB to tokyo-1/h100, but cheaper, and early enough for its deadline"
+
+
+def test_a_job_that_is_due_later_goes_behind_others_where_it_is_cheap_and_says_so(capsys: Shown) -> None:
+    """Bound at once, but behind minutes of other work, while a dear place stands idle: that wants a reason."""
+    names = ("queue", "fetch", "stage", "execution", "money", "deadline")
+    cheap = replace(CHOSEN, total_us=9_000_000, terms_us=(287_000_000, 0, 0, 260_000_000, 9_000_000, -547_000_000))
+    dear = replace(OTHER, total_us=37_000_000, terms_us=(0, 0, 0, 99_000_000, 36_000_000, -98_000_000), wait_us=0)
+    limits = TimeLimits(now_us=3_000_000, asked_us=3_000_000, deadline_ms=3 * 3_600_000, start_timeout_ms=0)
+    goes = replace(GOES, term_names=names, chosen=cheap, others=(dear,), gpu_usd_micros=30_000)
+    outlook.show_quote("flux1-dev", goes, limits=limits)
+    sooner = "It is due only in 3h00m and goes where it is cheapest: at osaka-1/l4 it would be done 7m28s sooner, "
+    assert f"  {sooner}for $0.1200 of GPU time instead of $0.0300." in capsys.readouterr().out.splitlines()
+    told = FIRST.explanation
+    assert told is not None
+    attempt = replace(FIRST, explanation=replace(told, term_names=names, chosen=cheap, others=(dear,)))
+    job = replace(DONE, spec=replace(DONE.spec, deadline_ms=3 * 3_600_000), attempts=(attempt,))
+    was = "It was due only in 3h00m and went where it is cheapest: at osaka-1/l4 it would have been done 7m28s sooner, "
+    assert story_of(capsys, job)[1].startswith(was)
+    assert story_of(capsys, job)[1].endswith("for 4.0 times the price of its GPU time.")
+    # Nothing to explain where it goes where it is done soonest, or where nobody said when it is due.
+    outlook.show_quote("flux1-dev", replace(goes, others=(replace(dear, terms_us=(500_000_000, 0, 0, 99_000_000, 1, 0)),)), limits=limits)
+    outlook.show_quote("flux1-dev", goes)
+    assert "It is due only" not in capsys.readouterr().out
