@@ -52,7 +52,7 @@ class RaySettings:
     port_base: int = _PORTS_FROM
     use_gpus: bool = True
     slots: int = 1  # of a host without GPUs
-    slot_memory_bytes: int = 0  # 0: half of the host's memory among the slots
+    slot_memory_bytes: int = 0  # 0: all of a GPU's, of a host without GPUs half of its memory among the slots
     threads: int = 1
     usd_micros_per_gpu_hour: int = 0
     share_compiled: bool = False  # execute compiled code that other sites of the fleet made

@@ -68,7 +68,7 @@ class HardwareError(AtollError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A GPU of this host as NVML tells it."""
+    """A GPU of this host as NVML tells it. `memory_bytes`: what programs can get of its memory."""
 
     uuid: str
     name: str
@@ -117,7 +117,7 @@ def find_devices() -> tuple[Device, ...]:
             Device(
                 uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
                 name=_text(pynvml.nvmlDeviceGetName(handle)),
-                memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+                memory_bytes=_usable_bytes(pynvml, handle),
             )
             for handle in handles
         )
@@ -125,6 +125,15 @@ def find_devices() -> tuple[Device, ...]:
         raise HardwareError(f"NVML cannot tell this host's GPUs: {error}") from None
     finally:
         pynvml.nvmlShutdown()
+
+
+def _usable_bytes(pynvml: Any, handle: Any) -> int:
+    """The device's memory without what the driver keeps for itself: half a gigabyte on large boards, which no model can have."""
+    try:
+        told = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+        return int(told.total) - int(told.reserved)
+    except (pynvml.NVMLError, AttributeError, TypeError):  # a driver or a binding that does not tell the two apart
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
 
 
 def survey(
@@ -137,12 +146,12 @@ def survey(
 ) -> Hardware:
     """Pools and slots of this host: one pool per type of GPU, or one named `cpu` without any.
 
-    `slot_memory_bytes` (CPU only) is what one slot's models may take; 0: half of the host's memory among them.
+    `slot_memory_bytes` is what one slot's models may take; 0: all of a GPU's memory, or without GPUs half of the host's among the slots.
     """
     host_bytes = psutil.virtual_memory().total
     node = NodeSpec(host_memory_bytes=host_bytes, disk_cache_bytes=cache_bytes, disk_bytes_per_s=DISK_BYTES_PER_S)
     if devices:
-        return _gpu_hardware(devices, node, usd_micros_per_gpu_hour)
+        return _gpu_hardware(devices, node, usd_micros_per_gpu_hour, slot_memory_bytes)
     pool = PoolSpec(
         pool_id=PoolId("cpu"),
         gpu_type=CPU,
@@ -156,12 +165,13 @@ def survey(
     return Hardware(pools=(pool,), slots=tuple(SlotPlan(ref=ref) for ref in refs))
 
 
-def _gpu_hardware(devices: tuple[Device, ...], node: NodeSpec, price: int) -> Hardware:
+def _gpu_hardware(devices: tuple[Device, ...], node: NodeSpec, price: int, memory_bytes_max: int) -> Hardware:
     by_type: dict[GpuTypeId, list[Device]] = {}
     for device in devices:
         by_type.setdefault(gpu_type_of(device.name), []).append(device)
     pools, slots = [], []
     for gpu_type, found in by_type.items():
+        own_bytes = min(device.memory_bytes for device in found)
         pool = PoolSpec(
             pool_id=PoolId(gpu_type.lower()),
             gpu_type=gpu_type,
@@ -169,7 +179,7 @@ def _gpu_hardware(devices: tuple[Device, ...], node: NodeSpec, price: int) -> Ha
             gpus_per_node=len(found),
             node=node,
             usd_micros_per_gpu_hour=price,
-            gpu_memory_bytes=min(device.memory_bytes for device in found),
+            gpu_memory_bytes=min(own_bytes, memory_bytes_max or own_bytes),
         )
         pools.append(pool)
         for index, device in enumerate(found):

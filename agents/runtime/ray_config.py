@@ -36,7 +36,7 @@ class RayConfig:
     temp_dir: Path | None = None  # None: a folder of /tmp named after work_dir; Ray's sockets need a short path
     use_gpus: bool = True
     cpu_slots: int = 1
-    slot_memory_bytes: int = 0  # what one CPU slot's models may take; 0: half of the host's memory among the slots
+    slot_memory_bytes: int = 0  # what one slot's models may take; 0: all of a GPU's, on a CPU half of the host's among the slots
     threads: int = 1
     usd_micros_per_gpu_hour: int = 0
     start_timeout_s: float = 120.0

@@ -58,6 +58,7 @@ DataDir = Annotated[
     str | None,
     typer.Option("--data-dir", metavar="FOLDER", show_default=False, help="Its state (default: ~/.local/state/atoll/agents/NAME)."),
 ]
+SlotMemory = Annotated[str | None, _ray("--slot-memory", "SIZE", "What models may take of a slot (default: its GPU, or half the host).")]
 ShareCompiled = Annotated[
     bool, typer.Option("--share-compiled", rich_help_panel=_RAY, help="Execute compiled code that the fleet's other sites made.")
 ]
@@ -110,7 +111,7 @@ def agent(
     ray_port_base: Annotated[str | None, _ray("--ray-port-base", "PORT", "First of its 100 ports (default: 21000).")] = None,
     no_gpus: Annotated[bool, typer.Option("--no-gpus", rich_help_panel=_RAY, help="Work on the CPU, GPUs or not.")] = False,
     slots: Annotated[str | None, _ray("--slots", "N", "Slots of a host without GPUs (default: 1).")] = None,
-    slot_memory: Annotated[str | None, _ray("--slot-memory", "SIZE", "Memory of such a slot (default: half the host's, shared).")] = None,
+    slot_memory: SlotMemory = None,
     threads: Annotated[str | None, _ray("--threads", "N", "Threads of such a slot (default: 1).")] = None,
     price: Annotated[str | None, _ray("--price", "USD", "What a GPU costs an hour (default: 0).")] = None,
     share_compiled: ShareCompiled = False,
