@@ -29,7 +29,7 @@ from tests.gpu.cold import OTHER, SDXL
 
 SITE = SiteId("gpu-check")
 _STARTS_S = 180.0
-_ENDS_S = 120.0
+_ENDS_S = 100.0
 _POLL_S = 0.1
 _LOOPBACK = 10**10
 _PORT_BASE = 24_000
