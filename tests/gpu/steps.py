@@ -20,7 +20,6 @@ from atoll.model.gpu import GpuType
 from atoll.model.ids import GpuTypeId
 from atoll.packaged import load_packaged
 
-
 # No trial begins after this; all of them together take half of it on a GPU that does what it should.
 _TRIALS_S = 240.0
 
