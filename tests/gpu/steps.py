@@ -6,6 +6,7 @@ Decides their order and what each is given. Must not know how results are shown.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -181,6 +182,28 @@ def times(plan: Plan) -> dict[str, Any]:
     return found
 
 
+def attention(plan: Plan) -> dict[str, Any]:
+    """What attention alone reaches."""
+    from tests.gpu import attention as alone
+
+    return alone.measure() if plan.device != "cpu" else {}
+
+
+def compiled(plan: Plan) -> dict[str, Any]:
+    """FLUX.1 as compiled code: made in the first process of the two, found in the second."""
+    from agents.engine.quiet import prepare_environment
+
+    prepare_environment(2)
+    os.environ |= {"TORCHINDUCTOR_CACHE_DIR": str(plan.work / "flux"), "TRITON_CACHE_DIR": str(plan.work / "flux-triton")}
+    from atoll.physics.stack import Stack
+    from tests.gpu import times as timed
+    from tests.gpu.subjects import SUBJECTS
+
+    subject = next(one for one in SUBJECTS if one.model_id == "flux.1-dev")
+    spec = timed.spec_of(subject, load_packaged().models)
+    return timed.measure(subject, spec, card()[1], plan.device, stack=Stack.COMPILE, tiny=plan.tiny)
+
+
 STEPS: dict[str, Callable[[Plan], dict[str, Any]]] = {
     "machine": machine,
     "process": process,
@@ -190,7 +213,10 @@ STEPS: dict[str, Callable[[Plan], dict[str, Any]]] = {
     "loads": loads,
     "generations": generations,
     "generations-again": generations,
+    "attention": attention,
     "times": times,
+    "compiled": compiled,
+    "compiled-again": compiled,
 }
 
 

@@ -11,7 +11,7 @@ import gc
 import itertools
 import statistics
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from atoll.model.gpu import GpuType
@@ -41,15 +41,16 @@ def measure(
     shape = spec.default_shape
     if tiny:
         shape = replace(shape, width=128, height=128, frames=9 if shape.frames > 1 else 1, steps=4)
-    compile_s = 0.0
     if stack is Stack.COMPILE:
         _compile(built)
-        _, compile_s, _ = _call(torch, subject, built, shape, _WARM_STEPS, device)
-    _call(torch, subject, built, shape, _WARM_STEPS, device)
+    first = _call(torch, subject, built, shape, _WARM_STEPS, device)
+    if stack is Stack.COMPILE:
+        _call(torch, subject, built, shape, _WARM_STEPS, device)
     steps = min(subject.steps, shape.steps)
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-    ends_s, _, decode_s = _call(torch, subject, built, shape, steps, device)
+    called = _call(torch, subject, built, shape, steps, device)
+    ends_s = called.ends_s
     each_s = [later - earlier for earlier, later in itertools.pairwise(ends_s)]
     step_s = statistics.median(each_s[1:] or each_s)
     whole_s = ends_s[-1] - ends_s[0] if steps == shape.steps else step_s * shape.steps
@@ -63,7 +64,9 @@ def measure(
         "shape": _plain(shape),
         "denoiser_params": built.denoiser_params,
         "build_s": built_s,
-        "compile_s": compile_s,
+        "first_step_extra_s": first.ends_s[1] - first.ends_s[0] - step_s,
+        "first_decode_extra_s": first.decode_s - called.decode_s,
+        "finite": called.finite,
         "steps_timed": steps,
         "step_s": step_s,
         "step_s_all": each_s,
@@ -73,11 +76,12 @@ def measure(
         "predicted_low_high_s": [found.low_us / 1e6, found.high_us / 1e6],
         "eta_level": found.eta_level,
         "tflops": found.flops / 1e12,
-        "decode_s": decode_s if subject.decodes else None,
+        "decode_s": called.decode_s if subject.decodes else None,
         "decode_predicted_s": found.decode_us / 1e6,
         "peak_bytes": 0 if device == "cpu" else int(torch.cuda.max_memory_allocated()),
         "peak_predicted_bytes": spec.resident_bytes + spec.activation_bytes,
         "denoiser_and_vae_bytes": _bytes(built),
+        "outside_torch_bytes": 0 if device == "cpu" else _outside_torch_bytes(torch),
     }
 
 
@@ -109,12 +113,22 @@ def as_row(found: dict[str, Any], card: str) -> dict[str, Any]:
     }
 
 
-def _call(torch: Any, subject: Subject, built: Built, shape: Shape, steps: int, device: str) -> tuple[list[float], float, float]:
-    """(the end of each step and before them the begin, seconds of all, seconds of decoding)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Called:
+    """`ends_s`: the begin, then the end of each step. `finite`: whether the last step gave numbers; None where it was not shown."""
+
+    ends_s: list[float]
+    decode_s: float
+    finite: bool | None
+
+
+def _call(torch: Any, subject: Subject, built: Built, shape: Shape, steps: int, device: str) -> _Called:
     marks = _Marks(torch, device)
+    last: list[Any] = []
 
     def step_ended(_pipeline: Any, _index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         marks.set()
+        last[:] = [tensors["latents"]] if "latents" in tensors else []
         return tensors
 
     arguments = {
@@ -133,7 +147,8 @@ def _call(torch: Any, subject: Subject, built: Built, shape: Shape, steps: int, 
         built.pipeline(**arguments)
     marks.set()
     *ends_s, ended_s = marks.seconds()
-    return ends_s, ended_s, ended_s - ends_s[-1]
+    finite = bool(torch.isfinite(last[0]).all()) if last else None
+    return _Called(ends_s=ends_s, decode_s=ended_s - ends_s[-1], finite=finite)
 
 
 class _Marks:
@@ -208,6 +223,12 @@ def _synchronize(torch: Any, device: str) -> None:
 def _bytes(built: Built) -> int:
     parts = [part for part in built.pipeline.components.values() if hasattr(part, "parameters")]
     return sum(tensor.numel() * tensor.element_size() for part in parts for tensor in part.parameters())
+
+
+def _outside_torch_bytes(torch: Any) -> int:
+    """What the process holds beside torch's own pool: the context, kernels that were loaded, libraries' work space."""
+    free, total = torch.cuda.mem_get_info()
+    return int(total - free - torch.cuda.memory_reserved())
 
 
 def _plain(shape: Shape) -> dict[str, int]:
