@@ -53,6 +53,7 @@ from orchestrator.store.base import Store, StoreError
 from orchestrator.store.sqlite import SqliteStore
 from orchestrator.telemetry.logs import configure
 from orchestrator.telemetry.metrics import Metrics, MetricsServer
+from orchestrator.warming import warm_up
 from orchestrator.watchers import AuditWatchers, JobWatchers
 
 _log = structlog.get_logger(__name__)
@@ -168,6 +169,7 @@ async def serve(
         # Bound before the store is taken over: a second start on the same port must not depose the first.
         address = _bind(parts)
         listening = _serve_metrics(parts)
+        await asyncio.to_thread(warm_up, parts.policy)
         parts.driver.begin(await _take_over(parts.store))
         running = asyncio.create_task(parts.driver.run())
         await _begin(parts, running)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from agents.runtime.hardware import Device, HardwareError, gpu_type_of, survey
+from agents.runtime.hardware import Device, HardwareError, find_devices, gpu_type_of, survey
 from agents.runtime.ray_config import RayConfig
 from atoll.catalog.gpus import parse_gpus
 from atoll.data import gpus_csv
@@ -71,6 +73,63 @@ def test_a_host_of_two_types_has_two_pools_and_each_slot_its_own_device() -> Non
         ("l4-0", 1, "GPU-2"),
         ("h200-0", 0, "GPU-1"),
     ]
+
+
+def test_what_models_may_take_of_a_gpu_can_be_limited() -> None:
+    device = Device(uuid="GPU-0", name="NVIDIA L4", memory_bytes=22 * GIB)
+    for wanted, found in ((8 * GIB, 8 * GIB), (99 * GIB, 22 * GIB), (0, 22 * GIB)):
+        (pool,) = survey((device,), cpu_slots=1, slot_memory_bytes=wanted, cache_bytes=GIB).pools
+        assert pool.gpu_memory_bytes == found
+
+
+class Driver:
+    """NVML with one H100, as driver 580 told it: of the older of two answers, what the driver keeps is not taken off."""
+
+    nvmlMemory_v2 = 2  # noqa: N815 - its name in the binding
+
+    class NVMLError(Exception):
+        """As in the binding."""
+
+    def __init__(self, *, tells_reserved: bool) -> None:
+        self.tells_reserved = tells_reserved
+        self.ended = False
+
+    def nvmlInit(self) -> None:  # noqa: N802 - as above, and below
+        """Nothing to do."""
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.ended = True
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 1
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlDeviceGetUUID(self, handle: int) -> bytes:  # noqa: N802
+        return b"GPU-%d" % handle
+
+    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
+        return "NVIDIA H100 80GB HBM3"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int, version: int | None = None) -> SimpleNamespace:  # noqa: N802
+        if version is None:
+            return SimpleNamespace(total=85_520_809_984)
+        if not self.tells_reserved:
+            raise self.NVMLError("not supported")
+        return SimpleNamespace(total=85_520_809_984, reserved=503_316_480)
+
+
+@pytest.mark.parametrize(("tells_reserved", "usable"), [(True, 85_017_493_504), (False, 85_520_809_984)])
+def test_models_get_what_neither_the_driver_nor_a_process_keeps(
+    monkeypatch: pytest.MonkeyPatch, tells_reserved: bool, usable: int
+) -> None:
+    driver = Driver(tells_reserved=tells_reserved)
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    (device,) = find_devices()
+    assert (device.uuid, device.name) == ("GPU-0", "NVIDIA H100 80GB HBM3")
+    assert usable - 10**9 < device.memory_bytes < usable - 650_969_088, "a context takes 0.65 GB"
+    assert driver.ended
 
 
 def test_a_host_without_gpus_is_a_pool_of_its_cpu() -> None:
