@@ -11,7 +11,7 @@ BIN := .venv/bin
 PYTEST_ARGS ?=
 COMPUTING := tests/architecture tests/property tests/simulation tests/unit
 
-.PHONY: help setup test check format protos demo demo-verify bench profile soak mutants clean
+.PHONY: help setup test check format protos demo demo-verify bench gpu-check profile soak mutants clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ demo-verify: setup  ## make the demo's pictures again without Atoll and compare 
 
 bench: setup  ## print the figures of this machine
 	@$(BIN)/python -m tests.bench
+
+gpu-check: setup  ## run Atoll on this machine's GPU, and time it against what is predicted (skipped where there is none)
+	@$(BIN)/python -m tests.gpu
 
 profile: setup  ## print where the time of a placing decision goes
 	@$(BIN)/python -m tests.bench.profile

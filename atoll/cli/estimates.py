@@ -33,6 +33,7 @@ _SOURCES_MAX: Final = 200
 _ROWS_MAX: Final = 5_000
 _PACKAGED: Final = "atoll/data/latencies.csv"
 _SWEEP: Final = "atoll/data/mlenergy_latency.csv"
+_OWN: Final = "atoll/data/gpu_check.csv"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -89,13 +90,15 @@ def predict(
     cfg: Annotated[str | None, typer.Option("--cfg", metavar="N", help="Passes of the denoiser a step (2: with guidance).")] = None,
     batch: Annotated[str | None, typer.Option("--batch", metavar="N", help="Results of one job.")] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="fp32, fp16, bf16, fp8 or fp4.")] = None,
-    stack: Annotated[str, typer.Option("--stack", help="What runs the kernels; Atoll's own workers: eager.")] = "eager",
+    stack: Annotated[
+        str, typer.Option("--stack", show_default=False, help="What runs the kernels (default: what Atoll's workers run there).")
+    ] = "",
 ) -> None:
     """Predict how long an execution takes, without loading and transfers: seconds by part, and the range of 80 % of such predictions."""
     from atoll.cli.costtables import show_estimate
     from atoll.physics.estimate import estimate
     from atoll.physics.fitted import FITTED
-    from atoll.physics.stack import used_stack
+    from atoll.physics.stack import ENGINE_STACK, used_stack
     from atoll.physics.terms import Run
 
     names = _names()
@@ -104,8 +107,9 @@ def predict(
     gpu_type = names.gpus.get(GpuTypeId(gpu))
     if gpu_type is None:
         raise FieldError("--gpu", gpu, _one_of(gpu, names.gpus, "GPU type"))
+    kernels = _stack(stack) if stack else used_stack(ENGINE_STACK, gpu_type.arch)
     run = Run(
-        model=spec, shape=shape, gpu=gpu_type, precision=_precision(precision, spec.precision), stack=_stack(stack), gang_size=gang
+        model=spec, shape=shape, gpu=gpu_type, precision=_precision(precision, spec.precision), stack=kernels, gang_size=gang
     )
     show_estimate(session().form, run, estimate(FITTED, replace(run, stack=used_stack(run.stack, gpu_type.arch))))
 
@@ -116,6 +120,7 @@ def check(
         str, typer.Argument(metavar="FILE", show_default=False, help="Times, with the columns of a packaged table (default: latencies).")
     ] = "",
     sweep: Annotated[bool, typer.Option("--sweep", help="The packaged sweep over batches and gangs instead of a file.")] = False,
+    own_times: Annotated[bool, typer.Option("--own", help="What Atoll's own gpu-check measured; nothing is learned of it.")] = False,
     cv: Annotated[
         str,
         typer.Option("--cv", metavar="COLUMN", show_default=False, help="source, model or gpu: fit anew without each, and predict it."),
@@ -128,11 +133,12 @@ def check(
 
     if cv and cv not in set(LeaveOut):
         raise FieldError("--cv", cv, f"one of {', '.join(LeaveOut)}")
-    if file and sweep:
-        raise FieldError("--sweep", "given", "no FILE beside it: it stands for one")
+    for option, given in (("--sweep", sweep), ("--own", own_times)):
+        if given and (file or (sweep and own_times)):
+            raise FieldError(option, "given", "no other table beside it: it stands for one")
     form = session().form
     names = _names()
-    table = _packaged(_SWEEP, names) if sweep else _read(file, names)
+    table = _packaged(_SWEEP if sweep else _OWN, names) if sweep or own_times else _read(file, names)
     if not cv:
         show_check(form, table, judge([row.observation for row in table.known], FITTED))
         return
@@ -194,7 +200,8 @@ def _read(file: str, names: Names) -> Table:
 def _packaged(file: str, names: Names) -> Table:
     from atoll import data
 
-    return _table(file, data.mlenergy_latency_csv() if file == _SWEEP else data.latencies_csv(), names)
+    texts = {_PACKAGED: data.latencies_csv, _SWEEP: data.mlenergy_latency_csv, _OWN: data.gpu_check_csv}
+    return _table(file, texts[file](), names)
 
 
 def _all_packaged(names: Names) -> list[Observation]:

@@ -33,6 +33,11 @@ def mlenergy_latency_csv() -> str:
     return _text("mlenergy_latency.csv")
 
 
+def gpu_check_csv() -> str:
+    """Times that Atoll's own check measured on single GPUs, one a row."""
+    return _text("gpu_check.csv")
+
+
 def published_names_csv() -> str:
     """Names under which models of models.csv are published, one a row."""
     return _text("published_names.csv")

@@ -23,14 +23,17 @@ _PATCH_BASE_US: Final = 70_000
 # Read, cast and copied tensor by tensor, which is far from what a disk can do.
 _PATCH_BYTES_PER_S: Final = 400_000_000
 # Compiling the blocks that repeat, once each: FLUX.1-dev 9.6 s on an H100's host (67.4 s for its whole transformer; PyTorch's devlog of
-# 2026-05-11), Qwen-Image 7 s on an A100's (diffusers' docs). 19 or 60 blocks alike, so neither depth nor width of the model counts.
+# 2026-05-11) and 12.1 s on another (tests/gpu), Qwen-Image 7 s on an A100's (diffusers' docs). 19 or 60 blocks alike, so neither depth nor
+# width of the model counts.
 _COMPILE_US: Final = 9_000_000
-# A UNet's transformer blocks come in the widths of its levels, three in the published ones, each compiled by itself.
-_COMPILE_UNET_US: Final = 3 * _COMPILE_US
-# C++ through g++, on two cores: 33 s for a tiny pipeline, 4 s once the compiler's cache is there. The ratio is all that was measured of
-# a cache alone; published boots with and without one (120 s and 60 s, 400 s and 150 s; Replicate, 2025-09) count weights and runtime too.
+# A UNet's transformer blocks are plainer, and come in the widths of its levels: SDXL 4.5 s, in a slot 6.5 s, on an H200's host (tests/gpu).
+_COMPILE_UNET_US: Final = 6_000_000
+# Where the compiler's cache is there, the model is traced again all the same: FLUX.1-dev 2.9 of 12.1 s, SDXL 1.4 to 1.6 of 4.5 to 6.5 s (as
+# above).
+_CACHED_PARTS: Final = 4
+# C++ through g++, on two cores: 33 s for a tiny pipeline, 4 s once the cache is there.
 _COMPILE_CPU_US: Final = 33_000_000
-_CACHED_PARTS: Final = 8
+_CACHED_CPU_PARTS: Final = 8
 
 
 def transfer_us(size_bytes: int, bytes_per_s: int, rtt_us: int) -> int:
@@ -65,4 +68,4 @@ def compile_us(model: ModelSpec, gpu: GpuType) -> int:
 
 def artifact_load_us(model: ModelSpec, gpu: GpuType) -> int:
     """Microseconds until a fresh replica runs code for this shape that its node holds: the model is traced again, the code is not made."""
-    return compile_us(model, gpu) // _CACHED_PARTS
+    return compile_us(model, gpu) // (_CACHED_CPU_PARTS if gpu.gpu_type == CPU else _CACHED_PARTS)

@@ -19,7 +19,7 @@ from atoll.physics.coefficients import factor_milli
 from atoll.physics.estimate import predict_us
 from atoll.physics.fitted import FITTED
 from atoll.physics.peaks import used_precision
-from atoll.physics.stack import ENGINE_STACK, Stack
+from atoll.physics.stack import ENGINE_COMPILED, ENGINE_STACK, Stack, used_stack
 from atoll.physics.terms import CPU_MILLI, MATMUL_MILLI, Run, denoise_keys, device_key
 
 _MILLI: Final = 1_000
@@ -30,9 +30,9 @@ _CLASS_OF: Final = {
 }
 
 
-def stack_of(model: ModelSpec, gang_size: int = 1) -> Stack:
-    """What Atoll's workers run a model on."""
-    return Stack.COMPILE if runs_compiled(model, gang_size) else ENGINE_STACK
+def stack_of(model: ModelSpec, gpu: GpuType, gang_size: int = 1) -> Stack:
+    """What Atoll's workers run a model on, on a GPU of this type."""
+    return used_stack(ENGINE_COMPILED if runs_compiled(model, gang_size) else ENGINE_STACK, gpu.arch)
 
 
 def execution_us(
@@ -40,7 +40,7 @@ def execution_us(
 ) -> int:
     """Microseconds that `gang_size` GPUs of this type take for the job: prompt, steps, decoding; no loading, no transfer. At least 1.
     Without a `stack`: on the one that Atoll's workers run it on."""
-    stack = stack_of(model, gang_size) if stack is None else stack
+    stack = stack_of(model, gpu, gang_size) if stack is None else stack
     run = Run(model=model, shape=shape, gpu=gpu, precision=precision, stack=stack, gang_size=gang_size)
     return predict_us(FITTED, run)
 
@@ -54,7 +54,7 @@ def gang_speedup_milli(
     return alone * _MILLI // execution_us(model, shape, gpu, precision, gang_size=gang_size, stack=stack)
 
 
-def eta_milli(gpu: GpuType, kind: DenoiserKind, precision: Precision, *, stack: Stack = ENGINE_STACK) -> int:
+def eta_milli(gpu: GpuType, kind: DenoiserKind, precision: Precision, *, stack: Stack = Stack.EAGER) -> int:
     """Share of the dense peak that matrix products reach, in thousandths; transformers stand for those of images."""
     if gpu.gpu_type == CPU:
         return CPU_MILLI[kind]

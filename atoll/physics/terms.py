@@ -21,7 +21,7 @@ from atoll.model.modelspec import DenoiserKind, Modality, ModelSpec
 from atoll.model.shape import Precision, Shape
 from atoll.physics import flops
 from atoll.physics.peaks import peak_flops, used_precision, weight_bits
-from atoll.physics.stack import ENGINE_STACK, TRAITS, Stack
+from atoll.physics.stack import TRAITS, Stack
 
 _NS: Final = 10**9
 _MILLI: Final = 1_000
@@ -100,7 +100,7 @@ class Run:
     shape: Shape
     gpu: GpuType
     precision: Precision
-    stack: Stack = ENGINE_STACK
+    stack: Stack = Stack.EAGER
     gang_size: int = 1
     guidance_split: bool = False
     ring: int = 1

@@ -195,13 +195,12 @@ def compiled(plan: Plan) -> dict[str, Any]:
 
     prepare_environment(2)
     os.environ |= {"TORCHINDUCTOR_CACHE_DIR": str(plan.work / "flux"), "TRITON_CACHE_DIR": str(plan.work / "flux-triton")}
-    from atoll.physics.stack import Stack
     from tests.gpu import times as timed
     from tests.gpu.subjects import SUBJECTS
 
     subject = next(one for one in SUBJECTS if one.model_id == "flux.1-dev")
     spec = timed.spec_of(subject, load_packaged().models)
-    return timed.measure(subject, spec, card()[1], plan.device, stack=Stack.COMPILE, tiny=plan.tiny)
+    return timed.measure(subject, spec, card()[1], plan.device, compiled=True, tiny=plan.tiny)
 
 
 STEPS: dict[str, Callable[[Plan], dict[str, Any]]] = {

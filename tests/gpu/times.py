@@ -20,16 +20,16 @@ from atoll.model.modelspec import ModelSpec
 from atoll.model.shape import Precision, Shape
 from atoll.physics.estimate import estimate
 from atoll.physics.fitted import FITTED
-from atoll.physics.stack import Stack
+from atoll.physics.stack import ENGINE_COMPILED, ENGINE_STACK, used_stack
 from atoll.physics.terms import Run
 from tests.gpu.subjects import Built, Subject, build
 
-SOURCE = "measured by this project's gpu-check"
+_SOURCE = "measured by this project's gpu-check"
 _WARM_STEPS = 2
 
 
 def measure(
-    subject: Subject, spec: ModelSpec, gpu: GpuType, device: str, *, stack: Stack = Stack.EAGER, tiny: bool = False
+    subject: Subject, spec: ModelSpec, gpu: GpuType, device: str, *, compiled: bool = False, tiny: bool = False
 ) -> dict[str, Any]:
     """One model: what was predicted, what it took, and what was computed."""
     import torch
@@ -41,10 +41,10 @@ def measure(
     shape = spec.default_shape
     if tiny:
         shape = replace(shape, width=128, height=128, frames=9 if shape.frames > 1 else 1, steps=4)
-    if stack is Stack.COMPILE:
+    if compiled:
         _compile(built)
     first = _call(torch, subject, built, shape, _WARM_STEPS, device)
-    if stack is Stack.COMPILE:
+    if compiled:
         _call(torch, subject, built, shape, _WARM_STEPS, device)
     steps = min(subject.steps, shape.steps)
     if device != "cpu":
@@ -54,6 +54,7 @@ def measure(
     each_s = [later - earlier for earlier, later in itertools.pairwise(ends_s)]
     step_s = statistics.median(each_s[1:] or each_s)
     whole_s = ends_s[-1] - ends_s[0] if steps == shape.steps else step_s * shape.steps
+    stack = used_stack(ENGINE_COMPILED if compiled else ENGINE_STACK, gpu.arch)
     run = Run(model=spec, shape=shape, gpu=gpu, precision=Precision.BF16, stack=stack)
     found = estimate(FITTED, run)
     predicted_s = (found.denoise_us + found.overhead_us) / 1e6
@@ -61,6 +62,7 @@ def measure(
         "model": subject.model_id,
         "gpu": gpu.gpu_type,
         "stack": stack.value,
+        "optimisation": "compile" if compiled else "eager",
         "shape": _plain(shape),
         "denoiser_params": built.denoiser_params,
         "build_s": built_s,
@@ -91,7 +93,7 @@ def spec_of(subject: Subject, models: tuple[ModelSpec, ...]) -> ModelSpec:
 
 
 def as_row(found: dict[str, Any], card: str) -> dict[str, Any]:
-    """In the columns of `atoll/data/latencies.csv`."""
+    """In the columns of `atoll/data/latencies.csv`, for `atoll costs check`."""
     shape = found["shape"]
     return {
         "model": found["model"],
@@ -101,14 +103,14 @@ def as_row(found: dict[str, Any], card: str) -> dict[str, Any]:
         "cfg_forwards": shape["cfg_passes"],
         "batch": shape["batch"],
         "precision": "bf16",
-        "optimisation": found["stack"],
+        "optimisation": f"{found['optimisation']}; cuDNN attention on Hopper",
         "gpu": found["gpu"],
         "n_gpus": 1,
         "parallelism": "",
         "seconds": f"{found['denoise_s']:.4f}",
         "metric": "denoise_s",
         "split": "holdout",
-        "source": f"{SOURCE} on one {card}",
+        "source": f"{_SOURCE} on one {card}",
         "note": f"random weights; {found['steps_timed']} of {shape['steps']} steps timed",
     }
 
