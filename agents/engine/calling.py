@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agents.engine.request import GenerationRequest
+from atoll.model import limits
 from atoll.model.errors import FieldError
 from atoll.model.shape import check_grid
 
@@ -83,6 +84,9 @@ def plan_call(pipeline: Any, request: GenerationRequest) -> Call:
     shape_rule(pipeline).check(request)
     takes = parameters_of(pipeline)
     shape = request.shape
+    most = _steps_max(pipeline)
+    if shape.steps > most:
+        raise FieldError("shape.steps", shape.steps, f"at most {most}: this pipeline's schedule has no more")
     arguments: dict[str, Any] = {
         "prompt": request.prompt,
         "num_inference_steps": shape.steps,
@@ -111,6 +115,16 @@ def plan_call(pipeline: Any, request: GenerationRequest) -> Call:
         arguments["negative_prompt"] = request.negative_prompt
     guidance = _guidance(pipeline, request, takes, arguments)
     return Call(arguments={name: value for name, value in arguments.items() if name in takes}, guidance=guidance)
+
+
+def _steps_max(pipeline: Any) -> int:
+    """How many steps the scheduler can take. One whose noise is a table of steps begins `steps_offset` into it, and would look beyond its
+    end for more; others make any number."""
+    config = getattr(getattr(pipeline, "scheduler", None), "config", {})
+    table = config.get("num_train_timesteps")
+    if "beta_schedule" not in config or not isinstance(table, int):
+        return limits.STEPS_MAX
+    return max(table - int(config.get("steps_offset", 0)), 1)
 
 
 def _guidance(pipeline: Any, request: GenerationRequest, takes: Mapping[str, inspect.Parameter], arguments: dict[str, Any]) -> float | None:

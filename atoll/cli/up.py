@@ -41,6 +41,8 @@ _RAY_PORTS: Final = range(21_000, 31_000, 100)
 _POLL_S: Final = 0.2
 # What is local is limited by its disk; the figure only has to be larger than that.
 _LOOPBACK_BYTES_PER_S: Final = 10**10
+# Fetching weights from a folder of this machine: read, hashed and written. 5.4 GB took 8.4 s on a disk that reads 1.8 GB/s and writes 0.6.
+_FETCH_BYTES_PER_S: Final = 600_000_000
 
 
 def register(root: typer.Typer) -> None:
@@ -181,7 +183,7 @@ def _declare(client: Client, site: SiteId, models: tuple[ModelSpec, ...], adapte
             region="this machine",
             provider="local",
             wan_bytes_per_s=_LOOPBACK_BYTES_PER_S,
-            origin_bytes_per_s=_LOOPBACK_BYTES_PER_S,
+            origin_bytes_per_s=_FETCH_BYTES_PER_S,
         )
         return client.sites_add(spec, reason="atoll up").join_token
 

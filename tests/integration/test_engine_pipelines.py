@@ -226,6 +226,7 @@ def test_a_pipeline_without_step_callback_is_observed_through_its_scheduler(engi
         ({"height": 60}, "shape.height is 60: expected a multiple of 8"),
         ({"frames": 9}, "shape.frames is 9: expected 1: this model makes images"),
         ({"steps": 0}, "shape.steps is 0"),
+        ({"steps": 1_000}, "shape.steps is 1000: expected at most 999: this pipeline's schedule has no more"),
         ({"width": -64}, "shape.width is -64"),
         ({"width": 10**9}, "shape.width is 1000000000"),
         ({"batch": 1000}, "shape.batch is 1000"),
