@@ -24,7 +24,8 @@ from typing import Final
 
 from agents.engine.errors import BadWeightsError
 from agents.engine.manifest import ManifestFile, check_path, check_safetensors, parse_digest
-from agents.origins import FetchError, FetchStoppedError, Origin, disk_full, is_full, sync_folder
+from agents.origins import FetchError, FetchStoppedError, disk_full, is_full, sync_folder
+from agents.peers import PeerAdapter, PeerSource, Supply
 from agents.weights import ADAPTERS_FOLDER, RESERVE_BYTES
 from atoll.model.adapter import SUFFIX, AdapterSpec
 from atoll.model.attempt import FailureKind
@@ -70,8 +71,10 @@ class AdapterFiles:
         """Remove an adapter that proved to be damaged."""
         self.path_of(adapter).unlink(missing_ok=True)
 
-    def fetch(self, adapter: AdapterSpec, store_url: str, should_stop: Callable[[], bool]) -> FetchedAdapter:
-        """Bring an adapter from the origin store to this disk, or find it there.
+    def fetch(
+        self, adapter: AdapterSpec, store_url: str, should_stop: Callable[[], bool], peer: PeerSource | None = None
+    ) -> FetchedAdapter:
+        """Bring an adapter from the origin store to this disk, or find it there. `peer`: the site that is tried first.
 
         Single-flight, also among processes; a fetch that was stopped is continued by the next. `should_stop` is asked at each chunk and
         ends the call with FetchStoppedError. FetchError with its kind else.
@@ -85,7 +88,7 @@ class AdapterFiles:
             start_us = time.monotonic_ns() // 1000
             try:
                 evicted = self._make_room(adapter, partial)
-                came = self._download(adapter, store_url, partial, should_stop)
+                came = self._download(adapter, store_url, partial, should_stop, peer)
                 partial.rename(path)
                 sync_folder(self._root)
             except (BadWeightsError, FetchError) as error:
@@ -101,7 +104,9 @@ class AdapterFiles:
             path=path, fetched_bytes=came, elapsed_us=max(time.monotonic_ns() // 1000 - start_us, 1), evicted=evicted
         )
 
-    def _download(self, adapter: AdapterSpec, store_url: str, partial: Path, should_stop: Callable[[], bool]) -> int:
+    def _download(
+        self, adapter: AdapterSpec, store_url: str, partial: Path, should_stop: Callable[[], bool], peer: PeerSource | None
+    ) -> int:
         if not adapter.origin_path.endswith(SUFFIX):
             raise BadWeightsError(adapter.adapter_id, f"origin_path {adapter.origin_path}", f"a {SUFFIX} file below the origin store")
         path = check_path(f"origin_path of adapter {adapter.adapter_id}", adapter.origin_path)
@@ -112,7 +117,8 @@ class AdapterFiles:
             if should_stop():
                 raise FetchStoppedError(f"fetch of adapter {adapter.adapter_id} stopped")
 
-        came = Origin(store_url.rstrip("/")).download(file, partial, on_bytes=count)
+        peers = [PeerAdapter(peer, adapter.adapter_id, adapter.weights_digest)] if peer is not None else []
+        came = Supply(store_url.rstrip("/"), peers).download_file(file, partial, count)
         check_safetensors(partial, path)
         return came
 

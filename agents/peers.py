@@ -22,9 +22,13 @@ from agents.engine.errors import BadWeightsError
 from agents.engine.manifest import ManifestFile, ModelManifest
 from agents.origins import FetchError, Origin
 from agents.parallel import ParallelFetch
+from atoll.model.adapter import SUFFIX
 from atoll.model.attempt import FailureKind
 from atoll.model.errors import AtollError
-from atoll.model.ids import ModelId
+from atoll.model.ids import AdapterId, ModelId
+
+# Where a site serves adapters, beside its models.
+ADAPTERS: Final = "adapters"
 
 _log = structlog.get_logger(__name__)
 
@@ -87,11 +91,11 @@ class Pace:
 
 
 class PeerFolder(Origin):
-    """One model folder that a peer site serves."""
+    """One folder that a peer site serves, of a model (`peer_folder`) or of what else has files there."""
 
-    def __init__(self, peer: PeerSource, model_id: ModelId, digest: str, *, pace: Pace | None = None) -> None:
+    def __init__(self, peer: PeerSource, url: str, *, pace: Pace | None = None) -> None:
         headers = {"Authorization": f"Bearer {peer.token}"} if peer.token else {}
-        super().__init__(peer_folder(peer.url, model_id, digest), silence_s=_SILENCE_S, headers=headers, redirects=False)
+        super().__init__(url, silence_s=_SILENCE_S, headers=headers, redirects=False)
         self._pace = pace or Pace()
 
     def _open_at(self, path: str, held: int) -> IO[bytes]:
@@ -114,6 +118,18 @@ class PeerFolder(Origin):
 
     def heard(self, size: int) -> None:
         self._pace.heard(size, time.monotonic())
+
+
+class PeerAdapter(PeerFolder):
+    """One adapter that a peer site serves: whatever path is asked for, its file."""
+
+    def __init__(self, peer: PeerSource, adapter_id: AdapterId, digest: str) -> None:
+        super().__init__(peer, f"{peer.url.rstrip('/')}/{ADAPTERS}/{adapter_id}")
+        self._name = f"{digest.removeprefix('sha256:')}{SUFFIX}"
+
+    def _open_at(self, path: str, held: int) -> IO[bytes]:
+        del path
+        return super()._open_at(self._name, held)
 
 
 class Supply:
@@ -150,10 +166,11 @@ class Supply:
             on_bytes(0)
             target = partial / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            came += self._download(file, target, on_bytes)
+            came += self.download_file(file, target, on_bytes)
         return came
 
-    def _download(self, file: ManifestFile, target: Path, on_bytes: Callable[[int], None]) -> int:
+    def download_file(self, file: ManifestFile, target: Path, on_bytes: Callable[[int], None]) -> int:
+        """Bring one file from the first peer, or when that fails from the origin store."""
         if not self._peers:
             return self._origin.download(file, target, on_bytes=on_bytes)
         counted = 0

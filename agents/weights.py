@@ -26,10 +26,11 @@ from agents import ranges
 from agents.engine.errors import BadWeightsError
 from agents.engine.manifest import MANIFEST_NAME, ModelManifest, parse_digest, read_manifest, verify_folder
 from agents.origins import FetchError, FetchStoppedError, Origin, disk_full, is_full, sync_folder
-from agents.peers import PeerFolder, PeerSources, Supply
+from agents.peers import PeerFolder, PeerSources, Supply, peer_folder
+from atoll.model.adapter import SUFFIX
 from atoll.model.attempt import FailureKind
 from atoll.model.errors import StateError
-from atoll.model.ids import ModelId, parse_name
+from atoll.model.ids import AdapterId, ModelId, parse_name
 
 # Left free on the disk: logs, results and other programs must go on when models fill it.
 RESERVE_BYTES: Final = 256 * 1024 * 1024
@@ -110,6 +111,10 @@ class WeightsCache:
         """The folder of a model that is on disk, complete, without marking it as used; None: it is not there."""
         model = self._entry(self.folder_of(model_id, digest))
         return model.folder if model is not None and model.digest == digest else None
+
+    def adapter(self, adapter_id: AdapterId, digits: str) -> Path:
+        """Where an adapter of this digest lies, if it is on disk."""
+        return self._root / ADAPTERS_FOLDER / f"{adapter_id}@{digits}{SUFFIX}"
 
     def entries(self) -> tuple[CachedModel, ...]:
         """All complete models, least recently used first. What is not a model of this cache is passed over."""
@@ -324,7 +329,8 @@ class WeightsCache:
 def _supply(origin_url: str, peers: PeerSources | None, model_id: ModelId, digest: str) -> Supply:
     if peers is None:
         return Supply(origin_url)
-    return Supply(origin_url, [PeerFolder(peer, model_id, digest) for peer in peers.peers], origin_too=peers.origin_too)
+    folders = [PeerFolder(peer, peer_folder(peer.url, model_id, digest)) for peer in peers.peers]
+    return Supply(origin_url, folders, origin_too=peers.origin_too)
 
 
 def _expected(model_id: ModelId, digest: str, origin: Origin) -> ModelManifest:

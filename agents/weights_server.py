@@ -1,10 +1,11 @@
-"""Serves the complete models of this node's cache to other sites: read-only, over HTTP, with ranges.
+"""Serves the complete models and adapters of this node's cache to other sites: read-only, over HTTP, with ranges.
 
     GET or HEAD <weights_url>/<model id>/<64 hex digits of its digest>/<file of its manifest>
+    GET or HEAD <weights_url>/adapters/<adapter id>/<64 hex digits of its digest>.safetensors
 
-Decides what may be read: a model that is complete, its manifest, and the files that the manifest names; no listing, nothing else, whatever
-the path says. As many transfers at a time as there are places, each with a floor under its pace; who comes when all are taken is told to
-come later. Must not know who is a site: with a token whoever has it reads, without one whoever reaches the port.
+Decides what may be read: a model that is complete, its manifest, and the files that the manifest names, and complete adapters; no listing,
+nothing else, whatever the path says. As many transfers at a time as there are places, each with a floor under its pace; who comes when all
+are taken is told to come later. Must not know who is a site: with a token whoever has it reads, without one whoever reaches the port.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ import structlog
 
 from agents.engine.errors import BadWeightsError
 from agents.engine.manifest import MANIFEST_NAME, read_manifest
+from agents.peers import ADAPTERS
 from agents.weights import WeightsCache
 from atoll.model.address import Address
 from atoll.model.errors import AtollError
-from atoll.model.ids import ModelId
+from atoll.model.ids import AdapterId, ModelId
 
 _log = structlog.get_logger(__name__)
 
@@ -42,6 +44,8 @@ _PACE_BYTES_PER_S: Final = 500_000
 _PACE_GRACE_S: Final = 60.0
 _PIECE_BYTES: Final = 4 * 1024 * 1024
 _PATH = re.compile(r"/([a-z0-9][a-z0-9._-]{0,62})/([0-9a-f]{64})/([A-Za-z0-9._/-]{1,500})\Z")
+# No model has a path like it: the second part of those is a digest, and a name has 63 characters at most.
+_ADAPTER = re.compile(rf"/{ADAPTERS}/([a-z0-9][a-z0-9._-]{{0,62}})/([0-9a-f]{{64}})\.safetensors\Z")
 _RANGE = re.compile(r"bytes=([0-9]{1,19})-([0-9]{0,19})\Z")
 _BUSY: Final = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -198,6 +202,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _find(self) -> tuple[int, int] | None:
         """The file that is asked for, opened, and its size; None: nothing that may be read."""
+        adapter = _ADAPTER.match(self.path)
+        if adapter is not None:
+            return _opened(self.server.cache.adapter(AdapterId(adapter[1]), adapter[2]), None)
         match = _PATH.match(self.path)
         if match is None:
             return None

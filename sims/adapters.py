@@ -12,11 +12,13 @@ from typing import Final
 
 from agents.core.events import AdapterFetched, AdapterFetchFailed, AgentEvent, ReplicaAdapted, ReplicaAdaptFailed
 from agents.core.outputs import AdaptReplica, FetchAdapter
+from atoll.model.adapter import AdapterSpec
 from atoll.model.attempt import Failure, FailureKind
 from atoll.model.ids import AdapterId, NodeId, SiteId
 from sims.checks import History
 from sims.faults import Fault, Faults
 from sims.truth import Truth
+from sims.weights import Disks
 from sims.world import MILLISECOND_US, SECOND_US, Timer, World
 
 _FAILURE_US: Final = (50 * MILLISECOND_US, 3 * SECOND_US)
@@ -36,7 +38,10 @@ class SimAdapters:
         site_id: SiteId,
         chance: random.Random,
         say: Callable[[AgentEvent], None],
+        disks: Disks,
     ) -> None:
+        self._elsewhere = disks
+        disks.adapters[site_id] = lambda name: any(name in held for held in self._disks.values())
         self._world = world
         self._faults = faults
         self._history = history
@@ -61,8 +66,19 @@ class SimAdapters:
             kind = self._random.choice((FailureKind.FETCH_FAILED, FailureKind.BAD_WEIGHTS, FailureKind.DISK_FULL))
             self._fetching[key] = self._world.after(self._random.randint(*_FAILURE_US), partial(self._fetch_failed, command, kind))
             return
-        elapsed_us = self._truth.adapter_fetch_us(self._site_id, adapter)
+        peer_us = self._peer_us(command.fetch_from.site_id, adapter) if command.fetch_from is not None else None
+        elapsed_us = peer_us or self._truth.adapter_fetch_us(self._site_id, adapter)
         self._fetching[key] = self._world.after(elapsed_us, partial(self._fetched, command, elapsed_us))
+
+    def _peer_us(self, src: SiteId, adapter: AdapterSpec) -> int | None:
+        """How long an adapter takes from another site; None: it cannot be had there."""
+        weights, has = self._elsewhere.get(src), self._elsewhere.adapters.get(src)
+        if weights is None or has is None or not weights.serves or not has(adapter.adapter_id):
+            return None
+        elapsed_us = self._truth.adapter_peer_us(src, self._site_id, adapter)
+        if elapsed_us is not None:
+            self._world.note(self._site_id, f"fetches adapter {adapter.adapter_id} from {src}")
+        return elapsed_us
 
     def _fetched(self, command: FetchAdapter, elapsed_us: int) -> None:
         adapter, node_id = command.adapter, command.node_id

@@ -100,7 +100,7 @@ class SimRuntime:
                     slot = SlotRef(pool_id=pool.pool_id, node_id=node_id, index=gpu)
                     self._slots[slot] = _Slot(memory_bytes=pool.gpu_memory_bytes)
         self._weights = SimWeights(world, faults, history, truth, spec.site_id, self._nodes, disks, self._random, self._say)
-        self._adapters = SimAdapters(world, faults, history, truth, spec.site_id, self._random, self._say)
+        self._adapters = SimAdapters(world, faults, history, truth, spec.site_id, self._random, self._say, disks)
 
     # --- what an agent sees when it starts -------------------------------------------------------------------------------------
 

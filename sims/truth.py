@@ -69,6 +69,15 @@ class Truth:
         rate = self._sites[site_id].origin_bytes_per_s
         return self._hidden.fetch_us(adapter.weights_bytes, rate, 0, site_id, self._next(site_id, "adapter"))
 
+    def adapter_peer_us(self, src: SiteId, dst: SiteId, adapter: AdapterSpec) -> int | None:
+        """From another site to a node's disk. None: there is no link."""
+        link = self._links.get((src, dst))
+        if link is None:
+            return None
+        rate = min(link.bytes_per_s, self._sites[src].wan_bytes_per_s)
+        way = SiteId(f"{src} to {dst}")
+        return self._hidden.fetch_us(adapter.weights_bytes, rate, link.rtt_us, way, self._next(way, "adapter"))
+
     def adapt_us(self, site_id: SiteId, adapters: tuple[AdapterSpec, ...]) -> int:
         """From a node's disk onto a replica; what is only taken off takes a moment."""
         return sum(self._hidden.patch_us(one, site_id, self._next(site_id, "adapt")) for one in adapters) or _TAKE_OFF_US

@@ -22,7 +22,7 @@ from agents.core.events import (
 from agents.core.outputs import DeleteWeights, FetchWeights, PinWeights, StageWeights, YieldFetch
 from atoll.model.assignment import Sources
 from atoll.model.attempt import Failure, FailureKind
-from atoll.model.ids import ModelId, NodeId, SiteId
+from atoll.model.ids import AdapterId, ModelId, NodeId, SiteId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import PoolSpec
 from atoll.physics.joint import FetchKey, JointFetches
@@ -61,6 +61,7 @@ class Disks(dict[SiteId, "SimWeights"]):
     def __init__(self) -> None:
         super().__init__()
         self.joint = JointFetches()
+        self.adapters: dict[SiteId, Callable[[AdapterId], bool]] = {}  # which sites can give which
 
     def retime(self, keys: Iterable[FetchKey]) -> None:
         """These fetches take another time from now on."""
@@ -146,6 +147,11 @@ class SimWeights:
     def agent_started(self) -> None:
         """An agent gives what is on the disks."""
         self._serves = True
+
+    @property
+    def serves(self) -> bool:
+        """Whether others can read here."""
+        return self._serves
 
     def gives(self, model_id: ModelId) -> bool:
         """Whether other sites can read a model here."""

@@ -49,7 +49,9 @@ def want(ctx: Context, slot: Slot, work: Work) -> None:
             continue
         if adapter.adapter_id not in node.fetching_adapters:
             node.fetching_adapters[adapter.adapter_id] = adapter
-            ctx.commands.append(FetchAdapter(node_id=node.node_id, adapter=adapter))
+            told = work.assigned.adapters_from if work.assigned is not None else ()
+            peer = next((one.peer for one in told if one.adapter_id == adapter.adapter_id), None)
+            ctx.commands.append(FetchAdapter(node_id=node.node_id, adapter=adapter, fetch_from=peer))
         if work.fetch_from_us < 0:
             work = replace(work, fetch_from_us=ctx.now_us)
             attempts.advance_to(ctx, work, AttemptState.FETCHING)

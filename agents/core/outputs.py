@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atoll.model.adapter import AdapterSpec
-from atoll.model.assignment import Sources
+from atoll.model.assignment import Peer, Sources
 from atoll.model.ids import AdapterId, AttemptKey, EventSeq, FleetId, FormId, Generation, ModelId, NodeId, SlotRef, Term
 from atoll.model.job import JobSpec
 from atoll.model.modelspec import ModelSpec
@@ -93,10 +93,11 @@ class DeleteWeights:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchAdapter:
     """Bring an adapter to a node's disk, verified by digest. Answered by AdapterFetched or AdapterFetchFailed. At most one per node
-    and adapter."""
+    and adapter. `fetch_from`: the peer site to try first; the origin store has it too."""
 
     node_id: NodeId
     adapter: AdapterSpec
+    fetch_from: Peer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from agents.core.outputs import AdaptReplica, FetchAdapter
 from agents.engine.errors import failure_of
 from agents.engine.request import AdapterFile
 from agents.origins import FetchError, FetchStoppedError
+from agents.peers import PeerSource
 from agents.runtime.base import Sink
 from atoll.model.attempt import Failure, FailureKind
 from atoll.model.errors import AtollError, FieldError
@@ -32,8 +33,9 @@ CallSlot = Callable[..., Awaitable[None]]
 class NodeAdapters:
     """The adapters of this host. All methods on the agent's event loop."""
 
-    def __init__(self, files: AdapterFiles, *, nodes: tuple[NodeId, ...], tell: Sink) -> None:
+    def __init__(self, files: AdapterFiles, *, nodes: tuple[NodeId, ...], tell: Sink, peer_token: str = "") -> None:
         self._files = files
+        self._peer_token = peer_token
         self._nodes = nodes
         self._tell = tell
         self._threads = ThreadPoolExecutor(max_workers=_PARALLEL, thread_name_prefix="adapters")
@@ -79,8 +81,10 @@ class NodeAdapters:
         key = (command.adapter.adapter_id, command.adapter.weights_digest)
         flight = self._flights.get(key)
         if flight is None:
+            told = command.fetch_from
+            peer = PeerSource(site_id=told.site_id, url=told.url, token=self._peer_token) if told is not None else None
             work = asyncio.get_running_loop().run_in_executor(
-                self._threads, self._files.fetch, command.adapter, origin_url, self._stop.is_set
+                self._threads, self._files.fetch, command.adapter, origin_url, self._stop.is_set, peer
             )
             flight = self._flights[key] = work
             flight.add_done_callback(lambda done: self._ended(key, done))

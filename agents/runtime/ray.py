@@ -141,7 +141,7 @@ class RayRuntime:
             raise
         nodes = tuple(pool.node_id(0) for pool in self.pools)
         self._weights = NodeWeights(cache, nodes=nodes, tell=self._sink, rates=self._rates, peer_token=config.peer_token)
-        self._adapters = NodeAdapters(adapters, nodes=nodes, tell=self._sink)
+        self._adapters = NodeAdapters(adapters, nodes=nodes, tell=self._sink, peer_token=config.peer_token)
         self._runs = Runs(attempts=self._attempts, meetings=config.work_dir / "gangs", tell=self._sink, spawn=self._spawn)
         self._lock = lock
 

@@ -163,11 +163,18 @@ class TwinWeights:
             if giving:
                 where, both = (here, command.node_id, model_id), command.fetch_from.origin_too
                 alone_us = self._peers.begin(where, size_bytes, giving, alone_us, origin_too=both)
+        if isinstance(command, FetchAdapter) and command.fetch_from is not None:
+            src = command.fetch_from.site_id
+            alone_us = self._peers.adapter_us(self._hidden, src, self._spec.site_id, command.adapter, key) or alone_us
         (self._copying if copied else self._fetching).begin(command, self._around.real_s(alone_us))
 
     def holds(self, model_id: ModelId) -> bool:
         """Whether one of its disks has the model."""
         return any(model_id in node.disk for node in self._nodes.values())
+
+    def holds_adapter(self, adapter_id: AdapterId) -> bool:
+        """Whether one of its disks has the adapter."""
+        return any(adapter_id in node.adapters for node in self._nodes.values())
 
     def retimed(self, node_id: NodeId, model_id: ModelId, whole_us: int) -> None:
         """Other fetches share the sources of one under way, or no longer do, or one of them has the weights no more."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atoll.model.adapter import AdapterSpec
-from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, SiteId, SlotRef, Term
+from atoll.model.ids import AdapterId, AttemptKey, EventSeq, FleetId, Generation, ModelId, NodeId, SiteId, SlotRef, Term
 from atoll.model.job import JobSpec
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import Tier
@@ -35,6 +35,14 @@ class Sources:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterPeer:
+    """An adapter, and the site whose disks have it near by. A hint: the origin store has it too."""
+
+    adapter_id: AdapterId
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AssignedAttempt:
     """One attempt the site should be running. Durations are fleet time, counted on the agent's own monotonic clock.
 
@@ -51,6 +59,7 @@ class AssignedAttempt:
     stop_after_ms: int
     request_id: str = ""
     fetch_from: Sources | None = None  # where the weights are nearest, if they have to be fetched; None: the origin store
+    adapters_from: tuple[AdapterPeer, ...] = ()  # of adapters that have to be fetched those that are nearest at a peer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -570,6 +570,31 @@ class Peer(_message.Message):
 Global___Peer: _TypeAlias = Peer  # noqa: Y015
 
 @_typing.final
+class AdapterPeer(_message.Message):
+    """Where an adapter is nearest, if that is not the origin store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_ID_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    adapter_id: _builtins.str
+    @_builtins.property
+    def peer(self) -> Global___Peer: ...
+    def __init__(
+        self,
+        *,
+        adapter_id: _builtins.str = ...,
+        peer: Global___Peer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["peer", b"peer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "peer", b"peer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterPeer: _TypeAlias = AdapterPeer  # noqa: Y015
+
+@_typing.final
 class AssignedAttempt(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -583,6 +608,7 @@ class AssignedAttempt(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     FETCH_FROM_FIELD_NUMBER: _builtins.int
     ORIGIN_TOO_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FROM_FIELD_NUMBER: _builtins.int
     stop: _builtins.bool
     stop_reason: _builtins.str
     stop_after_ms: _builtins.int
@@ -601,6 +627,8 @@ class AssignedAttempt(_message.Message):
     def fetch_from(self) -> _containers.RepeatedCompositeFieldContainer[Global___Peer]:
         """read at once, the one that gives most first; none: the origin store"""
 
+    @_builtins.property
+    def adapters_from(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterPeer]: ...
     def __init__(
         self,
         *,
@@ -614,10 +642,11 @@ class AssignedAttempt(_message.Message):
         request_id: _builtins.str = ...,
         fetch_from: _abc.Iterable[Global___Peer] | None = ...,
         origin_too: _builtins.bool = ...,
+        adapters_from: _abc.Iterable[Global___AdapterPeer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "slot", b"slot", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evict", b"evict", "fetch_from", b"fetch_from", "key", b"key", "origin_too", b"origin_too", "request_id", b"request_id", "slot", b"slot", "spec", b"spec", "stop", b"stop", "stop_after_ms", b"stop_after_ms", "stop_reason", b"stop_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters_from", b"adapters_from", "evict", b"evict", "fetch_from", b"fetch_from", "key", b"key", "origin_too", b"origin_too", "request_id", b"request_id", "slot", b"slot", "spec", b"spec", "stop", b"stop", "stop_after_ms", b"stop_after_ms", "stop_reason", b"stop_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

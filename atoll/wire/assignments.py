@@ -7,8 +7,8 @@ from typing import Final
 
 from atoll.model import limits
 from atoll.model.address import parse_weights_url
-from atoll.model.assignment import AssignedAttempt, Assignment, DesiredReplica, Peer, Sources
-from atoll.model.ids import EventSeq, FleetId, Generation, ModelId, NodeId, SiteId, Term, parse_name
+from atoll.model.assignment import AdapterPeer, AssignedAttempt, Assignment, DesiredReplica, Peer, Sources
+from atoll.model.ids import AdapterId, EventSeq, FleetId, Generation, ModelId, NodeId, SiteId, Term, parse_name
 from atoll.v1 import site_service_pb2 as pb
 from atoll.wire import bounds
 from atoll.wire.adapters import adapter_spec_from_proto, adapter_spec_to_proto
@@ -36,6 +36,7 @@ def assigned_attempt_to_proto(attempt: AssignedAttempt) -> pb.AssignedAttempt:
         request_id=attempt.request_id,
         fetch_from=_peers_to_proto(attempt.fetch_from),
         origin_too=attempt.fetch_from is not None and attempt.fetch_from.origin_too,
+        adapters_from=[pb.AdapterPeer(adapter_id=one.adapter_id, peer=peer_to_proto(one.peer)) for one in attempt.adapters_from],
     )
 
 
@@ -51,6 +52,7 @@ def assigned_attempt_from_proto(msg: pb.AssignedAttempt) -> AssignedAttempt:
         stop_reason=bounds.line(msg.stop_reason),
         stop_after_ms=bounds.number("stop_after_ms", msg.stop_after_ms, 0, bounds.TIME_MS_MAX),
         request_id=bounds.label("request_id", msg.request_id),
+        adapters_from=bounds.each("adapters_from", msg.adapters_from, limits.ADAPTERS_MAX, _adapter_peer_from_proto),
         fetch_from=_sources_from_proto(msg.fetch_from, origin_too=msg.origin_too),
     )
 
@@ -63,6 +65,12 @@ def peer_to_proto(peer: Peer) -> pb.Peer:
 def peer_from_proto(msg: pb.Peer) -> Peer:
     """FieldError for a name or an address that cannot be."""
     return Peer(site_id=SiteId(parse_name("site_id", msg.site_id)), url=parse_weights_url("url", msg.url))
+
+
+def _adapter_peer_from_proto(msg: pb.AdapterPeer) -> AdapterPeer:
+    return AdapterPeer(
+        adapter_id=AdapterId(parse_name("adapter_id", msg.adapter_id)), peer=bounds.part("peer", msg.peer, peer_from_proto)
+    )
 
 
 def _peers_to_proto(sources: Sources | None) -> list[pb.Peer]:

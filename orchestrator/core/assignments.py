@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from atoll.model.assignment import AssignedAttempt, Assignment, DesiredReplica, Peer, Sources
+from atoll.model.assignment import AdapterPeer, AssignedAttempt, Assignment, DesiredReplica, Peer, Sources
 from atoll.model.attempt import AttemptState
 from atoll.model.ids import AdapterId, Generation, ModelId
 from atoll.model.placement import FetchFrom
@@ -75,6 +75,24 @@ def _sources(ctx: Context, chosen: FetchFrom | None) -> Sources | None:
     return Sources(peers=peers, origin_too=chosen.origin_too) if peers else None
 
 
+def _adapters_from(ctx: Context, live: LiveAttempt) -> tuple[AdapterPeer, ...]:
+    """The peers of adapters that its node lacks, where these are nearer than the origin store."""
+    slot = live.attempt.slot
+    column = ctx.columns.by_pool.get((live.attempt.site_id, slot.pool_id))
+    number = column.pool.node_index.get(slot.node_id) if column is not None else None
+    if column is None or number is None:
+        return ()
+    lacking = [use.adapter_id for use in live.spec.adapters if use.adapter_id not in column.pool.nodes[number].disk_adapters]
+    found = []
+    for adapter_id in lacking:
+        adapter = ctx.state.adapters.get(adapter_id)
+        site_id = ctx.estimator.adapter_ways(adapter).source(column.index) if adapter is not None else None
+        if site_id is not None:
+            url = ctx.state.sites[site_id].record.spec.weights_url
+            found.append(AdapterPeer(adapter_id=adapter_id, peer=Peer(site_id=site_id, url=url)))
+    return tuple(found)
+
+
 def _desired(ctx: Context, wanted: Wanted) -> DesiredReplica:
     return wanted.desired if wanted.fetch_from is None else replace(wanted.desired, fetch_from=_sources(ctx, wanted.fetch_from))
 
@@ -90,4 +108,5 @@ def _assigned(ctx: Context, live: LiveAttempt) -> AssignedAttempt:
         stop_after_ms=ctx.policy.stop_after_ms,
         request_id=live.request_id,
         fetch_from=_sources(ctx, live.fetch_from),
+        adapters_from=_adapters_from(ctx, live) if live.spec.adapters else (),
     )

@@ -209,6 +209,8 @@ def _node_reported(ctx: Context, column: Column, node_index: int, facts: NodeFac
             movements.tier_reported(ctx, column, node, tier, model_id, present=False)
             ctx.columns.node_changed(column, node_index, kind, model_id, present=False)
     if node.disk_adapters != set(facts.disk_adapters):
+        for adapter_id in sorted(node.disk_adapters.symmetric_difference(facts.disk_adapters)):
+            ctx.columns.adapter_peers.held(column.site.site_id, adapter_id, 1 if adapter_id in facts.disk_adapters else -1)
         node.disk_adapters = set(facts.disk_adapters)
         ctx.columns.adapters_changed(column)
     if node.shares_compiled != facts.shares_compiled:

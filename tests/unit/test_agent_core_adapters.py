@@ -9,8 +9,9 @@ import pytest
 from agents.core.events import AdapterDeleted, AdapterFetchFailed, RecoveredSlot, ReplicaAdaptFailed, SlotLost, SlotReady
 from agents.core.outputs import AdaptReplica, FetchAdapter, FetchWeights, LoadReplica, RunAttempt
 from atoll.model import limits
+from atoll.model.assignment import AdapterPeer, Peer
 from atoll.model.attempt import AttemptState, Failure, FailureKind
-from atoll.model.ids import AdapterId, ModelId
+from atoll.model.ids import AdapterId, ModelId, SiteId
 from atoll.model.replica import ReplicaFact, ReplicaState
 from atoll.model.report import SlotFacts
 from tests.unit.agent_core_site import GB, POOL, SECOND, AgentSite, adapter, attempt, key, slot
@@ -66,6 +67,13 @@ def test_a_cold_attempt_has_everything_fetched_at_once_and_is_adapted_after_the_
     site.finishes("a")
     times = site.end_of("a").times
     assert (times.fetch_us, times.load_us, times.adapt_us) == (4 * SECOND, SECOND, 3 * SECOND)
+
+
+def test_an_adapter_that_is_near_at_a_peer_is_fetched_from_there(site: AgentSite) -> None:
+    near = Peer(site_id=SiteId("near"), url="http://near.example")
+    told = replace(attempt("a", adapters=("s2", "s1")), adapters_from=(AdapterPeer(adapter_id=AdapterId("s1"), peer=near),))
+    site.assign(told)
+    assert {one.adapter.adapter_id: one.fetch_from for one in site.said(FetchAdapter)} == {"s1": near, "s2": None}
 
 
 def test_a_replica_that_holds_them_runs_at_once_and_tells_so(site: AgentSite) -> None:

@@ -16,7 +16,7 @@ import structlog
 
 from agents.engine.manifest import MANIFEST_NAME, ModelManifest, verify_folder
 from agents.origins import FetchError, FetchStoppedError
-from agents.peers import Pace, PeerFolder, PeerSource, PeerSources
+from agents.peers import Pace, PeerFolder, PeerSource, PeerSources, peer_folder
 from agents.weights import FetchResult, WeightsCache
 from agents.weights_server import WeightsServer
 from atoll.model.address import Address
@@ -330,7 +330,8 @@ def test_a_peer_that_trickles_is_given_up(theirs: WeightsCache, manifest: ModelM
                 return
 
     with _bad_peer(trickle) as port:
-        folder = PeerFolder(_peer(port), manifest.model_id, manifest.digest, pace=Pace(window_s=0.2, least_bytes_per_s=1_000_000))
+        url, pace = peer_folder(_peer(port).url, manifest.model_id, manifest.digest), Pace(window_s=0.2, least_bytes_per_s=1_000_000)
+        folder = PeerFolder(_peer(port), url, pace=pace)
         with pytest.raises(FetchError, match="bytes came in") as error:
             folder.download(manifest.files[-1], tmp_path / "target", on_bytes=lambda _: None)
         stop.set()

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from atoll.model.gpu import GpuType
-from atoll.model.ids import GpuTypeId, ModelId, PoolId, SiteId
+from atoll.model.ids import AdapterId, GpuTypeId, ModelId, PoolId, SiteId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason
 from atoll.model.site import SiteAdmin, SiteConnection, SiteRuntime
@@ -66,7 +66,8 @@ class Columns:
         self.by_pool: dict[tuple[SiteId, PoolId], Column] = {}
         self.where = Whereabouts()
         self.code = CodeIndex()
-        self.peers = Peers()
+        self.peers = Peers[ModelId](lambda node: node.disk_models)
+        self.adapter_peers = Peers[AdapterId](lambda node: node.disk_adapters)
         self.prices = Prices(policy, models, wishes)
         self.rebuild([])
 
@@ -132,6 +133,7 @@ class Columns:
             self._index_column(column)
         self.code.rebuild(self.columns)
         self.peers.rebuild(sites)
+        self.adapter_peers.rebuild(sites)
         for model_id in repriced:
             self.reprice(model_id)
         for column in self.columns:
@@ -202,6 +204,7 @@ class Columns:
     def refresh_site(self, site: Site) -> None:
         """Whether the site takes new work, and its measured rates. Rates bump the version only when they moved by more than a tenth."""
         self.peers.heard(site)
+        self.adapter_peers.heard(site)
         reason, known, spec = _closed_reason(site), site.hello is not None, site.record.spec
         simulated = site.hello is not None and site.hello.runtime is SiteRuntime.TWIN
         for column in self.of_site(site):

@@ -28,7 +28,7 @@ from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.registry import Still, still
 from orchestrator.core.placement.rows import BARE, COLD, FETCH_MAX_US, NO_BUDGET, READY, Bools, Fix, Ints
 from orchestrator.core.placement.sets import transfer_us
-from orchestrator.core.placement.sources import Sources, Ways
+from orchestrator.core.placement.sources import AdapterWays, Sources, Ways
 from orchestrator.core.placement.standing import Standing, Standings
 from orchestrator.core.placement.terms import money, risk
 
@@ -55,6 +55,7 @@ class Estimate:
     still: Still
     fix: Ints
     ways: Ways  # where the weights come from
+    adapters_held: tuple[int, ...]  # versions of who can give the class's adapters
     execution_us: Ints
     output_us: Ints
     unpriced_us: Ints  # time that passes although the policy's terms leave it out
@@ -94,10 +95,11 @@ class Estimator:
         if known is not None and known.version == self._columns.version and known.learned == learned and known.model is model and (
             known.form is None or known.code == self._columns.code.version(known.form)
         ):
-            if known.ways.held == self._columns.peers.version(model.model_id):
+            if known.ways.held == self._columns.peers.version(model.model_id) and known.adapters_held == self._adapters_held(key):
                 return known
-            known = self._estimates[key] = self._refetched(key, model, known)
-            return known
+            if known.adapters_held == self._adapters_held(key):
+                known = self._estimates[key] = self._refetched(key, model, known)
+                return known
         estimate = self._compute(key, model, known)
         kept = max(_KEPT_BYTES // max(3 * estimate.fix.nbytes, 1), _KEPT_MIN)
         while len(self._estimates) >= kept:
@@ -151,6 +153,7 @@ class Estimator:
             still=told,
             fix=self._fix(standing, inputs, told, feasible, factors, host_saving, near_saving, ways, most_usd_micros),
             ways=ways,
+            adapters_held=self._adapters_held(key),
             execution_us=inputs.execution_us,
             output_us=inputs.output_us,
             unpriced_us=whole.serial_us - told.serial_us,
@@ -161,8 +164,17 @@ class Estimator:
         """Microseconds to put the class's adapters on a replica: with their files on the node's disk; and per pool, with a fetch first."""
         known = [self._adapters[adapter_id] for adapter_id in key.adapters if adapter_id in self._adapters]
         near_us = sum(patch_us(adapter) for adapter in known)
-        size = sum(adapter.weights_bytes for adapter in known)
-        return near_us, near_us + np.minimum(transfer_us(size, self._columns.origin_rate), FETCH_MAX_US)
+        far_us = np.full(len(self._columns.columns), near_us, dtype=np.int64)
+        for adapter in known:
+            far_us += self._sources.of_adapter(adapter).us
+        return near_us, far_us
+
+    def adapter_ways(self, adapter: AdapterSpec) -> AdapterWays:
+        """How long an adapter takes to each pool, and from where."""
+        return self._sources.of_adapter(adapter)
+
+    def _adapters_held(self, key: ClassKey) -> tuple[int, ...]:
+        return tuple([self._columns.adapter_peers.version(adapter_id) for adapter_id in key.adapters]) if key.adapters else ()
 
     def _form(self, key: ClassKey, model: ModelSpec) -> FormId | None:
         """What code the class runs; None where it runs eager."""

@@ -1,4 +1,4 @@
-"""Which sites can give which models to other sites, and how many fetches each gives to already.
+"""Which sites can give which models (or adapters) to other sites, and how many fetches each gives to already.
 
 Decides who serves: a site that has said where its weights can be read, speaks to us, has told all it has, and was not removed. A cordon
 or a drain changes nothing of that: reading a disk is no work of a slot, what is read is verified by its digest, and the time before a site
@@ -9,25 +9,30 @@ one of them gives to more or fewer fetches, so that only its fetches are reckone
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
 
-from atoll.model.ids import ModelId, SiteId
+from atoll.model.ids import SiteId
 from atoll.model.site import SiteAdmin, SiteConnection
-from orchestrator.core.state import Site
+from orchestrator.core.state import Node, Site
+
+Name = TypeVar("Name", bound=str)
 
 
-class Peers:
+class Peers(Generic[Name]):
     """Sites by the models on their disks, which of them serve, and what they give."""
 
-    __slots__ = ("_changes", "_disks", "_flows", "_models", "_serving", "_versions")
+    __slots__ = ("_all_of", "_changes", "_disks", "_flows", "_models", "_serving", "_versions")
 
-    def __init__(self) -> None:
+    def __init__(self, all_of: Callable[[Node], Iterable[Name]]) -> None:
+        """`all_of`: what is on a node's disk."""
+        self._all_of = all_of
         # Of each model, on how many nodes' disks a site has it.
-        self._disks: dict[ModelId, dict[SiteId, int]] = {}
-        self._models: dict[SiteId, set[ModelId]] = {}  # the same, by site
+        self._disks: dict[Name, dict[SiteId, int]] = {}
+        self._models: dict[SiteId, set[Name]] = {}  # the same, by site
         self._flows: dict[SiteId, int] = {}
         self._serving: dict[SiteId, None] = {}
-        self._versions: dict[ModelId, int] = {}
+        self._versions: dict[Name, int] = {}
         self._changes = 0
 
     def rebuild(self, sites: Iterable[Site]) -> None:
@@ -38,12 +43,12 @@ class Peers:
         for site in sites:
             for pool in site.pools.values():
                 for node in pool.nodes:
-                    for model_id in node.disk_models:
+                    for model_id in self._all_of(node):
                         self.held(site.site_id, model_id, 1)
                     for sources in node.sources.values():
                         self.reads(sources, 1)
 
-    def held(self, site_id: SiteId, model_id: ModelId, step: int) -> None:
+    def held(self, site_id: SiteId, model_id: Name, step: int) -> None:
         """A disk of the site has the model now, or (-1) no more."""
         sites = self._disks.setdefault(model_id, {})
         before = sites.get(site_id, 0)
@@ -84,7 +89,7 @@ class Peers:
             del self._serving[site.site_id]
         self._changed(self._models.get(site.site_id, ()))
 
-    def _changed(self, models: Iterable[ModelId]) -> None:
+    def _changed(self, models: Iterable[Name]) -> None:
         self._changes += 1
         for model_id in models:
             if any(site_id in self._serving for site_id in self._disks.get(model_id, ())):
@@ -92,11 +97,11 @@ class Peers:
             else:
                 self._versions.pop(model_id, None)
 
-    def version(self, model_id: ModelId) -> int:
+    def version(self, model_id: Name) -> int:
         """Another number after each change; 0 while no site can give the model."""
         return self._versions.get(model_id, 0)
 
-    def of(self, model_id: ModelId) -> list[SiteId]:
+    def of(self, model_id: Name) -> list[SiteId]:
         """The sites that can give a model to others, by name."""
         return sorted(site_id for site_id in self._disks.get(model_id, ()) if site_id in self._serving)
 

@@ -23,7 +23,8 @@ from typing import Final
 
 import numpy as np
 
-from atoll.model.ids import ModelId, SiteId
+from atoll.model.adapter import AdapterSpec
+from atoll.model.ids import AdapterId, ModelId, SiteId
 from atoll.model.learned import Component
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import FetchFrom
@@ -32,7 +33,7 @@ from orchestrator.core.learning.factors import Factors, PoolFactors
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.placement.rows import FETCH_MAX_US, Ints
+from orchestrator.core.placement.rows import FETCH_MAX_US, UNREACHABLE, Ints
 from orchestrator.core.placement.sets import BYTES_MAX, NOBODY, ORIGIN, RATE_MIN, Offers, cheapest, transfer_us
 from orchestrator.core.placement.terms import net
 
@@ -77,6 +78,22 @@ class Ways:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterWays:
+    """As `Ways`, of an adapter, which is read from one source."""
+
+    us: Ints
+    sites: tuple[SiteId, ...] = ()
+    peers: Ints | None = None
+    adapter: AdapterSpec
+    version: int
+    held: int
+
+    def source(self, pool: int) -> SiteId | None:
+        """The peer site from which a pool gets the adapter; None: the origin store."""
+        return None if self.peers is None or self.peers[pool] == NOBODY else self.sites[int(self.peers[pool])]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Reach:
     """Pools to which a site's links lead: their numbers, round trip, bytes per second, micro-dollars per GB."""
 
@@ -90,7 +107,7 @@ class _Reach:
 class Sources:
     """Ways of models, computed when first asked for."""
 
-    __slots__ = ("_columns", "_factors", "_layout", "_leaving", "_links", "_policy", "_pools", "_reaches", "_ways")
+    __slots__ = ("_adapters", "_columns", "_factors", "_layout", "_leaving", "_links", "_policy", "_pools", "_reaches", "_ways")
 
     def __init__(
         self, columns: Columns, policy: Policy, links: Mapping[tuple[SiteId, SiteId], LinkSpec], factors: PoolFactors
@@ -100,6 +117,7 @@ class Sources:
         self._links = links
         self._factors = factors
         self._ways: dict[ModelId, Ways] = {}
+        self._adapters: dict[AdapterId, AdapterWays] = {}
         self._reaches: dict[SiteId, _Reach | None] = {}
         self._leaving: dict[SiteId, list[LinkSpec]] = {}
         self._pools: dict[SiteId, list[Column]] = {}
@@ -108,6 +126,7 @@ class Sources:
     def forget(self) -> None:
         """Links changed."""
         self._ways.clear()
+        self._adapters.clear()
         self._layout = None
 
     def of(self, model: ModelSpec, factors: Factors | None = None) -> Ways:
@@ -135,12 +154,43 @@ class Sources:
             return ways
         return self._with_peers(ways, tuple(site_id for site_id, _ in reaches), [reach for _, reach in reaches], factors)
 
+    def of_adapter(self, adapter: AdapterSpec) -> AdapterWays:
+        """The ways of an adapter: small, so that one source is read, and nothing is learned of it apart from putting it on a replica."""
+        columns = self._columns
+        held = columns.adapter_peers.version(adapter.adapter_id)
+        known = self._adapters.get(adapter.adapter_id)
+        if known is not None and (known.version, known.held) == (columns.version, held) and known.adapter is adapter:
+            return known
+        while len(self._adapters) >= _KEPT:
+            del self._adapters[next(iter(self._adapters))]
+        us = np.minimum(transfer_us(adapter.weights_bytes, columns.origin_rate), FETCH_MAX_US)
+        ways = AdapterWays(us=us, adapter=adapter, version=columns.version, held=held)
+        found = {site_id: reach for site_id in columns.adapter_peers.of(adapter.adapter_id) if (reach := self._reach(site_id)) is not None}
+        if found:
+            sites = tuple(found)
+            offers = self._offers(us, adapter.weights_bytes, sites, list(found.values()), np.full_like(us, 1_000))
+            rates = np.minimum(offers.bytes_per_s, self._ingress()[offers.pools])
+            cost_us = np.where(offers.number >= 0, offers.fixed_us + transfer_us(adapter.weights_bytes, rates), UNREACHABLE)
+            order = np.lexsort((offers.number, cost_us, offers.pools))
+            _, first = np.unique(offers.pools[order], return_index=True)
+            best = order[first]
+            best = best[cost_us[best] < us[offers.pools[best]]]
+            peers = np.full(len(us), NOBODY, dtype=np.int64)
+            peers[offers.pools[best]] = offers.number[best]
+            us = us.copy()
+            us[offers.pools[best]] = cost_us[best]
+            ways = AdapterWays(us=us, sites=sites, peers=peers, adapter=adapter, version=columns.version, held=held)
+        self._adapters[adapter.adapter_id] = ways
+        return ways
+
+    def _ingress(self) -> Ints:
+        """What comes into each pool's site at most. One that has measured more from the origin store than its link is said to carry has the
+        better link."""
+        return np.maximum(self._columns.wan_rate, self._columns.origin_rate)
+
     def _with_peers(self, ways: Ways, sites: tuple[SiteId, ...], reaches: list[_Reach], factors: Factors) -> Ways:
-        offers = self._offers(ways, sites, reaches, factors)
-        # A site that has measured more from the origin store than its link is said to carry has the better link.
-        ingress = np.maximum(self._columns.wan_rate, self._columns.origin_rate)
-        size = min(ways.model.weights_bytes, BYTES_MAX)
-        best = cheapest(ways.us, offers, size, ingress, factors.milli[Component.PEER])
+        size, peer_milli = min(ways.model.weights_bytes, BYTES_MAX), factors.milli[Component.PEER]
+        best = cheapest(ways.us, self._offers(ways.us, size, sites, reaches, peer_milli), size, self._ingress(), peer_milli)
         if (best.members[:, 0] == NOBODY).all():
             return ways
         return Ways(
@@ -154,17 +204,17 @@ class Sources:
             held=ways.held,
         )
 
-    def _offers(self, ways: Ways, sites: tuple[SiteId, ...], reaches: list[_Reach], factors: Factors) -> Offers:
-        size, simulated = min(ways.model.weights_bytes, BYTES_MAX), self._columns.simulated
+    def _offers(self, alone_us: Ints, size: int, sites: tuple[SiteId, ...], reaches: list[_Reach], peer_milli: Ints) -> Offers:
+        size, simulated = min(size, BYTES_MAX), self._columns.simulated
         lengths = [len(reach.pools) for reach in reaches]
         pools = np.concatenate([reach.pools for reach in reaches])
         flows = np.repeat(np.array([self._columns.peers.flows(site_id) for site_id in sites], dtype=np.int64), lengths)
         bytes_per_s = np.concatenate([reach.bytes_per_s for reach in reaches]) // (1 + flows)
-        rtt_us = np.concatenate([reach.rtt_us for reach in reaches]) * factors.milli[Component.PEER][pools] // 1_000
+        rtt_us = np.concatenate([reach.rtt_us for reach in reaches]) * peer_milli[pools] // 1_000
         per_gb = np.concatenate([reach.usd_micros_per_gb for reach in reaches])
         price_us = np.minimum(per_gb * (size // 10**6) // _MB_PER_GB, _USD_MICROS_MAX) * self._us_per_usd_micro()
         # The origin store is a source like others where it is not the only one: at the rate that is predicted for it alone.
-        origin_rate = np.minimum(size // 1_000 * 1_000_000 // np.maximum(ways.us, 1), _KB_PER_S_MAX) * 1_000
+        origin_rate = np.minimum(size // 1_000 * 1_000_000 // np.maximum(alone_us, 1), _KB_PER_S_MAX) * 1_000
         # Twins have no bytes to give to a real site.
         alike = simulated[pools] == np.repeat(simulated[[reach.own for reach in reaches]], lengths)
         worth = alike & (bytes_per_s >= origin_rate[pools] // _PARTS_OF_ORIGIN)
