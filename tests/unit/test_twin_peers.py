@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from agents.core.events import FetchYielded, RatesMeasured, WeightsFetched
-from agents.core.outputs import DeleteWeights, FetchWeights, YieldFetch
+from agents.core.events import AdapterFetched, FetchYielded, RatesMeasured, WeightsFetched
+from agents.core.outputs import DeleteWeights, FetchAdapter, FetchWeights, YieldFetch
 from agents.runtime.twin import TwinRuntime
 from agents.runtime.twin_peers import TwinPeers
 from atoll.model.assignment import Peer, Sources
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.site import LinkSpec
 from atoll.physics.hidden import HiddenWorld
-from tests.unit.fleet_of_machines import GB, GPUS, model, pool, site
+from tests.unit.fleet_of_machines import GB, GPUS, adapter, model, pool, site
 from tests.unit.test_agent_twin import NODE, Heard
 
 SRC, DST, FAR = SiteId("src"), SiteId("dst"), SiteId("far")
@@ -104,3 +104,49 @@ async def test_a_fetch_that_yielded_goes_on_from_whoever_is_told_then(twins: Twi
     await twins.dst.perform(YieldFetch(node_id=NODE, model_id=ModelId("m")), FetchYielded)
     twins.src.runtime.perform(DeleteWeights(node_id=NODE, model_id=ModelId("m")))
     await twins.dst.perform(PLAIN, WeightsFetched)
+
+
+# --- several sources ----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_origin_store_beside_a_peer_makes_a_fetch_shorter_by_what_it_gives(twins: Twins) -> None:
+    both = replace(FETCH, fetch_from=Sources(peers=FETCH.fetch_from.peers if FETCH.fetch_from else (), origin_too=True))
+    fetched = await twins.dst.perform(both, WeightsFetched)
+    key = f"{NODE}/m#1"
+    alone_us = [
+        WORLD.fetch_us(40 * GB, LINK.bytes_per_s, LINK.rtt_us, SiteId("src to dst"), key),
+        WORLD.fetch_us(40 * GB, min(SITES[1].origin_bytes_per_s, SITES[1].wan_bytes_per_s), 0, DST, key),
+    ]
+    together_us = 1 / sum(1 / us for us in alone_us)
+    assert together_us * 0.99 <= fetched.elapsed_us
+    assert not any(isinstance(event, RatesMeasured) for event in twins.dst.events)
+
+
+async def test_two_that_read_one_peer_share_what_it_gives() -> None:
+    peers = TwinPeers(SITES, {(LINK.src, LINK.dst): LINK, (SRC, FAR): replace(LINK, dst=FAR)}, here=(SRC, DST, FAR))
+    src, *readers = (Heard(TwinRuntime(spec, gpus=GPUS, hidden=WORLD, peers=peers)) for spec in SITES)
+    for one in (src, *readers):
+        await one.start()
+    await src.perform(PLAIN, WeightsFetched)
+    for one in readers:
+        one.rescale(100)
+        one.runtime.perform(FETCH)
+    whole_us = [peers._joint.whole_us((name, NODE, ModelId("m"))) for name in (DST, FAR)]
+    alone_us = [WORLD.fetch_us(40 * GB, LINK.bytes_per_s, LINK.rtt_us, SiteId(f"src to {name}"), f"{NODE}/m#1") for name in (DST, FAR)]
+    assert whole_us == pytest.approx([2 * us for us in alone_us], rel=0.001)
+    first = readers[0].runtime
+    await first.close(keep_work=False)
+    assert peers._joint.whole_us((FAR, NODE, ModelId("m"))) == pytest.approx(alone_us[1], rel=0.001)
+    for one in (src, readers[1]):
+        await one.runtime.close(keep_work=False)
+
+
+async def test_an_adapter_comes_over_the_link_of_the_peer_that_has_it(twins: Twins) -> None:
+    ink, key = replace(adapter("ink", "m"), weights_bytes=20 * GB), f"{NODE}/adapter ink#1"
+    told = FetchAdapter(node_id=NODE, adapter=ink, fetch_from=Peer(site_id=SRC, url="http://src.example"))
+    assert twins.peers.adapter_us(WORLD, SRC, DST, ink, key) is None
+    await twins.src.perform(replace(told, fetch_from=None), AdapterFetched)
+    link_us = WORLD.fetch_us(20 * GB, LINK.bytes_per_s, LINK.rtt_us, SiteId("src to dst"), key)
+    assert twins.peers.adapter_us(WORLD, SRC, DST, ink, key) == link_us
+    fetched = await twins.dst.perform(told, AdapterFetched)
+    assert fetched.elapsed_us >= link_us * 0.99 and fetched.bytes == 20 * GB
