@@ -17,8 +17,8 @@ def test_bias_shrinks_with_learning_and_stays_without(seed: int) -> None:
     for name, share in ((Component.LOAD, 0.3), (Component.EXECUTION, 0.5), (TOTAL, 0.35)):
         assert on.last(name) < share * off.last(name), name
         assert on.last(name) < 0.7 * on.first(name), name
-    # Sites tell a running mean of their last fetches, which goes up and down with the modes that these met: a floor for fetches.
-    assert on.last(Component.FETCH) < min(0.2, 0.6 * on.first(Component.FETCH))
+    # Sites tell the mean of their fetches, which goes up and down with the modes that these met: a floor for fetches.
+    assert on.last(Component.FETCH) < min(0.15, 0.5 * on.first(Component.FETCH))
     # Without learning nothing becomes right by itself.
     assert off.last(Component.EXECUTION) > 0.9 * off.first(Component.EXECUTION)
     gates = {gate.name: gate for gate in on.calibration.gates}
