@@ -22,6 +22,7 @@ from agents.engine.errors import BadWeightsError
 from agents.engine.manifest import verify_folder
 from agents.weights import WeightsCache
 from atoll.client import AsyncClient
+from atoll.client.errors import StateError
 from atoll.model.address import Address
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.modelspec import ModelSpec
@@ -75,8 +76,13 @@ async def _connected(client: AsyncClient, process: subprocess.Popen[str], site: 
 
 async def _pinned(client: AsyncClient, model: ModelSpec, site: SiteId) -> None:
     """The model is on a disk of the site, because somebody wants it there."""
-    await client.models_pin(model.model_id, site, tier=Tier.DISK, reason="test")
     async with asyncio.timeout(WAIT_S):
+        while True:
+            try:
+                await client.models_pin(model.model_id, site, tier=Tier.DISK, reason="test")
+                break
+            except StateError:  # connected, but it has not said yet what it has
+                await asyncio.sleep(0.1)
         while True:
             places = await client.models_where(model.model_id)
             if any(copy.site_id == site and copy.tier is Tier.DISK and copy.copies for copy in places.copies):
