@@ -16,6 +16,7 @@ _ALARMS_SHOWN: Final = 10
 _ALARMS: Final = {
     AlarmKind.LOSSES_BRAKED: "most sites fell silent at once, so nothing is given up: look at the orchestrator's own network first",
     AlarmKind.GATE_FAILS: "predictions of {subject} are off: 'atoll costs calibrate' says by how much",
+    AlarmKind.JOBS_IN_VAIN: "{jobs} for {subject} in vain: no site can ever run {them}, 'atoll jobs explain JOB' says why",
     AlarmKind.SITE_SILENT: "site {subject} is silent and gets no new work{since}",
     AlarmKind.SITE_LOST: "site {subject} is lost, its work was given up{since}",
     AlarmKind.BREAKER_OPEN: "pool {subject} takes no new work: attempts kept failing there, 'atoll events' says of what",
@@ -63,6 +64,7 @@ def _say_alarms(view: FleetView, most: int) -> None:
     say(f"  {count(len(view.alarms), 'alarm')}:")
     for one in view.alarms[:most]:
         since = f", last heard of {duration(max(view.now_us - one.since_us, 0))} ago" if one.since_us else ""
-        say(f"    {printable(_ALARMS[one.kind].format(subject=one.subject, since=since))}")
+        jobs, them = ("1 job waits", "it") if one.jobs == 1 else (f"{one.jobs} jobs wait", "them")
+        say(f"    {printable(_ALARMS[one.kind].format(subject=one.subject, since=since, jobs=jobs, them=them))}")
     if len(view.alarms) > most:
         say(f"    and {len(view.alarms) - most} more: -o wide shows all of them")

@@ -72,16 +72,21 @@ class AlarmKind(StrEnum):
     GATE_FAILS = "gate_fails"  # predictions of a component, or of the total, are off
     SITE_SILENT = "site_silent"
     SITE_LOST = "site_lost"  # silent for so long that it has no work any more
+    JOBS_IN_VAIN = "jobs_in_vain"  # no site can ever run them as they are
     BREAKER_OPEN = "breaker_open"  # attempts kept failing in a pool, and it takes no new work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
-    """Something that is amiss now. `subject`: "fleet", a gate's name, a site, or "site/pool"; `since_us` 0: not known."""
+    """Something that is amiss now. `subject`: "fleet", a gate's name, a model, a site, or "site/pool"; `since_us` 0: not known.
+
+    `jobs`: how many wait in vain, where that is what is amiss.
+    """
 
     kind: AlarmKind
     subject: str
     since_us: int = 0
+    jobs: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1230,8 +1230,8 @@ Global___FleetView: _TypeAlias = FleetView  # noqa: Y015
 
 @_typing.final
 class Alarm(_message.Message):
-    """Something that is amiss now. `kind`: losses_braked, gate_fails, site_silent, site_lost or breaker_open; `subject`: "fleet", a gate's
-    name, a site, or "site/pool".
+    """Something that is amiss now. `kind`: losses_braked, gate_fails, jobs_in_vain, site_silent, site_lost or breaker_open; `subject`: "fleet",
+    a gate's name, a model, a site, or "site/pool".
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1239,20 +1239,24 @@ class Alarm(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int
     SINCE_US_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     subject: _builtins.str
     since_us: _builtins.int
     """fleet time; 0: not known"""
+    jobs: _builtins.int
+    """that wait in vain"""
     def __init__(
         self,
         *,
         kind: _builtins.str = ...,
         subject: _builtins.str = ...,
         since_us: _builtins.int = ...,
+        jobs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "since_us", b"since_us", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "kind", b"kind", "since_us", b"since_us", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

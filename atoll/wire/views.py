@@ -149,7 +149,7 @@ def fleet_view_to_proto(view: FleetView) -> operator_pb.FleetView:
         jobs_ended=view.jobs_ended,
         policy=view.policy,
         policy_digest=view.policy_digest,
-        alarms=[operator_pb.Alarm(kind=one.kind.value, subject=one.subject, since_us=one.since_us) for one in view.alarms],
+        alarms=[operator_pb.Alarm(kind=one.kind.value, subject=one.subject, since_us=one.since_us, jobs=one.jobs) for one in view.alarms],
     )
 
 
@@ -176,4 +176,9 @@ def fleet_view_from_proto(msg: operator_pb.FleetView) -> FleetView:
 def _alarm_from_proto(msg: operator_pb.Alarm) -> Alarm:
     if msg.kind not in _ALARMS:
         raise FieldError("kind", msg.kind, f"one of {', '.join(_ALARMS)}")
-    return Alarm(kind=_ALARMS[msg.kind], subject=bounds.label("subject", msg.subject), since_us=bounds.instant("since_us", msg.since_us))
+    return Alarm(
+        kind=_ALARMS[msg.kind],
+        subject=bounds.label("subject", msg.subject),
+        since_us=bounds.instant("since_us", msg.since_us),
+        jobs=_count("jobs", msg.jobs),
+    )

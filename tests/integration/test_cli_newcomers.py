@@ -183,6 +183,9 @@ async def test_a_job_that_no_site_can_ever_run_is_accepted_with_a_warning(tmp_pa
                 assert f"waits in vain{', and so waits 1 other job' if '--count' in waiting else ''}: {said}" in err.splitlines()[-2]
                 assert err.splitlines()[-1].startswith("hint: 'atoll jobs explain j-")
             assert (await answer(run, "jobs", "get", job_id))["state"] == "queued", "and the job is there for a site to come"
+            kinds = {(one["kind"], one["subject"], one["jobs"]) for one in (await answer(run, "fleet"))["alarms"]}
+            assert kinds == {("jobs_in_vain", "huge", 7)}
+            assert "    7 jobs wait for huge in vain: no site can ever run them, 'atoll jobs explain JOB'" in (await run("fleet"))[1]
             code, _, err = await run("submit", "huge", "--wait", "--timeout", "2s")
             assert code == Exit.TIMEOUT and said in err, "who says how long waits that long, and knows why"
             code, _, err = await run("submit", "m", "-o", "name")
