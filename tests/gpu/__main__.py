@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help=f"some of {','.join(STEPS)}")
     parser.add_argument("--models", default="", help="time only these")
     parser.add_argument("--seconds", type=float, default=120.0, help="begin to time no further model after this (default: 120)")
-    parser.add_argument("--work", type=Path, default=None, help="a folder for 30 GB of weights (default: a temporary one)")
+    parser.add_argument("--work", type=Path, default=None, help="a folder for 20 GB of weights (default: a temporary one)")
     parser.add_argument("--tiny", action="store_true", help="a try of the check itself: small models, also on a CPU")
     parser.add_argument("--step", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -154,6 +154,9 @@ def loads(folder: Path, device: str) -> dict[str, Any]:
     from agents.engine.pipeline import Engine
 
     engine = Engine()
+    import diffusers
+
+    _ = diffusers.StableDiffusionXLPipeline  # seconds of imports, which a slot's process has behind it
     precision = Precision.BF16
     found: dict[str, Any] = {}
     for name, drop in (("disk", True), ("cache", False), ("cache_again", False)):

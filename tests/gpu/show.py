@@ -62,8 +62,17 @@ def _cold(found: dict[str, Any]) -> None:
             if isinstance(one, dict):
                 told = f"{one['denoise_s']:.2f} s denoising, {one['compile_s']:.1f} s compiling, {one['decode_s']:.2f} s decoding"
                 rows.append([f"{step} {name}", told])
+    for step in ("compiled", "compiled-again"):
+        if "denoise_s" in found.get(step, {}):
+            one = found[step]
+            predicted = f"({one['denoise_predicted_s']:.2f} predicted)"
+            told = f"{one['denoise_s']:.2f} s denoising {predicted}, {one['first_step_extra_s']:.1f} s compiling"
+            rows.append([f"{one['model']} {step}", told])
+    for name, one in found.get("attention", {}).items():
+        rates = ", ".join(f"{way.removesuffix('_attention')} {rate / 1e12:.0f}" for way, rate in one.items() if isinstance(rate, float))
+        rows.append([f"attention of {name}", f"TFLOP/s: {rates}"])
     if rows:
-        table(["OF A COLD START", ""], rows)
+        table(["OF A COLD START, AND OF KERNELS", ""], rows)
 
 
 def _times(rows: list[dict[str, Any]]) -> None:
