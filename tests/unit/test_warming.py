@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.placement.machine_code import COMPILED
+from orchestrator.core.placement.policies import POLICIES
+from orchestrator.warming import warm_up
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="numba is not installed: there is nothing to compile")
 
@@ -53,3 +55,9 @@ def test_a_first_job_waits_for_no_compiler() -> None:
     called, _, late = ended.stdout.partition(" ")
     assert late.strip() == "{}", f"compiled by a job: {late}"
     assert int(called) > 0, "and jobs called it"
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_whatever_the_policy_and_the_clock(name: str) -> None:
+    for scale_milli in (1_000, 1_000_000):
+        warm_up(POLICIES[name].at_scale(scale_milli))
