@@ -150,3 +150,9 @@ class SiteRecord:
     created_us: int = 0
     updated_us: int = 0
     joined_us: int = 0  # when an agent first spoke as this site; 0: none ever did
+    found: tuple[PoolSpec, ...] = ()  # what the last agent had, where that was not what is declared
+
+    @property
+    def pools(self) -> tuple[PoolSpec, ...]:
+        """What the site has as far as is known before its agent speaks again."""
+        return self.found or self.spec.pools

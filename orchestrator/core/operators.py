@@ -65,7 +65,9 @@ def _declare(ctx: Context, spec: SiteSpec) -> bool:
     elif site.record.spec == spec:
         return False
     else:
-        site.record = replace(site.record, spec=spec, updated_us=ctx.now_us)
+        # The latest word counts: another declaration, until an agent says what there is.
+        found = site.record.found if spec.pools == site.record.spec.pools else ()
+        site.record = replace(site.record, spec=spec, found=found, updated_us=ctx.now_us)
     if site.hello is None:
         sites.declare_pools(ctx, site)
     ctx.save_site(site)

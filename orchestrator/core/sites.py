@@ -38,10 +38,13 @@ def connected(ctx: Context, event: SiteConnected) -> None:
         )
         ctx.save_site(site)
         ctx.audit("site_joined", f"site/{site.site_id}", actor=f"site/{site.site_id}")
-    if not site.record.joined_us:
-        site.record = replace(site.record, joined_us=ctx.now_us)
+    told = event.hello.pools
+    if not site.record.joined_us or site.record.pools != told:
+        # Kept, so that sites which come back after a takeover find their pools made: each that does not costs a look at the whole fleet.
+        found = told if told != site.record.spec.pools else ()
+        site.record = replace(site.record, joined_us=site.record.joined_us or ctx.now_us, found=found)
         ctx.save_site(site)
-    pools_changed = site.hello is None or site.hello.pools != event.hello.pools
+    pools_changed = {pool_id: pool.spec for pool_id, pool in site.pools.items()} != {spec.pool_id: spec for spec in told}
     site.session, site.hello, site.reported = event.session, event.hello, False
     site.last_report_seq = 0
     site.needs_snapshot = True
@@ -77,8 +80,8 @@ def _refusal(ctx: Context, site: Site | None, event: SiteConnected) -> Refusal |
 
 
 def declare_pools(ctx: Context, site: Site) -> None:
-    """Pools as declared, while no agent has said what there is; live attempts hold their slots."""
-    _make_pools(ctx, site, site.record.spec.pools)
+    """Pools as they were found, or declared, while no agent has said what there is; live attempts hold their slots."""
+    _make_pools(ctx, site, site.record.pools)
 
 
 def build_pools(ctx: Context, site: Site, hello: SiteHello) -> None:
