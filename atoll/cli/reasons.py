@@ -24,6 +24,7 @@ _REMEDIES: Final[dict[Reason, str]] = {
     Reason.MEMORY_BUSY: "wait: it is looked at again when one of them is idle",
     Reason.PRECISION_UNSUPPORTED: "another --precision, or newer GPUs",
     Reason.GANG_TOO_LARGE: "a smaller gang, or larger nodes",
+    Reason.TOO_SLOW: "a smaller --size, fewer --frames or --steps, or faster GPUs",
     Reason.DISK_TOO_SMALL: "free or enlarge the model cache of its nodes",
     Reason.WEIGHTS_UNAVAILABLE: "put them in the origin store: atoll models add FOLDER",
     Reason.SIMULATED_SITE: "real work needs real sites; --simulated makes the job a rehearsal",

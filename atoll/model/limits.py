@@ -16,6 +16,9 @@ SIDE_PX_MAX: Final = 16_384
 FRAME_PX_MAX: Final = 64 * 1024 * 1024
 # Two minutes at 60 frames a second.
 FRAMES_MAX: Final = 7_200
+# Pixels of a job in all, over its frames and results: two minutes of 4K at 60 frames a second are 60 of these 69 thousand million, and no
+# model makes a tenth of it.
+JOB_PX_MAX: Final = 64 * 1024**3
 STEPS_MAX: Final = 1_000
 CFG_PASSES_MAX: Final = 3
 BATCH_MAX: Final = 32
@@ -78,6 +81,11 @@ RESULT_ARTIFACTS_MAX: Final = 64
 LOG_LINES_MAX: Final = 2_000
 # The last millisecond of the year 9999, the last that RFC 3339 can write.
 WALL_MS_MAX: Final = 253_402_300_799_999
+# A prediction of more than a year is as good as never, whatever it is of: nobody waits for it, and the next one is better. Physics says no
+# more, so that sums of predictions, and their products with whatever weighs them, stay far from leaving int64.
+PREDICTED_US_MAX: Final = 2**45
+# Memory that a job is said to need, likewise: more than any GPU may be declared to have, so that it fits none.
+NEEDED_BYTES_MAX: Final = 2**60
 # Figures of one resource: an exabyte. Larger is a mistake of units.
 BYTES_MAX: Final = 10**18
 RATE_BYTES_PER_S_MAX: Final = 10**15

@@ -13,7 +13,7 @@ from typing import Final
 from atoll.model import limits
 from atoll.model.errors import FieldError
 from atoll.model.ids import AdapterId, ModelId, parse_name
-from atoll.model.shape import Precision, Shape, check_grid, parse_int
+from atoll.model.shape import Precision, Shape, check_grid, check_volume, parse_int
 
 # Pipeline classes of diffusers 0.42, and the form of each that begins with an image, by the strength of the change. (Those that edit
 # with an image, Kontext and FLUX.2, know no strength; those with control images or perturbed attention want more than one picture.)
@@ -108,6 +108,7 @@ class ModelSpec:
         """FieldError naming the first figure of a shape that this model does not make, and the nearest that it makes."""
         if self.modality is Modality.IMAGE and shape.frames != 1:
             raise FieldError(f"{field}.frames", shape.frames, f"1: {self.model_id} makes images")
+        check_volume(shape, field)
         check_grid(shape, self.side_px, self.frame_step if self.modality is Modality.VIDEO else 0, field)
 
 

@@ -30,6 +30,7 @@ class Reason(StrEnum):
     MEMORY_BUSY = "memory_busy"  # would fit if pinned or busy replicas went
     PRECISION_UNSUPPORTED = "precision_unsupported"
     GANG_TOO_LARGE = "gang_too_large"
+    TOO_SLOW = "too_slow"  # it would take a year or more, which is as good as never
     DISK_TOO_SMALL = "disk_too_small"
     WEIGHTS_UNAVAILABLE = "weights_unavailable"
     SIMULATED_SITE = "simulated_site"  # a twin, and the job wants a real result
@@ -53,6 +54,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.MEMORY_BUSY: "the memory is held by replicas at work",
     Reason.PRECISION_UNSUPPORTED: "the GPU cannot compute in this precision",
     Reason.GANG_TOO_LARGE: "its nodes have fewer GPUs than the job wants at once",
+    Reason.TOO_SLOW: "the job would take more than a year there",
     Reason.DISK_TOO_SMALL: "the weights do not fit on the disk of a node",
     Reason.WEIGHTS_UNAVAILABLE: "the weights cannot be had there",
     Reason.SIMULATED_SITE: "it is a twin, which only rehearses",
@@ -73,6 +75,7 @@ LASTING: Final = frozenset(
         Reason.MEMORY_TOO_SMALL,
         Reason.PRECISION_UNSUPPORTED,
         Reason.GANG_TOO_LARGE,
+        Reason.TOO_SLOW,
         Reason.DISK_TOO_SMALL,
         Reason.WEIGHTS_UNAVAILABLE,
         Reason.SIMULATED_SITE,

@@ -58,6 +58,14 @@ class Shape:
         return f"{self.width}x{self.height}{frames}/{self.steps}"
 
 
+def check_volume(shape: Shape, field: str = "shape") -> None:
+    """FieldError for more pixels in all than anybody can mean, each figure being possible for itself."""
+    pixels = shape.width * shape.height * shape.frames * shape.batch
+    if pixels > limits.JOB_PX_MAX:
+        said = f"{shape.batch} of {shape.width}x{shape.height} with {shape.frames} frames"
+        raise FieldError(field, said, f"at most {limits.JOB_PX_MAX} pixels in all frames of all results")
+
+
 def check_grid(shape: Shape, side_px: int, frame_step: int, field: str = "shape") -> None:
     """FieldError, with the nearest that are right, unless sides are multiples of `side_px` and frames 1 + a multiple of `frame_step`.
 

@@ -1,12 +1,14 @@
 """Times of a cold start: moving weights, staging them into a GPU, building the pipeline.
 
-Decides how the legs of a cold start combine. Must not know where weights are or which rates a site has.
+Decides how the legs of a cold start combine; each takes a year at most (`PREDICTED_US_MAX`), which is never. Must not know where weights
+are or which rates a site has.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from atoll.model import limits
 from atoll.model.adapter import AdapterSpec
 from atoll.model.gpu import CPU, GpuType
 from atoll.model.modelspec import DenoiserKind, ModelSpec
@@ -38,25 +40,25 @@ _CACHED_CPU_PARTS: Final = 8
 
 def transfer_us(size_bytes: int, bytes_per_s: int, rtt_us: int) -> int:
     """Microseconds until the last of `size_bytes` has come over a link: one round trip to ask, then the bytes."""
-    return rtt_us + max(size_bytes, 0) * _US // max(bytes_per_s, 1)
+    return min(rtt_us + max(size_bytes, 0) * _US // max(bytes_per_s, 1), limits.PREDICTED_US_MAX)
 
 
 def stage_us(model: ModelSpec, disk_bytes_per_s: int, h2d_bytes_per_s: int, from_host: bool) -> int:
     """Microseconds to bring the weights from disk (`from_host`: from host memory) into the GPU; pipelined, so the slower leg counts."""
     rate = h2d_bytes_per_s if from_host else min(h2d_bytes_per_s, disk_bytes_per_s)
-    return model.weights_bytes * _US // max(rate, 1)
+    return min(model.weights_bytes * _US // max(rate, 1), limits.PREDICTED_US_MAX)
 
 
 def init_us(model: ModelSpec) -> int:
     """Microseconds to build the pipeline around its weights in a warm process, on top of `stage_us`; 0 without weights."""
     if not model.weights_bytes:
         return 0
-    return _INIT_BASE_US + model.weights_bytes * _INIT_US_PER_GB // 10**9
+    return min(_INIT_BASE_US + model.weights_bytes * _INIT_US_PER_GB // 10**9, limits.PREDICTED_US_MAX)
 
 
 def patch_us(adapter: AdapterSpec) -> int:
     """Microseconds to put an adapter that lies on the node's disk onto a resident replica."""
-    return _PATCH_BASE_US + adapter.weights_bytes * _US // _PATCH_BYTES_PER_S
+    return min(_PATCH_BASE_US + adapter.weights_bytes * _US // _PATCH_BYTES_PER_S, limits.PREDICTED_US_MAX)
 
 
 def compile_us(model: ModelSpec, gpu: GpuType) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final
 
+from atoll.model import limits
 from atoll.model.gpu import CPU
 from atoll.model.shape import Precision
 from atoll.physics import flops
@@ -99,18 +100,22 @@ def _bounded_ns(coefficients: Coefficients, run: Run) -> dict[Stage, int]:
 
 
 def predict_us(coefficients: Coefficients, run: Run) -> int:
-    """Microseconds of a run; at least 1. A throughput is told per result."""
+    """Microseconds of a run; at least 1, at most `PREDICTED_US_MAX`. A throughput is told per result."""
+    return min(_predicted_us(coefficients, run), limits.PREDICTED_US_MAX)
+
+
+def _predicted_us(coefficients: Coefficients, run: Run) -> int:
     total = sum(_bounded_ns(coefficients, run).values()) // _US_NS
     return max(total // run.shape.batch if run.extent is Extent.THROUGHPUT else total, 1)
 
 
 def estimate(coefficients: Coefficients, run: Run) -> Estimate:
-    """All that can be said of a run."""
+    """All that can be said of a run, however long it takes: people are told what decisions take for never."""
     stages = stages_us(coefficients, run)
     total = max(sum(stages.values()), 1)
     levels = levels_of(coefficients, run)
     spread = coefficients.spreads.get(situation(run, device_key(run.gpu) in coefficients.rows), _SPREAD)
-    alone = predict_us(coefficients, replace(run, gang_size=1, guidance_split=False, ring=1))
+    alone = _predicted_us(coefficients, replace(run, gang_size=1, guidance_split=False, ring=1))
     spoken_for = [level for level in levels if level.rows and level.name in _ETA_LEVELS]
     return Estimate(
         text_us=stages[Stage.TEXT],

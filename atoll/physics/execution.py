@@ -38,8 +38,8 @@ def stack_of(model: ModelSpec, gpu: GpuType, gang_size: int = 1) -> Stack:
 def execution_us(
     model: ModelSpec, shape: Shape, gpu: GpuType, precision: Precision, *, gang_size: int = 1, stack: Stack | None = None
 ) -> int:
-    """Microseconds that `gang_size` GPUs of this type take for the job: prompt, steps, decoding; no loading, no transfer. At least 1.
-    Without a `stack`: on the one that Atoll's workers run it on."""
+    """Microseconds that `gang_size` GPUs of this type take for the job: prompt, steps, decoding; no loading, no transfer. At least 1, at
+    most a year (`PREDICTED_US_MAX`). Without a `stack`: on the one that Atoll's workers run it on."""
     stack = stack_of(model, gpu, gang_size) if stack is None else stack
     run = Run(model=model, shape=shape, gpu=gpu, precision=precision, stack=stack, gang_size=gang_size)
     return predict_us(FITTED, run)

@@ -16,21 +16,21 @@ from orchestrator.core.placement.registry import OUTPUT
 from orchestrator.core.state import LiveAttempt
 
 # 300 years: what is further away is never, and fits into every message.
-_NEVER_US: Final = 10**16
+NEVER_US: Final = 10**16
 
 
 def spread(ctx: Context, predicted_us: int, execution_us: int, *, cold: bool, modality: Modality) -> Spread:
     """Quantiles of a completion that is predicted to take this long from its decision on, `execution_us` of it from when it executes."""
-    predicted_us = min(max(predicted_us, 0), _NEVER_US)
+    predicted_us = min(max(predicted_us, 0), NEVER_US)
     execution_us = min(max(execution_us, 0), predicted_us)
     found = ctx.book.quote(predicted_us - execution_us, execution_us, cold, modality)
-    if found.p90_us <= _NEVER_US:
+    if found.p90_us <= NEVER_US:
         return found
     return Spread(
-        begin_p50_us=min(found.begin_p50_us, _NEVER_US),
-        begin_p90_us=min(found.begin_p90_us, _NEVER_US),
-        p50_us=min(found.p50_us, _NEVER_US),
-        p90_us=min(found.p90_us, _NEVER_US),
+        begin_p50_us=min(found.begin_p50_us, NEVER_US),
+        begin_p90_us=min(found.begin_p90_us, NEVER_US),
+        p50_us=min(found.p50_us, NEVER_US),
+        p90_us=min(found.p90_us, NEVER_US),
     )
 
 

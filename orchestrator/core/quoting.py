@@ -164,7 +164,7 @@ def _offer(ctx: Context, asked: _Asked, now_us: int) -> Quote:
             queue_length=len(ctx.queue),
         )
     cold, delay_us = board.is_cold(row), board.delay_us(row)
-    turn_us = _turn_us(ctx, asked, board, row) if verdict is Verdict.WAITS else 0
+    turn_us = min(_turn_us(ctx, asked, board, row), etas.NEVER_US) if verdict is Verdict.WAITS else 0
     executing_us = int(board.estimate.execution_us[row]) + int(board.estimate.output_us[row])
     taken = etas.spread(ctx, turn_us + delay_us, executing_us, cold=cold, modality=asked.model.modality)
     members = slots_of(board, row) if verdict is Verdict.NOW else ()

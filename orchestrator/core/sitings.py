@@ -25,7 +25,7 @@ from orchestrator.core.placement.classes import class_of
 from orchestrator.core.placement.column import Column, free_bytes, is_free
 from orchestrator.core.placement.columns import REASONS
 from orchestrator.core.placement.filters import static_reasons
-from orchestrator.core.placement.rows import Ints
+from orchestrator.core.placement.rows import FETCH_MAX_US, Ints
 from orchestrator.core.state import Node, ReplicaKey, Slot
 
 # Bringing a copy is paid once and used many times: it weighs as much as a twentieth of a job's execution.
@@ -115,7 +115,7 @@ def times(ctx: Context, model: ModelSpec, column: Column) -> Times:
     h2d = int(columns.h2d_rate[index]) or node.h2d_bytes_per_s or pool.gpu.h2d_bytes_per_s
     return Times(
         execution_us=execution_us(model, model.default_shape, pool.gpu, model.precision),
-        fetch_us=int(ways.us[index]) * (1 + column.site.fetches),
+        fetch_us=min(int(ways.us[index]) * (1 + column.site.fetches), FETCH_MAX_US),
         fetch_from=ways.source(index),
         load_us=stage_us(model, int(columns.disk_rate[index]), h2d, from_host=False) + init_us(model),
     )

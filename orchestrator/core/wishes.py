@@ -18,6 +18,7 @@ from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import FetchFrom
 from atoll.model.replica import Tier
 from atoll.model.residency import Cause
+from atoll.physics.coldstart import transfer_us
 from orchestrator.core import sitings
 from orchestrator.core.context import Context
 from orchestrator.core.outputs import CopyWanted
@@ -145,7 +146,7 @@ def describe_again(ctx: Context, model_id: ModelId) -> None:
 
 def _charge_link(ctx: Context, column: Column, model: ModelSpec, times: sitings.Times) -> None:
     """The next copy ahead of demand may come over this link when this one has come at the share that such copies have."""
-    alone_us = model.weights_bytes * 1_000_000 // max(int(ctx.columns.origin_rate[column.index]), 1)
+    alone_us = transfer_us(model.weights_bytes, int(ctx.columns.origin_rate[column.index]), 0)
     if times.fetch_from is not None:
         alone_us = times.fetch_us // (1 + column.site.fetches)
     site = column.site
@@ -164,7 +165,7 @@ def told_fetch(ctx: Context, column: Column, node_index: int, model: ModelSpec, 
     if chosen is not None and chosen == ways.source(column.index):
         fetch_us = int(ways.us[column.index]) * left_bytes // max(model.weights_bytes, 1)
     else:
-        fetch_us = left_bytes * 1_000_000 // max(int(ctx.columns.origin_rate[column.index]), 1)
+        fetch_us = transfer_us(left_bytes, int(ctx.columns.origin_rate[column.index]), 0)
     note_fetch(ctx, column, node_index, model, fetch_us, chosen)
     node.bytes_left[model.model_id] = left_bytes
 

@@ -117,6 +117,15 @@ def test_another_size_is_refused_with_the_nearest_that_are_made(name: str, shape
     assert str(refused.value) == said
 
 
+def test_two_minutes_of_4k_can_be_meant_and_more_pixels_than_anybody_means_cannot() -> None:
+    found = MODELS[ModelId("wan2.1-t2v-14b-720p")]
+    found.check_shape(replace(found.default_shape, width=3_840, height=2_160, frames=7_197).check())
+    with pytest.raises(FieldError) as refused:
+        found.check_shape(replace(found.default_shape, width=8_192, height=8_192, frames=7_197).check())
+    expected = "expected at most 68719476736 pixels in all frames of all results"
+    assert str(refused.value) == f"shape is '1 of 8192x8192 with 7197 frames': {expected}"
+
+
 @pytest.mark.parametrize(
     ("title", "name"),
     [("FLUX.1 [dev]", "flux.1-dev"), ("SD 2.1 (768)", "sd-2.1-768"), ("LTX-Video 2B 0.9.x", "ltx-video-2b-0.9.x")],

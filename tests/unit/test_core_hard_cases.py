@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from atoll.model import limits
 from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import FleetId, SiteId, Term
 from atoll.model.job import JobState
+from atoll.model.placement import Reason, Rejection
+from atoll.model.quote import Quote, Verdict
+from atoll.model.shape import Shape
 from orchestrator.core import events
 from orchestrator.core.machine import new_machine
 from orchestrator.core.outputs import Refusal, RefusalCode
-from tests.unit.fleet_of_machines import GPUS, Fleet, model, site, spec
+from tests.unit.fleet_of_machines import GPUS, Fleet, model, pool, site, spec
 from tests.unit.test_core_silence import stored_by
 
 
@@ -111,3 +117,21 @@ def test_slow_work_that_shows_its_steps_is_left_alone() -> None:
         fleet.running("a", key, steps=step)
         fleet.wait(400, reporting=("a",))
     assert not fleet.agents[SiteId("a")].attempts[key].stop
+
+
+def test_a_job_that_would_take_years_waits_for_another_fleet_and_harms_nobody() -> None:
+    roomy = replace(pool("big"), gpu_memory_bytes=limits.BYTES_MAX)
+    fleet = Fleet(site("a", roomy))
+    endless = spec(shape=Shape(width=8_192, height=8_192, frames=7_200, steps=1_000, cfg_passes=3, batch=32).check())
+    offered = fleet.machine.quote_job(endless, fleet.now_us)
+    assert isinstance(offered, Quote)
+    assert (offered.verdict, offered.rejections) == (Verdict.NEVER, (Rejection(reason=Reason.TOO_SLOW, pools=1),))
+    fleet.submit(endless, spec())
+    (key,) = fleet.agents[SiteId("a")].attempts
+    fleet.end_attempt("a", key)
+    assert [job.state for job in fleet.jobs.values()] == [JobState.QUEUED, JobState.SUCCEEDED]
+    _takeover(fleet)
+    fleet.connect(fleet.agents[SiteId("a")].site)
+    fleet.ask(events.SitesApplied, actor="t", reason="", sites=(site("b", pool("slow", gpu="small")),), links=())
+    fleet.submit(spec(prompt="after"))
+    assert len(fleet.agents[SiteId("a")].attempts) == 1

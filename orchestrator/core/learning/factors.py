@@ -15,14 +15,13 @@ import numpy as np
 
 from atoll.model.ids import GpuTypeId, ModelId, SiteId
 from atoll.model.learned import Component, Level
+from atoll.model.limits import PREDICTED_US_MAX
 from orchestrator.core.learning.book import Book
 from orchestrator.core.learning.corrections import CORRECTION_MAX, Corrections
 from orchestrator.core.learning.logs import Ints, millis
 from orchestrator.core.learning.observation import COMPONENTS
 from orchestrator.core.state import Pool
 
-# 36 years: as good as never, and no product with a factor overflows.
-_PRIOR_MAX_US: Final = 2**50
 # Factors kept, in bytes: 5 KB a model at 36 sites, half a megabyte at 3,600.
 _KEPT_BYTES: Final = 128 * 1024 * 1024
 
@@ -42,11 +41,11 @@ class Factors:
     milli: dict[Component, Ints]
 
     def times(self, component: Component, prior_us: Ints) -> Ints:
-        """A prior per pool (or per row, with the rows of all pools one kind after the other) with its correction."""
+        """A prior per pool (or per row, with the rows of all pools one kind after the other) with its correction; a year at most."""
         factor = self.milli[component]
         rows = len(prior_us) // len(factor) if len(factor) else 1
-        corrected = np.minimum(prior_us, _PRIOR_MAX_US) * (factor if rows == 1 else np.concatenate((factor,) * rows)) // 1_000
-        return np.asarray(corrected, dtype=np.int64)
+        corrected = np.minimum(prior_us, PREDICTED_US_MAX) * (factor if rows == 1 else np.concatenate((factor,) * rows)) // 1_000
+        return np.asarray(np.minimum(corrected, PREDICTED_US_MAX), dtype=np.int64)
 
 
 class PoolFactors:

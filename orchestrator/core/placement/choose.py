@@ -28,6 +28,7 @@ from orchestrator.core.placement.presence import bare_slot, ready_slot, warm_slo
 from orchestrator.core.placement.registry import LAYOUT, TERM_NAMES
 from orchestrator.core.placement.rows import (
     COLD,
+    FETCH_MAX_US,
     FORBIDDEN_US,
     LEAD,
     NO_DEADLINE,
@@ -255,7 +256,7 @@ class Scorer:
         fix = np.ascontiguousarray(estimate.fix[row % pools :: pools])
         out = np.zeros((len(fix), len(Out)), dtype=np.int64)
         line = out[row // pools]
-        line[[Out.STATE, Out.WAIT, Out.FETCH]] = State.WAITS, wait_us, fetch_us
+        line[[Out.STATE, Out.WAIT, Out.FETCH]] = State.WAITS, wait_us, min(fetch_us, FETCH_MAX_US)
         line[Out.SOURCE] = Source.ORIGIN if fetch_us else Source.DISK
         kernel.cost_rows(fix, self._columns.dyn[row % pools][np.newaxis], rates, out)
         return int(line[Out.TOTAL]) if line[Out.STATE] != State.IMPOSSIBLE else UNREACHABLE

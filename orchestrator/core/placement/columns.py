@@ -24,7 +24,7 @@ from orchestrator.core.placement.eviction import Prices, Wishes
 from orchestrator.core.placement.gangs import is_last_block
 from orchestrator.core.placement.peers import Peers
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.placement.rows import FORBIDDEN_US, ROOM_WIDTH, Bools, Dyn, Ints
+from orchestrator.core.placement.rows import FLOWS_MAX, FORBIDDEN_US, ROOM_WIDTH, Bools, Dyn, Ints
 from orchestrator.core.placement.whereabouts import Whereabouts
 from orchestrator.core.state import Pool, ReplicaKey, Site, Slot
 
@@ -213,7 +213,7 @@ class Columns:
             breaker = site.breakers.get(column.pool.pool_id)
             closed = reason or (Reason.BREAKER_OPEN if breaker is not None and breaker.blocks else None)
             self.dyn[index, Dyn.ACCEPTING] = closed is None
-            self.dyn[index, Dyn.FLOWS], self.dyn[index, Dyn.COPIES] = site.fetches, site.copies
+            self.dyn[index, Dyn.FLOWS], self.dyn[index, Dyn.COPIES] = min(site.fetches, FLOWS_MAX), min(site.copies, FLOWS_MAX)
             self.lan_rate[index], self.wan_rate[index] = spec.lan_bytes_per_s, spec.wan_bytes_per_s
             self.reason[index] = REASON_CODE[closed or Reason.NO_SLOT]
             node = column.pool.spec.node
@@ -234,7 +234,8 @@ class Columns:
         """A fetch to the site, or a copy within it, began or ended: all of its pools share the rate."""
         self.changes += 1
         for column in self.of_site(site):
-            self.dyn[column.index, Dyn.FLOWS], self.dyn[column.index, Dyn.COPIES] = site.fetches, site.copies
+            line = self.dyn[column.index]
+            line[Dyn.FLOWS], line[Dyn.COPIES] = min(site.fetches, FLOWS_MAX), min(site.copies, FLOWS_MAX)
 
     # --- slots -----------------------------------------------------------------------------------------------------------------
 

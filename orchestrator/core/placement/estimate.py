@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 import numpy as np
 
+from atoll.model import limits
 from atoll.model.adapter import AdapterSpec
 from atoll.model.compiled import needed_form
 from atoll.model.ids import AdapterId, FormId, SiteId
@@ -129,13 +130,13 @@ class Estimator:
         near_saving = factors.times(Component.ADAPT, far_us) - factors.times(Component.ADAPT, np.full_like(far_us, near_us))
         adapters = (self._adapters.get(adapter_id) for adapter_id in key.adapters)
         adapters_bytes = sum(adapter.weights_bytes for adapter in adapters if adapter is not None)
-        memory = model.resident_bytes + adapters_bytes + peak_bytes(model, key.shape)
+        memory = min(model.resident_bytes + adapters_bytes + peak_bytes(model, key.shape), limits.NEEDED_BYTES_MAX)
         count = len(columns.columns)
         kinds = len(inputs.cold) // max(count, 1)
         saving_us = np.concatenate([np.zeros_like(host_saving), host_saving, near_saving])[: kinds * count]
         least_usd_micros = money.least_usd_micros(inputs, saving_us) + inputs.egress_usd_micros
         least_usd_micros = least_usd_micros.reshape(kinds, count).min(axis=0) if count else least_usd_micros
-        codes = static_reasons(key, model, memory, least_usd_micros, columns)
+        codes = static_reasons(key, model, memory, least_usd_micros, columns, standing.execution_us)
         most_usd_micros = key.constraints.max_price_usd_micros or NO_BUDGET
         feasible = _rows(codes == 0, kinds)
         told = still(inputs, self._policy.terms)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from atoll.model.ids import ModelId, SiteId
+from atoll.model.limits import NEEDED_BYTES_MAX
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Evicted
 from atoll.model.replica import Tier
@@ -169,7 +170,8 @@ def as_figures(victims: list[Victim]) -> list[int]:
     for victim in victims[: VICTIMS - 1]:
         figures += (victim.memory_bytes, victim.price_us)
     rest = victims[VICTIMS - 1 :]
-    figures += (sum(victim.memory_bytes for victim in rest), min(sum(victim.price_us for victim in rest), FORBIDDEN_US))
+    left_bytes, left_us = sum(victim.memory_bytes for victim in rest), sum(victim.price_us for victim in rest)
+    figures += (min(left_bytes, NEEDED_BYTES_MAX), min(left_us, FORBIDDEN_US))
     return figures + [0] * (2 * VICTIMS - len(figures))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from atoll.model.limits import PREDICTED_US_MAX
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason
 from orchestrator.core.placement.classes import ClassKey
@@ -15,10 +16,12 @@ from orchestrator.core.placement.columns import REASON_CODE, Columns
 from orchestrator.core.placement.rows import AnyArray, Bools, Ints
 
 
-def static_reasons(key: ClassKey, model: ModelSpec, memory_bytes: int, price_usd_micros: Ints, columns: Columns) -> Ints:
+def static_reasons(
+    key: ClassKey, model: ModelSpec, memory_bytes: int, price_usd_micros: Ints, columns: Columns, execution_us: Ints | None = None
+) -> Ints:
     """Per pool the number (`REASON_CODE`) of the first filter that rejects it, 0 if none does.
 
-    `memory_bytes`: of the model with its activations.
+    `memory_bytes`: of the model with its activations; `execution_us`: as predicted, without what was learned.
     """
     count = len(columns.columns)
     codes = np.zeros(count, dtype=np.int64)
@@ -46,6 +49,8 @@ def static_reasons(key: ClassKey, model: ModelSpec, memory_bytes: int, price_usd
     reject(~np.array(capable or [True], dtype=np.bool_)[columns.gpu], Reason.PRECISION_UNSUPPORTED)
     reject(columns.gpus_per_node < key.gang_size, Reason.GANG_TOO_LARGE)
     reject(columns.memory < memory_bytes, Reason.MEMORY_TOO_SMALL)
+    if execution_us is not None:
+        reject(execution_us >= PREDICTED_US_MAX, Reason.TOO_SLOW)
     reject(columns.node_disk < model.weights_bytes, Reason.DISK_TOO_SMALL)
     if wanted.max_price_usd_micros:
         reject(price_usd_micros > wanted.max_price_usd_micros, Reason.PRICE_TOO_HIGH)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from atoll.model.limits import NEEDED_BYTES_MAX
 from orchestrator.core.placement.classes import Variant
 from orchestrator.core.placement.column import Column, free_bytes, is_free
 from orchestrator.core.placement.eviction import Prices, Victim, leaving
@@ -38,7 +39,7 @@ class Block:
     @property
     def evicted_bytes(self) -> int:
         """Memory of all that would leave."""
-        return sum(victim.memory_bytes for gone in self.victims for victim in gone)
+        return min(sum(victim.memory_bytes for gone in self.victims for victim in gone), NEEDED_BYTES_MAX)
 
 
 def blocks(column: Column, gang_size: int) -> Iterator[Block]:

@@ -18,13 +18,16 @@ from orchestrator.core.placement.machine_code import COMPILED, jit
 from orchestrator.core.placement.rows import (
     BARE,
     COLD,
+    EVICT_MAX_US,
     FETCH_MAX_US,
     FORBIDDEN_US,
     HELD_MAX_US,
+    LINK_MAX_US,
     MONEY_MAX_US,
     MS_PER_HOUR,
     NO_DEADLINE,
     OVERDUE_US,
+    TIED_MAX_US,
     UNREACHABLE,
     VICTIMS,
     WAIT_MAX_US,
@@ -156,7 +159,7 @@ def _best(fix: Ints, dyn: Ints, rates: Ints, mask: Bools, out: Ints, pools: int,
             least, safe = out[row, _O_TOTAL], in_time
     if least >= UNREACHABLE:
         return -1
-    most = least + max(rates[_R_TIE_US], least * rates[_R_TIE_MILLI] // 1_000)
+    most = least + max(rates[_R_TIE_US], min(least, TIED_MAX_US) * rates[_R_TIE_MILLI] // 1_000)
     chosen = -1
     for row in range(len(out)):
         if out[row, _O_STATE] != state or not mask[row] or out[row, _O_TOTAL] > most or (out[row, _O_TARDY] < 0) != safe:
@@ -179,12 +182,12 @@ def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints) -> Non
         out[row, _O_FETCH] = min(fix[row, _F_FETCH] * (dyn[pool, _D_FLOWS] + 1), FETCH_MAX_US)
         price, gone = _room(rooms, pool, rates[_R_NEED])
         if wait == 0:
-            out[row, _O_EVICT], out[row, _O_BYTES] = price * rates[_R_EVICT] // 1_000, gone
+            out[row, _O_EVICT], out[row, _O_BYTES] = min(price, EVICT_MAX_US) * rates[_R_EVICT] // 1_000, gone
             out[row, _O_STATE] = _BINDABLE if price < FORBIDDEN_US else _IMPOSSIBLE
         elif wait < WAIT_MAX_US:
             out[row, _O_STATE] = _WAITS
             if price < FORBIDDEN_US:  # else another slot may be free first: the one that is looked at holds what must stay
-                out[row, _O_EVICT], out[row, _O_BYTES] = price * rates[_R_EVICT] // 1_000, gone
+                out[row, _O_EVICT], out[row, _O_BYTES] = min(price, EVICT_MAX_US) * rates[_R_EVICT] // 1_000, gone
 
 
 @jit
@@ -194,7 +197,8 @@ def _cold_line(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, out: Ints, line: i
     if pres[line, _P_COLD] >= 0:
         out[row, _O_STATE] = pres[line, _P_COLD]
         out[row, _O_WAIT] = 0 if pres[line, _P_COLD] == _BINDABLE else max(pres[line, _P_COLD_UNTIL] - now, OVERDUE_US)
-        out[row, _O_EVICT], out[row, _O_BYTES] = pres[line, _P_COLD_PRICE] * rates[_R_EVICT] // 1_000, pres[line, _P_COLD_BYTES]
+        out[row, _O_EVICT] = min(pres[line, _P_COLD_PRICE], EVICT_MAX_US) * rates[_R_EVICT] // 1_000
+        out[row, _O_BYTES] = pres[line, _P_COLD_BYTES]
     copy = fix[row, _F_COPY] * (dyn[pres[line, _P_POOL], _D_COPIES] + 1)
     if source == _SITE_FETCHING and until > now:
         # One flight per model and site: others wait for it, unless it should have ended by now, and copy from where it landed.
@@ -238,7 +242,7 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
             price, gone = _room(nodes, node, rates[_R_NEED])
             if price >= FORBIDDEN_US:
                 continue
-            evict = price * rates[_R_EVICT] // 1_000
+            evict = min(price, EVICT_MAX_US) * rates[_R_EVICT] // 1_000
         elif out[row, _O_STATE] == _IMPOSSIBLE:
             continue
         else:
@@ -272,7 +276,7 @@ def _cold_prices(fix: Ints, dyn: Ints, rates: Ints, out: Ints, row: int, occupie
     if out[row, _O_SOURCE] == 0:
         flows = dyn[pool, _D_FLOWS]
         crowd = fix[row, _F_CROWD] * flows // (flows + 1) // 1_000 * rates[_R_LINK] if rates[_R_LINK] and flows else 0
-        out[row, _O_LINK] = fix[row, _F_LEAVING] + crowd
+        out[row, _O_LINK] = min(fix[row, _F_LEAVING] + crowd, LINK_MAX_US)
 
 
 @jit

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from atoll.model.limits import NEEDED_BYTES_MAX
 from orchestrator.core.placement.column import Column, Free, free_bytes
 from orchestrator.core.placement.eviction import Prices, as_figures
 from orchestrator.core.placement.rows import ROOM_WIDTH, Room
@@ -23,7 +24,7 @@ def of_pool(column: Column, busy: Slot | None, prices: Prices) -> list[int]:
     """The line of a pool. `busy`: its slot that is free first; where none is free, what will have to leave that one is priced meanwhile."""
     if column.free_slots or busy is None:
         return _line(column, column.free, column.free_slots, prices)
-    return [0, free_bytes(busy), *_clearing(column, busy, prices), *_NOTHING_KEPT]
+    return [0, _free_bytes(busy), *_clearing(column, busy, prices), *_NOTHING_KEPT]
 
 
 def of_node(column: Column, node_index: int, prices: Prices) -> list[int]:
@@ -38,7 +39,7 @@ def _line(column: Column, free: Free, slots: int, prices: Prices) -> list[int]:
     assert roomy is not None, "a free slot is among the free ones"
     return [
         slots,
-        free_bytes(roomy),
+        _free_bytes(roomy),
         *(_clearing(column, cheap, prices) if cheap is not None else _NOTHING_KEPT),
         *(_clearing(column, kept, prices) if kept is not None else _NOTHING_KEPT),
     ]
@@ -46,4 +47,9 @@ def _line(column: Column, free: Free, slots: int, prices: Prices) -> list[int]:
 
 def _clearing(column: Column, slot: Slot, prices: Prices) -> list[int]:
     """Free bytes of a slot, and bytes and price of each victim."""
-    return [free_bytes(slot), *(as_figures(prices.victims(slot, column.pool)) if slot.replicas else _NO_VICTIM)]
+    return [_free_bytes(slot), *(as_figures(prices.victims(slot, column.pool)) if slot.replicas else _NO_VICTIM)]
+
+
+def _free_bytes(slot: Slot) -> int:
+    """What is free, as a table tells it: an agent may claim replicas of any size, and none is larger than what no GPU has."""
+    return max(free_bytes(slot), -NEEDED_BYTES_MAX)

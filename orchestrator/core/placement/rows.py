@@ -13,6 +13,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from atoll.model import limits
+
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 AnyArray = npt.NDArray[Any]
@@ -176,12 +178,24 @@ class Rate(IntEnum):
 RATES: Final = len(Rate)
 NO_DEADLINE: Final = 2**60
 # A fetch of a year is as good as none, however many share the way; sums and products with it stay far from overflowing.
-FETCH_MAX_US: Final = 2**45
+FETCH_MAX_US: Final = limits.PREDICTED_US_MAX
+# More flows share a way as these do: each has a thousandth of it, and their product with a year stays in int64.
+FLOWS_MAX: Final = 1_000
+# What evictions cost others counts up to six days, and crowding a way up to the double of what money does: dearer is as good as never,
+# and times the largest exchange rate they stay in int64.
+EVICT_MAX_US: Final = 2**39
+LINK_MAX_US: Final = 2**56
+# Losses in a million hours: one every 36 seconds. Whatever is held longer is lost.
+LOSSES_MAX: Final = 10**8
+# Places whose costs differ by a share of more than 35 years are not told apart further.
+TIED_MAX_US: Final = 2**50
 # Money is counted over twelve days of one place at most, and to $4,295 an hour: what costs more is as good as never, and products fit.
 HELD_MAX_US: Final = 2**40
 PAY_MAX: Final = 2**32
 MONEY_MAX_US: Final = 2**50
 NO_BUDGET: Final = 2**60
+# What owners charge for bytes to leave counts up to $10,000, likewise.
+USD_MICROS_MAX: Final = 10**10
 MS_PER_HOUR: Final = 3_600_000
 # Before its terms a line of figures tells: total, wait, whether it is cold, what it awaits (left 0).
 LEAD: Final = 4

@@ -33,14 +33,13 @@ from orchestrator.core.learning.factors import Factors, PoolFactors
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.placement.rows import FETCH_MAX_US, UNREACHABLE, Ints
+from orchestrator.core.placement.rows import FETCH_MAX_US, UNREACHABLE, USD_MICROS_MAX, Ints
 from orchestrator.core.placement.sets import BYTES_MAX, NOBODY, ORIGIN, RATE_MIN, Offers, cheapest, transfer_us
 from orchestrator.core.placement.terms import net
 
 _MB_PER_GB: Final = 1_000
-# A price of 1,000 dollars a GB and of 10,000 in all stands for anything larger: products of them stay in int64.
+# A price of 1,000 dollars a GB stands for anything larger: products of it stay in int64.
 _USD_MICROS_PER_GB_MAX: Final = 10**9
-_USD_MICROS_MAX: Final = 10**10
 # A peer's uplink is not taken for less than one part in so many of what the origin store gives.
 _PARTS_OF_ORIGIN: Final = 8
 # A petabyte a second.
@@ -212,7 +211,7 @@ class Sources:
         bytes_per_s = np.concatenate([reach.bytes_per_s for reach in reaches]) // (1 + flows)
         rtt_us = np.concatenate([reach.rtt_us for reach in reaches]) * peer_milli[pools] // 1_000
         per_gb = np.concatenate([reach.usd_micros_per_gb for reach in reaches])
-        price_us = np.minimum(per_gb * (size // 10**6) // _MB_PER_GB, _USD_MICROS_MAX) * self._us_per_usd_micro()
+        price_us = np.minimum(per_gb * (size // 10**6) // _MB_PER_GB, USD_MICROS_MAX) * self._us_per_usd_micro()
         # The origin store is a source like others where it is not the only one: at the rate that is predicted for it alone.
         origin_rate = np.minimum(size // 1_000 * 1_000_000 // np.maximum(alone_us, 1), _KB_PER_S_MAX) * 1_000
         # Twins have no bytes to give to a real site.
@@ -255,7 +254,7 @@ class Sources:
         found = [
             (
                 column.index,
-                link.rtt_us,
+                min(link.rtt_us, FETCH_MAX_US),
                 max(min(link.bytes_per_s, spec.wan_bytes_per_s), RATE_MIN),
                 min(link.egress_usd_micros_per_gb or spec.egress_usd_micros_per_gb, _USD_MICROS_PER_GB_MAX),
             )

@@ -14,8 +14,10 @@ from typing import Final
 import numpy as np
 
 from atoll.model.ids import ModelId, SiteId
+from atoll.model.limits import PRICE_USD_MICROS_MAX
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec
+from atoll.physics.coldstart import transfer_us
 from atoll.physics.execution import execution_us
 from atoll.physics.output import output_bytes
 from orchestrator.core.placement.classes import ClassKey
@@ -103,7 +105,7 @@ class Standings:
                 if out is not None:
                     rtt, rate = out.rtt_us, max(min(out.bytes_per_s, rate), RATE_MIN)
                     egress = out.egress_usd_micros_per_gb or egress
-            input_us = rtt + key.input_bytes * 1_000_000 // rate
-            found[spec.site_id] = (input_us, rtt + size * 1_000_000 // rate, egress * size // _BYTES_PER_GB)
+            usd_micros = min(egress * size // _BYTES_PER_GB, PRICE_USD_MICROS_MAX)
+            found[spec.site_id] = (transfer_us(key.input_bytes, rate, rtt), transfer_us(size, rate, rtt), usd_micros)
         table = np.array([found[site_id] for site_id in columns.site_ids] or np.zeros((0, 3)), dtype=np.int64)
         return table[:, 0], table[:, 1], table[:, 2]

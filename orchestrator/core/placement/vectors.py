@@ -11,14 +11,17 @@ from orchestrator.core.placement.hazard import X_PPM_MAX, within_ppm
 from orchestrator.core.placement.rows import (
     BARE,
     COLD,
+    EVICT_MAX_US,
     FETCH_MAX_US,
     FORBIDDEN_US,
     HELD_MAX_US,
     LEAD,
+    LINK_MAX_US,
     MONEY_MAX_US,
     MS_PER_HOUR,
     NO_DEADLINE,
     OVERDUE_US,
+    TIED_MAX_US,
     UNREACHABLE,
     VICTIMS,
     WAIT_MAX_US,
@@ -117,7 +120,7 @@ def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, open_pools: Bools
     fetch = np.minimum(fix[pools : 2 * pools, Fix.FETCH] * (dyn[:, Dyn.FLOWS] + 1), FETCH_MAX_US)
     cold[:, Out.FETCH] = np.where(open_pools, fetch, 0)
     priced = open_pools & (free | ((wait < WAIT_MAX_US) & (price < FORBIDDEN_US)))
-    cold[:, Out.EVICT] = np.where(priced, price * rates[Rate.EVICT_MILLI] // 1_000, 0)
+    cold[:, Out.EVICT] = np.where(priced, np.minimum(price, EVICT_MAX_US) * rates[Rate.EVICT_MILLI] // 1_000, 0)
     cold[:, Out.EVICTED_BYTES] = np.where(priced, gone, 0)
 
 
@@ -139,7 +142,7 @@ def _sources(fix: Ints, dyn: Ints, rates: Ints, lines: Ints, out: Ints, rows: In
     state = np.where(told, lines[:, Pres.COLD], state)
     told_wait = np.where(lines[:, Pres.COLD] == State.BINDABLE, 0, np.maximum(lines[:, Pres.COLD_UNTIL] - now, OVERDUE_US))
     wait = np.where(told, told_wait, wait)
-    told_price = lines[:, Pres.COLD_PRICE] * rates[Rate.EVICT_MILLI] // 1_000
+    told_price = np.minimum(lines[:, Pres.COLD_PRICE], EVICT_MAX_US) * rates[Rate.EVICT_MILLI] // 1_000
     out[rows, Out.EVICT] = np.where(told, told_price, out[rows, Out.EVICT])
     out[rows, Out.EVICTED_BYTES] = np.where(told, lines[:, Pres.COLD_BYTES], out[rows, Out.EVICTED_BYTES])
     source, until = lines[:, Pres.SOURCE], lines[:, Pres.SOURCE_US]
@@ -170,7 +173,7 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
         (nodes[spots[:, Spot.NODE], Room.FREE] != 0) & (price < FORBIDDEN_US),
         out[row, Out.STATE] != State.IMPOSSIBLE,
     )
-    evict = np.where(free, price * rates[Rate.EVICT_MILLI] // 1_000, out[row, Out.EVICT])
+    evict = np.where(free, np.minimum(price, EVICT_MAX_US) * rates[Rate.EVICT_MILLI] // 1_000, out[row, Out.EVICT])
     gone = np.where(free, gone, out[row, Out.EVICTED_BYTES])
     wait = np.where(free, 0, out[row, Out.WAIT])
     state = np.where(able, np.where(wait == 0, State.BINDABLE, State.WAITS), State.IMPOSSIBLE)
@@ -210,7 +213,9 @@ def _cold_prices(fix: Ints, dyn: Ints, rates: Ints, cold: Ints, possible: Bools,
         cold[:, Out.FRAGMENT] = np.where(breaks, occupied // 2 * rates[Rate.FRAGMENT_MILLI] // 1_000, 0)
     flows = dyn[:, Dyn.FLOWS]
     crowd = fix[:, Fix.CROWD] * flows // (flows + 1) // 1_000 * rates[Rate.LINK_MILLI]
-    cold[:, Out.LINK] = np.where(possible & (cold[:, Out.SOURCE] == Source.ORIGIN), fix[:, Fix.LEAVING] + crowd, 0)
+    cold[:, Out.LINK] = np.where(
+        possible & (cold[:, Out.SOURCE] == Source.ORIGIN), np.minimum(fix[:, Fix.LEAVING] + crowd, LINK_MAX_US), 0
+    )
 
 
 def _costs(fix: Ints, rates: Ints, out: Ints, possible: Bools, occupied: Ints) -> None:
@@ -257,7 +262,7 @@ def _best(fix: Ints, dyn: Ints, rates: Ints, mask: Bools, out: Ints, state: int)
     least = int(total.min()) if len(total) else UNREACHABLE
     if least >= UNREACHABLE:
         return -1
-    most = least + max(int(rates[Rate.TIE_US]), least * int(rates[Rate.TIE_MILLI]) // 1_000)
+    most = least + max(int(rates[Rate.TIE_US]), min(least, TIED_MAX_US) * int(rates[Rate.TIE_MILLI]) // 1_000)
     (tied,) = np.nonzero(open_rows & (total <= most))
     if len(tied) == 1:
         return int(tied[0])

@@ -6,12 +6,14 @@ Source: `egress_usd_micros_per_gb` of sites and links in `clusters.yaml`. Fails 
 
 from __future__ import annotations
 
+import numpy as np
+
 from orchestrator.core.placement.inputs import Inputs
-from orchestrator.core.placement.rows import Ints
+from orchestrator.core.placement.rows import USD_MICROS_MAX, Ints
 
 NAME = "net"
 
 
 def cost_us(inputs: Inputs) -> Ints:
     """Microseconds worth of egress, per row."""
-    return inputs.egress_usd_micros * inputs.seconds_per_dollar * 1_000 // inputs.weight_milli
+    return np.minimum(inputs.egress_usd_micros, USD_MICROS_MAX) * inputs.seconds_per_dollar * 1_000 // inputs.weight_milli

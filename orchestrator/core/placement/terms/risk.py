@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from orchestrator.core.placement.inputs import Inputs
-from orchestrator.core.placement.rows import Ints, Out
+from orchestrator.core.placement.rows import LOSSES_MAX, Ints, Out
 
 NAME = "risk"
 COLUMN = Out.RISK
@@ -19,7 +19,8 @@ COLUMN = Out.RISK
 
 def losses_per_million_hours(inputs: Inputs) -> Ints:
     """How often the place is lost while it is held, per row: both rates are of one GPU, and a gang is lost with any of its own."""
-    return (inputs.preemptions_per_million_hours + inputs.hazard_per_million_hours) * inputs.gang_size
+    preemptions = np.minimum(inputs.preemptions_per_million_hours, LOSSES_MAX)
+    return np.asarray((preemptions + inputs.hazard_per_million_hours) * inputs.gang_size)
 
 
 def failure_ppm(inputs: Inputs) -> Ints:
