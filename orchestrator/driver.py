@@ -27,6 +27,7 @@ from orchestrator.leadership import DeposedError, regain
 from orchestrator.recorder import Recorder
 from orchestrator.refusals import COMMIT_LOST, OVERLOADED, RELOADING, SHUTTING_DOWN, CoreFailedError, RefusedError
 from orchestrator.store.base import CommitOutcome, Store
+from orchestrator.suspicion import Suspicion
 from orchestrator.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
@@ -91,6 +92,7 @@ class Driver:
         self._waiting: dict[RequestRef, tuple[asyncio.Future[Reply], int]] = {}
         self._pending_jobs = 0
         self._failures: list[float] = []
+        self._suspicion = Suspicion()
         self._stopping = asyncio.Event()
 
     # --- what others ask of it -----------------------------------------------------------------------------------------------
@@ -148,12 +150,27 @@ class Driver:
         """Build the core from what the store holds. Once, before `run`."""
         self._clock.not_before(stored.fleet_time_us)
         self._stored = stored
-        self._sequencer = Sequencer()
         self._surroundings.load(stored)
+        self._suspicion.forget_ended(job.job_id for job in stored.jobs)
+        while not self._begun(stored):
+            _log.warning("jobs_set_aside", jobs=len(self._suspicion.aside), reference=self._suspicion.reference)
+
+    def _begun(self, stored: Stored) -> bool:
+        """Whether a core has begun; if not, jobs over which it failed are set aside by the next. Raises CoreFailedError if none can be."""
+        self._sequencer = Sequencer()
         self._machine = self._build(stored)
         if self._recorder is not None:
             self._recorder.began(self._machine.snapshot())
-        self._handle(TookOver(fleet_id=stored.fleet_id, term=stored.term))
+        aside = tuple(self._suspicion.aside)
+        try:
+            self._handle(
+                TookOver(fleet_id=stored.fleet_id, term=stored.term, set_aside=aside, reference=self._suspicion.reference if aside else "")
+            )
+        except CoreFailedError:
+            if len(self._suspicion.aside) == len(aside):
+                raise
+            return False
+        return True
 
     async def run(self) -> None:
         """Handle, commit and perform until stopped. Raises DeposedError when another process leads, CoreBrokenError when it is hopeless."""
@@ -207,6 +224,7 @@ class Driver:
             # The event's type only: its content is the caller's.
             _log.exception("core_failed", reference=reference, event_type=type(event).__name__)
             failure = CoreFailedError(reference)
+            self._suspicion.failed(self.machine.suspects(), reference, starting=isinstance(event, TookOver))
             self._fail_request(event, failure)
             raise failure from error
         if self._recorder is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from atoll.model.attempt import Attempt
 from atoll.model.audit import AuditEvent, Severity
-from atoll.model.ids import ChangeSeq, ModelId, SiteId
+from atoll.model.ids import ChangeSeq, JobId, ModelId, SiteId
 from atoll.model.job import Job
 from orchestrator.core.arrivals import Arrivals
 from orchestrator.core.bound import Bound
@@ -42,7 +42,7 @@ from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.estimate import Estimator
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.queue import Queue
+from orchestrator.core.queue import JobClass, Queue
 from orchestrator.core.state import JobEntry, Site, Slot, State
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ class Context:
     records: list[Record] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
+    looked_at: JobClass | None = None  # the class that is being placed just now, and the job of it that is being bound
+    binding: JobId | None = None
     touched_jobs: dict[str, Job] = field(default_factory=dict)
     touched_sites: dict[SiteId, None] = field(default_factory=dict)
 

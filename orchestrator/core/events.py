@@ -246,10 +246,15 @@ class ModelPushed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TookOver:
-    """This process became the one that may write: first event after a restore. All lease and silence timers start anew."""
+    """This process became the one that may write: first event after a restore. All lease and silence timers start anew.
+
+    `set_aside`: jobs over which the core failed before, and the `reference` of that in the log.
+    """
 
     fleet_id: FleetId
     term: Term
+    set_aside: tuple[JobId, ...] = ()
+    reference: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from orchestrator.core import (
     adapters,
     alarms,
     arrivals,
+    aside,
     assignments,
     attempts,
     breakers,
@@ -100,11 +101,16 @@ class Machine:
         _fire_timers(ctx)
         placing.wake_due(ctx)
         placing.place_ready(ctx, arrivals.together(ctx, _came(event)))
+        ctx.looked_at = ctx.binding = None
         moving.fill_vacated(ctx)
         residuals.note_placed(ctx)
         movements.placed(ctx)
         assignments.send_touched(ctx)
         return ctx.take_step()
+
+    def suspects(self) -> tuple[JobId, ...]:
+        """After `handle` has raised: the jobs that were being placed."""
+        return aside.suspects(self._ctx)
 
     def next_deadline(self) -> int | None:
         """Fleet time in microseconds at which TimerFired is wanted; None: nothing is waited for."""
@@ -254,6 +260,7 @@ def _dispatch(ctx: Context, event: Event) -> None:  # noqa: C901 - one case per 
             pins.pushed(ctx, event)
         case TookOver():
             ctx.state.fleet_id, ctx.state.term = event.fleet_id, event.term
+            aside.set_aside(ctx, event.set_aside, event.reference)
             leases.took_over(ctx)
             operators.policy_taken(ctx)
         case TimerFired():

@@ -56,11 +56,13 @@ def place_ready(ctx: Context, arrivals: int = 0) -> None:
             return
         by_regret = arrivals > 1 and ctx.policy.rule is Rule.COST
         rivals = ctx.queue.rivals(first, ctx.policy.regret_classes) if by_regret else [first]
+        ctx.looked_at = first
         if len(rivals) == 1:
             left -= _place_class(ctx, first, left)
             continue
         left -= len(rivals)
         for waiting, board in _by_regret(ctx, rivals):
+            ctx.looked_at = waiting
             left -= _place_class(ctx, waiting, 1, board) if ctx.queue.is_ready(waiting) else 0
 
 
@@ -73,6 +75,7 @@ def _by_regret(ctx: Context, rivals: list[JobClass]) -> list[tuple[JobClass, Boa
     """
     scored: list[tuple[int, JobClass, Board]] = []
     for table, waiting in enumerate(rivals, 1):
+        ctx.looked_at = waiting
         estimate = ctx.estimator.of(waiting.key, ctx.state.models[waiting.key.model_id])
         board = _score(ctx, waiting, estimate, table=table)
         scored.append((-board.regret_us(), waiting, board))
@@ -120,7 +123,7 @@ def _score(ctx: Context, waiting: JobClass, estimate: Estimate, table: int = 0) 
 
 def _bind_one(ctx: Context, waiting: JobClass, model: ModelSpec, board: Board, row: int, position: int) -> None:
     """One job of a class takes a place. A gang that found one has no use for its claim."""
-    job_id = waiting.nth(position)
+    job_id = ctx.binding = waiting.nth(position)
     _bind(ctx, ctx.state.jobs[job_id], model, board, row)
     ctx.queue.bound(waiting)
     if ctx.state.claims and waiting.key in ctx.state.claims:
@@ -130,6 +133,7 @@ def _bind_one(ctx: Context, waiting: JobClass, model: ModelSpec, board: Board, r
 def _place_claimed(ctx: Context, key: ClassKey) -> None:
     """A block that is kept for a class of gangs is whole: one of its jobs takes it, or a place that is better yet, before anybody else."""
     waiting, model = ctx.queue.classes[key], ctx.state.models[key.model_id]
+    ctx.looked_at = waiting
     block = ctx.state.claims[key].block
     found = claims.lift(ctx, key)
     board = _score(ctx, waiting, ctx.estimator.of(key, model))
