@@ -1,0 +1,82 @@
+"""What one message may say at most, and the tables that it ends up in: none leaves int64, and other jobs are placed as before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from atoll.model import limits
+from atoll.model.ids import AdapterId, ModelId, SiteId
+from atoll.model.modelspec import AdapterUse
+from atoll.model.replica import ReplicaFact, ReplicaState
+from atoll.model.report import FetchFact, NodeFacts, RateFacts
+from atoll.model.shape import Shape
+from orchestrator.core import events
+from orchestrator.core.placement.rows import FETCH_MAX_US
+from tests.unit.fleet_of_machines import Fleet, adapter, model, pool, site, spec
+
+EXABYTE = limits.BYTES_MAX
+
+
+def _placed(fleet: Fleet, name: str = "b") -> bool:
+    """Whether a usual job finds its place at this site."""
+    before = len(fleet.agents[SiteId(name)].attempts)
+    fleet.submit(spec())
+    return len(fleet.agents[SiteId(name)].attempts) == before + 1
+
+
+def _reported(fleet: Fleet, nodes: tuple[NodeFacts, ...], rates: RateFacts) -> None:
+    agent = fleet.agents[SiteId("a")]
+    told = fleet.recording[-1][1]
+    assert isinstance(told, events.SiteReported)
+    agent.report_seq += 1
+    report = replace(told.report, seq=agent.report_seq, nodes=nodes, rates=rates)
+    fleet.happen(events.SiteReported(site_id=SiteId("a"), session=agent.session, report=report))
+
+
+def _nodes(fleet: Fleet) -> tuple[NodeFacts, ...]:
+    fleet.report("a")
+    told = fleet.recording[-1][1]
+    assert isinstance(told, events.SiteReported)
+    return told.report.nodes
+
+
+def test_slots_that_are_said_to_hold_more_than_there_is_memory_in_the_world() -> None:
+    names = [f"m{number}" for number in range(limits.REPLICAS_PER_SLOT_MAX)]
+    fleet = Fleet(site("a"), site("b"), models=(model("m"), *(model(name) for name in names)))
+    held = tuple(ReplicaFact(model_id=ModelId(name), state=ReplicaState.WARM, memory_bytes=EXABYTE) for name in names)
+    (node,) = _nodes(fleet)
+    _reported(fleet, (replace(node, slots=tuple(replace(slot, replicas=held) for slot in node.slots)),), RateFacts())
+    assert _placed(fleet)
+    fleet.submit(spec("m3"), spec("m", gang_size=2))
+    fleet.wait(2, reporting=("b",))
+
+
+def test_weights_of_an_exabyte_that_come_at_a_byte_a_second() -> None:
+    huge = replace(model("huge"), weights_bytes=EXABYTE)
+    roomy = replace(pool("big"), node=replace(pool("big").node, disk_cache_bytes=EXABYTE))
+    fleet = Fleet(site("a", roomy), site("b"), models=(model("m"), huge))
+    (node,) = _nodes(fleet)
+    flow = FetchFact(model_id=ModelId("huge"), bytes_done=0, bytes_total=EXABYTE)
+    slow = RateFacts(disk_bytes_per_s=1, h2d_bytes_per_s=1, origin_bytes_per_s=1)
+    _reported(fleet, (node,), slow)
+    _reported(fleet, (replace(node, fetching=(flow,)),), slow)
+    context = fleet.machine.context
+    (until_us,) = context.state.sites[SiteId("a")].pools[pool("big").pool_id].nodes[0].fetching.values()
+    assert until_us <= context.now_us + FETCH_MAX_US
+    fleet.submit(spec("huge"))
+    (placed,) = fleet.jobs.values()
+    assert placed.attempts[0].predicted_us <= 9 * FETCH_MAX_US
+    assert _placed(fleet)
+    fleet.wait(2, reporting=("b",))
+
+
+def test_a_job_with_adapters_that_no_gpu_holds() -> None:
+    large = replace(model("large"), resident_bytes=EXABYTE, activation_bytes=EXABYTE)
+    fleet = Fleet(site("b"), models=(model("m"), large))
+    names = [f"l{number}" for number in range(limits.ADAPTERS_MAX)]
+    heavy = tuple(replace(adapter(name, "large"), weights_bytes=EXABYTE) for name in names)
+    fleet.ask(events.AdaptersAdded, actor="t", adapters=heavy)
+    uses = tuple(AdapterUse(adapter_id=AdapterId(name)) for name in names)
+    fleet.submit(spec("large", adapters=uses, shape=Shape(width=16_384, height=4_096, frames=7_200, steps=1_000, batch=32)))
+    assert not fleet.agents[SiteId("b")].attempts
+    assert _placed(fleet)
