@@ -6,9 +6,9 @@ difference to the actual is added, or kept as a credit against the next charges:
 order built on them be lazy.
 
 A tenant that was idle begins where those are that are being served: it gets no credit for the past. One that used capacity nobody
-else could use is not held back for longer than `_MEMORY_US`, one whose jobs were impossible for a while does not make up for more
-than that. Decides order between tenants only. Must not know jobs, classes or places. A fleet without any work forgets all of it, and
-so does a restart from the store.
+else could use is not held back for longer than `_MEMORY_US`, or a few of the largest jobs, one whose jobs were impossible for a while
+does not make up for more than that. Decides order between tenants only. Must not know jobs, classes or places. A fleet without any
+work forgets all of it, and so does a restart from the store.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ _REFERENCE_FLOPS: Final = 312 * 10**12
 # How far a tenant's virtual time may be from that of the others and still count: ten minutes of one reference GPU. Where all compete
 # for the same GPUs nobody is further away than one job; further is whoever had capacity for itself, and that harmed nobody.
 _MEMORY_US: Final = 600 * 1_000_000
+# Or as far as so many of the largest jobs, where they are larger than that: a tenant of gangs waits for blocks to drain while others have
+# what comes free one by one, and would never be given what it is behind by if that was forgotten job by job.
+_MEMORY_JOBS: Final = 4
+# How fast the largest job is forgotten: by a 256th with each that is bound.
+_FORGOTTEN_BITS: Final = 8
 # A tenant that waits and was last served so long ago takes no part in the competition just now: its jobs are impossible, or of low
 # priority.
 _RECENT_US: Final = 600 * 1_000_000
@@ -72,12 +77,13 @@ class ShareSnapshot:
 class Shares:
     """All accounts. `now_us` is told before each event. `virtual_us` is where a tenant begins that was idle."""
 
-    __slots__ = ("_active", "_idle", "_served", "_weights", "now_us", "tenants", "virtual_us")
+    __slots__ = ("_active", "_idle", "_served", "_weights", "largest_us", "now_us", "tenants", "virtual_us")
 
     def __init__(self, weights_milli: Mapping[TenantId, int]) -> None:
         self._weights = weights_milli
         self.tenants: dict[TenantId, Tenant] = {}
         self.virtual_us = 0
+        self.largest_us = 0  # what the largest job of late was charged
         self.now_us = 0
         self._active = 0
         self._served: Ranking[Tenant] = Ranking(_virtual)
@@ -108,7 +114,9 @@ class Shares:
         """A job is bound that is predicted to take so much. Every charge is settled once."""
         tenant = self._woken(tenant_id)
         floor_us = self._advance()
-        start_us = min(max(tenant.virtual_us, floor_us - _MEMORY_US), floor_us + _MEMORY_US)
+        self.largest_us = max(charge_us, self.largest_us - (self.largest_us >> _FORGOTTEN_BITS))
+        memory_us = max(_MEMORY_US, _MEMORY_JOBS * self.largest_us)
+        start_us = min(max(tenant.virtual_us, floor_us - memory_us), floor_us + memory_us)
         self._move(tenant, start_us, charge_us)
         tenant.in_flight += 1
         tenant.served_us = self.now_us
@@ -146,9 +154,9 @@ class Shares:
             for _, tenant in sorted(self.tenants.items())
         )
 
-    def restore(self, virtual_us: int, accounts: tuple[ShareSnapshot, ...]) -> None:
+    def restore(self, virtual_us: int, largest_us: int, accounts: tuple[ShareSnapshot, ...]) -> None:
         """Go on with these accounts, once every job waits and every charge is adopted again."""
-        self.virtual_us = virtual_us
+        self.virtual_us, self.largest_us = virtual_us, largest_us
         for account in accounts:
             tenant = self._of(account.tenant)
             tenant.virtual_us, tenant.credit_us, tenant.served_us = account.virtual_us, account.credit_us, account.served_us
@@ -188,7 +196,7 @@ class Shares:
         if not self._active:
             self.tenants.clear()
             self._served, self._idle = Ranking(_virtual), Ranking(_virtual)
-            self.virtual_us = 0
+            self.virtual_us = self.largest_us = 0
             return
         self._served.withdraw(tenant)
         self._idle.offer(tenant)

@@ -13,8 +13,11 @@ from atoll.model.errors import AtollError
 from atoll.model.ids import JobId, ModelId, SlotRef, TenantId
 from atoll.model.job import TERMINAL, JobState
 from atoll.model.replica import Tier
+from orchestrator.core import yielding
+from orchestrator.core.claimed import Claimed
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.machine import Machine
+from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import is_free
 from orchestrator.core.placement.gangs import is_last_block
 from orchestrator.core.placement.rows import Dyn
@@ -123,6 +126,10 @@ def _check_columns(ctx: Context) -> None:
     reading = Counter(site_id for node in nodes for sources in node.sources.values() for site_id in sources)
     for site_id in ctx.state.sites:
         _must(ctx.columns.peers.flows(site_id) == reading[site_id], "what a site gives to others is counted", site_id)
+    unlike = ctx.columns.gangs.untrue(ctx.columns.changes)
+    _must(unlike is None, "blocks of gangs are indexed as they are", unlike)
+    untrue = ctx.columns.where.untrue(ctx.columns.gangs, ctx.columns.changes)
+    _must(not untrue, "what is told of a model in a pool is so", untrue)
     for model_id, count in copies.items():
         _must(ctx.columns.prices.copies(model_id) == count, "copies are counted", (model_id, count))
 
@@ -159,14 +166,24 @@ def _check_bound(ctx: Context) -> None:
 
 def _check_claims(ctx: Context) -> None:
     claimed: dict[tuple[str, SlotRef], int] = {}
-    for key, held in ctx.state.claims.items():
+    _must(len(ctx.state.claims) <= yielding.CLAIMS_MAX, "claims are bounded", len(ctx.state.claims))
+    of_class: dict[ClassKey, list[Claimed]] = {}
+    for one, held in ctx.state.claims.items():
         block = held.block
-        _must(key in ctx.queue.classes and key.gang_size == block.slots, "a claim is of gangs that wait", block)
+        of_class.setdefault(one.key, []).append(held)
+        _must(one in ctx.state.claims.of(one.key), "claims are indexed by class", one)
+        _must(one.key in ctx.queue.classes and one.key.gang_size == block.slots, "a claim is of gangs that wait", block)
+        _must((one.site_id, one.lead.pool_id, one.lead.index) == (block.site_id, block.pool_id, block.first), "a claim has its name", block)
         _must(block.first % block.slots == 0, "a claim is of an aligned block", block)
         for index in range(block.first, block.first + block.slots):
             where = (block.site_id, SlotRef(pool_id=block.pool_id, node_id=block.node_id, index=index))
             _must(where not in claimed, "no two claims share a slot", where)
             claimed[where] = held.until_us
+    for key, all_held in of_class.items():
+        _must(len(all_held) <= len(ctx.queue.classes[key].members), "a class has no more claims than jobs", (key, len(all_held)))
+        draining = sum(held.drains for held in all_held)
+        most = max(draining, len(all_held) - draining)
+        _must(most <= yielding.OF_CLASS_MAX, "claims of a class are bounded", (key, draining, len(all_held)))
     kept = {
         (site.site_id, slot.ref): slot.claimed_until_us
         for site in ctx.state.sites.values()
@@ -180,7 +197,7 @@ def _check_claims(ctx: Context) -> None:
             there = [
                 held.block.slots
                 for held in ctx.state.claims.values()
-                if (held.block.site_id, held.block.pool_id) == (site.site_id, pool.pool_id)
+                if held.drains and (held.block.site_id, held.block.pool_id) == (site.site_id, pool.pool_id)
             ]
             most = ctx.policy.claims_share_milli * pool.spec.slots // 1_000
             _must(len(there) < 2 or sum(there) <= most, "claims leave the share of a pool that is not theirs", (site.site_id, pool.pool_id))

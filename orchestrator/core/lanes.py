@@ -128,10 +128,10 @@ class JobClass:
         """Where the class stands among others: favour, priority, what the tenant whose turn it is has had, acceptance."""
         return (0, 0, 0, self.oldest[0]) if self.favour is Favour.AGED else (1, self.key.rank, self.favour, *self.fair_key())
 
-    def fair_key(self) -> Key:
-        """Where the class stands among those of its priority."""
+    def fair_key(self, pending_us: int = 0) -> Key:
+        """Where the class stands among those of its priority; `pending_us`: once the tenant whose turn it is has moved on by so much."""
         lane = self._leading(self._fair)
-        return (lane.tenant.virtual_us, lane.first[0])
+        return (lane.tenant.virtual_us + pending_us, lane.first[0])
 
     def age_key(self) -> Key:
         """Where the class stands by its oldest job."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from orchestrator.core.claimed import Claimed
-from orchestrator.core.claims import free_at_us, members
+from orchestrator.core.claimed import Claimed, Kept
+from orchestrator.core.claiming import free_at_us
+from orchestrator.core.claims import members
 from orchestrator.core.context import Context
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
@@ -22,28 +23,28 @@ from orchestrator.core.state import Slot
 _WHOLE_MILLI: Final = 1_000
 
 
-def lenders(ctx: Context, waiting: JobClass, estimate: Estimate) -> list[ClassKey]:
+def lenders(ctx: Context, waiting: JobClass, estimate: Estimate) -> list[Kept]:
     """Claims with idle slots where a job of this class is likely to be done before the gang is to begin."""
     if waiting.key.gang_size != 1:
         return []
     found = []
-    for key, held in ctx.state.claims.items():
-        passes = _passes(ctx, waiting, key)
+    for kept, held in ctx.state.claims.items():
+        passes = _passes(ctx, waiting, kept.key)
         if not passes and held.block.begins_us <= ctx.now_us:
             continue
         there = members(ctx, held.block)
         if there is None or not estimate.fix[there[0].index, Fix.FEASIBLE] or all(slot.attempts for slot in there[1]):
             continue
         if passes or _is_over_in_time(ctx, held, there, int(estimate.execution_us[there[0].index])):
-            found.append(key)
+            found.append(kept)
     return found
 
 
-def fits(ctx: Context, waiting: JobClass, key: ClassKey, delay_us: int) -> bool:
-    """Whether a job that should take `delay_us` in the block that a class claims may begin there."""
-    held = ctx.state.claims[key]
+def fits(ctx: Context, waiting: JobClass, kept: Kept, delay_us: int) -> bool:
+    """Whether a job that should take `delay_us` in the block of a claim may begin there."""
+    held = ctx.state.claims[kept]
     there = members(ctx, held.block)
-    return there is not None and (_passes(ctx, waiting, key) or _is_over_in_time(ctx, held, there, delay_us))
+    return there is not None and (_passes(ctx, waiting, kept.key) or _is_over_in_time(ctx, held, there, delay_us))
 
 
 def _passes(ctx: Context, waiting: JobClass, key: ClassKey) -> bool:
@@ -59,9 +60,9 @@ def _is_over_in_time(ctx: Context, held: Claimed, there: tuple[Column, list[Slot
     return delay_us * ctx.policy.spread_milli < (begins_us - ctx.now_us) * _WHOLE_MILLI
 
 
-def lend(ctx: Context, key: ClassKey) -> Column:
+def lend(ctx: Context, kept: Kept) -> Column:
     """The idle slots of a block are there for anybody until `take_back`."""
-    found = members(ctx, ctx.state.claims[key].block)
+    found = members(ctx, ctx.state.claims[kept].block)
     assert found is not None, "a lender's slots are there"
     for slot in found[1]:
         if not slot.attempts:
@@ -69,9 +70,9 @@ def lend(ctx: Context, key: ClassKey) -> Column:
     return found[0]
 
 
-def take_back(ctx: Context, key: ClassKey) -> None:
+def take_back(ctx: Context, kept: Kept) -> None:
     """The block is kept again, with what was let in."""
-    held = ctx.state.claims[key]
+    held = ctx.state.claims[kept]
     found = members(ctx, held.block)
     assert found is not None, "a lender's slots are there"
     for slot in found[1]:

@@ -14,6 +14,7 @@ from typing import Final
 from atoll.model.attempt import AttemptState, FailureKind
 from orchestrator.core import attempts, jobs
 from orchestrator.core.context import Context
+from orchestrator.core.placement import supposing
 from orchestrator.core.placement.classes import class_of
 from orchestrator.core.placement.column import Column, is_free
 from orchestrator.core.placement.policy import Rule
@@ -92,6 +93,6 @@ def _pays(ctx: Context, where: Column, live: LiveAttempt, wait_us: int, column: 
     if row is None or board.column(row) is not column or board.wait_us(row):
         return False
     own = READY * board.pools + where.index
-    here_us = ctx.scorer.cost_us(job_class, estimate, own, wait_us, slack_us=slack_us)
+    here_us = supposing.after(ctx.scorer, job_class, board, own, wait_us=wait_us).total_us
     gain_us = here_us - board.total_us(row)
     return gain_us > max(ctx.policy.move_gain_min_ms * 1_000, here_us * ctx.policy.move_gain_milli // 1_000)

@@ -15,12 +15,11 @@ from atoll.model.job import JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Candidate, Deferral, Explanation, Reason
 from orchestrator.core import breakers, claims, etas, jobs, leases, lending, preempting, sites, turnover, wishes
-from orchestrator.core.claimed import ClaimDropped, Claimed
+from orchestrator.core.claimed import ClaimDropped, Claimed, Kept
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.outputs import JobPlaced, JobsDeferred
 from orchestrator.core.patience import hold_us, patience
 from orchestrator.core.placement.choose import Board, awaited_slot, slots_of, victims_in
-from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.columns import REASON_CODE
 from orchestrator.core.placement.estimate import Estimate
@@ -47,8 +46,9 @@ def place_ready(ctx: Context, arrivals: int = 0) -> None:
 
     `arrivals`: jobs that came in this step. Only what arrives together is ordered by regret: who is woken for a freed slot has its turn.
     """
-    for key in claims.ripe(ctx):
-        _place_claimed(ctx, key)
+    for kept in claims.ripe(ctx):
+        if ctx.state.claims.get(kept) is not None:
+            _place_claimed(ctx, kept)
     left = _SCORINGS_PER_STEP
     while (first := ctx.queue.first_ready()) is not None:
         if left <= 0:
@@ -122,31 +122,31 @@ def _score(ctx: Context, waiting: JobClass, estimate: Estimate, table: int = 0) 
 
 
 def _bind_one(ctx: Context, waiting: JobClass, model: ModelSpec, board: Board, row: int, position: int) -> None:
-    """One job of a class takes a place. A gang that found one has no use for its claim."""
+    """One job of a class takes a place. There are no more claims of gangs than gangs that wait."""
     job_id = ctx.binding = waiting.nth(position)
     _bind(ctx, ctx.state.jobs[job_id], model, board, row)
     ctx.queue.bound(waiting)
     if ctx.state.claims and waiting.key in ctx.state.claims:
-        claims.drop(ctx, waiting.key, f"job {job_id} found another place")
+        claims.shed(ctx, waiting.key, f"job {job_id} found another place")
 
 
-def _place_claimed(ctx: Context, key: ClassKey) -> None:
+def _place_claimed(ctx: Context, kept: Kept) -> None:
     """A block that is kept for a class of gangs is whole: one of its jobs takes it, or a place that is better yet, before anybody else."""
+    key, block = kept.key, ctx.state.claims[kept].block
     waiting, model = ctx.queue.classes[key], ctx.state.models[key.model_id]
     ctx.looked_at = waiting
-    block = ctx.state.claims[key].block
-    found = claims.lift(ctx, key)
+    found = claims.lift(ctx, kept)
     board = _score(ctx, waiting, ctx.estimator.of(key, model))
     if board.bound is None:
         ctx.decisions.append(ClaimDropped(claim=block, reason="the gang cannot begin there after all"))
     else:
-        ctx.queue.count_turn(board.column(board.bound).index, key.gang_size)
+        ctx.queue.count_turn(waiting, board.column(board.bound).index)
         _bind_one(ctx, waiting, model, board, board.bound, 0)
     claims.offer_idle(ctx, found)
     ctx.queue.wake(key)
 
 
-def _borrow(ctx: Context, waiting: JobClass, model: ModelSpec, estimate: Estimate, lender: ClassKey) -> bool:
+def _borrow(ctx: Context, waiting: JobClass, model: ModelSpec, estimate: Estimate, lender: Kept) -> bool:
     """Bind a job of a class to an idle slot of a block that is kept for a gang, if that is best for it and over in time."""
     column = lending.lend(ctx, lender)
     board = _score(ctx, waiting, estimate)
@@ -161,9 +161,9 @@ def _borrow(ctx: Context, waiting: JobClass, model: ModelSpec, estimate: Estimat
     return lent
 
 
-def _spares(board: Board, row: int, lender: ClassKey) -> bool:
+def _spares(board: Board, row: int, lender: Kept) -> bool:
     """Whether the model of the gang whose slots are lent stays where it is loaded."""
-    return all(victim.model_id != lender.model_id for slot in slots_of(board, row) for victim in victims_in(board, row, slot))
+    return all(victim.model_id != lender.key.model_id for slot in slots_of(board, row) for victim in victims_in(board, row, slot))
 
 
 def _slack_us(ctx: Context, waiting: JobClass) -> int:
@@ -204,7 +204,7 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
     """Nothing to bind: say why, and when it is looked at again. Woken too early for the same place, it rests on without a word."""
     if patient is None and _only_avoided(waiting, board):
         # Where it failed a moment ago is the only place there is: the back-off has passed, so it is tried there again.
-        claims.drop(ctx, waiting.key, "its jobs may go elsewhere", waking=False)
+        claims.drop_all(ctx, waiting.key, "its jobs may go elsewhere")
         for job_id in list(waiting.members):
             ctx.queue.discard(job_id)
             jobs.enqueue(ctx, ctx.state.jobs[job_id], avoiding=False)
@@ -245,11 +245,11 @@ def _rest_claimed(ctx: Context, waiting: JobClass, board: Board, claimed: Claime
     block, policy = claimed.block, ctx.policy
     told = ctx.state.jobs[waiting.head[1]].job.deferral
     if told is not None and ctx.now_us < told.until_us and told.claim == block:
-        ctx.queue.rest(waiting.key, told.until_us, NO_POOL, patience)
+        again_us = ctx.now_us + policy.recheck_min_ms * 1_000 if claims.looks_again(ctx, waiting) else told.until_us
+        ctx.queue.rest(waiting.key, min(again_us, told.until_us), NO_POOL, patience)
         return
-    until_us = ctx.now_us + min(
-        max(block.begins_us - ctx.now_us, policy.recheck_min_ms * 1_000), policy.recheck_max_ms * 1_000
-    )
+    wait_us = 0 if claims.looks_again(ctx, waiting) else block.begins_us - ctx.now_us
+    until_us = ctx.now_us + min(max(wait_us, policy.recheck_min_ms * 1_000), policy.recheck_max_ms * 1_000)
     deferral = Deferral(
         since_us=ctx.now_us, until_us=until_us, waits_for=claimed.candidate, rejections=board.rejections(), claim=block
     )

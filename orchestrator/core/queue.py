@@ -49,6 +49,7 @@ class QueueSnapshot:
     turns: tuple[tuple[int, int], ...]
     mean_charge_us: int
     virtual_us: int
+    largest_us: int
     shares: tuple[ShareSnapshot, ...]
 
 
@@ -262,24 +263,24 @@ class Queue:
         """Whether its oldest job waits longer than any priority is meant to cost."""
         return self.shares.now_us - known.oldest[1] >= self._ageing_us
 
-    def count_turn(self, pool: int, slots: int) -> None:
-        """Slots of this pool went to a gang that had claimed them: they count among those of which aged jobs are due a share."""
+    def count_turn(self, known: JobClass, pool: int) -> None:
+        """Slots of this pool went to a gang that had claimed them: to an aged one as its due; else they count among those of which aged
+        jobs are due a share."""
         if self.resting.elder(pool) is not None:
-            self._turns[pool] = min(self._turns.get(pool, 0) + slots, self._every)
+            self._turns[pool] = 0 if self.is_aged(known) else min(self._turns.get(pool, 0) + known.key.gang_size, self._every)
 
-    def has_turn(self, known: JobClass, pool: int) -> bool:
-        """Whether nobody who rests for this pool goes before a class: none in the order of turns, unless the class is aged, and no aged
-        one that a slot is due to and that is older."""
+    def has_turn(self, known: JobClass, pool: int, pending_us: int = 0) -> bool:
+        """Whether nobody who rests for this pool goes before a class, once its tenant has moved on by what it is about to have: none in the
+        order of turns, unless a slot is due to it as the oldest of those that are aged, and none that is older if a slot is due to that."""
         aged, elder = self.is_aged(known), self.resting.elder(pool)
         older = elder is not None and elder is not known and self.is_aged(elder) and (not aged or elder.age_key() < known.age_key())
-        if older and self._turns.get(pool, 0) + 1 >= self._every:
-            return False
-        if aged:
-            return True
+        due = elder is None or self._turns.get(pool, 0) + 1 >= self._every
+        if due and (older or (aged and pending_us <= 0)):
+            return not older
         if any(self.resting.first(pool, rank) is not None for rank in _RANKS if rank < known.key.rank):
             return False
         first = self.resting.first(pool, known.key.rank)
-        return first is None or first is known or known.fair_key() < first.fair_key()
+        return first is None or first is known or known.fair_key(pending_us) < first.fair_key()
 
     def wake_model(self, model_id: ModelId) -> None:
         """A copy of this model appeared somewhere: wake its classes."""
@@ -369,12 +370,13 @@ class Queue:
             turns=tuple(sorted(self._turns.items())),
             mean_charge_us=self._positions.mean_us,
             virtual_us=self.shares.virtual_us,
+            largest_us=self.shares.largest_us,
             shares=self.shares.take(),
         )
 
     def restore(self, told: QueueSnapshot, resting: Iterable[tuple[JobId, int, int, int, int]], ready: Iterable[JobId]) -> None:
         """Go on as told, once every job that waits was added and every charge adopted. `resting`: the arguments of `rest`, by job."""
-        self.shares.restore(told.virtual_us, told.shares)
+        self.shares.restore(told.virtual_us, told.largest_us, told.shares)
         self._positions.mean_us = told.mean_charge_us
         self._turns = dict(told.turns)
         for job_id, *told_of in resting:

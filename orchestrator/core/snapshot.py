@@ -224,7 +224,7 @@ def take(ctx: Context) -> Snapshot:
             for known in ctx.queue.resting_in_order()
         ),
         claims=tuple(
-            ClaimSnapshot(job_id=ctx.queue.classes[key].head[1], claimed=claimed) for key, claimed in state.claims.items()
+            ClaimSnapshot(job_id=ctx.queue.classes[kept.key].head[1], claimed=claimed) for kept, claimed in state.claims.items()
         ),
         timers=tuple(sorted(ctx.timers)),
         queue=ctx.queue.take(),

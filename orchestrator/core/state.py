@@ -37,10 +37,9 @@ from atoll.model.replica import ReplicaState
 from atoll.model.report import RateFacts, SiteHello
 from atoll.model.residency import Cause, Pin, Push
 from atoll.model.site import LinkSpec, PoolSpec, SiteConnection, SiteRecord
-from orchestrator.core.claimed import Claimed
+from orchestrator.core.claimed import Claims
 from orchestrator.core.events import SessionRef
 from orchestrator.core.health import Breaker
-from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.policy import Identity
 
 
@@ -275,7 +274,7 @@ class State:
     audit_seq: ChangeSeq = ChangeSeq(0)
     jobs_ended: int = 0
     policy: Identity | None = None  # by which the fleet was run last, as it is stored
-    claims: dict[ClassKey, Claimed] = field(default_factory=dict)
+    claims: Claims = field(default_factory=Claims)
     last_place: tuple[SiteId, PoolId] | None = None  # where the last attempt went: policies that take turns go on behind it
     braked: bool = False
     failing: dict[ModelId, tuple[tuple[SiteId, PoolId], ...]] = field(default_factory=dict)  # where a model failed since it last succeeded

@@ -72,6 +72,7 @@ class Load:
     fleet: Fleet
     models: tuple[ModelSpec, ...]
     gap_us: int
+    gang_every: int = 0  # each so many-th job is a gang of two; 0: none is
     placed: int = 0
     ends: list[tuple[int, SiteId, AttemptKey]] = field(default_factory=list)
     seqs: dict[SiteId, int] = field(default_factory=dict)
@@ -96,7 +97,8 @@ class Load:
         for number, model in enumerate(picks, first):
             self.fleet.now_us += self.gap_us
             self._end_due()
-            job = spec(model.model_id, simulated=True, shape=short(model.default_shape))
+            gang_size = 2 if self.gang_every and number % self.gang_every == 0 else 1
+            job = spec(model.model_id, simulated=True, shape=short(model.default_shape), gang_size=gang_size)
             submission = Submission(
                 job_id=JobId(f"j{number}"), spec=job, idempotency_key=f"k{number}", payload_digest="", request_id=""
             )
@@ -126,9 +128,18 @@ class Load:
             return
         ref = live.attempt.slot
         node = site.pools[ref.pool_id].nodes[site.pools[ref.pool_id].node_index[ref.node_id]]
-        held = node.slots[ref.index].replicas.values()
-        replicas = tuple(
-            ReplicaFact(model_id=replica.model_id, state=ReplicaState.WARM, memory_bytes=replica.memory_bytes) for replica in held
+        slots = tuple(
+            SlotFacts(
+                index=slot.index,
+                memory_free_bytes=0,
+                replicas=tuple(
+                    ReplicaFact(
+                        model_id=held.model_id, state=ReplicaState.WARM, memory_bytes=held.memory_bytes, gang_size=held.gang_size
+                    )
+                    for held in slot.replicas.values()
+                ),
+            )
+            for slot in node.slots[ref.index : ref.index + live.spec.gang_size]
         )
         facts = NodeFacts(
             pool_id=ref.pool_id,
@@ -136,7 +147,7 @@ class Load:
             host_free_bytes=_GB,
             disk_free_bytes=_GB,
             disk_models=tuple(sorted({*node.disk_models, live.model_id})),
-            slots=(SlotFacts(index=ref.index, memory_free_bytes=0, replicas=replicas),),
+            slots=slots,
         )
         self.reports[site_id] = self.reports.get(site_id, 1) + 1
         rates = site.rates
@@ -166,8 +177,9 @@ def models_of(count: int) -> tuple[ModelSpec, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What is measured: copies of the reference fleet, models, whether decisions are explained, impossible jobs that wait meanwhile, and
-    jobs of one tenant, each of another size, that wait for one small site. `noisy`: every report moves the rate of a site's link."""
+    """What is measured: copies of the reference fleet, models, whether decisions are explained, impossible jobs that wait meanwhile,
+    jobs of one tenant, each of another size, that wait for one small site, and which part of the jobs are gangs. `noisy`: every report
+    moves the rate of a site's link."""
 
     copies: int = 1
     models: int = 600
@@ -175,6 +187,7 @@ class Case:
     queued: int = 0
     kinds: int = 0
     noisy: bool = False
+    gang_every: int = 0
     warm_up: int = 4_000
     jobs: int = 6_000
 
@@ -195,7 +208,8 @@ def prepare(case: Case) -> Load:
         agent.disk = {model.model_id for rank, model in enumerate(models) if rank < _ON_EVERY_DISK or rank % len(fleet.agents) == number}
         fleet.report(agent.site.site_id)
         load_reports[agent.site.site_id] = agent.report_seq
-    load = Load(fleet=fleet, models=models, gap_us=2_000, reports=load_reports, noise=random.Random(3) if case.noisy else None)
+    noise = random.Random(3) if case.noisy else None
+    load = Load(fleet=fleet, models=models, gap_us=2_000, gang_every=case.gang_every, reports=load_reports, noise=noise)
     load.run(0, case.warm_up, random.Random(1))
     # Of no place: real results of a model that has no weights, in a hundred shapes.
     _queue(fleet, [spec("m0", shape=Shape(width=512 + 8 * (number % 100), height=512, steps=20)) for number in range(case.queued)])
@@ -237,6 +251,7 @@ def measure(case: Case) -> tuple[float, float]:
     queued = f", {case.queued:,} impossible ones queued" if case.queued else ""
     queued += f", {case.kinds:,} of as many kinds waiting for one site" if case.kinds else ""
     queued += ", rates that move" if case.noisy else ""
+    queued += f", one of {case.gang_every} a gang of two" if case.gang_every else ""
     explained = "" if case.explained else ", explain off"
     print(
         f"core alone, {36 * case.copies:,} sites, {gpus:,} GPUs, {case.models:,} models{explained}{queued}: "
@@ -255,6 +270,8 @@ def main() -> None:
     measure(Case(queued=1_000_000))
     measure(Case(kinds=20_000))
     measure(Case(noisy=True))
+    _, with_gangs_job = measure(Case(gang_every=33))
+    print(f"where 3 % of the jobs are gangs, a job costs {with_gangs_job / small_job:.2f} times what it does without", flush=True)
     large, large_job = measure(Case(copies=10))
     largest, _ = measure(Case(copies=100, jobs=2_000, warm_up=1_000))
     print(f"at 360 sites a decision costs {large / small:.1f} and a job {large_job / small_job:.1f} times what it does at 36", flush=True)

@@ -55,7 +55,6 @@ def fleets(draw: st.DrawFn) -> Fleet:
     for kind in (Pres.READY, Pres.BARE):
         pres[:, kind] = rng.integers(0, 4, lines)
     pres[:, Pres.SOURCE] = rng.integers(0, 6, lines)
-    pres[:, Pres.COLD] = np.where(rng.integers(0, 4, lines) > 0, -1, rng.integers(0, 3, lines))
     rates = np.zeros(RATES, dtype=np.int64)
     rates[Rate.NOW], rates[Rate.NEED] = rng.integers(0, 10**9), rng.integers(0, 200)
     rates[Rate.EVICT_MILLI], rates[Rate.CHURN] = rng.choice([0, 1_000, 5_000]), rng.integers(0, 2)

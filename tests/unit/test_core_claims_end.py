@@ -187,3 +187,28 @@ def test_work_that_is_let_in_leaves_the_model_of_the_gang_where_it_is() -> None:
     fleet.end_attempt("a", AttemptKey(job_id=key.job_id, ordinal=key.ordinal), AttemptState.SUCCEEDED)
     endless.until_begun(gang, 60 * SECOND)
     endless.until_begun(short, 600 * SECOND)
+
+
+def test_who_waits_for_a_slot_that_was_kept_begins_in_the_step_in_which_it_is_not() -> None:
+    endless, gang = _waiting(gang_size=8, gpus=8)
+    fleet = endless.fleet
+    while all(slot.attempts for slot in endless.slots()):
+        endless.advance()
+    idle = [slot for slot in endless.slots() if not slot.attempts]
+    waiting = [job.job_id for job in fleet.jobs.values() if job.state is JobState.QUEUED and job.spec.gang_size == 1]
+    assert idle and len(waiting) >= len(idle) and not endless.has_begun(gang)
+    fleet.ask(events.JobCancelRequested, tenant=fleet.jobs[gang].spec.tenant, job_id=gang, reason="")
+    assert all(slot.attempts for slot in idle), "not when they look the next time"
+
+
+@pytest.mark.parametrize(("spread_milli", "let_in"), [(1_000, True), (2_000, False)])
+def test_what_is_let_in_is_over_in_time_even_if_it_takes_as_long_as_most_do(spread_milli: int, let_in: bool) -> None:
+    """The policy says how long 95 % take of their prediction: what may take too long by that is not let in."""
+    endless = crowded(gpus=2, priority=NORMAL, steps=400, backlog=0, policy=Policy(spread_milli=spread_milli))
+    while any(slot.attempts for slot in endless.slots()):
+        endless.advance()
+    endless.submit(of_steps(1_000, prompt="long"))
+    endless.submit(of_steps(20, gang_size=2))
+    assert len(_claims(endless)) == 1
+    short = endless.submit(of_steps(600, prompt="six tenths of what is left"))
+    assert endless.has_begun(short) is let_in

@@ -17,18 +17,18 @@ from atoll.model.job import Priority
 from atoll.model.placement import AWAITS, Awaits, Candidate, FetchFrom, PackedCandidates, Reason, Rejection, candidate_of
 from atoll.model.replica import ReplicaState
 from orchestrator.core.placement import kernel, listing
+from orchestrator.core.placement.blocks import Members
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column, free_bytes
 from orchestrator.core.placement.columns import REASON_CODE, REASONS, Columns
 from orchestrator.core.placement.estimate import Estimate
 from orchestrator.core.placement.eviction import Victim, leaving
-from orchestrator.core.placement.gangs import cold_block, ready_block, spare_slot
+from orchestrator.core.placement.gangs import spare_slot
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.presence import bare_slot, ready_slot, warm_slot
 from orchestrator.core.placement.registry import LAYOUT, TERM_NAMES
 from orchestrator.core.placement.rows import (
     COLD,
-    FETCH_MAX_US,
     FORBIDDEN_US,
     LEAD,
     NO_DEADLINE,
@@ -185,7 +185,7 @@ def _rejections(counts: bytes) -> tuple[Rejection, ...]:
 class Scorer:
     """Scores classes against the fleet. Tables are kept between calls: a Board is good until the next one is made in the same table."""
 
-    __slots__ = ("_chooser", "_columns", "_everything", "_guards", "_outs", "_policy", "_target", "_timed", "_worth")
+    __slots__ = ("_chooser", "_columns", "_everything", "_guards", "_outs", "_policy", "_target", "_worth", "timed")
 
     def __init__(self, columns: Columns, policy: Policy, target: Callable[[ModelId], int]) -> None:
         self._columns = columns
@@ -193,7 +193,7 @@ class Scorer:
         self._policy = policy
         self._chooser = RULES.get(policy.rule)
         self._worth: dict[tuple[Priority, bool], Ints] = {}
-        self._guards, self._timed = "churn" in policy.terms, "deadline" in policy.terms
+        self._guards, self.timed = "churn" in policy.terms, "deadline" in policy.terms
         self._outs: dict[tuple[int, int], Ints] = {}  # by number of the table, and its rows
         self._everything = np.zeros(0, dtype=np.bool_)
 
@@ -210,18 +210,21 @@ class Scorer:
     ) -> Board:
         """Cost every row of a class. `slack_us`: until the job's deadline; `mask`: the rows that may be chosen; `lot`: whose decision
         it is, for the policies that choose by chance or in turn; `table`: which of the tables is written."""
-        columns, rates = self._columns, self._worth_of(key)
-        presence = columns.where.presence(estimate.variant, columns.prices)
+        columns, rates = self._columns, self.worth_of(key)
+        presence = columns.where.presence(estimate.variant, columns.gangs)
+        dyn, rooms, node_rooms = columns.dyn, columns.rooms, columns.node_rooms
+        if key.gang_size > 1:
+            dyn, rooms, node_rooms = columns.gangs.tables(key.gang_size, estimate.memory_bytes, dyn, presence.spots)
         rows = len(estimate.fix)
         out = self._outs.get((table, rows))
         if out is None:
             out = self._allot(table, rows)
         rates[_NOW], rates[_NEED] = now_us, estimate.memory_bytes
         rates[_CHURN] = self._guards and self._beyond_target(key.model_id)
-        rates[_SLACK] = slack_us if self._timed else NO_DEADLINE
+        rates[_SLACK] = slack_us if self.timed else NO_DEADLINE
         chosen = self._everything[:rows] if mask is None else mask
         bound, patient = kernel.decide(
-            estimate.fix, columns.dyn, columns.rooms, columns.node_rooms, presence.table, presence.spots, rates, chosen, out
+            estimate.fix, dyn, rooms, node_rooms, presence.table, presence.spots, rates, chosen, out
         )
         board = Board(
             columns=columns,
@@ -247,21 +250,7 @@ class Scorer:
             self._everything = np.ones(rows, dtype=np.bool_)
         return out
 
-    def cost_us(self, key: ClassKey, estimate: Estimate, row: int, wait_us: int, fetch_us: int = 0, slack_us: int = NO_DEADLINE) -> int:
-        """What a row would cost if it began after this wait and fetch, nothing had to leave, and no guard was up; UNREACHABLE beyond the
-        job's price limit."""
-        pools, rates = len(self._columns.columns), self._worth_of(key).copy()
-        rates[[Rate.EVICT_MILLI, Rate.FRAGMENT_MILLI, Rate.LINK_MILLI]] = 0
-        rates[_SLACK] = slack_us if self._timed else NO_DEADLINE
-        fix = np.ascontiguousarray(estimate.fix[row % pools :: pools])
-        out = np.zeros((len(fix), len(Out)), dtype=np.int64)
-        line = out[row // pools]
-        line[[Out.STATE, Out.WAIT, Out.FETCH]] = State.WAITS, wait_us, min(fetch_us, FETCH_MAX_US)
-        line[Out.SOURCE] = Source.ORIGIN if fetch_us else Source.DISK
-        kernel.cost_rows(fix, self._columns.dyn[row % pools][np.newaxis], rates, out)
-        return int(line[Out.TOTAL]) if line[Out.STATE] != State.IMPOSSIBLE else UNREACHABLE
-
-    def _worth_of(self, key: ClassKey) -> Ints:
+    def worth_of(self, key: ClassKey) -> Ints:
         """What a class's time, money and neighbours are worth; the rates of single decisions are written into their places."""
         single = key.gang_size == 1
         rates = self._worth.get((key.priority, single))
@@ -315,12 +304,7 @@ def slots_of(board: Board, row: int) -> tuple[Slot, ...]:
     """The slots that a row which can be bound means, the lead first; one, unless the class is a gang's."""
     column, variant = board.column(row), board.estimate.variant
     if variant.gang_size > 1:
-        block = (
-            cold_block(column, variant, board.estimate.memory_bytes, board.columns.prices)
-            if board.is_cold(row)
-            else ready_block(column, variant)
-        )
-        return () if block is None else block.slots
+        return _block(board, row) or ()
     if board.is_cold(row):
         slot = _cold_slot(board, column, row)
     elif not variant.adapters:
@@ -328,6 +312,18 @@ def slots_of(board: Board, row: int) -> tuple[Slot, ...]:
     else:
         slot = (ready_slot if row // board.pools == READY else bare_slot)(column, variant)
     return () if slot is None else (slot,)
+
+
+def _block(board: Board, row: int) -> Members | None:
+    """The block that a row of a gang means."""
+    column, variant = board.column(row), board.estimate.variant
+    blocks = board.columns.gangs.blocks(column, variant.gang_size)
+    if not board.is_cold(row):
+        return blocks.ready(variant.model_id)
+    if board.out[row, Out.STATE] != State.BINDABLE:
+        return blocks.soonest()
+    node = int(board.out[row, Out.NODE])
+    return blocks.to_load_in(board.estimate.memory_bytes, node - 1 - column.first_node if node else None)
 
 
 def _cold_slot(board: Board, column: Column, row: int) -> Slot | None:
@@ -364,10 +360,11 @@ def awaited(board: Board, row: int) -> Awaits:
     """What a row is behind that is no work of a slot."""
     column, variant = board.column(row), board.estimate.variant
     if board.is_cold(row):
-        if not board.wait_us(row) or variant.gang_size > 1:
+        if not board.wait_us(row):
             return Awaits.NOTHING
-        if column.free_slots:
-            return Awaits.FETCH if board.source(row) == Source.SITE_FETCHING else Awaits.NOTHING
+        if column.free_slots or variant.gang_size > 1:
+            flies = board.source(row) == Source.SITE_FETCHING and awaited_slot(board, row) is None
+            return Awaits.FETCH if flies else Awaits.NOTHING
         return Awaits.GANG if _is_kept(column.top(column.busy)) else Awaits.NOTHING
     slot = next(iter(slots_of(board, row)), None)
     if variant.gang_size == 1 and _is_kept(slot):
@@ -385,11 +382,10 @@ def awaited_slot(board: Board, row: int) -> Slot | None:
     """The busy slot whose end a row waits for; None where it waits for something else, such as the end of a gang that has yet to begin."""
     column, variant = board.column(row), board.estimate.variant
     if variant.gang_size > 1:
-        need_bytes, prices = board.estimate.memory_bytes, board.columns.prices
-        block = cold_block(column, variant, need_bytes, prices) if board.is_cold(row) else ready_block(column, variant)
-        if block is None or any(slot.claimed_until_us for slot in block.slots):
+        block = _block(board, row) or ()
+        if any(slot.claimed_until_us for slot in block):
             return None
-        busy = [slot for slot in block.slots if slot.attempts]
+        busy = [slot for slot in block if slot.attempts]
         return max(busy, key=lambda slot: slot.busy_until_us, default=None)
     if board.is_cold(row):
         slot = column.top(column.busy) if column.free_slots == 0 else None

@@ -14,12 +14,11 @@ from atoll.model.shape import Precision, Shape
 
 
 class Variant(NamedTuple):
-    """What has to be resident: the model, shared by how many slots, with which adapters (sorted). `need_bytes`: of each slot of a gang."""
+    """What has to be resident: the model, shared by how many slots, with which adapters (sorted)."""
 
     model_id: ModelId
     gang_size: int
     adapters: tuple[AdapterId, ...]
-    need_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +52,10 @@ class ClassKey:
     def __hash__(self) -> int:
         return self._hash
 
-    def variant(self, need_bytes: int) -> Variant:
-        """What has to be resident, where a slot of it needs this much memory."""
-        return Variant(self.model_id, self.gang_size, self.adapters, need_bytes if self.gang_size > 1 else 0)
+    @property
+    def variant(self) -> Variant:
+        """What has to be resident."""
+        return Variant(self.model_id, self.gang_size, self.adapters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

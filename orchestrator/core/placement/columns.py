@@ -21,6 +21,7 @@ from orchestrator.core.placement import rooms
 from orchestrator.core.placement.code import CodeIndex
 from orchestrator.core.placement.column import Column, Free, free_bytes, is_free
 from orchestrator.core.placement.eviction import Prices, Wishes
+from orchestrator.core.placement.gang_tables import GangTables
 from orchestrator.core.placement.gangs import is_last_block
 from orchestrator.core.placement.peers import Peers
 from orchestrator.core.placement.policy import Policy
@@ -69,6 +70,7 @@ class Columns:
         self.peers = Peers[ModelId](lambda node: node.disk_models)
         self.adapter_peers = Peers[AdapterId](lambda node: node.disk_adapters)
         self.prices = Prices(policy, models, wishes)
+        self.gangs = GangTables(self.prices)
         self.rebuild([])
 
     @property
@@ -108,6 +110,7 @@ class Columns:
             if self.by_pool.get((column.site.site_id, column.pool.pool_id)) is not column:
                 repriced.update(dict.fromkeys(self._count_out(column)))
         self.where.renumber(self.columns, self.by_pool)
+        self.gangs.rebuild([])  # numbers and prices move below
         self._allot(len(self.columns))
         gpu_index: dict[GpuTypeId, int] = {}
         nodes = 0
@@ -142,6 +145,7 @@ class Columns:
                 self._refresh_node(column, node_index)
         for site in sites:
             self.refresh_site(site)
+        self.gangs.rebuild(self.columns)
         self.version += 1
         self.layout += 1
 
@@ -259,7 +263,7 @@ class Columns:
         self._push(column, slot)
         self._refresh_pool(column)
         self._refresh_node(column, slot.node_index)
-        self.where.turned(column)
+        self.gangs.touch(column, slot)
 
     def _push(self, column: Column, slot: Slot) -> None:
         """Index a slot as it is now."""
@@ -310,7 +314,6 @@ class Columns:
     def residence_changed(self, column: Column) -> None:
         """Replicas stay longer in a pool than was thought, or shorter: all that its slots hold has another price."""
         self._sort_again(column, {where for where, held in column.resident.items() if held})
-        self.where.turned(column)
 
     def _sort_again(self, column: Column, places: set[tuple[int, int]]) -> None:
         for node_index, slot_index in sorted(places):
@@ -319,6 +322,7 @@ class Columns:
                 slot.version += 1
                 self._push(column, slot)
             self._refresh_node(column, node_index)
+            self.gangs.touch(column, slot)
         self._refresh_pool(column)
 
     def _held(self, column: Column, key: ReplicaKey, where: tuple[int, int], step: int) -> bool:

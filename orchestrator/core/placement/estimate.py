@@ -147,7 +147,7 @@ class Estimator:
             form=form,
             code=0 if form is None else columns.code.version(form),
             model=model,
-            variant=key.variant(memory),
+            variant=key.variant,
             codes=codes,
             memory_bytes=memory,
             standing=standing,

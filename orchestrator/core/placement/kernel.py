@@ -61,8 +61,7 @@ _F_COPY, _F_CROWD, _F_LEAVING, _R_LINK = int(Fix.COPY), int(Fix.CROWD), int(Fix.
 _O_LINK, _O_SOURCE, _O_NODE = int(Out.LINK), int(Out.SOURCE), int(Out.NODE)
 _P_POOL, _P_READY, _P_READY_UNTIL = int(Pres.POOL), int(Pres.READY), int(Pres.READY_UNTIL)
 _P_BARE, _P_BARE_UNTIL, _P_SOURCE, _P_SOURCE_US = int(Pres.BARE), int(Pres.BARE_UNTIL), int(Pres.SOURCE), int(Pres.SOURCE_US)
-_P_COLD, _P_COLD_UNTIL = int(Pres.COLD), int(Pres.COLD_UNTIL)
-_P_COLD_PRICE, _P_COLD_BYTES, _P_NEAR = int(Pres.COLD_PRICE), int(Pres.COLD_BYTES), int(Pres.BARE_NEAR)
+_P_NEAR = int(Pres.BARE_NEAR)
 _O_STATE, _O_WAIT, _O_FETCH, _O_SAVING, _O_EVICT = int(Out.STATE), int(Out.WAIT), int(Out.FETCH), int(Out.SAVING), int(Out.EVICT)
 _O_BYTES, _O_CHURN, _O_RISK, _O_TARDY = int(Out.EVICTED_BYTES), int(Out.CHURN), int(Out.RISK), int(Out.TARDY)
 _O_DELAY, _O_TOTAL, _O_FRAGMENT = int(Out.DELAY), int(Out.TOTAL), int(Out.FRAGMENT)
@@ -192,13 +191,8 @@ def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints) -> Non
 
 @jit
 def _cold_line(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, out: Ints, line: int, row: int) -> None:
-    """The cold row of a pool whose site has something of the model, or of a gang, whose block is told."""
+    """The cold row of a pool whose site has something of the model."""
     now, source, until = rates[_R_NOW], pres[line, _P_SOURCE], pres[line, _P_SOURCE_US]
-    if pres[line, _P_COLD] >= 0:
-        out[row, _O_STATE] = pres[line, _P_COLD]
-        out[row, _O_WAIT] = 0 if pres[line, _P_COLD] == _BINDABLE else max(pres[line, _P_COLD_UNTIL] - now, OVERDUE_US)
-        out[row, _O_EVICT] = min(pres[line, _P_COLD_PRICE], EVICT_MAX_US) * rates[_R_EVICT] // 1_000
-        out[row, _O_BYTES] = pres[line, _P_COLD_BYTES]
     copy = fix[row, _F_COPY] * (dyn[pres[line, _P_POOL], _D_COPIES] + 1)
     if source == _SITE_FETCHING and until > now:
         # One flight per model and site: others wait for it, unless it should have ended by now, and copy from where it landed.

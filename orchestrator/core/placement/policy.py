@@ -253,7 +253,7 @@ class Policy:
     preempt_margin_milli: int = 250
     preempt_gain_min_ms: int = 2_000
     preempt_tail_milli: int = 100
-    # A gang that waits has a block kept together for it. A quarter of a pool's slots at most is kept like that, or one block, so that a
+    # A gang that waits has a block kept together for it. A quarter of a pool's slots at most drains like that, or one block, so that a
     # burst of gangs does not close the pool to everybody else.
     claims_share_milli: int = 250
 

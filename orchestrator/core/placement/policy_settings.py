@@ -67,7 +67,7 @@ SECTIONS: Final = (
             _("preempt_margin", "preempt_margin_milli", _MILLI, "Seconds won exceed those lost by so much: predictions are that wrong."),
             _("preempt_gain_min_s", "preempt_gain_min_ms", _SECONDS_MS, "Stopping and starting takes a second."),
             _("preempt_tail_share", "preempt_tail_milli", _MILLI, "Never in the last tenth of an attempt."),
-            _("claims_share", "claims_share_milli", _MILLI, "Of a pool, or one block: kept for gangs that wait. 0: they may starve."),
+            _("claims_share", "claims_share_milli", _MILLI, "Of a pool, or one block: drains for gangs that wait. 0: they may starve."),
             _("move_gain_min_s", "move_gain_min_ms", _SECONDS_MS, "Bound work that has not begun moves to a free slot for more than this."),
             _("move_gain_share", "move_gain_milli", _MILLI, "And for more than this share of what is left."),
             _("moves_max", "moves_max", 1, "So often at most. 0: never."),

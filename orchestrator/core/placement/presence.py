@@ -7,26 +7,20 @@ have the weights only when these changed, so that a decision about a model that 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
 from atoll.model.ids import ModelId
+from orchestrator.core.placement.blocks import Members
 from orchestrator.core.placement.classes import Variant
 from orchestrator.core.placement.column import Column, is_free
-from orchestrator.core.placement.eviction import Prices
-from orchestrator.core.placement.gangs import gang_line
+from orchestrator.core.placement.gang_tables import GangTables
+from orchestrator.core.placement.nearness import Near, source_beside
 from orchestrator.core.placement.rows import Ints, Pres, Slots, Source, Spot
 from orchestrator.core.state import ReplicaKey, Slot
 
 _LINES_AT_FIRST: Final = 4
-
-
-class Near(NamedTuple):
-    """What a site has of a model: whether a node holds it, and when the earliest fetch in flight should be done (None: there is none)."""
-
-    held: bool
-    flight_us: int | None
 
 
 @dataclass(slots=True)
@@ -81,21 +75,27 @@ class Presence:
         return self.lines[: self.used]
 
 
-def line_of(column: Column, presence: Presence, near: Near, prices: Prices) -> list[int]:
+def line_of(column: Column, presence: Presence, near: Near, gangs: GangTables) -> list[int]:
     """The line of a pool. `near`: what the rest of its site has of the model."""
     variant = presence.variant
-    if variant.gang_size > 1:
-        return gang_line(column, variant, prices)
     ready, ready_us, bare, bare_us, saved = Slots.NONE, 0, Slots.NONE, 0, 0
-    if variant.adapters:
+    if variant.gang_size > 1:
+        ready, ready_us = _block_standing(gangs.blocks(column, variant.gang_size).ready(variant.model_id))
+    elif variant.adapters:
         ready, ready_us = _standing(column, variant, ready_slot(column, variant))
         slot = bare_slot(column, variant)
         bare, bare_us = _standing(column, variant, slot)
         saved = int(slot is not None and column.pool.nodes[slot.node_index].disk_adapters.issuperset(variant.adapters))
     else:
         ready, ready_us = _standing(column, variant, warm_slot(column, variant.model_id))
-    source = Source.SITE if near.held else Source.ORIGIN if near.flight_us is None else Source.SITE_FETCHING
-    return [column.index, ready, ready_us, bare, bare_us, saved, source, near.flight_us or 0, -1, 0, 0, 0]
+    return [column.index, ready, ready_us, bare, bare_us, saved, *source_beside(near)]
+
+
+def _block_standing(slots: Members | None) -> tuple[Slots, int]:
+    """How a block that was chosen for a resident replica stands, and until when it is busy."""
+    if slots is None:
+        return Slots.NONE, 0
+    return (Slots.FREE, 0) if all(is_free(slot) for slot in slots) else (Slots.FULL, max(slot.free_from_us for slot in slots))
 
 
 def spots_in(column: Column, model_id: ModelId) -> list[list[int]]:

@@ -87,12 +87,8 @@ class Pres(IntEnum):
     BARE = 3  # the same for replicas that lack adapters
     BARE_UNTIL = 4
     BARE_NEAR = 5  # 1: that replica's node has the adapters on its disk
-    SOURCE = 6  # what the site has for nodes that have nothing of the model; of a gang, what its block has
+    SOURCE = 6  # what the site has for nodes that have nothing of the model
     SOURCE_US = 7  # fleet time at which a fetch in flight should be done
-    COLD = 8  # -1: as the pool is; else the state of a cold row, until when, and price and bytes of what leaves (gangs)
-    COLD_UNTIL = 9
-    COLD_PRICE = 10
-    COLD_BYTES = 11
 
 
 class Spot(IntEnum):

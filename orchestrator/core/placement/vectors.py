@@ -97,7 +97,7 @@ def _clearing(rooms: Ints, least: int, victim: int, need: int) -> tuple[Ints, In
     return np.where(short > 0, FORBIDDEN_US, np.minimum(price, FORBIDDEN_US)), gone
 
 
-def _room(rooms: Ints, need: int) -> tuple[Ints, Ints]:
+def room(rooms: Ints, need: int) -> tuple[Ints, Ints]:
     """(price, bytes) of making room, a line each."""
     price, gone = _clearing(rooms, Room.LEAST, Room.VICTIM, need)
     kept, kept_gone = _clearing(rooms, Room.KEPT_LEAST, Room.KEPT_VICTIM, need)
@@ -108,7 +108,7 @@ def _room(rooms: Ints, need: int) -> tuple[Ints, Ints]:
 def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, open_pools: Bools, cold: Ints) -> None:
     pools, now = len(dyn), rates[Rate.NOW]
     wait = np.where(dyn[:, Dyn.FREE] > 0, 0, np.maximum(dyn[:, Dyn.SOONEST] - now, OVERDUE_US))
-    price, gone = _room(rooms, int(rates[Rate.NEED]))
+    price, gone = room(rooms, int(rates[Rate.NEED]))
     free = wait == 0
     state = np.where(
         free,
@@ -135,16 +135,9 @@ def _slot_rows(fix: Ints, out: Ints, rows: Ints, slots: Ints, until: Ints, now: 
 
 
 def _sources(fix: Ints, dyn: Ints, rates: Ints, lines: Ints, out: Ints, rows: Ints) -> None:
-    """Cold rows of pools whose site has something of the model, or of gangs, whose blocks are told."""
+    """Cold rows of pools whose site has something of the model."""
     now = rates[Rate.NOW]
     state, wait, fetch = out[rows, Out.STATE], out[rows, Out.WAIT], out[rows, Out.FETCH]
-    told = lines[:, Pres.COLD] >= 0
-    state = np.where(told, lines[:, Pres.COLD], state)
-    told_wait = np.where(lines[:, Pres.COLD] == State.BINDABLE, 0, np.maximum(lines[:, Pres.COLD_UNTIL] - now, OVERDUE_US))
-    wait = np.where(told, told_wait, wait)
-    told_price = np.minimum(lines[:, Pres.COLD_PRICE], EVICT_MAX_US) * rates[Rate.EVICT_MILLI] // 1_000
-    out[rows, Out.EVICT] = np.where(told, told_price, out[rows, Out.EVICT])
-    out[rows, Out.EVICTED_BYTES] = np.where(told, lines[:, Pres.COLD_BYTES], out[rows, Out.EVICTED_BYTES])
     source, until = lines[:, Pres.SOURCE], lines[:, Pres.SOURCE_US]
     copy = fix[rows, Fix.COPY] * (dyn[lines[:, Pres.POOL], Dyn.COPIES] + 1)
     beside = (source == Source.SITE_FETCHING) & (until > now)
@@ -167,7 +160,7 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
     fetch = np.where(source == Source.FETCHING, np.maximum(spots[:, Spot.SOURCE_US] - now, 0), 0)
     saving = np.where(source == Source.HOST, fix[row, Fix.HOST_SAVING], 0)
     free = dyn[pool, Dyn.FREE] > 0
-    price, gone = _room(nodes[spots[:, Spot.NODE]], int(rates[Rate.NEED]))
+    price, gone = room(nodes[spots[:, Spot.NODE]], int(rates[Rate.NEED]))
     able = np.where(
         free,
         (nodes[spots[:, Spot.NODE], Room.FREE] != 0) & (price < FORBIDDEN_US),

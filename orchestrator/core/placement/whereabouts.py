@@ -12,8 +12,9 @@ from atoll.model.ids import ModelId, PoolId, SiteId
 from atoll.model.site import SiteRuntime
 from orchestrator.core.placement.classes import Variant
 from orchestrator.core.placement.column import Column
-from orchestrator.core.placement.eviction import Prices
-from orchestrator.core.placement.presence import Near, Presence, line_of, spots_in
+from orchestrator.core.placement.gang_tables import GangTables
+from orchestrator.core.placement.nearness import Near
+from orchestrator.core.placement.presence import Presence, line_of, spots_in
 from orchestrator.core.state import Site
 
 # Models with a table of their own; the oldest is dropped beyond it. A table of a model that is everywhere is some 10 KB.
@@ -23,7 +24,7 @@ _PRESENCES_MAX: Final = 4_096
 class Whereabouts:
     """The index of models."""
 
-    __slots__ = ("_by_pool", "_columns", "_flights", "_gangs", "_holding", "_presences", "_variants", "by_model")
+    __slots__ = ("_by_pool", "_columns", "_flights", "_holding", "_presences", "_variants", "by_model")
 
     def __init__(self) -> None:
         self.by_model: dict[ModelId, dict[int, None]] = {}
@@ -31,7 +32,6 @@ class Whereabouts:
         self._by_pool: dict[tuple[SiteId, PoolId], Column] = {}
         self._presences: dict[Variant, Presence] = {}
         self._variants: dict[ModelId, dict[Variant, Presence]] = {}
-        self._gangs: dict[Variant, Presence] = {}
         # By site and model: when each fetch should be done, by pool and node.
         self._flights: dict[tuple[SiteId, ModelId], dict[tuple[PoolId, int], int]] = {}
         # By site and model: how many disks and host memories have it.
@@ -40,7 +40,7 @@ class Whereabouts:
     def renumber(self, columns: list[Column], by_pool: dict[tuple[SiteId, PoolId], Column]) -> None:
         """Pools have other numbers from now on; what they have must be `seen` again. Flights and holdings stay."""
         self._columns, self._by_pool = columns, by_pool
-        self.by_model, self._presences, self._variants, self._gangs = {}, {}, {}, {}
+        self.by_model, self._presences, self._variants = {}, {}, {}
 
     def fly(self, column: Column, model_id: ModelId, node_index: int) -> None:
         """A fetch to a node began."""
@@ -118,32 +118,40 @@ class Whereabouts:
         for presence in self._variants.get(model_id, {}).values():
             presence.stale[column.index] = None
 
-    def turned(self, column: Column) -> None:
-        """A slot of the pool came free, or was taken: other blocks are free for gangs."""
-        for presence in self._gangs.values():
-            presence.stale[column.index] = None
+    def untrue(self, gangs: GangTables, turn: int) -> list[tuple[Variant, int]]:
+        """Pools of which a table says something else than is so, and does not know it: for checks, one table at a time."""
+        if not self._presences:
+            return []
+        variant = list(self._presences)[turn % len(self._presences)]
+        presence, untrue = self._presences[variant], []
+        for index, line in presence.at.items():
+            if index not in presence.stale:
+                column = self._columns[index]
+                if presence.lines[line].tolist() != line_of(column, presence, self.near(column, variant.model_id), gangs):
+                    untrue.append((variant, index))
+        return untrue
 
-    def presence(self, variant: Variant, prices: Prices) -> Presence:
-        """Where the model is now, in this form. A gang may begin in any pool, so its table has a line for each."""
+    def presence(self, variant: Variant, gangs: GangTables) -> Presence:
+        """Where the model is now, in this form."""
         presence = self._presences.get(variant)
         if presence is None:
             presence = self._begin(variant)
         if presence.stale:
             pools = self.by_model.get(variant.model_id, {})
             for index in presence.stale:
-                if index in pools or variant.gang_size > 1:
+                if index in pools:
                     column = self._columns[index]
-                    presence.put(index, line_of(column, presence, self._near(column, variant.model_id), prices))
+                    presence.put(index, line_of(column, presence, self.near(column, variant.model_id), gangs))
                 else:
                     presence.drop(index)
             presence.stale = {}
         if presence.stale_spots:
-            if variant.gang_size == 1:
-                presence.put_spots({index: spots_in(self._columns[index], variant.model_id) for index in presence.stale_spots})
+            presence.put_spots({index: spots_in(self._columns[index], variant.model_id) for index in presence.stale_spots})
             presence.stale_spots = {}
         return presence
 
-    def _near(self, column: Column, model_id: ModelId) -> Near:
+    def near(self, column: Column, model_id: ModelId) -> Near:
+        """What the pool's site has of a model for those of its nodes that have nothing of it."""
         if not _copies(column.site):
             return Near(False, None)
         key = (column.site.site_id, model_id)
@@ -155,15 +163,10 @@ class Whereabouts:
             oldest = next(iter(self._presences))
             del self._presences[oldest]
             del self._variants[oldest.model_id][oldest]
-            self._gangs.pop(oldest, None)
         presence = self._presences[variant] = Presence(variant)
         self._variants.setdefault(variant.model_id, {})[variant] = presence
-        if variant.gang_size > 1:
-            self._gangs[variant] = presence
-            presence.stale = dict.fromkeys(range(len(self._columns)))
-        else:
-            presence.stale = dict(self.by_model.get(variant.model_id, {}))
-            presence.stale_spots = dict(presence.stale)
+        presence.stale = dict(self.by_model.get(variant.model_id, {}))
+        presence.stale_spots = dict(presence.stale)
         return presence
 
 
