@@ -6,7 +6,7 @@ costs nothing; of one that is in use a slot that changes is noted, and its block
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -15,7 +15,7 @@ from atoll.model.ids import PoolId, SiteId
 from orchestrator.core.placement.blocks import Blocks
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.eviction import Prices
-from orchestrator.core.placement.rows import FORBIDDEN_US, ROOM_WIDTH, Dyn, Ints, Room, Spot
+from orchestrator.core.placement.rows import FORBIDDEN_US, ROOM_WIDTH, Bools, Dyn, Ints, Room, Spot
 from orchestrator.core.placement.vectors import room
 from orchestrator.core.state import Slot
 
@@ -32,7 +32,7 @@ class _Size:
     rooms: Ints
     node_rooms: Ints
     dirty: dict[int, None]
-    stale_nodes: dict[int, None] = field(default_factory=dict)
+    is_stale: Bools  # nodes whose lines are old
 
 
 class GangTables:
@@ -74,11 +74,10 @@ class GangTables:
         for index in known.dirty:
             self._refresh(known, index)
         known.dirty.clear()
-        if known.stale_nodes:
-            for pool, node in spots[:, (Spot.POOL, Spot.NODE)].tolist():
-                if node in known.stale_nodes:
-                    del known.stale_nodes[node]
-                    known.node_rooms[node] = known.blocks[pool].line_of(node - self._columns[pool].first_node)
+        old = spots[known.is_stale[spots[:, Spot.NODE]]]
+        for pool, node in old[:, (Spot.POOL, Spot.NODE)].tolist():
+            known.is_stale[node] = False
+            known.node_rooms[node] = known.blocks[pool].line_of(node - self._columns[pool].first_node)
         own = dyn.copy()
         price_us, _ = room(known.rooms, need_bytes)
         # Free blocks in which what must stay is in the way are worse than any that somebody works in.
@@ -93,7 +92,7 @@ class GangTables:
         known.free[index], known.soonest[index] = blocks.free_count, _NEVER if until_us is None else until_us
         known.rooms[index] = blocks.line()
         for node_index in blocks.stale_nodes:
-            known.stale_nodes[first_node + node_index] = None
+            known.is_stale[first_node + node_index] = True
         blocks.stale_nodes.clear()
 
     def _of(self, size: int) -> _Size:
@@ -108,5 +107,6 @@ class GangTables:
                 rooms=np.zeros((pools, ROOM_WIDTH), dtype=np.int64),
                 node_rooms=np.zeros((nodes + 1, ROOM_WIDTH), dtype=np.int64),
                 dirty=dirty,
+                is_stale=np.zeros(nodes + 1, dtype=np.bool_),
             )
         return known
