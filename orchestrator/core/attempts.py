@@ -17,7 +17,6 @@ from orchestrator.core.context import Context, put_attempt
 from orchestrator.core.events import AttemptsEnded
 from orchestrator.core.outputs import AttemptSettled, LateResultRefused
 from orchestrator.core.placement.column import Column
-from orchestrator.core.queue import Favour
 from orchestrator.core.state import JobEntry, LiveAttempt, Site, Slot
 
 # A slot's predicted end is corrected when it moved by more than this; smaller moves only shuffle equal candidates.
@@ -162,7 +161,7 @@ def _vacate(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran:
     if not slot.attempts:
         ctx.vacated.append((column, slot))
     if live.gives_way_to is not None and not slot.attempts:
-        ctx.queue.favour(live.gives_way_to, Favour.HELD if live.on_stop is FailureKind.PREEMPTED else Favour.AGED)
+        ctx.queue.favour(live.gives_way_to, stopped=live.on_stop is FailureKind.PREEMPTED)
 
 
 def _busy_without(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran: bool) -> int:

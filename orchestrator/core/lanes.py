@@ -15,6 +15,7 @@ from atoll.model.ids import JobId, TenantId
 from orchestrator.core.fairness import WEIGHT_MILLI, Tenant
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.ranking import Key, Ranking
+from orchestrator.core.standing import NO_STAND, Stand
 
 # What a class waits for that has no possible place.
 NO_POOL: Final = -1
@@ -65,7 +66,7 @@ class JobClass:
     resting: bool = False
     wake_us: int = 0
     pool: int = NO_POOL
-    each_us: int = 0  # while it rests: for so long one of its jobs would hold the slot that it rests for
+    stand: Stand = NO_STAND  # while it rests: what it adds to the line of a pool
     patience: int = 0  # while it rests: so many jobs are better off waiting, more need not be looked at one by one
     rest_seq: int = 0
     favour: Favour = Favour.NONE
@@ -104,6 +105,10 @@ class JobClass:
                 heappop(heap)
             lane.first = heap[0]
         return accept_seq
+
+    def takes_on(self, tenant_id: TenantId) -> bool:
+        """Whether the class rests, and one more job of a tenant that waits in it is as well served by waiting too."""
+        return self.resting and len(self.members) < self.patience and tenant_id in self.lanes
 
     @property
     def head(self) -> tuple[int, JobId]:

@@ -1,56 +1,74 @@
 """What a block that is kept for a gang is lent to until the gang begins, so that its slots stand idle no longer than they must.
 
 Decides who may begin there: work that is over before the gang is to begin, as it was predicted when the claim was made, and work of a
-higher priority than a gang that is not aged. So nothing that is let in puts the gang off but by its own delay. Must not know how a block
-is chosen.
+higher priority than a gang that is not aged. So nothing that is let in puts the gang off but by its own delay. It is let in where that is
+the best place for it, as any other is taken. Must not know how a block is chosen.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from orchestrator.core.claimed import Claimed, Kept
 from orchestrator.core.claiming import free_at_us
 from orchestrator.core.claims import members
 from orchestrator.core.context import Context
+from orchestrator.core.placement import supposing
+from orchestrator.core.placement.choose import Board, slots_of, victims_in
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
-from orchestrator.core.placement.estimate import Estimate
-from orchestrator.core.placement.rows import Fix
-from orchestrator.core.queue import JobClass
-from orchestrator.core.state import Slot
+from orchestrator.core.placement.rows import COLD, READY, Fix
+from orchestrator.core.state import ReplicaKey, Slot
 
+# The table in which a class is scored against what is lent: what it was scored without that stays readable.
+LENT_TABLE: Final = -1
+# Blocks of waiting gangs whose idle slots a class is scored against in one look.
+_LENDERS_MAX: Final = 2
 _WHOLE_MILLI: Final = 1_000
 
 
-def lenders(ctx: Context, waiting: JobClass, estimate: Estimate) -> list[Kept]:
-    """Claims with idle slots where a job of this class is likely to be done before the gang is to begin."""
-    if waiting.key.gang_size != 1:
+def lenders(ctx: Context, key: ClassKey, board: Board, otherwise: int | None) -> list[Kept]:
+    """Claims with idle slots where a job of this class is likely to be done before the gang is to begin, the cheapest first. `otherwise`:
+    the row that it is bound to if nobody lends, None if it waits; only what can cost less than that is worth a look."""
+    if key.gang_size != 1 or (otherwise is not None and board.keys is not None):
         return []
-    found = []
-    for kept, held in ctx.state.claims.items():
-        passes = _passes(ctx, waiting, kept.key)
-        if not passes and held.block.begins_us <= ctx.now_us:
+    estimate, limit = board.estimate, supposing.cost_of(board, otherwise) if otherwise is not None else None
+    found: list[tuple[supposing.Cost, int, Kept]] = []
+    for lender, held in ctx.state.claims.items():
+        column = ctx.columns.by_pool.get((held.block.site_id, held.block.pool_id))
+        if column is None or not estimate.fix[column.index, Fix.FEASIBLE]:
+            continue
+        passes, exec_us = _passes(ctx, key, lender.key), int(estimate.execution_us[column.index])
+        if not passes and held.block.begins_us - ctx.now_us <= exec_us:
             continue
         there = members(ctx, held.block)
-        if there is None or not estimate.fix[there[0].index, Fix.FEASIBLE] or all(slot.attempts for slot in there[1]):
+        idle = [slot for slot in there[1] if not slot.attempts] if there is not None else []
+        if there is None or not idle or not (passes or _is_over_in_time(ctx, held, there, exec_us)):
             continue
-        if passes or _is_over_in_time(ctx, held, there, int(estimate.execution_us[there[0].index])):
-            found.append(kept)
-    return found
+        is_ready = any(ReplicaKey(key.model_id) in slot.replicas for slot in idle)
+        row = (READY if is_ready else COLD) * board.pools + column.index
+        cost = supposing.after(ctx.scorer, key, board, row, wait_us=0)
+        if limit is None or cost < limit:
+            found.append((cost, len(found), lender))
+    return [lender for _, _, lender in sorted(found)[:_LENDERS_MAX]]
 
 
-def fits(ctx: Context, waiting: JobClass, kept: Kept, delay_us: int) -> bool:
-    """Whether a job that should take `delay_us` in the block of a claim may begin there."""
-    held = ctx.state.claims[kept]
+def takes(ctx: Context, key: ClassKey, board: Board, row: int, lender: Kept, column: Column) -> bool:
+    """Whether the row is in the block of a lender, leaves the gang's model where it is loaded, and is free in time."""
+    if board.column(row) is not column:
+        return False
+    spares = all(victim.model_id != lender.key.model_id for slot in slots_of(board, row) for victim in victims_in(board, row, slot))
+    held = ctx.state.claims[lender]
     there = members(ctx, held.block)
-    return there is not None and (_passes(ctx, waiting, kept.key) or _is_over_in_time(ctx, held, there, delay_us))
+    return spares and there is not None and (_passes(ctx, key, lender.key) or _is_over_in_time(ctx, held, there, board.delay_us(row)))
 
 
-def _passes(ctx: Context, waiting: JobClass, key: ClassKey) -> bool:
+def _passes(ctx: Context, key: ClassKey, lender: ClassKey) -> bool:
     """Whether a class goes before a gang that claims, as it does everywhere: it is of a higher priority, and the gang is not aged."""
-    known = ctx.queue.classes.get(key)
-    return waiting.key.rank < key.rank and known is not None and not ctx.queue.is_aged(known)
+    known = ctx.queue.classes.get(lender)
+    return key.rank < lender.rank and known is not None and not ctx.queue.is_aged(known)
 
 
 def _is_over_in_time(ctx: Context, held: Claimed, there: tuple[Column, list[Slot]], delay_us: int) -> bool:
@@ -60,21 +78,19 @@ def _is_over_in_time(ctx: Context, held: Claimed, there: tuple[Column, list[Slot
     return delay_us * ctx.policy.spread_milli < (begins_us - ctx.now_us) * _WHOLE_MILLI
 
 
-def lend(ctx: Context, kept: Kept) -> Column:
-    """The idle slots of a block are there for anybody until `take_back`."""
-    found = members(ctx, ctx.state.claims[kept].block)
-    assert found is not None, "a lender's slots are there"
-    for slot in found[1]:
-        if not slot.attempts:
-            ctx.columns.claim_changed(found[0], slot, 0)
-    return found[0]
-
-
-def take_back(ctx: Context, kept: Kept) -> None:
-    """The block is kept again, with what was let in."""
-    held = ctx.state.claims[kept]
+@contextmanager
+def lent(ctx: Context, lender: Kept) -> Iterator[Column]:
+    """The idle slots of a block are there for anybody; afterwards the block is kept again, with what was let in."""
+    held = ctx.state.claims[lender]
     found = members(ctx, held.block)
     assert found is not None, "a lender's slots are there"
-    for slot in found[1]:
-        if not slot.claimed_until_us:
-            ctx.columns.claim_changed(found[0], slot, held.until_us)
+    column, slots = found
+    for slot in slots:
+        if not slot.attempts:
+            ctx.columns.claim_changed(column, slot, 0)
+    try:
+        yield column
+    finally:
+        for slot in slots:
+            if not slot.claimed_until_us:
+                ctx.columns.claim_changed(column, slot, held.until_us)

@@ -17,16 +17,19 @@ from atoll.model.placement import Candidate, Deferral, Explanation, Reason
 from orchestrator.core import breakers, claims, etas, jobs, leases, lending, preempting, sites, turnover, wishes
 from orchestrator.core.claimed import ClaimDropped, Claimed, Kept
 from orchestrator.core.context import Context, TimerKind
+from orchestrator.core.lines import stand_of
 from orchestrator.core.outputs import JobPlaced, JobsDeferred
-from orchestrator.core.patience import hold_us, patience
+from orchestrator.core.patience import patience
 from orchestrator.core.placement.choose import Board, awaited_slot, slots_of, victims_in
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.columns import REASON_CODE
 from orchestrator.core.placement.estimate import Estimate
 from orchestrator.core.placement.policy import Rule
 from orchestrator.core.placement.registry import TERM_NAMES
+from orchestrator.core.placement.rows import COLD, READY
 from orchestrator.core.placement.rules import NO_LOT, Lot
 from orchestrator.core.queue import NO_POOL, JobClass, Queue
+from orchestrator.core.standing import NO_STAND
 from orchestrator.core.state import JobEntry, LiveAttempt, Replica, Slot
 
 # Scorings in one step: about 10 ms of work, or 80 where each class is seen for the first time. What is left goes on in the next step, so
@@ -35,8 +38,6 @@ _SCORINGS_PER_STEP: Final = 64
 # Classes that are looked at again within `recheck_max_ms`, of all tenants together: beyond it each is looked at less often. At 0.1 ms
 # each they take a tenth of a core.
 _RECHECKED_MAX: Final = 2_000
-# Blocks of waiting gangs whose idle slots a class is scored against in one look.
-_LENDERS_MAX: Final = 2
 # While nothing can be bound, all wait, however many.
 _ENDLESS: Final = 2**40
 
@@ -99,15 +100,15 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int, known: Board | No
         if _correct_overdue(ctx, board, bound) or _correct_overdue(ctx, board, patient):
             continue
         position = _who_binds(ctx.queue, board, bound, patient, waiting)
-        if bound is None or position >= len(waiting.members):
-            lenders = lending.lenders(ctx, waiting, estimate)[:_LENDERS_MAX] if ctx.state.claims else []
-            spent += len(lenders)
-            if not any(_borrow(ctx, waiting, model, estimate, lender) for lender in lenders):
+        row = bound if position < len(waiting.members) else None
+        lenders = lending.lenders(ctx, key, board, row) if ctx.state.claims else []
+        spent += len(lenders)
+        if not any(_borrow(ctx, waiting, model, estimate, lender) for lender in lenders):
+            if row is None:
                 ctx.queue.looked_at(waiting)
-                _rest(ctx, waiting, _score(ctx, waiting, estimate) if lenders else board, patient, position)
+                _rest(ctx, waiting, board, patient, position)
                 return spent
-        else:
-            _bind_one(ctx, waiting, model, board, bound, position)
+            _bind_one(ctx, waiting, model, board, row, position)
         if spent < budget and ctx.queue.first_ready() is not waiting:
             return spent
     return spent
@@ -148,22 +149,14 @@ def _place_claimed(ctx: Context, kept: Kept) -> None:
 
 def _borrow(ctx: Context, waiting: JobClass, model: ModelSpec, estimate: Estimate, lender: Kept) -> bool:
     """Bind a job of a class to an idle slot of a block that is kept for a gang, if that is best for it and over in time."""
-    column = lending.lend(ctx, lender)
-    board = _score(ctx, waiting, estimate)
-    row = board.bound
-    position = _who_binds(ctx.queue, board, row, board.patient, waiting)
-    lent = row is not None and position < len(waiting.members) and board.column(row) is column
-    if row is not None and lent and _spares(board, row, lender) and lending.fits(ctx, waiting, lender, board.delay_us(row)):
+    with lending.lent(ctx, lender) as column:
+        board = _score(ctx, waiting, estimate, table=lending.LENT_TABLE)
+        row = board.bound
+        position = _who_binds(ctx.queue, board, row, board.patient, waiting)
+        if row is None or position >= len(waiting.members) or not lending.takes(ctx, waiting.key, board, row, lender, column):
+            return False
         _bind_one(ctx, waiting, model, board, row, position)
-    else:
-        lent = False
-    lending.take_back(ctx, lender)
-    return lent
-
-
-def _spares(board: Board, row: int, lender: Kept) -> bool:
-    """Whether the model of the gang whose slots are lent stays where it is loaded."""
-    return all(victim.model_id != lender.key.model_id for slot in slots_of(board, row) for victim in victims_in(board, row, slot))
+        return True
 
 
 def _slack_us(ctx: Context, waiting: JobClass) -> int:
@@ -197,7 +190,7 @@ def _correct_overdue(ctx: Context, board: Board, row: int | None) -> bool:
 
 def _who_binds(queue: Queue, board: Board, bound: int | None, patient: int | None, waiting: JobClass) -> int:
     """Which job of the class takes the best place that can be had now, by its position in the class: those before it wait."""
-    return _ENDLESS if bound is None else patience(queue, board, bound, patient, waiting.key, at_place=0)
+    return _ENDLESS if bound is None else patience(queue, board, bound, patient, waiting.key)
 
 
 def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, patience: int) -> None:
@@ -216,44 +209,48 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
         _rest_claimed(ctx, waiting, board, claimed, patience)
         return
     candidate: Candidate | None = None
-    pool, each_us = NO_POOL, 0
+    pool, stand = NO_POOL, NO_STAND
     rest_us = policy.recheck_idle_ms * 1_000
     if patient is not None:
-        pool, each_us = patient % board.pools, hold_us(board, patient)
-        preempting.keep_slot(ctx, waiting, board.column(patient), awaited_slot(board, patient))
+        pool, stand = patient % board.pools, stand_of(board, patient, waiting.key, board.bound)
+        column, cold, wait_us = board.column(patient), board.is_cold(patient), board.wait_us(patient)
         told = ctx.state.jobs[waiting.head[1]].job.deferral
-        if told is not None and told.claim is None and ctx.now_us < told.until_us and board.is_at(patient, told.waits_for):
-            ctx.queue.rest(waiting.key, told.until_us, pool, patience, each_us)
+        early = told is not None and told.claim is None and ctx.now_us < told.until_us and board.is_at(patient, told.waits_for)
+        if not early:
+            preempting.make_room(ctx, waiting, column, cold=cold, wait_us=wait_us, hold_us=board.delay_us(patient) - wait_us)
+        preempting.keep_slot(ctx, waiting, column, awaited_slot(board, patient), cold=cold)
+        if early and told is not None:
+            ctx.queue.rest(waiting.key, told.until_us, pool, patience, stand)
             return
-        wait_us = board.wait_us(patient)
-        preempting.make_room(
-            ctx, waiting, board.column(patient), cold=board.is_cold(patient), wait_us=wait_us, hold_us=board.delay_us(patient) - wait_us
-        )
         (candidate,) = board.candidates([patient])
         rest_us = min(max(candidate.wait_us, policy.recheck_min_ms * 1_000), policy.recheck_max_ms * 1_000)
     rest_us = max(rest_us, policy.recheck_max_ms * 1_000 * ctx.queue.looks_ahead(waiting) // _RECHECKED_MAX)
     deferral = Deferral(
         since_us=ctx.now_us, until_us=ctx.now_us + rest_us, waits_for=candidate, rejections=board.rejections()
     )
-    ctx.queue.rest(waiting.key, ctx.now_us + rest_us, pool, patience, each_us)
+    ctx.queue.rest(waiting.key, ctx.now_us + rest_us, pool, patience, stand)
     ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
     _tell_head(ctx, waiting.head[1], deferral)
 
 
 def _rest_claimed(ctx: Context, waiting: JobClass, board: Board, claimed: Claimed, patience: int) -> None:
-    """A gang waits for the block that is kept for it, and stands in nobody's line. Woken too early, it rests on without a word."""
+    """A gang waits for the block that is kept for it: no slot that comes free wakes it, but what it will take is before those who come
+    later. Woken too early, it rests on without a word."""
     block, policy = claimed.block, ctx.policy
+    kind = COLD if claimed.candidate.cold else READY
+    row = kind * board.pools + ctx.columns.by_pool[block.site_id, block.pool_id].index
+    stand = stand_of(board, row, waiting.key)
     told = ctx.state.jobs[waiting.head[1]].job.deferral
     if told is not None and ctx.now_us < told.until_us and told.claim == block:
         again_us = ctx.now_us + policy.recheck_min_ms * 1_000 if claims.looks_again(ctx, waiting) else told.until_us
-        ctx.queue.rest(waiting.key, min(again_us, told.until_us), NO_POOL, patience)
+        ctx.queue.rest(waiting.key, min(again_us, told.until_us), NO_POOL, patience, stand)
         return
     wait_us = 0 if claims.looks_again(ctx, waiting) else block.begins_us - ctx.now_us
     until_us = ctx.now_us + min(max(wait_us, policy.recheck_min_ms * 1_000), policy.recheck_max_ms * 1_000)
     deferral = Deferral(
         since_us=ctx.now_us, until_us=until_us, waits_for=claimed.candidate, rejections=board.rejections(), claim=block
     )
-    ctx.queue.rest(waiting.key, until_us, NO_POOL, patience)
+    ctx.queue.rest(waiting.key, until_us, NO_POOL, patience, stand)
     ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
     _tell_head(ctx, waiting.head[1], deferral)
 

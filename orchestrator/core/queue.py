@@ -27,6 +27,7 @@ from orchestrator.core.placement.policy import Policy
 from orchestrator.core.positions import Positions
 from orchestrator.core.ranking import Ranking
 from orchestrator.core.resting import Resting
+from orchestrator.core.standing import NO_STAND, Stand
 from orchestrator.core.turns import Turns
 
 __all__ = ["NO_POOL", "Favour", "JobClass", "Queue", "QueueSnapshot"]
@@ -57,7 +58,6 @@ class Queue:
     """Classes of waiting jobs."""
 
     __slots__ = (
-        "_ageing_us",
         "_by_model",
         "_every",
         "_favoured",
@@ -68,6 +68,7 @@ class Queue:
         "_rest_seq",
         "_turns",
         "_wakes",
+        "ageing_us",
         "classes",
         "resting",
         "shares",
@@ -78,7 +79,7 @@ class Queue:
         self._ready = {rank: Turns() for rank in _RANKS}
         self._favoured: Ranking[JobClass] = Ranking(JobClass.rank_key)  # ready classes that go before their turn
         self.shares = Shares(policy.tenant_weight_milli)
-        self._ageing_us = policy.ageing_ms * 1_000
+        self.ageing_us = policy.ageing_ms * 1_000
         self._every = policy.aged_every
         self._jobs: dict[JobId, tuple[JobClass, Lane]] = {}
         self._lanes: Counter[TenantId] = Counter()  # in how many classes a tenant waits
@@ -126,7 +127,7 @@ class Queue:
     def _joins_line(self, known: JobClass, accept_seq: int, job_id: JobId, tenant: TenantId, accepted_us: int) -> bool:
         """Whether a job stands behind others of its tenant in a class that rests, and waits as well as they do: nothing is scored then."""
         lane = known.lanes.get(tenant)
-        if len(known.members) >= known.patience or lane is None or accept_seq < lane.first[0]:
+        if lane is None or not known.takes_on(tenant) or accept_seq < lane.first[0]:
             return False
         account = self.shares.began_waiting(tenant)
         known.add(account, accept_seq, accepted_us, job_id)
@@ -168,17 +169,16 @@ class Queue:
         self._positions.charged(charge_us)
         return charge_us
 
-    def rest(self, key: ClassKey, wake_us: int, pool: int, patience: int = 0, each_us: int = 0) -> None:
+    def rest(self, key: ClassKey, wake_us: int, pool: int, patience: int = 0, stand: Stand = NO_STAND) -> None:
         """Nothing to bind for this class now: look again at `wake_us`, when the pool of this index frees a slot, or when more than
-        `patience` jobs wait: so many are better off waiting than anywhere they could begin now. One of them would hold a slot of the
-        pool for `each_us`."""
+        `patience` jobs wait: so many are better off waiting than anywhere they could begin now. `stand`: what it adds to which line."""
         known = self.classes[key]
         self._unrest(known)
         self._unready(known)
         self._rest_seq += 1
         known.favour = Favour.NONE
         known.resting, known.wake_us, known.pool, known.rest_seq = True, wake_us, pool, self._rest_seq
-        known.patience, known.each_us = patience, each_us
+        known.patience, known.stand = patience, stand
         self.resting.enter(known)
         heappush(self._wakes, (wake_us, known.rest_seq, key))
 
@@ -226,11 +226,11 @@ class Queue:
         elif known.favour is Favour.NONE and known not in self._ready[key.rank]:
             self._ready[key.rank].enter(known)
 
-    def favour(self, job_id: JobId, favour: Favour) -> None:
-        """A slot is empty that was kept for this job: its class goes before its turn, if it still waits."""
-        known = self._jobs.get(job_id)
+    def favour(self, job_id: JobId, *, stopped: bool) -> None:
+        """A slot is empty that was kept for this job, `stopped`: by stopping others. Its class goes before its turn, if it still waits."""
+        known, _ = self._jobs.get(job_id, (None, None))
         if known is not None:
-            self.wake(known[0].key, favour)
+            self.wake(known.key, Favour.HELD if stopped or not self.is_aged(known) else Favour.AGED)
 
     def bound(self, known: JobClass) -> None:
         """A job of this class took a place (and left the queue): a favour is used up."""
@@ -261,7 +261,7 @@ class Queue:
 
     def is_aged(self, known: JobClass) -> bool:
         """Whether its oldest job waits longer than any priority is meant to cost."""
-        return self.shares.now_us - known.oldest[1] >= self._ageing_us
+        return self.shares.now_us - known.oldest[1] >= self.ageing_us
 
     def count_turn(self, known: JobClass, pool: int) -> None:
         """Slots of this pool went to a gang that had claimed them: to an aged one as its due; else they count among those of which aged
@@ -374,14 +374,14 @@ class Queue:
             shares=self.shares.take(),
         )
 
-    def restore(self, told: QueueSnapshot, resting: Iterable[tuple[JobId, int, int, int, int]], ready: Iterable[JobId]) -> None:
+    def restore(self, told: QueueSnapshot, resting: Iterable[tuple[JobId, int, int, int, Stand]], ready: Iterable[JobId]) -> None:
         """Go on as told, once every job that waits was added and every charge adopted. `resting`: the arguments of `rest`, by job."""
         self.shares.restore(told.virtual_us, told.largest_us, told.shares)
         self._positions.mean_us = told.mean_charge_us
         self._turns = dict(told.turns)
-        for job_id, *told_of in resting:
+        for job_id, wake_us, pool, patience, stand in resting:
             if job_id in self._jobs:
-                self.rest(self._jobs[job_id][0].key, *told_of)
+                self.rest(self._jobs[job_id][0].key, wake_us, pool, patience, stand)
         favours = dict(told.favoured)
         for job_id in ready:
             if job_id in self._jobs:

@@ -14,17 +14,17 @@ from atoll.model.job import PRIORITY_RANK, JobSpec, JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason, is_lasting
 from atoll.model.quote import Eta, PlaceView, Quote, Verdict
-from orchestrator.core import claims, etas, jobs
+from orchestrator.core import claims, etas, jobs, lending
 from orchestrator.core.context import Context
+from orchestrator.core.lines import line_at
 from orchestrator.core.outputs import Refusal, RefusalCode
-from orchestrator.core.patience import line_at, patience
+from orchestrator.core.patience import patience
 from orchestrator.core.placement.choose import Board, slots_of, victims_in
 from orchestrator.core.placement.classes import NO_AVOIDANCE, ClassKey, class_of
 from orchestrator.core.placement.columns import REASONS
 from orchestrator.core.placement.registry import TERM_NAMES
 from orchestrator.core.placement.rows import NO_DEADLINE, Out, State
 from orchestrator.core.placing import lot_of
-from orchestrator.core.queue import NO_POOL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +37,7 @@ class _Asked:
     slack_us: int
     ahead: int  # jobs likely to go before it
     alike: int  # of its class, before it
-    at_place: int  # of its class, itself among them if it waits, that rest for one pool
-    pool: int  # that pool
+    joins: bool  # it stands, or would, in a class that rests, and waits on
     waits: bool  # it is in the queue itself
     first: bool = False  # and the first of its class
 
@@ -95,7 +94,6 @@ def held_until_us(ctx: Context, job_id: JobId) -> int:
 def _newcomer(ctx: Context, key: ClassKey, spec: JobSpec, slack_us: int, job_id: JobId) -> _Asked:
     known = ctx.queue.classes.get(key)
     alike = len(known.members) if known is not None else 0
-    resting = known is not None and known.resting
     return _Asked(
         key=key,
         model=ctx.state.models[spec.model_id],
@@ -103,8 +101,7 @@ def _newcomer(ctx: Context, key: ClassKey, spec: JobSpec, slack_us: int, job_id:
         slack_us=slack_us,
         ahead=ctx.queue.ahead_of_next(spec.tenant, PRIORITY_RANK[spec.priority]),
         alike=alike,
-        at_place=alike if resting else 0,
-        pool=known.pool if known is not None and resting else NO_POOL,
+        joins=known is not None and bool(known.stand.lines) and known.takes_on(spec.tenant),
         waits=False,
     )
 
@@ -130,24 +127,35 @@ def _of_job(ctx: Context, job_id: JobId, spec: JobSpec, now_us: int) -> _Asked |
         slack_us=slack_us,
         ahead=ctx.queue.ahead_of(job_id),
         alike=len(known.members) - 1,
-        at_place=len(known.members) if known.resting else 0,
-        pool=known.pool if known.resting else NO_POOL,
+        joins=known.resting and bool(known.stand.lines) and min(len(known.members) - 1, ctx.queue.ahead_of(job_id)) < known.patience,
         waits=True,
         first=known.head[1] == job_id,
     )
 
 
-def _score(ctx: Context, asked: _Asked, now_us: int) -> Board:
+def _score(ctx: Context, asked: _Asked, now_us: int, table: int = 0) -> Board:
     estimate = ctx.estimator.of(asked.key, asked.model)
-    board = ctx.scorer.score(asked.key, estimate, now_us, slack_us=asked.slack_us, lot=lot_of(ctx, asked.job_id))
-    if asked.waits:
-        claims.correct(ctx, board, asked.key)
+    board = ctx.scorer.score(asked.key, estimate, now_us, slack_us=asked.slack_us, lot=lot_of(ctx, asked.job_id), table=table)
+    claims.correct(ctx, board, asked.key)
     return board
 
 
 def _offer(ctx: Context, asked: _Asked, now_us: int) -> Quote:
     board = _score(ctx, asked, now_us)
     row, verdict = _where(ctx, asked, board)
+    if ctx.state.claims:
+        otherwise = row if verdict is Verdict.NOW else None
+        for lender in lending.lenders(ctx, asked.key, board, otherwise):
+            with lending.lent(ctx, lender) as column:
+                there = _score(ctx, asked, now_us, lending.LENT_TABLE)
+                found, told = _where(ctx, asked, there)
+                if found is not None and told is Verdict.NOW and lending.takes(ctx, asked.key, there, found, lender, column):
+                    return _quote(ctx, asked, there, found, told)
+    return _quote(ctx, asked, board, row, verdict)
+
+
+def _quote(ctx: Context, asked: _Asked, board: Board, row: int | None, verdict: Verdict) -> Quote:
+    now_us = board.now_us
     if row is None:
         rejections = board.rejections()
         return Quote(
@@ -197,21 +205,23 @@ def _where(ctx: Context, asked: _Asked, board: Board) -> tuple[int | None, Verdi
         return patient, Verdict.IMPOSSIBLE if patient is None else Verdict.WAITS
     if patient is None:
         return bound, Verdict.NOW
-    at_place = asked.at_place if asked.pool == patient % board.pools else 0
-    if asked.alike >= patience(ctx.queue, board, bound, patient, asked.key, at_place=at_place):
+    if asked.joins:
+        return patient, Verdict.WAITS
+    # Of those for whom waiting does not pay one goes elsewhere; the job of a tenant which has had less stands before those of others.
+    if min(asked.alike, asked.ahead) >= patience(ctx.queue, board, bound, patient, asked.key):
         return bound, Verdict.NOW
     return patient, Verdict.WAITS
 
 
 def _turn_us(ctx: Context, asked: _Asked, board: Board, row: int) -> int:
     """What those before it add that rest for the same place: in the queue as a whole more may be before it, for other places."""
-    line = line_at(ctx.queue, board, row, asked.key)
-    if asked.waits and claims.is_at(ctx, asked.key, board, row):
-        # Its block is kept for its class: only jobs of that are before it.
-        return 0 if asked.first else min(asked.ahead, asked.alike) * line.each_us
-    itself = asked.waits and asked.pool == row % board.pools
-    others, work_us = line.jobs - itself, max(line.work_us - itself * line.each_us, 0)
-    return work_us * min(asked.ahead, others) // others if others > 0 else 0
+    line = line_at(ctx.queue, board, row, asked.key, board.bound)
+    if asked.first and claims.is_at(ctx, asked.key, board, row):
+        return 0  # the block is kept for it, whoever else waits
+    known = ctx.queue.classes.get(asked.key)
+    alike = asked.alike if known is not None and known.resting else 0
+    jobs, work_us = line.jobs + alike, line.work_us + alike * line.each_us
+    return line.passing_us + (work_us * min(asked.ahead, jobs) // jobs if jobs else 0)
 
 
 def _place(board: Board, pool: int) -> PlaceView:

@@ -1,13 +1,14 @@
-"""Resting classes by the pool for which they rest: whose turn it is there, who is the oldest, and how much work they make up.
+"""Resting classes by the pool for which they rest: whose turn it is there, who is the oldest, and how long the line is.
 
 Decides nothing: one index of the queue. Must not know why a class rests, nor for how long.
 """
 
 from __future__ import annotations
 
-from atoll.model.ids import ModelId
 from orchestrator.core.lanes import JobClass, Lane
+from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.ranking import Ranking
+from orchestrator.core.standing import EVERYWHERE, Queued
 from orchestrator.core.turns import Turns
 
 
@@ -19,8 +20,7 @@ class Resting:
     def __init__(self) -> None:
         self._turns: dict[tuple[int, int], Turns] = {}  # by pool and priority's rank
         self._elders: dict[int, Ranking[JobClass]] = {}  # the same classes by pool and age
-        # By pool, priority's rank and model, and of any model (None): how many jobs rest, and for how long their work would hold a slot.
-        self._lines: dict[tuple[int, int, ModelId | None], list[int]] = {}
+        self._lines: dict[tuple[int, int, bool], Queued] = {}  # by pool, priority's rank, and whether any slot of it will do
 
     def enter(self, known: JobClass) -> None:
         """A class rests from now on."""
@@ -31,11 +31,11 @@ class Resting:
             self._elders[known.pool] = Ranking(JobClass.age_key)
         self._turns[where].enter(known)
         self._elders[known.pool].offer(known)
-        self.count(known, len(known.members))
+        self._count(known, 1, len(known.members))
 
     def leave(self, known: JobClass) -> None:
         """A class rests no longer."""
-        self.count(known, -len(known.members))
+        self._count(known, -1, -len(known.members))
         where = (known.pool, known.key.rank)
         waiting, elders = self._turns[where], self._elders[known.pool]
         waiting.leave(known)
@@ -47,15 +47,17 @@ class Resting:
 
     def count(self, known: JobClass, jobs: int) -> None:
         """So many more jobs rest in a class."""
-        pool, rank, work_us = known.pool, known.key.rank, jobs * known.each_us
-        for where in ((pool, rank, known.key.model_id), (pool, rank, None)):
+        self._count(known, 0, jobs)
+
+    def _count(self, known: JobClass, classes: int, jobs: int) -> None:
+        key, stand = known.key, known.stand
+        for told in stand.lines:
+            where = (told[0], key.rank, stand.cold)
             line = self._lines.get(where)
             if line is None:
-                self._lines[where] = [jobs, work_us]
-                continue
-            line[0] += jobs
-            line[1] += work_us
-            if not line[0]:
+                line = self._lines[where] = Queued()
+            line.add((key.model_id, key.gang_size), stand, told, classes, jobs)
+            if not line.crowds:
                 del self._lines[where]
 
     def lane_ended(self, lane: Lane) -> None:
@@ -72,12 +74,14 @@ class Resting:
         elders = self._elders.get(pool)
         return elders.first() if elders is not None else None
 
-    def at(self, pool: int, rank: int, model_id: ModelId | None) -> tuple[int, int]:
-        """How many jobs of this rank or a more urgent one rest until this pool frees a slot, and for how many microseconds in all they
-        would hold one; of a model, or of any."""
-        jobs = work_us = 0
-        for urgent in range(rank + 1):
-            line = self._lines.get((pool, urgent, model_id))
-            if line is not None:
-                jobs, work_us = jobs + line[0], work_us + line[1]
-        return jobs, work_us
+    def before(self, pool: int, key: ClassKey, known: JobClass | None, *, cold: bool) -> list[Queued]:
+        """Those as urgent as a class, or more so, who stand in line for slots of a pool that have their model, or for any slot of it; but
+        for its own jobs, `known`."""
+        found = []
+        for where in (pool, EVERYWHERE):
+            lines = [line for rank in range(key.rank + 1) if (line := self._lines.get((where, rank, cold))) is not None]
+            own = next((told for told in known.stand.lines if told[0] == where), None) if known is not None and known.resting else None
+            if known is not None and own is not None and known.stand.cold is cold:
+                lines[-1] = lines[-1].without((key.model_id, key.gang_size), known.stand, own, len(known.members))
+            found += lines
+        return found

@@ -105,7 +105,7 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
                 ctx.queue.shares.adopt(live.spec.tenant)
     for claim in snapshot.claims:
         claims.restore(ctx, claim.job_id, claim.claimed)
-    resting = ((rest.job_id, rest.wake_us, rest.pool, rest.patience, rest.each_us) for rest in snapshot.resting)
+    resting = ((rest.job_id, rest.wake_us, rest.pool, rest.patience, rest.stand) for rest in snapshot.resting)
     ctx.queue.restore(snapshot.queue, resting, snapshot.ready)
     ctx.outflow.restore(snapshot.outflow)
     ctx.arrivals.closes_us, ctx.arrivals.held = snapshot.arrivals

@@ -41,6 +41,7 @@ from orchestrator.core.outflow import OutflowSnapshot
 from orchestrator.core.placement.policy import Identity
 from orchestrator.core.queue import QueueSnapshot
 from orchestrator.core.residency import ResidencySnapshot
+from orchestrator.core.standing import Stand
 from orchestrator.core.state import JobEntry, LiveAttempt, Node, Site, Wanted
 
 
@@ -152,7 +153,7 @@ class RestSnapshot:
     wake_us: int
     pool: int
     patience: int
-    each_us: int
+    stand: Stand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +221,7 @@ def take(ctx: Context) -> Snapshot:
         ),
         ready=tuple(ctx.queue.classes[key].head[1] for key in ctx.queue.in_order()),
         resting=tuple(
-            RestSnapshot(job_id=known.head[1], wake_us=known.wake_us, pool=known.pool, patience=known.patience, each_us=known.each_us)
+            RestSnapshot(job_id=known.head[1], wake_us=known.wake_us, pool=known.pool, patience=known.patience, stand=known.stand)
             for known in ctx.queue.resting_in_order()
         ),
         claims=tuple(

@@ -87,6 +87,10 @@ def test_machine_code_and_numpy_give_the_same(fleet: Fleet) -> None:
         rows, others = np.zeros(keep, dtype=np.int64), np.zeros(keep, dtype=np.int64)
         found = listing.nearest_rows(here, 0, rows)
         assert found == vectors.nearest(here, 0, others) and np.array_equal(rows[:found], others[:found])
+    for chosen in range(len(here)):
+        limits = (chosen, len(fleet[1]), int(here[chosen, Out.TOTAL]), 2 * int(here[chosen, Out.DELAY]))
+        ours, theirs = (np.full(3, -1, dtype=np.int64) for _ in range(2))
+        assert listing.alike_rows(here, *limits, ours) == vectors.alike(here, *limits, theirs) and np.array_equal(ours, theirs)
     still = np.random.default_rng(len(here)).integers(0, 10**9, (len(here), len(TERM_NAMES)))
     for keep in (0, 1, 8):
         told = [(np.zeros(1 + keep, dtype=np.int64), np.full((1 + keep, LEAD + len(TERM_NAMES)), -1, dtype=np.int64)) for _ in range(2)]

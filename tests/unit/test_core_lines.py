@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 from atoll.model.ids import SiteId, TenantId
 from atoll.model.job import Constraints, JobSpec, JobState
 from atoll.model.quote import Quote, Verdict
 from atoll.model.shape import Shape
 from orchestrator.core.events import TimerFired
-from tests.unit.fleet_of_machines import Fleet, model, pool, site, spec
+from tests.unit.as_predicted import AsPredicted, of_steps
+from tests.unit.fleet_of_machines import BATCH, SECOND, URGENT, Fleet, model, pool, site, spec
 
 _ONLY_A = Constraints(sites=(SiteId("a"),))
 
@@ -108,3 +110,118 @@ def test_what_was_looked_at_in_vain_costs_nothing_where_a_tenant_waits_with_one_
     before_us = account.virtual_us
     fleet.wait(10)
     assert account.virtual_us == before_us
+
+
+def _two_models(*names: str, gpus: int = 2, warm: str = "mn") -> AsPredicted:
+    """Models m and n are in the same slots of the first site, and on the disks of all."""
+    models = (model("m"), model("n"), model("x", 60))
+    fleet = Fleet(*(site(name, pool("p", gpus=gpus)) for name in names), models=models, checked=False)
+    for name in names:
+        fleet.agents[SiteId(name)].disk |= {"m", "n", "x"}
+        for gpu in range(gpus):
+            for model_id in warm if name == names[0] else "":
+                fleet.warm(name, "p-0", gpu, model_id)
+        fleet.report(name)
+    return AsPredicted(fleet)
+
+
+def _many(world: AsPredicted, jobs: int, model_id: str = "m", **changes: object) -> None:
+    world.fleet.submit(*(of_steps(20, model_id, prompt=str(number), constraints=_ONLY_A, **changes) for number in range(jobs)))
+    world.until(world.fleet.now_us + SECOND)
+
+
+def test_a_line_is_of_all_who_want_the_same_slots_whatever_their_model() -> None:
+    """The other model's jobs wait before it at a, so it loads at b, which is idle: 7 s and not 150."""
+    world = _two_models("a", "b")
+    _many(world, 100)
+    quoted = world.ask(of_steps(20, "n"))
+    assert (quoted.verdict, quoted.chosen and quoted.chosen.site_id) == (Verdict.NOW, "b")
+    world.all_done()
+    (held,) = world.held()
+    assert held.took_us < 10 * SECOND
+
+
+def test_who_shares_the_slots_of_a_line_is_told_how_long_it_is() -> None:
+    world = _two_models("a")
+    _many(world, 100)
+    mine, theirs = world.quote(of_steps(20, "n")), world.quote(of_steps(20, "m"))
+    assert theirs.turn_us * 9 // 10 <= mine.turn_us <= theirs.turn_us * 11 // 10
+    apart = _two_models("a", warm="m")
+    _many(apart, 100)
+    # Where it is not in these slots it would have to be loaded there, and those whose model is there pass it.
+    assert apart.quote(of_steps(20, "n")).turn_us >= mine.turn_us * 9 // 10
+
+
+def test_less_urgent_work_is_nobodys_line() -> None:
+    world = _two_models("a")
+    _many(world, 40, priority=BATCH)
+    assert world.quote(of_steps(20, "n")).turn_us == 0
+    assert world.quote(of_steps(20, "n", priority=BATCH)).turn_us > 0
+
+
+def test_a_job_of_another_tenant_takes_its_turn_in_slots_that_another_model_keeps_busy() -> None:
+    """Behind the work of its own model a slot takes the next job before it is free: who shares it would wait for all of them."""
+    took = []
+    for one in (of_steps(20, "n", tenant=TenantId("u")), of_steps(20, "n", priority=URGENT), of_steps(20, "n")):
+        world = _two_models("a")
+        _many(world, 100)
+        world.ask(one)
+        world.all_done()
+        took += [held.took_us for held in world.held()]
+    other, urgent, same = took
+    assert urgent < other < 10 * SECOND, "it has had nothing yet; who is urgent need not even wait for what is bound"
+    assert same > 100 * SECOND, "its tenant's others came before"
+
+
+def test_models_that_share_a_slot_are_served_as_they_came() -> None:
+    world = _two_models("a", gpus=1)
+    for number in range(16):
+        world.ask(of_steps(20, "mn"[number % 2]))
+    world.all_done()
+    took = [one.took_us for one in world.held()]
+    assert all(later - earlier > -4 * SECOND for earlier, later in pairwise(took))
+    assert all(0.7 <= one.ratio <= 1.4 for one in world.held())
+
+
+def test_gangs_in_a_line_count_all_the_slots_they_hold() -> None:
+    turns = {}
+    for size in (2, 4):
+        world = _two_models("a", gpus=8, warm="m")
+        world.fleet.submit(*(of_steps(20, prompt=str(number), gang_size=size) for number in range(20)))
+        world.until(world.fleet.now_us + SECOND)
+        turns[size] = world.quote(of_steps(21, gang_size=8)).turn_us
+        offered = world.ask(of_steps(20, gang_size=size))
+        assert offered.turn_us > 0
+        world.all_done()
+        (held,) = world.held()
+        assert 0.8 <= held.ratio <= 1.2
+    # Their executions are a little longer than half of those on two GPUs, and take twice as many.
+    assert turns[4] > turns[2]
+
+
+def test_what_loads_once_is_counted_once() -> None:
+    """Thirty jobs of a model that is nowhere: some slots load it, and most of them find it there."""
+    world = _two_models("a", gpus=4, warm="m")
+    _many(world, 8)
+    _many(world, 30, "x", tenant=TenantId("u"))
+    offered = world.ask(of_steps(20, "x", tenant=TenantId("u"), constraints=_ONLY_A))
+    world.all_done()
+    (held,) = world.held()
+    assert offered.verdict is Verdict.WAITS and 0.6 <= held.ratio <= 1.6
+
+
+def test_a_line_that_many_sites_serve_is_so_much_shorter() -> None:
+    turns = {}
+    for sites in (1, 6, 12):
+        names = "abcdefghijkl"[:sites]
+        fleet = Fleet(*(site(name, pool("p", gpus=2)) for name in names), checked=False)
+        for name in names:
+            fleet.warm(name, "p-0", 0, "m")
+            fleet.warm(name, "p-0", 1, "m")
+            fleet.report(name)
+        fleet.submit(*(of_steps(20 + number % 3, prompt=str(number)) for number in range(240 + 4 * sites)))
+        world = AsPredicted(fleet)
+        world.until(fleet.now_us + SECOND)
+        turns[sites] = world.quote(of_steps(20)).turn_us
+    assert turns[1] > 5 * turns[6] > 9 * turns[12] > 0
+    assert turns[6] > turns[1] // 8 and turns[12] > turns[1] // 16

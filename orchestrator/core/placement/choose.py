@@ -73,6 +73,7 @@ class Board:
     pools: int  # rows are kind x pools + pool
     changes: int  # of `columns`, for which this was true
     slack_us: int  # until the deadline
+    serving: tuple[int, listing.Serving] | None = None  # kept for who asks again: of which row, and what serves it as well
     keys: Ints | None = None  # where a rule that is not least cost weighs waiting: by what
 
     def holds(self, slack_us: int) -> bool:
@@ -150,12 +151,8 @@ class Board:
 
     def is_at(self, row: int, candidate: Candidate | None) -> bool:
         """Whether a row means the place of a candidate."""
-        column = self.column(row)
-        return candidate is not None and (candidate.site_id, candidate.pool_id, candidate.cold) == (
-            column.site.site_id,
-            column.pool.pool_id,
-            self.is_cold(row),
-        )
+        here = (*self.column(row).place, self.is_cold(row))
+        return candidate is not None and (candidate.site_id, candidate.pool_id, candidate.cold) == here
 
     def regret_us(self) -> int:
         """By how much the best place that can be bound beats the best in another pool; nothing if none can be bound."""

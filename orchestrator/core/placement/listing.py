@@ -7,7 +7,7 @@ sites or models.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from orchestrator.core.placement import vectors
 from orchestrator.core.placement.machine_code import COMPILED, jit
@@ -15,10 +15,17 @@ from orchestrator.core.placement.rows import COLD, LEAD, Dyn, Ints, Layout, Out,
 
 # numba sees plain integers: an IntEnum's members cost it a lookup each.
 _STATE, _TOTAL, _PAID, _FREE = int(Out.STATE), int(Out.TOTAL), int(Out.PAID), int(Dyn.FREE)
-_WAIT, _SAVING = int(Out.WAIT), int(Out.SAVING)
+_WAIT, _SAVING, _DELAY = int(Out.WAIT), int(Out.SAVING), int(Out.DELAY)
 _MOVING, _COLUMN = int(Layout.MOVING), int(Layout.COLUMN)
 _CONCURRENT, _SAVED_BY = int(Layout.CONCURRENT), int(Layout.SAVED_BY)
 _IMPOSSIBLE, _BINDABLE = int(State.IMPOSSIBLE), int(State.BINDABLE)
+
+
+class Serving(NamedTuple):
+    """Pools that serve a class about as soon as a row does, the best first, and their slots; `slots`: of all, the others' reckoned."""
+
+    pools: list[tuple[int, int]]
+    slots: int
 
 
 @jit
@@ -38,6 +45,28 @@ def nearest_rows(out: Ints, chosen: int, rows: Ints) -> int:
         rows[place] = row
         found = min(found + 1, len(rows))
     return found
+
+
+@jit
+def alike_rows(out: Ints, chosen: int, pools: int, total: int, delay: int, rows: Ints) -> int:
+    """Fills `rows` with the possible rows of the kind of `chosen`, besides it, that cost no more than `total` and take no longer than
+    `delay`, the shortest first, then by number. How many there are, told or not."""
+    found, count = 0, 0
+    first = chosen - chosen % pools
+    for row in range(first, first + pools):
+        takes = out[row, _DELAY]
+        if out[row, _STATE] == _IMPOSSIBLE or row == chosen or takes > delay or out[row, _TOTAL] > total:
+            continue
+        count += 1
+        if found == len(rows) and takes >= out[rows[found - 1], _DELAY]:
+            continue
+        place = found if found < len(rows) else found - 1
+        while place > 0 and out[rows[place - 1], _DELAY] > takes:
+            rows[place] = rows[place - 1]
+            place -= 1
+        rows[place] = row
+        found = min(found + 1, len(rows))
+    return count
 
 
 @jit
@@ -95,5 +124,6 @@ def count_reasons(codes: Ints, reasons: Ints, dyn: Ints, out: Ints, told: tuple[
 
 # The ones that are used.
 nearest: Final[Callable[[Ints, int, Ints], int]] = nearest_rows if COMPILED else vectors.nearest
+alike: Final[Callable[[Ints, int, int, int, int, Ints], int]] = alike_rows if COMPILED else vectors.alike
 tell: Final[Callable[[Ints, Ints, int, Ints, Ints, Ints], int]] = tell_rows if COMPILED else vectors.tell
 count: Final[Callable[[Ints, Ints, Ints, Ints, tuple[int, int, int], Ints], None]] = count_reasons if COMPILED else vectors.count

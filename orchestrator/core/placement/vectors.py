@@ -284,6 +284,18 @@ def nearest(out: Ints, chosen: int, rows: Ints) -> int:
     return len(ranked)
 
 
+def alike(out: Ints, chosen: int, pools: int, total: int, delay: int, rows: Ints) -> int:
+    """See `listing.alike_rows`."""
+    first = chosen - chosen % pools
+    kind = out[first : first + pools]
+    serving = (kind[:, Out.STATE] != State.IMPOSSIBLE) & (kind[:, Out.DELAY] <= delay) & (kind[:, Out.TOTAL] <= total)
+    serving[chosen - first] = False
+    (known,) = np.nonzero(serving)
+    ranked = known[np.argsort(kind[known, Out.DELAY], kind="stable")][: len(rows)]
+    rows[: len(ranked)] = first + ranked
+    return len(known)
+
+
 def tell(out: Ints, still: Ints, pools: int, rows: Ints, layout: Ints, figures: Ints) -> int:
     """See `listing.tell_rows`."""
     found = 1 + (nearest(out, int(rows[0]), rows[1:]) if len(rows) > 1 else 0)

@@ -1,0 +1,177 @@
+"""Lines: how long those who rest for busy places put off whoever comes after.
+
+Decides who is in a line: all who rest for the slots that a row waits for, whatever their model. The work of those who rest for a replica
+spreads evenly over the slots that have it, in all pools that serve them about as soon, and that of those who load over all slots; so to
+each slot comes a share of the work of all whose models are there. Who loads waits for a slot that is empty: behind work of its own model a
+slot takes more (`slot_depth`), so those who have theirs pass by, until ageing makes room. Must not change the queue or the fleet.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from orchestrator.core.placement.choose import Board, awaited_slot
+from orchestrator.core.placement.classes import ClassKey
+from orchestrator.core.placement.column import Column
+from orchestrator.core.placement.listing import Serving, alike
+from orchestrator.core.placement.rows import UNREACHABLE, Out, State
+from orchestrator.core.queue import Queue
+from orchestrator.core.standing import EVERYWHERE, Kind, Queued, Stand
+from orchestrator.core.state import ReplicaKey
+
+# Slots that are looked at one by one. Those of a larger pool are taken to be like them.
+_SLOTS_MAX: Final = 8
+# Pools in whose lines one class stands. Whom more of them serve has few jobs before him in each.
+_LINES_MAX: Final = 4
+# Places serve a class together if none takes longer than twice the best and this much, about an execution: so long do slots that are
+# busy with the like differ.
+_ABOUT_US: Final = 5_000_000
+_WHOLE_MILLI: Final = 1_000
+_DELAY: Final = int(Out.DELAY)
+
+
+class Line(NamedTuple):
+    """Who of other classes rests for the busy place of a row. Times are by how much they put off whoever comes after: several slots serve
+    them."""
+
+    jobs: int
+    work_us: int  # all of them
+    passing_us: int  # and others, who pass by
+    each_us: int  # one job of the class that asks; the next finds loaded what this one loads
+
+
+def line_at(queue: Queue, board: Board, patient: int, key: ClassKey, bound: int | None = None) -> Line:
+    """The line of other classes at the busy place of a row, which its own work makes up: twenty films before a picture are twenty films.
+    `bound`: the row that can be had now."""
+    pool, column, known = patient % board.pools, board.column(patient), queue.classes.get(key)
+    loading = queue.resting.before(pool, key, known, cold=True)
+    ready = queue.resting.before(pool, key, known, cold=False)
+    each_us = board.estimate.execution_us.item(patient) * key.gang_size // _serving(board, patient, key, bound).slots
+    if not loading and not ready:
+        return Line(jobs=0, work_us=0, passing_us=0, each_us=max(each_us, 1))
+    jobs = sum([line.jobs for line in loading])
+    work_us = sum([line.slot_us() for line in loading])
+    if board.is_cold(patient):
+        others = _Brought(ready)
+        slots = [others.to(column, where) for where in _some_of(column)] if ready else [0]
+        left = slots.count(0)
+        # Those whose model is nowhere wait for the slots for which nobody rests whose model is there; where there are none, for ageing.
+        passing_us = 0 if left else min(*slots, queue.ageing_us)
+        return Line(jobs=jobs, work_us=work_us * len(slots) // (left or len(slots)), passing_us=passing_us, each_us=max(each_us, 1))
+    if ready:
+        others = _Brought(ready, besides=ReplicaKey(key.model_id, key.gang_size))
+        own_jobs, own_us = others.own
+        work_us += _filled([others.to(column, where) for where in _those_with(board, patient, key)], own_us)
+        jobs += own_jobs + others.jobs
+    return Line(jobs=jobs, work_us=work_us, passing_us=0, each_us=max(each_us, 1))
+
+
+class _Brought:
+    """What those who rest for their models bring to single slots. `jobs`: of all crowds that bring anything to those that were asked for;
+    `own`: jobs of the kind `besides`, which is left out, and what they bring to each slot."""
+
+    __slots__ = ("_besides", "_known", "_lines", "jobs")
+
+    def __init__(self, lines: list[Queued], besides: ReplicaKey | None = None) -> None:
+        self._lines = lines
+        self._besides = besides
+        self._known: dict[Kind, int] = {}
+        self.jobs = 0
+
+    @property
+    def own(self) -> tuple[int, int]:
+        return self._of(self._besides) if self._besides is not None else (0, 0)
+
+    def to(self, column: Column, where: tuple[int, int]) -> int:
+        """What comes to a slot, by all whose models are there."""
+        brought_us = 0
+        for kind in column.resident.get(where, ()):
+            if kind == self._besides:
+                continue
+            if kind not in self._known:
+                jobs, self._known[kind] = self._of(kind)
+                self.jobs += jobs
+            brought_us += self._known[kind]
+        return brought_us
+
+    def _of(self, kind: Kind) -> tuple[int, int]:
+        crowds = [crowd for line in self._lines if (crowd := line.crowds.get(kind)) is not None]
+        return sum([crowd.jobs for crowd in crowds]), sum([crowd.slot_us() for crowd in crowds])
+
+
+def _filled(others: list[int], own_us: int) -> int:
+    """When a class's own kind is through, `own_us` for each slot, that takes first the slots to which others bring least."""
+    left_us, level_us = own_us * len(others), 0
+    ordered = sorted(others)
+    for count, other_us in enumerate(ordered, 1):
+        left_us += other_us
+        level_us = left_us // count
+        if count < len(ordered) and level_us <= ordered[count]:
+            break
+    return level_us
+
+
+def _some_of(column: Column) -> list[tuple[int, int]]:
+    """Slots of a pool, evenly spread over it."""
+    per_node, slots = column.pool.spec.gpus_per_node, column.pool.spec.slots
+    count = min(slots, _SLOTS_MAX)
+    return [divmod(number * slots // count, per_node) for number in range(count)]
+
+
+def _those_with(board: Board, row: int, key: ClassKey) -> list[tuple[int, int]]:
+    """The slots that have a class's model, or where there are many the one that it waits for."""
+    there = _slots_with(board.column(row), key)
+    awaited = awaited_slot(board, row) if len(there) > _SLOTS_MAX else None
+    return sorted(there)[:_SLOTS_MAX] if awaited is None else [(awaited.node_index, awaited.index)]
+
+
+def stand_of(board: Board, row: int, key: ClassKey, bound: int | None = None) -> Stand:
+    """What a job of a class that rests for a row adds to lines: it holds its slots while it executes and, where it is cold, loads. `bound`:
+    the row that can be had now."""
+    cold = board.is_cold(row)
+    exec_us = board.estimate.execution_us.item(row)
+    held_us = board.delay_us(row) - board.wait_us(row) if cold and board.out[row, Out.STATE] != State.IMPOSSIBLE else exec_us
+    there = _serving(board, row, key, bound)
+    if len(there.pools) > _LINES_MAX:
+        lines: tuple[tuple[int, int, int], ...] = ((EVERYWHERE, _WHOLE_MILLI, there.slots),)
+    else:
+        slots = max(sum([served for _, served in there.pools]), 1)
+        lines = tuple([(pool, served * _WHOLE_MILLI // slots, served) for pool, served in there.pools])
+    return Stand(
+        lines=lines,
+        cold=cold,
+        each_us=exec_us * key.gang_size,
+        load_us=max(held_us - exec_us, 0) * key.gang_size,
+        copies_max=max(sum([served for _, served in there.pools]) // key.gang_size, 1),
+    )
+
+
+def _serving(board: Board, row: int, key: ClassKey, bound: int | None) -> Serving:
+    """Where else the class would be served about as soon as by a row, among what is better than the one that can be had now."""
+    if board.serving is not None and board.serving[0] == row:
+        return board.serving[1]
+    pools, cold = board.pools, board.is_cold(row)
+    own = _slots_at(board.column(row), key, cold=cold)
+    rows = np.empty(_LINES_MAX, dtype=np.int64)
+    limit_us = board.total_us(bound) if bound is not None else UNREACHABLE
+    count = alike(board.out, row, pools, limit_us, 2 * board.out.item(row, _DELAY) + _ABOUT_US, rows)
+    found = [(row % pools, own)]
+    if count:
+        found += [(other % pools, _slots_at(board.column(other), key, cold=cold)) for other in rows[:count].tolist()]
+    known = sum([slots for _, slots in found])
+    serving = Serving(found, known + known * (count + 1 - len(found)) // len(found))
+    board.serving = row, serving
+    return serving
+
+
+def _slots_at(column: Column, key: ClassKey, *, cold: bool) -> int:
+    """Slots of a pool that serve a class; of gangs, those of whole blocks."""
+    spec, size = column.pool.spec, key.gang_size
+    return max(spec.nodes * (spec.gpus_per_node // size) * size if cold else len(_slots_with(column, key)), 1)
+
+
+def _slots_with(column: Column, key: ClassKey) -> set[tuple[int, int]]:
+    warm = column.warm.get(ReplicaKey(key.model_id, key.gang_size))
+    return warm.slots if warm is not None else set()
