@@ -86,19 +86,25 @@ class _Brought:
 
     def to(self, column: Column, where: tuple[int, int]) -> int:
         """What comes to a slot, by all whose models are there."""
-        brought_us = 0
+        brought_us, known = 0, self._known
         for kind in column.resident.get(where, ()):
             if kind == self._besides:
                 continue
-            if kind not in self._known:
-                jobs, self._known[kind] = self._of(kind)
+            kind_us = known.get(kind)
+            if kind_us is None:
+                jobs, kind_us = self._of(kind)
+                known[kind] = kind_us
                 self.jobs += jobs
-            brought_us += self._known[kind]
+            brought_us += kind_us
         return brought_us
 
     def _of(self, kind: Kind) -> tuple[int, int]:
-        crowds = [crowd for line in self._lines if (crowd := line.crowds.get(kind)) is not None]
-        return sum([crowd.jobs for crowd in crowds]), sum([crowd.slot_us() for crowd in crowds])
+        jobs = brought_us = 0
+        for line in self._lines:
+            crowd = line.crowds.get(kind)
+            if crowd is not None:
+                jobs, brought_us = jobs + crowd.jobs, brought_us + crowd.slot_us()
+        return jobs, brought_us
 
 
 def _filled(others: list[int], own_us: int) -> int:

@@ -77,11 +77,17 @@ class Resting:
     def before(self, pool: int, key: ClassKey, known: JobClass | None, *, cold: bool) -> list[Queued]:
         """Those as urgent as a class, or more so, who stand in line for slots of a pool that have their model, or for any slot of it; but
         for its own jobs, `known`."""
-        found = []
+        lines = self._lines
+        if not lines:
+            return []
+        found: list[Queued] = []
+        rests = known is not None and known.resting and known.stand.cold is cold
         for where in (pool, EVERYWHERE):
-            lines = [line for rank in range(key.rank + 1) if (line := self._lines.get((where, rank, cold))) is not None]
-            own = next((told for told in known.stand.lines if told[0] == where), None) if known is not None and known.resting else None
-            if known is not None and own is not None and known.stand.cold is cold:
-                lines[-1] = lines[-1].without((key.model_id, key.gang_size), known.stand, own, len(known.members))
-            found += lines
+            for rank in range(key.rank + 1):
+                line = lines.get((where, rank, cold))
+                if line is not None:
+                    found.append(line)
+            own = next((told for told in known.stand.lines if told[0] == where), None) if known is not None and rests else None
+            if known is not None and own is not None:
+                found[-1] = found[-1].without((key.model_id, key.gang_size), known.stand, own, len(known.members))
         return found

@@ -44,9 +44,11 @@ class Crowd:
     load_us: int = 0  # of all classes
     copies_max: int = 0  # of all classes
     slots: int = 0  # of all classes
+    _slot_us: int = field(default=-1, compare=False)  # what `slot_us` answers; -1: to be reckoned when somebody asks
 
     def add(self, stand: Stand, share_milli: int, slots: int, classes: int, jobs: int) -> None:
         """So many more classes, and jobs, of this stand."""
+        self._slot_us = -1
         self.jobs += jobs
         self.classes += classes
         self.each_us += jobs * (stand.each_us * share_milli // _WHOLE_MILLI)
@@ -57,13 +59,13 @@ class Crowd:
     def slot_us(self) -> int:
         """The work of all jobs that each slot which serves them gets, with the loads that they will make: one more copy where what is left
         to do takes as long as to load it."""
-        work_us, classes = self.each_us, self.classes
-        if not classes:
-            return 0
-        if self.load_us:
-            load_us = self.load_us // classes
-            work_us += load_us * min(1 + work_us // max(load_us, 1), self.jobs, self.copies_max // classes)
-        return work_us * classes // max(self.slots, 1)
+        if self._slot_us < 0:
+            work_us, classes = self.each_us, self.classes
+            if self.load_us and classes:
+                load_us = self.load_us // classes
+                work_us += load_us * min(1 + work_us // max(load_us, 1), self.jobs, self.copies_max // classes)
+            self._slot_us = work_us * classes // max(self.slots, 1)
+        return self._slot_us
 
 
 @dataclass(slots=True)

@@ -152,7 +152,8 @@ class Blocks:
                     had -= replica.memory_bytes
                 else:
                     price_us += cost_us
-            room, to_be_had = min(room, left), min(to_be_had, had)
+            # An agent may claim replicas of any size: none is larger than what no GPU has.
+            room, to_be_had = min(room, max(left, -NEEDED_BYTES_MAX)), min(to_be_had, max(had, -NEEDED_BYTES_MAX))
         return _Figures(
             is_free=free,
             room=room,
@@ -316,10 +317,10 @@ class Blocks:
         steps: dict[int, int] = {}  # by the room that there is before: what has to be paid for more
         most = 2**62
         for slot in self.at(where):
-            room = free_bytes(slot)
+            room = max(free_bytes(slot), -NEEDED_BYTES_MAX)
             for victim in self._prices.victims(slot, self._column.pool) if slot.replicas else ():
                 steps[room] = steps.get(room, 0) + victim.price_us
-                room += victim.memory_bytes
+                room = min(room + victim.memory_bytes, NEEDED_BYTES_MAX)
             most = min(most, room)
         rooms = sorted(room for room in steps if room < most)
         line = [rooms[0] if rooms else most]
