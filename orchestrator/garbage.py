@@ -17,5 +17,6 @@ _OLD: Final = 20
 
 
 def look_less_often() -> None:
-    """Once, when the process begins to serve."""
+    """Once, when the process begins to serve. What it has loaded until then stays, and is not looked at again."""
+    gc.freeze()
     gc.set_threshold(_YOUNG, _MIDDLE, _OLD)

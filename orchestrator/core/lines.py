@@ -8,6 +8,7 @@ slot takes more (`slot_depth`), so those who have theirs pass by, until ageing m
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ _LINES_MAX: Final = 4
 # busy with the like differ.
 _ABOUT_US: Final = 5_000_000
 _WHOLE_MILLI: Final = 1_000
-_DELAY: Final = int(Out.DELAY)
+_DELAY, _STATE, _IMPOSSIBLE = int(Out.DELAY), int(Out.STATE), int(State.IMPOSSIBLE)
 
 
 class Line(NamedTuple):
@@ -119,11 +120,15 @@ def _filled(others: list[int], own_us: int) -> int:
     return level_us
 
 
-def _some_of(column: Column) -> list[tuple[int, int]]:
+def _some_of(column: Column) -> tuple[tuple[int, int], ...]:
     """Slots of a pool, evenly spread over it."""
-    per_node, slots = column.pool.spec.gpus_per_node, column.pool.spec.slots
+    return _spread(column.pool.spec.gpus_per_node, column.pool.spec.slots)
+
+
+@lru_cache(maxsize=4_096)  # by the shape of a pool, asked for at each decision
+def _spread(per_node: int, slots: int) -> tuple[tuple[int, int], ...]:
     count = min(slots, _SLOTS_MAX)
-    return [divmod(number * slots // count, per_node) for number in range(count)]
+    return tuple(divmod(number * slots // count, per_node) for number in range(count))
 
 
 def _those_with(board: Board, row: int, key: ClassKey) -> list[tuple[int, int]]:
@@ -138,7 +143,7 @@ def stand_of(board: Board, row: int, key: ClassKey, bound: int | None = None) ->
     the row that can be had now."""
     cold = board.is_cold(row)
     exec_us = board.estimate.execution_us.item(row)
-    held_us = board.delay_us(row) - board.wait_us(row) if cold and board.out[row, Out.STATE] != State.IMPOSSIBLE else exec_us
+    held_us = board.delay_us(row) - board.wait_us(row) if cold and board.out.item(row, _STATE) != _IMPOSSIBLE else exec_us
     there = _serving(board, row, key, bound)
     if len(there.pools) > _LINES_MAX:
         lines: tuple[tuple[int, int, int], ...] = ((EVERYWHERE, _WHOLE_MILLI, there.slots),)

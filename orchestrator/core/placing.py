@@ -218,7 +218,8 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
         early = told is not None and told.claim is None and ctx.now_us < told.until_us and board.is_at(patient, told.waits_for)
         if not early:
             preempting.make_room(ctx, waiting, column, cold=cold, wait_us=wait_us, hold_us=board.delay_us(patient) - wait_us)
-        preempting.keep_slot(ctx, waiting, column, awaited_slot(board, patient), cold=cold)
+        if preempting.may_keep(waiting, cold=cold):
+            preempting.keep_slot(ctx, waiting, column, awaited_slot(board, patient))
         if early and told is not None:
             ctx.queue.rest(waiting.key, told.until_us, pool, patience, stand)
             return
@@ -345,13 +346,14 @@ def _reserve(ctx: Context, members: tuple[Slot, ...], live: LiveAttempt, model: 
     site = column.site
     site.attempts[live.key] = live
     loading_us = board.delay_us(row) - live.exec_us - int(board.estimate.output_us[row]) if cold else 0
+    replica_key = live.replica
     adapters, gone = [use.adapter_id for use in live.spec.adapters], list[Replica]()
     for slot in members:
         was_free = slot.ready and not slot.attempts
         if was_free:
-            gone += turnover.take_out(slot, live.evict, besides=live.replica)
-        sites.reserve(slot, live.replica, model.resident_bytes)
-        replica = slot.replicas[live.replica]
+            gone += turnover.take_out(slot, live.evict, besides=replica_key)
+        sites.reserve(slot, replica_key, model.resident_bytes)
+        replica = slot.replicas[replica_key]
         replica.last_used_us = ctx.now_us
         if adapters:
             replica.adapters = tuple(sorted({*adapters, *replica.adapters}))

@@ -104,19 +104,24 @@ def _ends_at(ctx: Context, column: Column, live: LiveAttempt, at_us: int) -> Non
         ctx.columns.slot_changed(column, slot, was_free=False)
 
 
-def keep_slot(ctx: Context, waiting: JobClass, column: Column, slot: Slot | None, *, cold: bool) -> None:
+def may_keep(waiting: JobClass, *, cold: bool) -> bool:
+    """Whether a slot may be kept for a class when it is its turn. Who has to load waits until it is aged: else two models take turns in
+    loading."""
+    return waiting.key.gang_size == 1 and (not cold or waiting.favour is Favour.AGED)
+
+
+def keep_slot(ctx: Context, waiting: JobClass, column: Column, slot: Slot | None) -> None:
     """It is the turn of a class of those who rest for this pool, and this slot, for which it waits, always has the next job of another
     model bound behind the last: when those that are bound have ended the slot is that of its first job. Without it another model's jobs,
-    and those that still come, would all go before it. Who has to load waits until it is aged: else two models take turns in loading."""
+    and those that still come, would all go before it."""
     job_id = waiting.head[1]
-    if slot is None or waiting.key.gang_size != 1 or ctx.bound.giving_way_to[job_id]:
+    if slot is None or ctx.bound.giving_way_to[job_id]:
         return
     lives = [column.site.attempts[key] for key in slot.attempts]
     if any(live.gives_way_to is not None for live in lives):
         return
-    another = lives[0].replica.gang_size == 1 and lives[0].replica != ReplicaKey(waiting.key.model_id)
-    passed = another and not cold and ctx.queue.has_turn(waiting, column.index)
-    if waiting.favour is not Favour.AGED and not passed:
+    another = lives[0].spec.gang_size == 1 and lives[0].model_id != waiting.key.model_id
+    if waiting.favour is not Favour.AGED and not (another and ctx.queue.has_turn(waiting, column.index)):
         return
     for live in lives:
         ctx.bound.give_way(live, job_id)

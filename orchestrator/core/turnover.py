@@ -6,7 +6,7 @@ residency loop weighs their model. Must not know who wants room.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from atoll.model.ids import ModelId
@@ -26,8 +26,10 @@ _EIGHTHS: Final = 8
 _STEP_EIGHTHS: Final = 2
 
 
-def take_out(slot: Slot, models: Iterable[ModelId], besides: ReplicaKey) -> list[Replica]:
+def take_out(slot: Slot, models: Collection[ModelId], besides: ReplicaKey) -> list[Replica]:
     """Replicas of these models leave a slot; those whose stay counts (of a gang the first share), for `left`."""
+    if not models:
+        return []
     leaving = set(models)
     gone = [slot.replicas.pop(key) for key in list(slot.replicas) if key.model_id in leaving and key != besides]
     return counted(slot, gone)

@@ -87,7 +87,9 @@ class Column:
         if slot.claimed_until_us:
             return False
         first = self.site.attempts[slot.attempts[0]]
-        return first.replica == key and first.gives_way_to is None and len(slot.attempts) < self.depth
+        if len(slot.attempts) >= self.depth or first.gives_way_to is not None:
+            return False
+        return (first.spec.model_id, first.spec.gang_size) == key
 
     def add_entry(self, heap: list[Entry], entry: Entry) -> None:
         """Put a slot at its place in a heap, and drop stale entries when there are many."""
