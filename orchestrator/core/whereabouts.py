@@ -20,6 +20,8 @@ from orchestrator.core.state import Node
 _EVENTS_SHOWN: Final = 200
 # Lines in one answer: of a model that is on more nodes, those of the first sites by name.
 _COPIES_SHOWN: Final = 20_000
+# What is still loading is on its way, as weights are that are fetched: whoever waits for a push waits until it is warm.
+_RESIDENT: Final = (ReplicaState.WARM, ReplicaState.BUSY, ReplicaState.EVICTING)
 
 
 def model_places(ctx: Context, model_id: ModelId, now_us: int, *, events: bool) -> ModelPlaces:
@@ -66,7 +68,7 @@ def _of_node(column: Column, node: Node, model_id: ModelId, now_us: int) -> list
         one.desired.tier: one for one in wishes.of_model(column.site, model_id) if one.desired.node_id == node.node_id
     }
     replicas = [replica for slot in node.slots if slot.ready for replica in slot.replicas.values() if replica.model_id == model_id]
-    there = [replica for replica in replicas if replica.state is not ReplicaState.ABSENT]
+    there = [replica for replica in replicas if replica.state in _RESIDENT]
     left = node.bytes_left.get(model_id, -1) if model_id in node.fetching else -1
     counts = {Tier.GPU: len(there), Tier.HOST: int(model_id in node.host_models), Tier.DISK: int(model_id in node.disk_models)}
     views = []

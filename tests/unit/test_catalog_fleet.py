@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,14 +88,18 @@ def test_reference_fleet_passes_the_api() -> None:
 
 
 def test_reference_fleet_and_catalogue_are_read_quickly() -> None:
-    # Relative to this machine's speed: as long as counting to a million a few times.
-    before = time.process_time()
-    load_packaged()
-    parse_fleet(CLUSTERS, "clusters.yaml", GPUS, data.fleet_wan_csv())
-    spent = time.process_time() - before
-    before = time.process_time()
-    assert sum(1 for number in range(5_000_000) if number >= 0) == 5_000_000
-    assert spent < 2 * (time.process_time() - before)
+    # Relative to this machine's speed: as long as counting to a million a few times. The best of three, since the garbage of all tests
+    # before this one may be collected in the midst of it.
+    def spent(work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(3):
+            before = time.process_time()
+            work()
+            times.append(time.process_time() - before)
+        return min(times)
+
+    reading = spent(lambda: (load_packaged(), parse_fleet(CLUSTERS, "clusters.yaml", GPUS, data.fleet_wan_csv())))
+    assert reading < 2 * spent(lambda: sum(1 for number in range(5_000_000) if number >= 0))
 
 
 def test_written_sites_read_back_equal() -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from atoll.model.ids import ModelId, SiteId
-from atoll.model.replica import Tier
+from atoll.model.replica import ReplicaState, Tier
 from atoll.model.residency import Cause, Movement, PushPlan
 from atoll.model.site import NodeSpec
 from orchestrator.core import events
@@ -16,6 +16,7 @@ from orchestrator.core.durable import Stored
 from orchestrator.core.machine import new_machine, restore
 from orchestrator.core.outputs import CopyWanted, DeletePin, DeletePush, Done, PutPin, PutPush, Refusal, RefusalCode
 from orchestrator.core.placement.policy import Policy
+from orchestrator.core.state import ReplicaKey
 from tests.unit.fleet_of_machines import GB, GPUS, SECOND, Fleet, model, pool, site, spec
 
 M = ModelId("m")
@@ -343,6 +344,22 @@ def test_a_fetch_ahead_shows_its_bytes_and_its_cause() -> None:
     found.ask(events.ModelPushed, actor="t", reason="", model_id="m", sites=1, warm=0)
     (copy,) = found.machine.model_places(M, found.now_us, events=False).copies
     assert (copy.tier, copy.copies, copy.wanted, copy.bytes_left) == (Tier.DISK, 0, Cause.PUSH, 10 * GB)
+
+
+def test_a_replica_that_is_loading_is_not_there_yet() -> None:
+    found = fleet(1)
+    (name,) = found.agents
+    found.agents[name].disk.add("m")
+    found.report(name)
+    found.ask(events.ModelPushed, actor="t", reason="", model_id="m", sites=1, warm=1)
+    (held,) = found.machine.context.state.sites[name].pools.values()
+    slot = held.nodes[0].slots[0]
+    for state, copies in ((ReplicaState.LOADING, 0), (ReplicaState.WARM, 1)):
+        found.warm(name, slot.ref.node_id, slot.index, "m")
+        found.report(name)
+        slot.replicas[ReplicaKey(M)].state = state
+        (gpu,) = [copy for copy in found.machine.model_places(M, found.now_us, events=False).copies if copy.tier is Tier.GPU]
+        assert (gpu.copies, gpu.wanted) == (copies, Cause.PUSH), state
 
 
 def test_a_snapshot_amid_a_round_goes_on_equally() -> None:
