@@ -113,7 +113,7 @@ def agent(
     slots: Annotated[str | None, _ray("--slots", "N", "Slots of a host without GPUs (default: 1).")] = None,
     slot_memory: SlotMemory = None,
     threads: Annotated[str | None, _ray("--threads", "N", "Threads of such a slot (default: 1).")] = None,
-    price: Annotated[str | None, _ray("--price", "USD", "What a GPU costs an hour (default: 0).")] = None,
+    price: Annotated[str | None, _ray("--price", "USD", "What a GPU costs an hour (default: as the catalogue says of its type).")] = None,
     share_compiled: ShareCompiled = False,
     weights_listen: WeightsListen = None,
     peer_token_file: PeerTokenFile = None,

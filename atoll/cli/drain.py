@@ -16,6 +16,7 @@ from atoll.model.site import SiteAdmin
 
 if TYPE_CHECKING:
     from atoll.client import Client, DrainStarted
+    from atoll.model.views import DrainMove
 
 # Drains take minutes; a person does not see whether the end is noticed half a second late.
 _POLL_S: Final = 0.5
@@ -23,6 +24,11 @@ _ACTIONS: Final = {
     "wait": "runs on and ends in time",
     "move": "moves now: it has not begun",
     "stop_at_deadline": "is stopped at the deadline and starts again elsewhere",
+}
+# The same where the fleet has no other place for it.
+_NOWHERE: Final = {
+    "move": "goes back to the queue now: no other place may take it",
+    "stop_at_deadline": "is stopped at the deadline and goes back to the queue: no other place may take it",
 }
 
 
@@ -42,16 +48,21 @@ def show_plan(started: DrainStarted) -> None:
         say("  nothing runs there")
     else:
         rows = [
-            [f"job/{move.job_id}", _ACTIONS.get(move.action, move.action), move.to_site or NONE, duration(max(move.ends_us - now_us, 0))]
+            [f"job/{move.job_id}", _what_happens(move), move.to_site or NONE, duration(max(move.ends_us - now_us, 0))]
             for move in plan.moves
         ]
-        table(["JOB", "WHAT HAPPENS", "TO", "ENDS IN"], rows, frozenset({3}), indent="  ")
+        table(["JOB", "WHAT HAPPENS", "TO", "LEAVES IN"], rows, frozenset({3}), indent="  ")
     empty = duration(max(plan.predicted_end_us - now_us, 0))
     say(f"  {count(len(plan.moves), 'job')}; predicted to be empty in {empty}")
     for model in plan.last_warm:
         say(f"  {model} is warm nowhere else: its next job starts cold")
     if started.dry_run:
         note("nothing was changed")
+
+
+def _what_happens(move: DrainMove) -> str:
+    nowhere = _NOWHERE.get(move.action) if move.to_site is None else None
+    return nowhere or _ACTIONS.get(move.action, move.action)
 
 
 def wait_until_drained(client: Client, site_id: str) -> None:

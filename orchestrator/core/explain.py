@@ -15,7 +15,7 @@ from atoll.model.views import DrainMove, DrainPlan, FleetView, PoolView, SiteVie
 from orchestrator.core.context import Context
 from orchestrator.core.outputs import Refusal, RefusalCode
 from orchestrator.core.placement.classes import class_of
-from orchestrator.core.state import LiveAttempt, Pool, Site
+from orchestrator.core.state import LiveAttempt, Pool, ReplicaKey, Site
 
 # Names in one view of a pool: enough for a table, and a report of 600 models stays readable.
 _WARM_NAMES = 32
@@ -171,6 +171,11 @@ def _where_else(ctx: Context, live: LiveAttempt, site_id: SiteId, now_us: int) -
 
 
 def _last_warm(ctx: Context, site: Site) -> list[ModelId]:
-    """Models that are warm nowhere but at this site."""
-    mine = {model_id for pool in site.pools.values() for node in pool.nodes for slot in node.slots for model_id, _ in slot.replicas}
-    return sorted(model_id for model_id in mine if model_usage(ctx, model_id)[0] == (site.site_id,))
+    """Models that are warm nowhere but at this site. What a gang shares elsewhere serves no single job, nor a gang of another size."""
+    mine = {key for pool in site.pools.values() for node in pool.nodes for slot in node.slots for key in slot.replicas}
+    return sorted({key.model_id for key in mine if not _is_warm_elsewhere(ctx, key, site)})
+
+
+def _is_warm_elsewhere(ctx: Context, key: ReplicaKey, site: Site) -> bool:
+    columns = (ctx.columns.columns[index] for index in ctx.columns.where.by_model.get(key.model_id, ()))
+    return any(column.site is not site and key in column.warm for column in columns)

@@ -135,6 +135,25 @@ def test_a_drain_plan_says_what_waits_what_moves_and_when_it_ends() -> None:
     assert plan.last_warm == ("m",)
 
 
+def test_what_a_gang_shares_elsewhere_is_no_warm_replica_for_single_jobs() -> None:
+    fleet = Fleet(site("a", pool("p", gpus=1)), site("b", pool("p", gpus=2)))
+    fleet.warm("a", "p-0", 0, "m")
+    fleet.report("a")
+    fleet.warm_gang("b", "p-0", 0, 2, "m")
+    fleet.report("b")
+
+    def lost() -> tuple[str, ...]:
+        plan = fleet.machine.plan_drain(SiteId("a"), 600_000, fleet.now_us)
+        assert not isinstance(plan, Refusal)
+        return plan.last_warm
+
+    assert lost() == ("m",)
+    fleet.agents[SiteId("b")].gangs.clear()
+    fleet.warm("b", "p-0", 0, "m")
+    fleet.report("b")
+    assert lost() == ()
+
+
 def test_remove_wants_an_empty_drained_site_and_force_settles_every_orphan_first() -> None:
     fleet = Fleet(site("a"), site("b"))
     fleet.warm("a", "big-0", 0, "m")
