@@ -174,7 +174,7 @@ async def test_what_a_pipeline_cannot_make_is_the_jobs_fault(site: Site, place: 
     site.run(key_of("odd"), place.image, shape=square(63, 2))
     errored = await site.heard(AttemptErrored)
     assert errored.failure.kind is FailureKind.BAD_INPUT
-    assert "shape.width is 63" in errored.failure.message
+    assert "shape is '63x63': expected sides that are multiples of 8, such as 64x64" in errored.failure.message
 
 
 async def test_a_killed_slot_is_told_and_made_again(site: Site, place: Place) -> None:
