@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
-from atoll.cli.app import main
 from atoll.cli.exits import Exit
 from atoll.cli.output import plain
 from atoll.client import AsyncClient, DeadlineError, NeverRunsWarning
@@ -27,11 +25,11 @@ from atoll.v1 import operator_service_pb2 as operators_pb
 from atoll.v1 import types_pb2
 from atoll.wire.adapters import adapter_spec_to_proto
 from orchestrator.api.auth import Role, Token, operator_token
+from tests.integration.command_line import Atoll, answer, command_line
 from tests.integration.running_orchestrator import QUICK, Running, ScriptedAgent, job, orchestrator
 from tests.unit.fleet_of_machines import adapter, model, site
 
 Shown = pytest.CaptureFixture[str]
-Atoll = Callable[..., Coroutine[Any, Any, tuple[int, str, str]]]
 
 ONLY_B = types_pb2.Constraints(sites=["b"])
 
@@ -39,24 +37,7 @@ ONLY_B = types_pb2.Constraints(sites=["b"])
 @pytest.fixture
 def atoll(capsys: Shown) -> Callable[[Running], Atoll]:
     """A function that runs one command line against an orchestrator: (code, standard output, standard error)."""
-
-    def at(running: Running) -> Atoll:
-        async def run(*arguments: str) -> tuple[int, str, str]:
-            capsys.readouterr()
-            code = await asyncio.to_thread(main, [*arguments, "--address", str(running.address)])
-            shown = capsys.readouterr()
-            return code, shown.out, shown.err
-
-        return run
-
-    return at
-
-
-async def answer(run: Atoll, *arguments: str) -> Any:
-    """The JSON that a command answers; it must end well."""
-    code, out, err = await run(*arguments, "-o", "json")
-    assert code == Exit.OK, err
-    return json.loads(out)
+    return partial(command_line, capsys)
 
 
 async def test_events_are_dated_by_a_clock_that_people_have(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,11 +18,11 @@ from atoll.model.job import JobState
 from atoll.model.site import LinkSpec
 from orchestrator.api.auth import operator_token
 from orchestrator.app import packaged_catalogue
+from tests.integration.command_line import Atoll, answer, command_line
 from tests.integration.running_orchestrator import Running, ScriptedAgent, orchestrator, until
 from tests.unit.fleet_of_machines import model, site
 
 Shown = pytest.CaptureFixture[str]
-Atoll = Callable[..., Coroutine[Any, Any, tuple[int, str, str]]]
 
 FLEET = """
 version: 1
@@ -40,24 +40,7 @@ sites:
 @pytest.fixture
 def atoll(capsys: Shown) -> Callable[[Running], Atoll]:
     """A function that runs one command line against an orchestrator: (code, standard output, standard error)."""
-
-    def at(running: Running) -> Atoll:
-        async def run(*arguments: str) -> tuple[int, str, str]:
-            capsys.readouterr()
-            code = await asyncio.to_thread(main, [*arguments, "--address", str(running.address)])
-            shown = capsys.readouterr()
-            return code, shown.out, shown.err
-
-        return run
-
-    return at
-
-
-async def answer(run: Atoll, *arguments: str) -> Any:
-    """The JSON that a command answers; it must end well."""
-    code, out, err = await run(*arguments, "-o", "json")
-    assert code == Exit.OK, err
-    return json.loads(out)
+    return partial(command_line, capsys)
 
 
 async def test_a_job_from_submit_to_its_explanation(tmp_path: Path, atoll: Callable[[Running], Atoll]) -> None:

@@ -297,9 +297,8 @@ def test_a_lie_costs_the_liar_and_whoever_gave_of_the_same_file_but_never_the_mo
     assert done.peer_bytes < manifest.total_bytes  # what was wrong came again, from the origin store
 
 
-def test_a_stop_keeps_what_came_out_of_order_and_the_next_try_brings_only_the_rest(
-    ours: WeightsCache, manifest: ModelManifest, sites: tuple[Site, Site, Site], folder: Path
-) -> None:
+def _stopped_half_way(ours: WeightsCache, manifest: ModelManifest, *sites: Site) -> None:
+    """A fetch from one slow and two quicker sources that is stopped when half is there."""
     for site, rate in zip(sites, (3 * MIB, 10 * MIB, 10 * MIB), strict=True):
         site.bytes_per_s = rate
     heard: list[int] = []
@@ -311,6 +310,12 @@ def test_a_stop_keeps_what_came_out_of_order_and_the_next_try_brings_only_the_re
             on_bytes=lambda part, _: heard.append(part),
             should_stop=lambda: bool(heard and heard[-1] > SIZE // 2),
         )
+
+
+def test_a_stop_keeps_what_came_out_of_order_and_the_next_try_brings_only_the_rest(
+    ours: WeightsCache, manifest: ModelManifest, sites: tuple[Site, Site, Site], folder: Path
+) -> None:
+    _stopped_half_way(ours, manifest, *sites)
     partial = ours._root / ".partial" / f"mine@{manifest.digest[7:23]}"
     held = ranges.held(partial, manifest.files)
     there = sum(end - start for found in held.values() for start, end in found)
@@ -322,17 +327,7 @@ def test_a_stop_keeps_what_came_out_of_order_and_the_next_try_brings_only_the_re
 def test_a_try_with_one_source_goes_on_where_the_order_ends(
     ours: WeightsCache, manifest: ModelManifest, sites: tuple[Site, Site, Site], folder: Path
 ) -> None:
-    for site, rate in zip(sites, (3 * MIB, 10 * MIB, 10 * MIB), strict=True):
-        site.bytes_per_s = rate
-    heard: list[int] = []
-    with pytest.raises(FetchStoppedError):
-        _fetch(
-            ours,
-            manifest,
-            *sites,
-            on_bytes=lambda part, _: heard.append(part),
-            should_stop=lambda: bool(heard and heard[-1] > SIZE // 2),
-        )
+    _stopped_half_way(ours, manifest, *sites)
     done = ours.fetch(manifest.model_id, manifest.digest, f"file://{folder}/origin/mine")
     assert verify_folder(done.folder) == manifest and 0 < done.fetched_bytes < manifest.total_bytes
 
