@@ -144,8 +144,6 @@ def _told(
 ) -> ReplicaAdapted | ReplicaAdaptFailed:
     slot, model_id, gang_size = command.slot, command.model_id, command.gang_size
     if kind is None:
-        return ReplicaAdapted(
-            slot=slot, model_id=model_id, adapters=held, memory_bytes=size, elapsed_us=elapsed_us, gang_size=gang_size
-        )
+        return ReplicaAdapted(slot=slot, model_id=model_id, adapters=held, memory_bytes=size, elapsed_us=elapsed_us, gang_size=gang_size)
     failure = Failure(kind=kind, message=f"simulated: {kind}")
     return ReplicaAdaptFailed(slot=slot, model_id=model_id, adapters=held, memory_bytes=size, failure=failure, gang_size=gang_size)

@@ -216,9 +216,7 @@ class SimWeights:
 
     def _fly(self, node: Storage, model_id: ModelId, whole_us: int, done: Callable[[], None]) -> None:
         timer, now_us = self._world.after(whole_us, done), self._world.now_us
-        node.fetching[model_id] = Flight(
-            timer=timer, done=done, began_us=now_us, since_us=now_us, left_ppm=_WHOLE_PPM, whole_us=whole_us
-        )
+        node.fetching[model_id] = Flight(timer=timer, done=done, began_us=now_us, since_us=now_us, left_ppm=_WHOLE_PPM, whole_us=whole_us)
 
     def _read(self, node_id: NodeId, model: ModelSpec, sources: Sources, origin_us: int) -> int:
         """How long a fetch takes from those of its sources that have the weights; microseconds."""
@@ -251,9 +249,7 @@ class SimWeights:
         passed_ppm = (self._world.now_us - flight.since_us) * _WHOLE_PPM // max(flight.whole_us, 1)
         left_ppm = max(flight.left_ppm - passed_ppm, 0)
         timer = self._world.after(whole_us * left_ppm // _WHOLE_PPM, flight.done)
-        node.fetching[model_id] = replace(
-            flight, timer=timer, since_us=self._world.now_us, left_ppm=left_ppm, whole_us=whole_us
-        )
+        node.fetching[model_id] = replace(flight, timer=timer, since_us=self._world.now_us, left_ppm=left_ppm, whole_us=whole_us)
 
     def _fetched(self, node: Storage, node_id: NodeId, model: ModelSpec) -> None:
         elapsed_us = self._world.now_us - node.fetching.pop(model.model_id).began_us

@@ -1,0 +1,1 @@
+"""What a simulation leaves behind: rows of jobs and of sites, the files they are kept in, and the figures drawn from them."""
