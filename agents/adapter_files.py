@@ -100,9 +100,7 @@ class AdapterFiles:
                 if is_full(error):
                     raise disk_full(f"no room for adapter {adapter.adapter_id} on the disk of {self._root}") from error
                 raise FetchError(FailureKind.FETCH_FAILED, f"cannot store adapter {adapter.adapter_id}: {error}") from error
-        return FetchedAdapter(
-            path=path, fetched_bytes=came, elapsed_us=max(time.monotonic_ns() // 1000 - start_us, 1), evicted=evicted
-        )
+        return FetchedAdapter(path=path, fetched_bytes=came, elapsed_us=max(time.monotonic_ns() // 1000 - start_us, 1), evicted=evicted)
 
     def _download(
         self, adapter: AdapterSpec, store_url: str, partial: Path, should_stop: Callable[[], bool], peer: PeerSource | None

@@ -161,9 +161,7 @@ async def serve(config: AgentConfig, *, stop: asyncio.Event) -> None:
         await run_site(config.site_id, runtime, journal, surroundings, stop, fatal=fatal, beside=beside, keep_work=not config.end_work)
 
 
-def _executing(
-    stack: AsyncExitStack, config: AgentConfig, around: Surroundings, fatal: asyncio.Future[None]
-) -> tuple[Runtime, Beside]:
+def _executing(stack: AsyncExitStack, config: AgentConfig, around: Surroundings, fatal: asyncio.Future[None]) -> tuple[Runtime, Beside]:
     """What executes, and what runs beside it."""
     match config.runtime:
         case RaySettings() as settings:

@@ -195,9 +195,7 @@ class AgentDriver:
                     self._stream.refuse(message, final=final)
             case RunAttempt():
                 if self._chatty:
-                    self._log.info(
-                        "attempt_begins", attempt=str(command.key), request_id=command.request_id, model=command.model.model_id
-                    )
+                    self._log.info("attempt_begins", attempt=str(command.key), request_id=command.request_id, model=command.model.model_id)
                 self._runtime.perform(command)
             case FetchWeights() | YieldFetch() | PinWeights() | StageWeights() | DeleteWeights() | FetchAdapter():
                 self._runtime.perform(command)

@@ -79,9 +79,7 @@ class ParallelFetch:
         self._counted = 0
         self._error: FetchError | None = None
         self._files = self._open(files)
-        self._todo = [
-            (file, start, end) for file in self._files for start, end in ranges.missing(file.there, file.spec.bytes)
-        ]
+        self._todo = [(file, start, end) for file in self._files for start, end in ranges.missing(file.there, file.spec.bytes)]
         self._workers = [_Worker(number, peer, origin=False) for number, peer in enumerate(peers)]
         last = _Worker(len(peers), origin, origin=True)
         self._reserve = None if origin_too else last

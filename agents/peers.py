@@ -153,9 +153,7 @@ class Supply:
     def download(self, files: tuple[ManifestFile, ...], partial: Path, *, on_bytes: Callable[[int], None]) -> int:
         """Bring files, durable and verified, to below `partial`; as `Origin.download` of each."""
         if len(self._peers) + self._origin_too > 1:
-            together = ParallelFetch(
-                files, partial, self._peers, self._origin, origin_too=self._origin_too, gave_up=self._give_up
-            )
+            together = ParallelFetch(files, partial, self._peers, self._origin, origin_too=self._origin_too, gave_up=self._give_up)
             try:
                 return together.run(on_bytes)
             finally:

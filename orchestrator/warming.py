@@ -87,9 +87,7 @@ def _fleet(policy: Policy) -> Machine:
         )
         for name in ("a", "b")
     )  # fmt: skip
-    links = tuple(
-        LinkSpec(src=SiteId(src), dst=SiteId(dst), rtt_us=1_000, bytes_per_s=_GB) for src, dst in (("a", "b"), ("b", "a"))
-    )
+    links = tuple(LinkSpec(src=SiteId(src), dst=SiteId(dst), rtt_us=1_000, bytes_per_s=_GB) for src, dst in (("a", "b"), ("b", "a")))
     request = RequestRef(1)
     first: list[Event] = [
         events.TookOver(fleet_id=FleetId("warming"), term=Term(1)),

@@ -63,9 +63,7 @@ def _apply_snapshot(ctx: Context, assignment: Assignment) -> None:
 def _shrinks(ctx: Context, dropped: list[Work]) -> bool:
     """Whether a snapshot would stop more than half of what executes: rather a mistake of an orchestrator than a wish."""
     state = ctx.state
-    executing = sum(
-        1 for work in state.works.values() if attempts.is_executing(state, work) and work.state is not AttemptState.STOPPING
-    )
+    executing = sum(1 for work in state.works.values() if attempts.is_executing(state, work) and work.state is not AttemptState.STOPPING)
     return executing >= 2 and 2 * sum(1 for work in dropped if attempts.is_executing(state, work)) > executing
 
 

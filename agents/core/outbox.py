@@ -33,9 +33,7 @@ def append(
 ) -> None:
     """The attempt ended: said once, and never run again here."""
     machine = ctx.state
-    event = AttemptEvent(
-        seq=machine.next_event_seq, key=key, state=state, manifest=manifest, failure=failure, times=times or PhaseTimes()
-    )
+    event = AttemptEvent(seq=machine.next_event_seq, key=key, state=state, manifest=manifest, failure=failure, times=times or PhaseTimes())
     machine.next_event_seq = EventSeq(event.seq + 1)
     machine.outbox[event.seq] = event
     machine.ended[key] = None

@@ -47,10 +47,7 @@ def flush(ctx: Context) -> None:
         chosen = list(state.dirty)
     state.dirty = {}
     state.full_due, state.prompt_us, state.reported_us = False, -1, ctx.now_us
-    progress = tuple(
-        AttemptProgress(key=work.key, state=work.state, steps_done=work.steps_done)
-        for work in state.works.values()
-    )
+    progress = tuple(AttemptProgress(key=work.key, state=work.state, steps_done=work.steps_done) for work in state.works.values())
     rest = iter(chosen)
     part = list(islice(rest, NODES_PER_REPORT))
     while True:

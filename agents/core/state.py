@@ -115,8 +115,10 @@ class Slot:
     @property
     def occupied(self) -> bool:
         """Whether something is going on in it."""
-        return self.executing is not None or self.adapting is not None or any(
-            replica.state in (ReplicaState.LOADING, ReplicaState.EVICTING) for replica in self.replicas.values()
+        return (
+            self.executing is not None
+            or self.adapting is not None
+            or any(replica.state in (ReplicaState.LOADING, ReplicaState.EVICTING) for replica in self.replicas.values())
         )
 
     @property

@@ -154,9 +154,7 @@ def _joined(place: GangPlace, device: str, should_stop: Callable[[], bool] | Non
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(
-            backend, store=store, rank=place.rank, world_size=place.size, timeout=timedelta(seconds=place.timeout_s)
-        )
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=timedelta(seconds=place.timeout_s))
     except RuntimeError as error:
         raise EngineError(FailureKind.RUNTIME_LOST, f"the members of the gang cannot connect: {error}") from error
     try:

@@ -79,7 +79,6 @@ __all__ = ["RayConfig", "RayRuntime"]
 _log = structlog.get_logger(__name__)
 
 
-
 class RayRuntime:
     """Implements `agents.runtime.base.Runtime`."""
 
@@ -294,9 +293,7 @@ class RayRuntime:
             return  # its loss is told
         except (AtollError, OSError) as error:
             failure = failure_of(error, FailureKind.LOAD_FAILED)
-            self._load_failed(
-                ReplicaLoadFailed(slot=slot, model_id=model.model_id, failure=failure, gang_size=command.gang_size)
-            )
+            self._load_failed(ReplicaLoadFailed(slot=slot, model_id=model.model_id, failure=failure, gang_size=command.gang_size))
             if isinstance(error, EngineError):
                 await self._weights.drop(model.model_id)
 

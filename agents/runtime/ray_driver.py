@@ -155,9 +155,7 @@ def make_actor(name: str, options: SlotOptions, seat: Seat) -> Any:
     from ray.util.placement_group import get_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    here = PlacementGroupSchedulingStrategy(
-        placement_group=get_placement_group(seat.group), placement_group_bundle_index=seat.bundle
-    )
+    here = PlacementGroupSchedulingStrategy(placement_group=get_placement_group(seat.group), placement_group_bundle_index=seat.bundle)
     return (
         ray.remote(SlotActor)
         .options(

@@ -73,9 +73,7 @@ class _Run:
 class Runs:
     """All attempts of a site that are not over. Methods are called on the agent's event loop."""
 
-    def __init__(
-        self, *, attempts: OpenAttempts, meetings: Path, tell: Sink, spawn: Callable[[Coroutine[None, None, None]], None]
-    ) -> None:
+    def __init__(self, *, attempts: OpenAttempts, meetings: Path, tell: Sink, spawn: Callable[[Coroutine[None, None, None]], None]) -> None:
         """`meetings`: a folder of this user alone, for the files by which the members of a gang meet."""
         self._attempts = attempts
         self._meetings = meetings

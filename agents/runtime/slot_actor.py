@@ -280,9 +280,7 @@ class SlotActor:
             return
         elapsed_us = int((time.monotonic() - start_s) * 1e6)
         self._note(
-            ReplicaAdapted(
-                slot=slot, model_id=model_id, adapters=held, memory_bytes=size, elapsed_us=elapsed_us, gang_size=order.gang_size
-            )
+            ReplicaAdapted(slot=slot, model_id=model_id, adapters=held, memory_bytes=size, elapsed_us=elapsed_us, gang_size=order.gang_size)
         )
 
     async def _evict(self, key: ReplicaKey) -> None:

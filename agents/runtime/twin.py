@@ -99,9 +99,7 @@ class TwinRuntime:
 
     kind = SiteRuntime.TWIN
 
-    def __init__(
-        self, spec: SiteSpec, *, gpus: Mapping[GpuTypeId, GpuType], hidden: HiddenWorld, peers: TwinPeers | None = None
-    ) -> None:
+    def __init__(self, spec: SiteSpec, *, gpus: Mapping[GpuTypeId, GpuType], hidden: HiddenWorld, peers: TwinPeers | None = None) -> None:
         """FieldError when a pool's GPU type is not in the catalogue. `peers`: the twins beside it, and the ways to others."""
         self._site_id = spec.site_id
         self._spec = spec
@@ -287,9 +285,7 @@ class TwinRuntime:
     def _run(self, slot: _Slot, command: RunAttempt) -> None:
         spec, now_s = command.spec, asyncio.get_running_loop().time()
         gang_size, key = spec.gang_size, str(command.key)
-        run_us = self._hidden.execution_us(
-            command.model, spec.denoised, slot.gpu, spec.precision, self._site_id, key, gang_size=gang_size
-        )
+        run_us = self._hidden.execution_us(command.model, spec.denoised, slot.gpu, spec.precision, self._site_id, key, gang_size=gang_size)
         alone_us = transfer_us(output_bytes(command.model, spec.shape), self._spec.wan_bytes_per_s, 0)
         upload_us = alone_us * self._hidden.factor_milli("fetch", self._site_id) // 1_000
         compile_us = self._compile_us(slot, command)

@@ -59,9 +59,7 @@ class TwinPeers:
     def begin(self, key: FetchKey, size_bytes: int, peers: Mapping[SiteId, int], origin_us: int, *, origin_too: bool) -> int:
         """A fetch reads these twins, each of which would take so long alone; how long the whole of it takes as things are."""
         spec = self._sites[key[0]]
-        self._retime(
-            self._joint.begin(key, size_bytes, peers, origin_us, origin_too=origin_too, link_bytes_per_s=spec.wan_bytes_per_s)
-        )
+        self._retime(self._joint.begin(key, size_bytes, peers, origin_us, origin_too=origin_too, link_bytes_per_s=spec.wan_bytes_per_s))
         return self._joint.whole_us(key)
 
     def end(self, key: FetchKey) -> bool:

@@ -65,9 +65,7 @@ ShareCompiled = Annotated[
 WeightsListen = Annotated[
     str | None, _ray("--weights-listen", "HOST:PORT", "Serve the weights it has to other sites there (default: off).")
 ]
-PeerTokenFile = Annotated[
-    str | None, _ray("--peer-token-file", "FILE", "Secret that sites show each other for weights (default: none).")
-]
+PeerTokenFile = Annotated[str | None, _ray("--peer-token-file", "FILE", "Secret that sites show each other for weights (default: none).")]
 
 
 def register(root: typer.Typer) -> None:

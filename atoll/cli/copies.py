@@ -251,9 +251,7 @@ def _say_target(places: ModelPlaces) -> None:
     wanted = _wanted(places)
     there = [str(sum(view.copies for view in places.copies if view.tier is tier)) for tier in (Tier.GPU, Tier.HOST, Tier.DISK)]
     table(["COPIES", "WARM", "IN MEMORY", "ON DISK", ""], [*wanted, ["there are", *there, " "]], frozenset({1, 2, 3}), indent="  ")
-    averages = ", ".join(
-        f"{name} {rate / 1_000:.3g}" for name, rate in zip(_AVERAGES, target.average_per_hour_milli, strict=False)
-    )
+    averages = ", ".join(f"{name} {rate / 1_000:.3g}" for name, rate in zip(_AVERAGES, target.average_per_hour_milli, strict=False))
     rate = f"{target.rate_per_hour_milli / 1_000:.3g}"
     if not target.arrivals:
         say("  demand: nobody has asked for it since the orchestrator began; what is assumed of any model fades with time,")

@@ -108,9 +108,7 @@ def predict(
     if gpu_type is None:
         raise FieldError("--gpu", gpu, _one_of(gpu, names.gpus, "GPU type"))
     kernels = _stack(stack) if stack else used_stack(ENGINE_STACK, gpu_type.arch)
-    run = Run(
-        model=spec, shape=shape, gpu=gpu_type, precision=_precision(precision, spec.precision), stack=kernels, gang_size=gang
-    )
+    run = Run(model=spec, shape=shape, gpu=gpu_type, precision=_precision(precision, spec.precision), stack=kernels, gang_size=gang)
     show_estimate(session().form, run, estimate(FITTED, replace(run, stack=used_stack(run.stack, gpu_type.arch))))
 
 

@@ -140,9 +140,7 @@ def in_time(eta: Eta | None, limits: TimeLimits, *, never: bool = False) -> list
     return lines
 
 
-def _kept(
-    meets: InTime, what: str, do: str, limit_ms: int, limits: TimeLimits, quantiles: tuple[int, int] | None, *, never: bool
-) -> str:
+def _kept(meets: InTime, what: str, do: str, limit_ms: int, limits: TimeLimits, quantiles: tuple[int, int] | None, *, never: bool) -> str:
     asked_us, now_us = limits.asked_us, limits.now_us
     left_us = asked_us + limit_ms * 1_000 - now_us
     limit = f"its {what} of {duration(limit_ms * 1_000)}" + (f" ({duration(left_us)} from now)" if asked_us < now_us else "")

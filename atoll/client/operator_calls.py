@@ -186,9 +186,7 @@ def calibration() -> Call[Calibration]:
 
 def estimates_reset(component: str, site_id: str, reason: str) -> Call[Calibration]:
     """Forget what was learned. A repeat would forget what was learned since."""
-    request = pb.ResetEstimatesRequest(
-        component=_component(component), site_id=_site(site_id) if site_id else "", reason=_reason(reason)
-    )
+    request = pb.ResetEstimatesRequest(component=_component(component), site_id=_site(site_id) if site_id else "", reason=_reason(reason))
     return Call(service=OPERATOR, method="ResetEstimates", request=request, read=calibration_from_proto, repeatable=False)
 
 

@@ -68,9 +68,7 @@ class HiddenWorld:
         prior = coldstart.transfer_us(size_bytes, bytes_per_s, rtt_us)
         return self._true(prior * self.mode_milli("fetch", site_id, key) // 1_000, site_id, "fetch", key, _FETCH_NOISE)
 
-    def stage_us(
-        self, model: ModelSpec, disk_bytes_per_s: int, h2d_bytes_per_s: int, from_host: bool, site_id: SiteId, key: str
-    ) -> int:
+    def stage_us(self, model: ModelSpec, disk_bytes_per_s: int, h2d_bytes_per_s: int, from_host: bool, site_id: SiteId, key: str) -> int:
         """Microseconds to bring weights into a GPU of the site; two modes from disk, one from host memory."""
         prior = coldstart.stage_us(model, disk_bytes_per_s, h2d_bytes_per_s, from_host)
         if not from_host:

@@ -68,9 +68,7 @@ def peer_from_proto(msg: pb.Peer) -> Peer:
 
 
 def _adapter_peer_from_proto(msg: pb.AdapterPeer) -> AdapterPeer:
-    return AdapterPeer(
-        adapter_id=AdapterId(parse_name("adapter_id", msg.adapter_id)), peer=bounds.part("peer", msg.peer, peer_from_proto)
-    )
+    return AdapterPeer(adapter_id=AdapterId(parse_name("adapter_id", msg.adapter_id)), peer=bounds.part("peer", msg.peer, peer_from_proto))
 
 
 def _peers_to_proto(sources: Sources | None) -> list[pb.Peer]:

@@ -32,9 +32,7 @@ PLACE_CANDIDATES_MAX: Final = 3
 
 def eta_to_proto(eta: Eta) -> pb.Eta:
     """When it should begin and be done."""
-    return pb.Eta(
-        begin_p50_us=eta.begin_p50_us, begin_p90_us=eta.begin_p90_us, end_p50_us=eta.end_p50_us, end_p90_us=eta.end_p90_us
-    )
+    return pb.Eta(begin_p50_us=eta.begin_p50_us, begin_p90_us=eta.begin_p90_us, end_p50_us=eta.end_p50_us, end_p90_us=eta.end_p90_us)
 
 
 def eta_from_proto(msg: pb.Eta) -> Eta:

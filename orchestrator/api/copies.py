@@ -35,9 +35,7 @@ def plan(machine: Machine, request: pb.PushModelRequest, now_us: int) -> pb.Push
 def push(request: pb.PushModelRequest, actor: str) -> Callable[[RequestRef], ModelPushed]:
     """What the core is asked for."""
     model_id, reason = model_of(request.model_id), _reason(request.reason)
-    return lambda ref: ModelPushed(
-        request=ref, actor=actor, reason=reason, model_id=model_id, sites=request.sites, warm=request.warm
-    )
+    return lambda ref: ModelPushed(request=ref, actor=actor, reason=reason, model_id=model_id, sites=request.sites, warm=request.warm)
 
 
 def pin(request: pb.PinModelRequest, actor: str) -> Callable[[RequestRef], ModelPinned]:

@@ -353,7 +353,6 @@ class OperatorService(OperatorServiceServicer):
                 if site_id not in known:
                     raise did_you_mean(f"links[{index}].{end}", site_id, "site", known)
 
-
     def _check_bases(self, adapters: tuple[AdapterSpec, ...]) -> None:
         """What an adapter fits must exist: a mistyped base would only show when a job is refused."""
         models = self._readers.models

@@ -49,9 +49,7 @@ def ended(ctx: Context, site: Site, live: LiveAttempt, event: AttemptEvent) -> N
     if not succeeded and (kind not in _OF_THE_PLACE or live.on_stop is not None):
         return
     breaker = site.breakers.get(pool_id, Breaker())
-    end = End(
-        at_us=ctx.now_us, job_id=live.key.job_id, model_id=live.model_id, tenant=live.spec.tenant, kind=None if succeeded else kind
-    )
+    end = End(at_us=ctx.now_us, job_id=live.key.job_id, model_id=live.model_id, tenant=live.spec.tenant, kind=None if succeeded else kind)
     breaker = site.breakers[pool_id] = replace(breaker, ends=(*breaker.ends[1 - _ENDS_MAX :], end))
     if succeeded:
         ctx.state.failing.pop(live.model_id, None)

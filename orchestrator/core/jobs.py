@@ -188,9 +188,7 @@ def end(
     ctx.queue.discard(entry.job.job_id)
     if result is None:
         attempts.stop_live(ctx, entry, FailureKind.MOVED, reason or state.value)
-    entry.job = replace(
-        entry.job, state=state, ended_us=ctx.now_us, cancel_reason=reason, failure=failure, result=result, deferral=None
-    )
+    entry.job = replace(entry.job, state=state, ended_us=ctx.now_us, cancel_reason=reason, failure=failure, result=result, deferral=None)
     job = entry.job
     del ctx.state.jobs[job.job_id]
     ctx.state.jobs_ended += 1

@@ -89,9 +89,7 @@ def added(ctx: Context, event: SiteAdded) -> None:
     if event.spec.site_id in ctx.state.sites:
         ctx.refuse(event.request, RefusalCode.CONFLICT, f"site {event.spec.site_id} exists: choose another name or remove it", "site_id")
         return
-    record = SiteRecord(
-        spec=event.spec, join_token_sha256=event.join_token_sha256, created_us=ctx.now_us, updated_us=ctx.now_us
-    )
+    record = SiteRecord(spec=event.spec, join_token_sha256=event.join_token_sha256, created_us=ctx.now_us, updated_us=ctx.now_us)
     site = Site(record=record)
     sites.declare_pools(ctx, site)
     ctx.state.sites[event.spec.site_id] = site

@@ -136,8 +136,21 @@ class AppendAudit:
 
 
 Record = (
-    PutJob | PutSite | DeleteSite | PutLinks | PutModel | DeleteModel | PutAdapter | DeleteAdapter | PutPin | DeletePin | PutPush
-    | DeletePush | PutEstimates | PutPolicy | AppendAudit
+    PutJob
+    | PutSite
+    | DeleteSite
+    | PutLinks
+    | PutModel
+    | DeleteModel
+    | PutAdapter
+    | DeleteAdapter
+    | PutPin
+    | DeletePin
+    | PutPush
+    | DeletePush
+    | PutEstimates
+    | PutPolicy
+    | AppendAudit
 )
 
 # --- answers ------------------------------------------------------------------------------------------------------------------
@@ -274,8 +287,17 @@ class PublishAudit:
 
 
 Command = (
-    Answer | SendAssignment | CloseSession | PublishJob | PublishSite | PublishSiteRemoved | PublishModel | PublishModelRemoved
-    | PublishAdapter | PublishAdapterRemoved | PublishAudit
+    Answer
+    | SendAssignment
+    | CloseSession
+    | PublishJob
+    | PublishSite
+    | PublishSiteRemoved
+    | PublishModel
+    | PublishModelRemoved
+    | PublishAdapter
+    | PublishAdapterRemoved
+    | PublishAudit
 )
 
 # --- decisions: for metrics, logs and learning; no effect ---------------------------------------------------------------------
@@ -380,8 +402,19 @@ class CopyMoved:
 
 
 Decision = (
-    JobPlaced | JobsDeferred | AttemptSettled | AttemptPreempted | JobSettled | LateResultRefused | EstimateShifted | CopyWanted
-    | CopyMoved | BreakerTurned | ClaimDropped | RetryScheduled | SubmissionRefused
+    JobPlaced
+    | JobsDeferred
+    | AttemptSettled
+    | AttemptPreempted
+    | JobSettled
+    | LateResultRefused
+    | EstimateShifted
+    | CopyWanted
+    | CopyMoved
+    | BreakerTurned
+    | ClaimDropped
+    | RetryScheduled
+    | SubmissionRefused
 )
 
 

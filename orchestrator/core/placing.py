@@ -226,9 +226,7 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
         (candidate,) = board.candidates([patient])
         rest_us = min(max(candidate.wait_us, policy.recheck_min_ms * 1_000), policy.recheck_max_ms * 1_000)
     rest_us = max(rest_us, policy.recheck_max_ms * 1_000 * ctx.queue.looks_ahead(waiting) // _RECHECKED_MAX)
-    deferral = Deferral(
-        since_us=ctx.now_us, until_us=ctx.now_us + rest_us, waits_for=candidate, rejections=board.rejections()
-    )
+    deferral = Deferral(since_us=ctx.now_us, until_us=ctx.now_us + rest_us, waits_for=candidate, rejections=board.rejections())
     ctx.queue.rest(waiting.key, ctx.now_us + rest_us, pool, patience, stand)
     ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
     _tell_head(ctx, waiting.head[1], deferral)
@@ -248,9 +246,7 @@ def _rest_claimed(ctx: Context, waiting: JobClass, board: Board, claimed: Claime
         return
     wait_us = 0 if claims.looks_again(ctx, waiting) else block.begins_us - ctx.now_us
     until_us = ctx.now_us + min(max(wait_us, policy.recheck_min_ms * 1_000), policy.recheck_max_ms * 1_000)
-    deferral = Deferral(
-        since_us=ctx.now_us, until_us=until_us, waits_for=claimed.candidate, rejections=board.rejections(), claim=block
-    )
+    deferral = Deferral(since_us=ctx.now_us, until_us=until_us, waits_for=claimed.candidate, rejections=board.rejections(), claim=block)
     ctx.queue.rest(waiting.key, until_us, NO_POOL, patience, stand)
     ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
     _tell_head(ctx, waiting.head[1], deferral)

@@ -362,9 +362,7 @@ def _approach(ctx: Context, model: ModelSpec, target: Target) -> None:
             left -= 1
 
 
-def _one_more(
-    ctx: Context, model: ModelSpec, tier: Tier, pools: Ints, avoid: set[SiteId], target: Target
-) -> SiteId | None:
+def _one_more(ctx: Context, model: ModelSpec, tier: Tier, pools: Ints, avoid: set[SiteId], target: Target) -> SiteId | None:
     """Want one more copy at the best place that has room for it, and whose link has a share to spare; its site."""
     spare = sitings.Spare(worth_us=target.value_us)
     regions = Counter(ctx.state.sites[site_id].record.spec.region for site_id in sorted(avoid))

@@ -39,9 +39,7 @@ def _empty(state: State, policy: Policy, estimates: Estimates) -> Context:
         prior_per_hour_milli=policy.launch_prior_per_hour_milli,
     )
     loop = residency.Residency()
-    wanted = Wishes(
-        rate_per_hour_milli=demand.rate_per_hour_milli, busy_eighths=loop.busy_eighths, pins=state.pins, pushes=state.pushes
-    )
+    wanted = Wishes(rate_per_hour_milli=demand.rate_per_hour_milli, busy_eighths=loop.busy_eighths, pins=state.pins, pushes=state.pushes)
     columns = Columns(policy, state.models, wanted)
     book = restored_book(estimates, learning=policy.learning)
     return Context(

@@ -33,9 +33,7 @@ def connected(ctx: Context, event: SiteConnected) -> None:
         ctx.commands.append(CloseSession(site_id=event.site_id, session=event.session, refusal=refusal))
         return
     if event.credential_sha256:
-        site.record = replace(
-            site.record, join_token_sha256="", credential_sha256=event.credential_sha256, updated_us=ctx.now_us
-        )
+        site.record = replace(site.record, join_token_sha256="", credential_sha256=event.credential_sha256, updated_us=ctx.now_us)
         ctx.save_site(site)
         ctx.audit("site_joined", f"site/{site.site_id}", actor=f"site/{site.site_id}")
     told = event.hello.pools

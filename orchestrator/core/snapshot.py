@@ -224,9 +224,7 @@ def take(ctx: Context) -> Snapshot:
             RestSnapshot(job_id=known.head[1], wake_us=known.wake_us, pool=known.pool, patience=known.patience, stand=known.stand)
             for known in ctx.queue.resting_in_order()
         ),
-        claims=tuple(
-            ClaimSnapshot(job_id=ctx.queue.classes[kept.key].head[1], claimed=claimed) for kept, claimed in state.claims.items()
-        ),
+        claims=tuple(ClaimSnapshot(job_id=ctx.queue.classes[kept.key].head[1], claimed=claimed) for kept, claimed in state.claims.items()),
         timers=tuple(sorted(ctx.timers)),
         queue=ctx.queue.take(),
         outflow=ctx.outflow.take(),

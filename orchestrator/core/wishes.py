@@ -88,9 +88,7 @@ def want(ctx: Context, model: ModelSpec, siting: sitings.Siting, cause: Cause, *
     if times is not None:
         _charge_link(ctx, column, model, times)
         note_fetch(ctx, column, siting.node_index, model, times.fetch_us, times.fetch_from)
-    ctx.decisions.append(
-        CopyWanted(site_id=site.site_id, model_id=model.model_id, tier=siting.tier, cause=cause, fetch_bytes=fetch_bytes)
-    )
+    ctx.decisions.append(CopyWanted(site_id=site.site_id, model_id=model.model_id, tier=siting.tier, cause=cause, fetch_bytes=fetch_bytes))
 
 
 def _put(ctx: Context, site: Site, wanted: Wanted) -> None:
@@ -170,9 +168,7 @@ def told_fetch(ctx: Context, column: Column, node_index: int, model: ModelSpec, 
     node.bytes_left[model.model_id] = left_bytes
 
 
-def note_fetch(
-    ctx: Context, column: Column, node_index: int, model: ModelSpec, fetch_us: int, fetch_from: FetchFrom | None
-) -> None:
+def note_fetch(ctx: Context, column: Column, node_index: int, model: ModelSpec, fetch_us: int, fetch_from: FetchFrom | None) -> None:
     """Weights are on their way to a node: placing sees the flow, here and at the peers that it reads, and jobs may join it. Where the site
     has them they are copied from there."""
     node = column.pool.nodes[node_index]

@@ -244,9 +244,7 @@ def load(connection: sqlite3.Connection, *, ended_keys_max: int) -> tuple[Stored
             sites=tuple(stored.decode_site(row[0]) for row in connection.execute("SELECT site FROM sites ORDER BY site_id")),
             links=stored.decode_links(links[0]) if links else (),
             models=tuple(stored.decode_model(row[0]) for row in connection.execute("SELECT model FROM models ORDER BY model_id")),
-            adapters=tuple(
-                stored.decode_adapter(row[0]) for row in connection.execute("SELECT adapter FROM adapters ORDER BY adapter_id")
-            ),
+            adapters=tuple(stored.decode_adapter(row[0]) for row in connection.execute("SELECT adapter FROM adapters ORDER BY adapter_id")),
             pins=tuple(stored.decode_pin(row[0]) for row in connection.execute("SELECT pin FROM pins ORDER BY model_id, site_id")),
             pushes=tuple(stored.decode_push(row[0]) for row in connection.execute("SELECT push FROM pushes ORDER BY model_id")),
             ended_keys=_youngest_keys(connection, ended_keys_max),

@@ -15,9 +15,7 @@ import pytest
 
 from tests.architecture.sources import PROGRAMS, REPOSITORY
 
-CONFIGURATION: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
-    "importlinter"
-]
+CONFIGURATION: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
 
 # Contract -> an offence against it: a new module and what it imports.
 OFFENCES = {
@@ -80,8 +78,6 @@ def test_each_contract_notices_an_offence(contract: dict[str, Any], broken_contr
 
 
 def test_contracts_cover_every_program() -> None:
-    sources = {
-        module.split(".")[0] for contract in CONFIGURATION["contracts"] for module in contract.get("source_modules", [])
-    }
+    sources = {module.split(".")[0] for contract in CONFIGURATION["contracts"] for module in contract.get("source_modules", [])}
     assert sources == set(PROGRAMS)
     assert set(CONFIGURATION["root_packages"]) == set(PROGRAMS)

@@ -51,9 +51,7 @@ def test_modules_are_named_for_what_they_hold() -> None:
 def test_every_module_says_what_it_is_for() -> None:
     """An ``__init__`` without any code needs no docstring; everything else does."""
     offences = [
-        shown(path)
-        for path in python_files(*EVERYTHING)
-        if tree_of(path).body and not (ast.get_docstring(tree_of(path)) or "").strip()
+        shown(path) for path in python_files(*EVERYTHING) if tree_of(path).body and not (ast.get_docstring(tree_of(path)) or "").strip()
     ]
     assert not offences, "without a module docstring:\n" + "\n".join(offences)
 

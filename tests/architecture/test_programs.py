@@ -41,9 +41,7 @@ print(json.dumps(sorted(sys.modules)))
 
 def _loaded_by(program: str) -> set[str]:
     """The names in sys.modules after importing the program alone."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, program], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", PROBE, program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"import {program} failed:\n{done.stderr}"
     return set(json.loads(done.stdout.splitlines()[-1]))
 

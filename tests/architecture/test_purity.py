@@ -57,9 +57,7 @@ PURE_PACKAGES = {
 }
 
 # hash() and id() differ from one interpreter to the next, so a decision that reads them cannot be replayed.
-IMPURE_CALLS = frozenset(
-    {"open", "print", "input", "exec", "eval", "compile", "__import__", "breakpoint", "hash", "id"}
-)
+IMPURE_CALLS = frozenset({"open", "print", "input", "exec", "eval", "compile", "__import__", "breakpoint", "hash", "id"})
 # Chance and clocks that come with an allowed import.
 IMPURE_ATTRIBUTES = frozenset({"numpy.random", "np.random"})
 
@@ -71,8 +69,7 @@ def test_pure_packages_import_only_what_is_listed(folder: str) -> None:
         f"{shown(path, found.line)} imports {found.target}"
         for path in python_files(folder)
         for found in imports_of(path)
-        if found.target.split(".")[0] not in PURE_STANDARD_LIBRARY
-        and not any(is_within(found.target, package) for package in allowed)
+        if found.target.split(".")[0] not in PURE_STANDARD_LIBRARY and not any(is_within(found.target, package) for package in allowed)
     ]
     assert not offences, "\n".join(offences)
 

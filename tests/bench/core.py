@@ -99,9 +99,7 @@ class Load:
             self._end_due()
             gang_size = 2 if self.gang_every and number % self.gang_every == 0 else 1
             job = spec(model.model_id, simulated=True, shape=short(model.default_shape), gang_size=gang_size)
-            submission = Submission(
-                job_id=JobId(f"j{number}"), spec=job, idempotency_key=f"k{number}", payload_digest="", request_id=""
-            )
+            submission = Submission(job_id=JobId(f"j{number}"), spec=job, idempotency_key=f"k{number}", payload_digest="", request_id="")
             event = events.JobsSubmitted(request=RequestRef(number), submissions=(submission,))
             self.take(self.fleet.machine.handle(event, self.fleet.now_us), self.fleet.now_us)
         return time.process_time() - begun
@@ -133,9 +131,7 @@ class Load:
                 index=slot.index,
                 memory_free_bytes=0,
                 replicas=tuple(
-                    ReplicaFact(
-                        model_id=held.model_id, state=ReplicaState.WARM, memory_bytes=held.memory_bytes, gang_size=held.gang_size
-                    )
+                    ReplicaFact(model_id=held.model_id, state=ReplicaState.WARM, memory_bytes=held.memory_bytes, gang_size=held.gang_size)
                     for held in slot.replicas.values()
                 ),
             )
@@ -165,9 +161,7 @@ def short(shape: Shape) -> Shape:
 
 def sites_of(copies: int) -> tuple[SiteSpec, ...]:
     known = parse_fleet(_FLEET.read_text(encoding="utf-8"), _FLEET.name, load_packaged().gpus, fleet_wan_csv()).sites
-    return tuple(
-        one if copy == 0 else replace(one, site_id=SiteId(f"{one.site_id}-{copy}")) for copy in range(copies) for one in known
-    )
+    return tuple(one if copy == 0 else replace(one, site_id=SiteId(f"{one.site_id}-{copy}")) for copy in range(copies) for one in known)
 
 
 def models_of(count: int) -> tuple[ModelSpec, ...]:
@@ -200,7 +194,12 @@ def prepare(case: Case) -> Load:
     policy = Policy(silent_after_ms=10**9, candidates_kept=8 if case.explained else 0)
     load_reports: dict[SiteId, int] = {}
     fleet = Fleet(
-        *sites_of(case.copies), models=models, policy=policy, gpus=load_packaged().gpus, runtime=SiteRuntime.TWIN, checked=False,
+        *sites_of(case.copies),
+        models=models,
+        policy=policy,
+        gpus=load_packaged().gpus,
+        runtime=SiteRuntime.TWIN,
+        checked=False,
         arrival_window_ms=policy.arrival_window_ms,
     )
     for number, agent in enumerate(fleet.agents.values()):
@@ -230,6 +229,7 @@ def _queue(fleet: Fleet, specs: list[JobSpec]) -> None:
 
 def _kinds(fleet: Fleet, count: int) -> list[JobSpec]:
     """For the smallest site that can run them: it has work for longer than the measurement takes."""
+
     def may_run(only: Constraints) -> bool:
         quote = fleet.machine.quote_job(spec("m0", simulated=True, constraints=only), fleet.now_us)
         return isinstance(quote, Quote) and quote.verdict is not Verdict.IMPOSSIBLE

@@ -115,9 +115,7 @@ def fleet(root: Path, *, gpus: bool, slot_memory: str, size: dict[str, int]) -> 
         ]  # fmt: skip
         with (root / "agent.log").open("ab") as agent_log:
             agent = _start(arguments, environment, agent_log)
-        stage = Stage(
-            root=root, address=address, client=client, agent=agent, agent_arguments=arguments, environment=environment, size=size
-        )
+        stage = Stage(root=root, address=address, client=client, agent=agent, agent_arguments=arguments, environment=environment, size=size)
         stack.callback(lambda: _end(stage.agent))
         begun_s = time.monotonic()
         _await_site(stage)

@@ -28,9 +28,7 @@ _SOURCE = "measured by this project's gpu-check"
 _WARM_STEPS = 2
 
 
-def measure(
-    subject: Subject, spec: ModelSpec, gpu: GpuType, device: str, *, compiled: bool = False, tiny: bool = False
-) -> dict[str, Any]:
+def measure(subject: Subject, spec: ModelSpec, gpu: GpuType, device: str, *, compiled: bool = False, tiny: bool = False) -> dict[str, Any]:
     """One model: what was predicted, what it took, and what was computed."""
     import torch
 

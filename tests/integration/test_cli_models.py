@@ -100,9 +100,7 @@ def test_starters_are_built_where_they_are_wanted(starters: Path, tmp_path: Path
     assert capsys.readouterr().err.startswith("error: model is 'huge': expected one of tiny-image, tiny-video")
 
 
-async def test_adapters_are_added_from_their_files_listed_and_removed(
-    tmp_path: Path, starters: Path, own: Path, capsys: Shown
-) -> None:
+async def test_adapters_are_added_from_their_files_listed_and_removed(tmp_path: Path, starters: Path, own: Path, capsys: Shown) -> None:
     (built, *_) = build_starter_adapters(starters, build_starters(starters))
     async with orchestrator(tmp_path / "data") as running:
 

@@ -48,9 +48,7 @@ async def fleet(folder: Path, temp_dir: Path) -> AsyncIterator[tuple[Running, Ra
         await running.add_models(image)
         runtime = RayRuntime(config, on_fatal=fatal.set_result)
         await running.apply(
-            SiteSpec(
-                site_id=config.site_id, region="here", pools=runtime.pools, wan_bytes_per_s=10**8, origin_bytes_per_s=10**9
-            )
+            SiteSpec(site_id=config.site_id, region="here", pools=runtime.pools, wan_bytes_per_s=10**8, origin_bytes_per_s=10**9)
         )
         async with agent(running.address, config.site_id, runtime):
             yield running, runtime

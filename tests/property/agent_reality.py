@@ -155,7 +155,11 @@ class Reality:
         held = tuple((node, name, ADAPTERS[name].weights_digest) for node, names in self.adapter_disk.items() for name in sorted(names))
         finished = tuple(self.finished.values())
         return RuntimeStarted(
-            slots=tuple(slots), disk_models=disk, disk_adapters=held, finished=finished, host_tier=True  # type: ignore[arg-type]
+            slots=tuple(slots),
+            disk_models=disk,
+            disk_adapters=held,
+            finished=finished,
+            host_tier=True,  # type: ignore[arg-type]
         )
 
     def settle(self, number: int, well: bool) -> AgentEvent | None:  # noqa: C901 - one case per command
@@ -189,9 +193,7 @@ class Reality:
                 assert sum(self.replicas[where].values()) <= 24 * GB
                 loaded = tuple(sorted(on_it))
                 if well:
-                    return ReplicaAdapted(
-                        slot=where, model_id=name, adapters=loaded, memory_bytes=size, elapsed_us=1, gang_size=gang_size
-                    )
+                    return ReplicaAdapted(slot=where, model_id=name, adapters=loaded, memory_bytes=size, elapsed_us=1, gang_size=gang_size)
                 return ReplicaAdaptFailed(
                     slot=where, model_id=name, adapters=loaded, memory_bytes=size, failure=FAILED, gang_size=gang_size
                 )

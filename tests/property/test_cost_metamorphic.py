@@ -176,9 +176,7 @@ def test_a_faster_gpu_never_costs_more(world: World, job: JobSpec, slack_us: int
     same = replace(GPUS[gpu_type], gpu_type=GpuTypeId("faster"))
     moved = _with_site(world, replace(world.sites[0], pools=(replace(world.sites[0].pools[0], gpu_type=GpuTypeId("faster")),)))
     idle = replace(moved, busy={})
-    _never_worse(
-        replace(idle, gpus={**GPUS, same.gpu_type: same}), replace(idle, gpus={**GPUS, faster.gpu_type: faster}), job, slack_us
-    )
+    _never_worse(replace(idle, gpus={**GPUS, same.gpu_type: same}), replace(idle, gpus={**GPUS, faster.gpu_type: faster}), job, slack_us)
 
 
 @QUICK

@@ -69,9 +69,7 @@ def _change(slot: Slot, size: int, chance: random.Random) -> None:
 
 def _all(column: Column, size: int) -> list[Members]:
     """Every block whose slots work."""
-    found = [
-        tuple(node.slots[first : first + size]) for node in column.pool.nodes for first in range(0, len(node.slots), size)
-    ]
+    found = [tuple(node.slots[first : first + size]) for node in column.pool.nodes for first in range(0, len(node.slots), size)]
     return [slots for slots in found if all(slot.ready for slot in slots)]
 
 

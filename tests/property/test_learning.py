@@ -15,9 +15,7 @@ from orchestrator.core.learning.report import calibration, residuals
 from tests.unit.learned_world import completion
 
 _NAMES = st.sampled_from(["a", "b", "c"])
-_PLACES = st.builds(
-    Place, model_id=_NAMES.map(ModelId), gpu_type=_NAMES.map(GpuTypeId), site_id=_NAMES.map(SiteId)
-)
+_PLACES = st.builds(Place, model_id=_NAMES.map(ModelId), gpu_type=_NAMES.map(GpuTypeId), site_id=_NAMES.map(SiteId))
 _OBSERVATIONS = st.builds(
     Observation,
     component=st.sampled_from(COMPONENTS),

@@ -97,9 +97,7 @@ def test_whoever_has_waited_long_enough_is_offered_a_slot_within_the_bound(
 
 
 @_QUICK
-@given(
-    changes=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 50), st.sampled_from(["rise", "offer", "drop", "walk"])), max_size=120)
-)
+@given(changes=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 50), st.sampled_from(["rise", "offer", "drop", "walk"])), max_size=120))
 def test_a_ranking_gives_the_least_key_as_it_is_now(changes: list[tuple[int, int, str]]) -> None:
     keys: dict[int, int] = dict.fromkeys(range(9), 0)
     ranking: Ranking[int] = Ranking(lambda item: (keys[item], item))

@@ -134,9 +134,7 @@ class Many:
         self.sites = tuple(
             replace(site(name, pool("p"), origin_gbs=2), wan_bytes_per_s=40 * GB, weights_url=f"http://{name}.simulated") for name in names
         )
-        self.links = tuple(
-            LinkSpec(src=src, dst=dst, rtt_us=10_000, bytes_per_s=2 * GB) for src in names[:2] for dst in GOALS
-        )
+        self.links = tuple(LinkSpec(src=src, dst=dst, rtt_us=10_000, bytes_per_s=2 * GB) for src in names[:2] for dst in GOALS)
         truth = Truth(seed, Fleet(sites=self.sites, links=self.links, models=(), adapters=()), GPUS)
         disks = Disks()
         self.took_us: dict[SiteId, int] = {}

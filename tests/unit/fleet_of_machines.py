@@ -93,9 +93,7 @@ def site(name: str, *pools: PoolSpec, origin_gbs: int = 1) -> SiteSpec:
 
 def spec(model_id: str = "m", **changes: object) -> JobSpec:
     """A job of the default shape."""
-    base = JobSpec(
-        tenant=TenantId("t"), model_id=ModelId(model_id), prompt="p", shape=Shape(width=1024, height=1024, steps=20)
-    )
+    base = JobSpec(tenant=TenantId("t"), model_id=ModelId(model_id), prompt="p", shape=Shape(width=1024, height=1024, steps=20))
     return replace(base, **changes)  # type: ignore[arg-type]  # the caller names fields of JobSpec
 
 
@@ -197,9 +195,7 @@ class Fleet:
         for key in assignment.removed:
             agent.attempts.pop(key, None)
 
-    def connect(
-        self, one: SiteSpec, runtime: SiteRuntime = SiteRuntime.RAY, boot_id: str = "b", *, report: bool = True
-    ) -> Agent:
+    def connect(self, one: SiteSpec, runtime: SiteRuntime = SiteRuntime.RAY, boot_id: str = "b", *, report: bool = True) -> Agent:
         """An agent of this site says hello and sends its first report (which is lost unless `report`)."""
         self._session += 1
         agent = Agent(site=one, session=SessionRef(self._session))
@@ -226,9 +222,7 @@ class Fleet:
         agent = self.agents[SiteId(name)]
         agent.report_seq += 1
         generation = agent.told[-1].generation if agent.told else Generation(0)
-        facts = tuple(
-            self._node(agent, one, index) for one in agent.site.pools for index in range(one.nodes)
-        )
+        facts = tuple(self._node(agent, one, index) for one in agent.site.pools for index in range(one.nodes))
         report = SiteReport(seq=agent.report_seq, full=full, generation=generation, nodes=facts, progress=progress)
         return self.happen(events.SiteReported(site_id=agent.site.site_id, session=agent.session, report=report), after_us)
 
@@ -240,7 +234,9 @@ class Fleet:
                 memory_free_bytes=0,
                 replicas=tuple(
                     ReplicaFact(
-                        model_id=ModelId(name), state=ReplicaState.WARM, memory_bytes=size,
+                        model_id=ModelId(name),
+                        state=ReplicaState.WARM,
+                        memory_bytes=size,
                         adapters=tuple(AdapterId(adapter) for adapter in agent.loaded.get((node_id, gpu), ())),
                     )
                     for name, size in sorted(agent.warm.get((node_id, gpu), {}).items())

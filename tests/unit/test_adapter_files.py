@@ -89,9 +89,7 @@ def test_what_does_not_verify_leaves_nothing(files: AdapterFiles, origin: Path, 
     pickled = origin / "adapters/pickled.safetensors"
     pickled.write_bytes(b"\x80\x04\x95 a pickle by another name")
     digest = hashlib.sha256(pickled.read_bytes()).hexdigest()
-    bad = replace(
-        one, weights_bytes=pickled.stat().st_size, weights_digest=f"sha256:{digest}", origin_path="adapters/pickled.safetensors"
-    )
+    bad = replace(one, weights_bytes=pickled.stat().st_size, weights_digest=f"sha256:{digest}", origin_path="adapters/pickled.safetensors")
     with pytest.raises(FetchError) as caught:
         fetch(files, bad, origin)
     assert caught.value.kind is FailureKind.BAD_WEIGHTS

@@ -151,9 +151,7 @@ def test_a_replica_that_cannot_take_an_adapter_stays_usable(site: AgentSite) -> 
     site.warm()
     site.assign(attempt("a", adapters=("s1",)), attempt("b"))
     site.adapter_fetched("s1")
-    site.happen(
-        ReplicaAdaptFailed(slot=slot(), model_id=ModelId("m"), adapters=(), memory_bytes=10 * GB, failure=TROUBLE), after_us=SECOND
-    )
+    site.happen(ReplicaAdaptFailed(slot=slot(), model_id=ModelId("m"), adapters=(), memory_bytes=10 * GB, failure=TROUBLE), after_us=SECOND)
     assert (site.end_of("a").failure, site.end_of("a").times.adapt_us) == (TROUBLE, SECOND)
     assert [command.key for command in site.said(RunAttempt)] == [key("b")]
 

@@ -22,6 +22,7 @@ from tests.unit.jobs_to_show import DONE, QUEUED, SPEC
 # Long before the ETA, just after half of such jobs are done, and after nine tenths are.
 TIMES = (1_000_000, 10_000_000, 13_000_000)
 
+
 @pytest.mark.parametrize(
     ("text", "expected_ms"), [("90s", 90_000), ("10m", 600_000), ("1h30m", 5_400_000), ("2d", 172_800_000), ("250ms", 250), ("1.5s", 1_500)]
 )

@@ -43,9 +43,7 @@ class Burst:
 
     def play(self) -> list[Job]:
         """The jobs, once each of them is bound or told what it waits for. No report comes after the first one."""
-        fleet = Fleet(
-            *SITES, models=(self.model,), policy=POLICY, gpus=CATALOGUE.gpus, runtime=SiteRuntime.TWIN, checked=False
-        )
+        fleet = Fleet(*SITES, models=(self.model,), policy=POLICY, gpus=CATALOGUE.gpus, runtime=SiteRuntime.TWIN, checked=False)
         for agent in fleet.agents.values() if self.warm else ():
             for pool in agent.site.pools:
                 for index in range(pool.nodes):

@@ -60,9 +60,7 @@ def test_an_attempt_that_waits_is_moved_to_a_slot_that_came_free() -> None:
 
 def _line_at_a(usd_micros: tuple[int, int], deadline_ms: int = 0) -> tuple[Fleet, AttemptKey]:
     """Both sites are at work, b for much longer; one more job is bound behind the work at a. Only what they cost differs."""
-    sites = (
-        site(name, replace(pool("p", gpus=1), usd_micros_per_gpu_hour=usd)) for name, usd in zip("ab", usd_micros, strict=True)
-    )
+    sites = (site(name, replace(pool("p", gpus=1), usd_micros_per_gpu_hour=usd)) for name, usd in zip("ab", usd_micros, strict=True))
     fleet = Fleet(*sites, models=(model("m", 70),), policy=Policy(silent_after_ms=10**9))
     for name in "ab":
         fleet.warm(name, "p-0", 0, "m", 70)

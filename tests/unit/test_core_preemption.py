@@ -21,9 +21,7 @@ from tests.unit.fleet_of_machines import BATCH, SECOND, URGENT, Fleet, model, po
 
 RULES = Rules(times_max=2, margin_milli=250, gain_min_us=2 * SECOND, tail_milli=100)
 WAITER = Waiter(rank=0, weight_milli=5_000, wait_us=60 * SECOND, hold_us=5 * SECOND)
-WORK = Work(
-    rank=2, weight_milli=200, exec_us=100 * SECOND, remaining_us=60 * SECOND, lost_us=40 * SECOND, stop_us=SECOND, preempted=0
-)
+WORK = Work(rank=2, weight_milli=200, exec_us=100 * SECOND, remaining_us=60 * SECOND, lost_us=40 * SECOND, stop_us=SECOND, preempted=0)
 
 
 def test_by_hand() -> None:

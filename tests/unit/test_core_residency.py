@@ -49,10 +49,7 @@ def ask(found: Fleet, model_id: str, per_minute: int, minutes: int) -> None:
 def wanted(found: Fleet, tier: Tier | None = None) -> list[tuple[str, str]]:
     """(site, model) of every wish."""
     return [
-        (name, one.model_id)
-        for name, agent in sorted(found.agents.items())
-        for one in agent.wanted.values()
-        if tier in (None, one.tier)
+        (name, one.model_id) for name, agent in sorted(found.agents.items()) for one in agent.wanted.values() if tier in (None, one.tier)
     ]
 
 

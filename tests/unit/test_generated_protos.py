@@ -40,9 +40,7 @@ def small_tree(tmp_path: Path) -> Path:
     protos = tmp_path / "protos"
     (protos / "atoll/v1").mkdir(parents=True)
     shutil.copy(REPOSITORY / "protos/generate.py", protos)
-    (protos / "atoll/v1/thing.proto").write_text(
-        'syntax = "proto3";\npackage atoll.v1;\nmessage Thing { int32 a = 1; }\n'
-    )
+    (protos / "atoll/v1/thing.proto").write_text('syntax = "proto3";\npackage atoll.v1;\nmessage Thing { int32 a = 1; }\n')
     return tmp_path
 
 

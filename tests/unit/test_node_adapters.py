@@ -59,9 +59,7 @@ async def test_a_fetch_is_told_by_the_node_that_asked_and_found_on_all_that_shar
 
 async def test_two_nodes_that_ask_at_once_share_a_fetch_and_each_is_told(host: Host) -> None:
     adapter = served(host.origin, "ink", 5_000)
-    await asyncio.gather(
-        *(host.adapters.fetch(FetchAdapter(node_id=node, adapter=adapter), host.origin.as_uri()) for node in NODES)
-    )
+    await asyncio.gather(*(host.adapters.fetch(FetchAdapter(node_id=node, adapter=adapter), host.origin.as_uri()) for node in NODES))
     assert sorted(event.node_id for event in host.told if isinstance(event, AdapterFetched)) == sorted(NODES)
 
 

@@ -121,9 +121,7 @@ class Driver:
 
 
 @pytest.mark.parametrize(("tells_reserved", "usable"), [(True, 85_017_493_504), (False, 85_520_809_984)])
-def test_models_get_what_neither_the_driver_nor_a_process_keeps(
-    monkeypatch: pytest.MonkeyPatch, tells_reserved: bool, usable: int
-) -> None:
+def test_models_get_what_neither_the_driver_nor_a_process_keeps(monkeypatch: pytest.MonkeyPatch, tells_reserved: bool, usable: int) -> None:
     driver = Driver(tells_reserved=tells_reserved)
     monkeypatch.setitem(sys.modules, "pynvml", driver)
     (device,) = find_devices()

@@ -45,9 +45,7 @@ def test_a_process_left_behind_fails_the_session_and_is_ended(tmp_path: Path) ->
 def test_environment_keeps_tests_alone_and_quiet() -> None:
     assert os.environ["OMP_NUM_THREADS"] == "1"
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-    assert not [
-        name for name in os.environ if name.endswith(("_proxy", "_PROXY")) and not name.lower().startswith("no_")
-    ]
+    assert not [name for name in os.environ if name.endswith(("_proxy", "_PROXY")) and not name.lower().startswith("no_")]
 
 
 def test_short_path_leaves_room_for_ray_sockets(short_path: Path) -> None:

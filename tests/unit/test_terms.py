@@ -205,5 +205,3 @@ def test_resident_places_need_no_load() -> None:
             assert told["fetch"] == told["stage"] == told["init"] == told["evict"] == told["churn"] == 0
         else:
             assert told["init"] > 0 and told["stage"] > 0
-
-

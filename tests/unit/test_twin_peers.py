@@ -31,9 +31,7 @@ class Twins:
 
     def __init__(self, *, links: tuple[LinkSpec, ...] = (LINK,)) -> None:
         self.peers = TwinPeers(SITES, {(link.src, link.dst): link for link in links}, here=(SRC, DST))
-        self.src, self.dst = (
-            Heard(TwinRuntime(spec, gpus=GPUS, hidden=WORLD, peers=self.peers)) for spec in SITES if spec.site_id != FAR
-        )
+        self.src, self.dst = (Heard(TwinRuntime(spec, gpus=GPUS, hidden=WORLD, peers=self.peers)) for spec in SITES if spec.site_id != FAR)
 
     async def start(self) -> Twins:
         for one in (self.src, self.dst):

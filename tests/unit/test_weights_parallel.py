@@ -244,9 +244,7 @@ def test_a_server_that_is_killed_in_the_middle_costs_what_it_was_just_giving(
     assert [log["event"] for log in logs if log["event"] == "peer_given_up"] == ["peer_given_up"]
 
 
-def test_a_source_that_hardly_gives_is_not_waited_for(
-    ours: WeightsCache, manifest: ModelManifest, sites: tuple[Site, Site, Site]
-) -> None:
+def test_a_source_that_hardly_gives_is_not_waited_for(ours: WeightsCache, manifest: ModelManifest, sites: tuple[Site, Site, Site]) -> None:
     sites[0].bytes_per_s, sites[1].bytes_per_s = 20 * MIB, 256 * 1024
     done = _fetch(ours, manifest, *sites[:2])
     assert verify_folder(done.folder) == manifest
@@ -288,9 +286,7 @@ def test_a_lie_costs_the_liar_and_whoever_gave_of_the_same_file_but_never_the_mo
     sites[2].lies = True
     heard: list[int] = []
     with structlog.testing.capture_logs() as logs:
-        done = _fetch(
-            ours, manifest, *sites, origin=f"file://{folder}/origin/mine", on_bytes=lambda part, _: heard.append(part)
-        )
+        done = _fetch(ours, manifest, *sites, origin=f"file://{folder}/origin/mine", on_bytes=lambda part, _: heard.append(part))
     assert verify_folder(done.folder) == manifest and heard[-1] == manifest.total_bytes == max(heard)
     told = [log for log in logs if log["event"] == "peer_given_up"]
     assert any(str(sites[2].port) in log["peer"] and "which the manifest says" in log["reason"] for log in told)

@@ -179,9 +179,7 @@ def test_a_link_in_the_place_of_a_file_is_not_followed(theirs: WeightsCache, man
         assert _ask(port, f"/mine/{manifest.digest[7:]}/{WEIGHTS}")[0] == 404
 
 
-def test_without_the_token_nothing_is_given(
-    theirs: WeightsCache, ours: WeightsCache, manifest: ModelManifest, tmp_path: Path
-) -> None:
+def test_without_the_token_nothing_is_given(theirs: WeightsCache, ours: WeightsCache, manifest: ModelManifest, tmp_path: Path) -> None:
     path = f"/mine/{manifest.digest[7:]}/model_index.json"
     with serving(theirs, token=TOKEN) as port:
         assert [_ask(port, path, **given)[0] for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN})] == [401] * 3

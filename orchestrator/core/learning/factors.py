@@ -130,5 +130,3 @@ class PoolFactors:
 
 def _clipped(logs: Ints) -> Ints:
     return np.minimum(np.maximum(logs, -CORRECTION_MAX), CORRECTION_MAX)
-
-

@@ -44,12 +44,8 @@ RULES: Final = (
     ComponentRule(component=Component.LOAD, terms=("stage", "init"), actual_us=lambda times: times.load_us, phase=AttemptState.LOADING),
     # Patching goes on while an attempt is loading or compiling.
     ComponentRule(component=Component.ADAPT, terms=("adapt",), actual_us=lambda times: times.adapt_us, phase=None),
-    ComponentRule(
-        component=Component.COMPILE, terms=("compile",), actual_us=lambda times: times.compile_us, phase=AttemptState.COMPILING
-    ),
-    ComponentRule(
-        component=Component.EXECUTION, terms=("execution",), actual_us=lambda times: times.run_us, phase=AttemptState.RUNNING
-    ),
+    ComponentRule(component=Component.COMPILE, terms=("compile",), actual_us=lambda times: times.compile_us, phase=AttemptState.COMPILING),
+    ComponentRule(component=Component.EXECUTION, terms=("execution",), actual_us=lambda times: times.run_us, phase=AttemptState.RUNNING),
     ComponentRule(component=Component.UPLOAD, terms=("output",), actual_us=lambda times: times.upload_us, phase=AttemptState.UPLOADING),
     # The same term and the same phase: which of the two an attempt's fetch is, its decision says, and the other's factor is 0.
     ComponentRule(component=Component.PEER, terms=("fetch",), actual_us=lambda times: times.fetch_us, phase=AttemptState.FETCHING),

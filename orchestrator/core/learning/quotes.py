@@ -225,9 +225,7 @@ class Quotes:
     def take(self, *, crowds: bool) -> tuple[tuple[LearnedQuote, ...], LearnedSpread, tuple[LearnedCrowd, ...]]:
         """As a frozen value: the kinds, the gate, and the clusters if they are wanted."""
         kinds = tuple(
-            LearnedQuote(
-                start=key[0], modality=key[1], part=part.value, spread=one.spread.take(), p50_log=one.p50_log, p90_log=one.p90_log
-            )
+            LearnedQuote(start=key[0], modality=key[1], part=part.value, spread=one.spread.take(), p50_log=one.p50_log, p90_log=one.p90_log)
             for key, parts in self._kinds.items()
             for part, one in parts.items()
             if one.spread.held or (one.p50_log, one.p90_log) != one.guess
@@ -237,9 +235,7 @@ class Quotes:
         return kinds, self.gate.take(), together
 
 
-def restored(
-    kinds: tuple[LearnedQuote, ...], gate: LearnedSpread | None, crowds: tuple[LearnedCrowd, ...], refreshed_us: int
-) -> Quotes:
+def restored(kinds: tuple[LearnedQuote, ...], gate: LearnedSpread | None, crowds: tuple[LearnedCrowd, ...], refreshed_us: int) -> Quotes:
     """Quotes that go on where the value was taken. What it holds of parts that are not known here is learned again."""
     quotes = Quotes()
     quotes.refreshed_us = refreshed_us

@@ -94,6 +94,4 @@ def _gate(name: str, judged: Sketch) -> Gate:
     coverage = judged.covered * 1_000 // judged.counted if judged.counted else 0
     enough = observations >= GATE_ATTEMPTS
     passed = enough and abs(median) <= MEDIAN_MAX_MILLI and COVERAGE_MILLI[0] <= coverage <= COVERAGE_MILLI[1]
-    return Gate(
-        name=name, observations=observations, median_milli=median, coverage_milli=coverage, enough=enough, passed=passed
-    )
+    return Gate(name=name, observations=observations, median_milli=median, coverage_milli=coverage, enough=enough, passed=passed)

@@ -82,9 +82,7 @@ class Blocks:
         self.free_count = 0
         self.stale_nodes: dict[int, None] = {}
         self._stale: dict[Where, None] = {
-            (number, first): None
-            for number, node in enumerate(column.pool.nodes)
-            for first in range(0, len(node.slots) - size + 1, size)
+            (number, first): None for number, node in enumerate(column.pool.nodes) for first in range(0, len(node.slots) - size + 1, size)
         }
         dirty[column.index] = None
 

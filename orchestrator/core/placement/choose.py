@@ -220,9 +220,7 @@ class Scorer:
         rates[_CHURN] = self._guards and self._beyond_target(key.model_id)
         rates[_SLACK] = slack_us if self.timed else NO_DEADLINE
         chosen = self._everything[:rows] if mask is None else mask
-        bound, patient = kernel.decide(
-            estimate.fix, dyn, rooms, node_rooms, presence.table, presence.spots, rates, chosen, out
-        )
+        bound, patient = kernel.decide(estimate.fix, dyn, rooms, node_rooms, presence.table, presence.spots, rates, chosen, out)
         board = Board(
             columns=columns,
             estimate=estimate,

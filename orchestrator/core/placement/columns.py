@@ -99,9 +99,7 @@ class Columns:
         """Number the pools anew: some came or went. Order is that of site and pool names; what is known of a pool that stayed is kept."""
         old = self.columns
         self.columns = [
-            self._kept(site, site.pools[pool_id])
-            for site in sorted(sites, key=lambda site: site.site_id)
-            for pool_id in sorted(site.pools)
+            self._kept(site, site.pools[pool_id]) for site in sorted(sites, key=lambda site: site.site_id) for pool_id in sorted(site.pools)
         ]
         fresh = [column for column in self.columns if column.index < 0]
         self.by_pool = {(column.site.site_id, column.pool.pool_id): column for column in self.columns}

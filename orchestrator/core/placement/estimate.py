@@ -93,8 +93,12 @@ class Estimator:
         """The estimate of this class for the fleet as it is."""
         known = self._estimates.get(key)
         learned = self._factors.version_of(model.model_id)
-        if known is not None and known.version == self._columns.version and known.learned == learned and known.model is model and (
-            known.form is None or known.code == self._columns.code.version(known.form)
+        if (
+            known is not None
+            and known.version == self._columns.version
+            and known.learned == learned
+            and known.model is model
+            and (known.form is None or known.code == self._columns.code.version(known.form))
         ):
             if known.ways.held == self._columns.peers.version(model.model_id) and known.adapters_held == self._adapters_held(key):
                 return known

@@ -154,4 +154,3 @@ def _best_of(column: Column, variant: Variant, *, with_adapters: bool) -> Slot |
         if found is None or rank < found[0]:
             found = rank, slot
     return None if found is None else found[1]
-

@@ -55,9 +55,7 @@ class Best:
 def cheapest(alone_us: Ints, offers: Offers, size: int, ingress: Ints, peer_milli: Ints) -> Best:
     """The best set of each pool, or `alone_us` and nobody where that is no dearer. Only sets with a peer count: what was learned of peers
     (`peer_milli`) says nothing of the origin store alone. `ingress`: what comes into the pool's site at most."""
-    best = Best(
-        cost_us=alone_us.copy(), us=alone_us.copy(), members=np.full((len(alone_us), FETCH_SOURCES_MAX), NOBODY, dtype=np.int64)
-    )
+    best = Best(cost_us=alone_us.copy(), us=alone_us.copy(), members=np.full((len(alone_us), FETCH_SOURCES_MAX), NOBODY, dtype=np.int64))
     order = np.lexsort((offers.number, -offers.bytes_per_s, offers.fixed_us, offers.pools))
     table = np.column_stack((offers.pools, offers.number, offers.bytes_per_s, offers.rtt_us, offers.fixed_us))[order]
     (cheapest_rows if COMPILED else cheapest_columns)(table, size, ingress, peer_milli, best.cost_us, best.us, best.members)

@@ -108,9 +108,7 @@ class Sources:
 
     __slots__ = ("_adapters", "_columns", "_factors", "_layout", "_leaving", "_links", "_policy", "_pools", "_reaches", "_ways")
 
-    def __init__(
-        self, columns: Columns, policy: Policy, links: Mapping[tuple[SiteId, SiteId], LinkSpec], factors: PoolFactors
-    ) -> None:
+    def __init__(self, columns: Columns, policy: Policy, links: Mapping[tuple[SiteId, SiteId], LinkSpec], factors: PoolFactors) -> None:
         self._columns = columns
         self._policy = policy
         self._links = links

@@ -30,9 +30,7 @@ def cost_of(board: Board, row: int) -> Cost:
     return Cost(late=int(board.out[row, Out.TARDY]) >= 0, total_us=board.total_us(row))
 
 
-def after(
-    scorer: Scorer, key: ClassKey, board: Board, row: int, *, wait_us: int, fetch_us: int = 0, source: Source = Source.DISK
-) -> Cost:
+def after(scorer: Scorer, key: ClassKey, board: Board, row: int, *, wait_us: int, fetch_us: int = 0, source: Source = Source.DISK) -> Cost:
     """What a row would cost if it began after this wait and fetch, nothing had to leave, and no guard was up; NEVER beyond the job's
     price limit."""
     rates = _rates(scorer, key, board)

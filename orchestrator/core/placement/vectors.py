@@ -41,9 +41,7 @@ from orchestrator.core.placement.rows import (
 )
 
 
-def decide(
-    fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, spots: Ints, rates: Ints, mask: Bools, out: Ints
-) -> tuple[int, int]:
+def decide(fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, spots: Ints, rates: Ints, mask: Bools, out: Ints) -> tuple[int, int]:
     """See `kernel.Decide`."""
     pools, now = len(dyn), int(rates[Rate.NOW])
     out[:, :] = 0
@@ -206,9 +204,7 @@ def _cold_prices(fix: Ints, dyn: Ints, rates: Ints, cold: Ints, possible: Bools,
         cold[:, Out.FRAGMENT] = np.where(breaks, occupied // 2 * rates[Rate.FRAGMENT_MILLI] // 1_000, 0)
     flows = dyn[:, Dyn.FLOWS]
     crowd = fix[:, Fix.CROWD] * flows // (flows + 1) // 1_000 * rates[Rate.LINK_MILLI]
-    cold[:, Out.LINK] = np.where(
-        possible & (cold[:, Out.SOURCE] == Source.ORIGIN), np.minimum(fix[:, Fix.LEAVING] + crowd, LINK_MAX_US), 0
-    )
+    cold[:, Out.LINK] = np.where(possible & (cold[:, Out.SOURCE] == Source.ORIGIN), np.minimum(fix[:, Fix.LEAVING] + crowd, LINK_MAX_US), 0)
 
 
 def _costs(fix: Ints, rates: Ints, out: Ints, possible: Bools, occupied: Ints) -> None:
