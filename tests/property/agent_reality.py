@@ -44,7 +44,7 @@ from agents.core.outputs import (
     YieldFetch,
 )
 from atoll.model.attempt import Failure, FailureKind, PhaseTimes, ResultManifest
-from atoll.model.ids import AdapterId, AttemptKey, ModelId, SlotRef
+from atoll.model.ids import AdapterId, AttemptKey, ModelId, NodeId, SlotRef
 from atoll.model.replica import ReplicaFact, ReplicaState
 from atoll.model.site import PoolSpec
 from tests.unit.agent_core_site import GB, POOL, adapter, manifest, model, slot
@@ -65,11 +65,11 @@ class Reality:
         self.running: dict[SlotRef, RunAttempt] = {}  # of a gang, at each of its members
         self.alive = dict.fromkeys(self.slots, True)
         self.adapters: dict[SlotRef, dict[tuple[ModelId, int], set[AdapterId]]] = {ref: {} for ref in self.slots}
-        self.adapter_disk: dict[str, set[AdapterId]] = {pool.node_id(node): set() for node in range(pool.nodes)}
+        self.adapter_disk: dict[NodeId, set[AdapterId]] = {pool.node_id(node): set() for node in range(pool.nodes)}
         self.pending: list[Pending] = []
         self.kept: dict[str, frozenset[ModelId]] = {}
-        self.host: dict[str, dict[ModelId, str]] = {pool.node_id(node): {} for node in range(pool.nodes)}
-        self.disk: dict[str, set[ModelId]] = {pool.node_id(node): set() for node in range(pool.nodes)}
+        self.host: dict[NodeId, dict[ModelId, str]] = {pool.node_id(node): {} for node in range(pool.nodes)}
+        self.disk: dict[NodeId, set[ModelId]] = {pool.node_id(node): set() for node in range(pool.nodes)}
         self.runs: list[AttemptKey] = []
         self.stopping: set[AttemptKey] = set()
         self.finished: dict[AttemptKey, ResultManifest] = {}
@@ -159,7 +159,7 @@ class Reality:
             disk_models=disk,
             disk_adapters=held,
             finished=finished,
-            host_tier=True,  # type: ignore[arg-type]
+            host_tier=True,
         )
 
     def settle(self, number: int, well: bool) -> AgentEvent | None:  # noqa: C901 - one case per command
