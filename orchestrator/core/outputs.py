@@ -136,22 +136,9 @@ class AppendAudit:
 
 
 Record = (
-    PutJob
-    | PutSite
-    | DeleteSite
-    | PutLinks
-    | PutModel
-    | DeleteModel
-    | PutAdapter
-    | DeleteAdapter
-    | PutPin
-    | DeletePin
-    | PutPush
-    | DeletePush
-    | PutEstimates
-    | PutPolicy
-    | AppendAudit
-)
+    PutJob | PutSite | DeleteSite | PutLinks | PutModel | DeleteModel | PutAdapter | DeleteAdapter | PutPin | DeletePin | PutPush
+    | DeletePush | PutEstimates | PutPolicy | AppendAudit
+)  # fmt: skip
 
 # --- answers ------------------------------------------------------------------------------------------------------------------
 
@@ -287,18 +274,9 @@ class PublishAudit:
 
 
 Command = (
-    Answer
-    | SendAssignment
-    | CloseSession
-    | PublishJob
-    | PublishSite
-    | PublishSiteRemoved
-    | PublishModel
-    | PublishModelRemoved
-    | PublishAdapter
-    | PublishAdapterRemoved
-    | PublishAudit
-)
+    Answer | SendAssignment | CloseSession | PublishJob | PublishSite | PublishSiteRemoved | PublishModel | PublishModelRemoved
+    | PublishAdapter | PublishAdapterRemoved | PublishAudit
+)  # fmt: skip
 
 # --- decisions: for metrics, logs and learning; no effect ---------------------------------------------------------------------
 
@@ -402,20 +380,9 @@ class CopyMoved:
 
 
 Decision = (
-    JobPlaced
-    | JobsDeferred
-    | AttemptSettled
-    | AttemptPreempted
-    | JobSettled
-    | LateResultRefused
-    | EstimateShifted
-    | CopyWanted
-    | CopyMoved
-    | BreakerTurned
-    | ClaimDropped
-    | RetryScheduled
-    | SubmissionRefused
-)
+    JobPlaced | JobsDeferred | AttemptSettled | AttemptPreempted | JobSettled | LateResultRefused | EstimateShifted | CopyWanted
+    | CopyMoved | BreakerTurned | ClaimDropped | RetryScheduled | SubmissionRefused
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
