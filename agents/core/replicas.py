@@ -140,6 +140,7 @@ def _load(ctx: Context, slot: Slot, work: Work, model: ModelSpec) -> None:
         memory_bytes=model.resident_bytes,
         weights_digest=model.weights_digest,
         gang_size=work.gang_size,
+        load_from_us=ctx.now_us,
     )
     slot.replicas[replica.key] = replica
     slot.loading_for = work.key

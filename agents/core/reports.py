@@ -15,7 +15,7 @@ from agents.core.state import Node, Slot, State
 from atoll.model import limits
 from atoll.model.ids import NodeId
 from atoll.model.modelspec import ModelSpec
-from atoll.model.replica import ReplicaFact
+from atoll.model.replica import ReplicaFact, ReplicaState
 from atoll.model.report import AttemptProgress, FetchFact, NodeFacts, SiteReport, SlotFacts
 
 # Each node is told again at least every so many regular reports, changed or not.
@@ -56,7 +56,7 @@ def flush(ctx: Context) -> None:
             seq=state.report_seq,
             full=full,
             generation=state.generation,
-            nodes=tuple(node_facts(state, state.nodes[node_id]) for node_id in part),
+            nodes=tuple(node_facts(state, state.nodes[node_id], ctx.now_us) for node_id in part),
             progress=progress,
             rates=state.rates,
         )
@@ -67,15 +67,18 @@ def flush(ctx: Context) -> None:
 
 
 def _refresh(state: State) -> None:
-    """Add the next few nodes of the round to those that changed."""
+    """Add the next few nodes of the round to those that changed, and those where something loads: how long it takes is being waited for."""
     nodes: list[NodeId] = list(state.nodes)
     count = -(-len(nodes) // REFRESH_REPORTS)
     for offset in range(count):
         state.dirty[nodes[(state.refreshed + offset) % len(nodes)]] = None
     state.refreshed = (state.refreshed + count) % max(len(nodes), 1)
+    for slot in state.slots.values():
+        if any(replica.state is ReplicaState.LOADING for replica in slot.replicas.values()):
+            state.dirty[slot.ref.node_id] = None
 
 
-def node_facts(state: State, node: Node) -> NodeFacts:
+def node_facts(state: State, node: Node, now_us: int) -> NodeFacts:
     """A node as it is known now."""
     return NodeFacts(
         pool_id=node.pool_id,
@@ -86,7 +89,7 @@ def node_facts(state: State, node: Node) -> NodeFacts:
         disk_models=tuple(model_id for model_id in node.disk if model_id not in node.deleting),
         # A disk that holds more than a report may list has the rest as well, and nobody is drawn to it by that.
         disk_adapters=tuple(sorted(node.disk_adapters)[: limits.ADAPTERS_PER_NODE_MAX]),
-        slots=tuple(_slot_facts(slot) for slot in node.slots),
+        slots=tuple(_slot_facts(slot, now_us) for slot in node.slots),
         pinned=residency.pinned(node),
         fetching=tuple(_fetch_fact(state, node, model) for model in node.fetching.values()),
         host_tier=state.host_tier,
@@ -101,7 +104,7 @@ def _fetch_fact(state: State, node: Node, model: ModelSpec) -> FetchFact:
     return FetchFact(model_id=model.model_id, bytes_done=done, bytes_total=model.weights_bytes, ahead=ahead)
 
 
-def _slot_facts(slot: Slot) -> SlotFacts:
+def _slot_facts(slot: Slot, now_us: int) -> SlotFacts:
     free = slot.measured_free_bytes if slot.measured_free_bytes >= 0 else max(slot.memory_bytes - slot.used_bytes, 0)
     return SlotFacts(
         index=slot.ref.index,
@@ -114,6 +117,7 @@ def _slot_facts(slot: Slot) -> SlotFacts:
                 memory_bytes=replica.memory_bytes,
                 gang_size=replica.gang_size,
                 adapters=tuple(sorted(held.adapter_id for held in replica.adapters)),
+                loading_us=max(now_us - replica.load_from_us, 0) if replica.state is ReplicaState.LOADING else 0,
             )
             for replica in slot.replicas.values()
         ),

@@ -217,6 +217,7 @@ def _load(ctx: Context, node: Node, desired: DesiredReplica, model: ModelSpec) -
                 memory_bytes=model.resident_bytes,
                 weights_digest=model.weights_digest,
                 ahead=True,
+                load_from_us=ctx.now_us,
             )
             slot.replicas[replica.key] = replica
             ctx.commands.append(LoadReplica(slot=slot.ref, model=model))

@@ -50,7 +50,7 @@ class Replica:
     a twin's).
 
     `ahead`: loaded before anybody asked, and not used since: it gives way to an attempt. `adapters` are loaded on it, the least
-    recently used first.
+    recently used first. `load_from_us`: when its load began.
     """
 
     model_id: ModelId
@@ -60,6 +60,7 @@ class Replica:
     ahead: bool = False
     gang_size: int = 1
     adapters: tuple[LoadedAdapter, ...] = ()
+    load_from_us: int = 0
 
     @property
     def key(self) -> ReplicaKey:

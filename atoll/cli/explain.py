@@ -263,7 +263,7 @@ def _attempt(attempt: Attempt, legend: Legend) -> None:
     told = attempt.explanation
     temperature = "cold: the model had to be loaded" if attempt.cold else "warm: the model was there"
     if told is not None and told.chosen.awaits is Awaits.LOAD:
-        temperature = "the model was loading there already, for another job"
+        temperature = "the model was loading there already"
     slot = f"{attempt.slot.node_id} slot {attempt.slot.index}"
     say(f"Attempt {attempt.key.ordinal} at {attempt.site_id}, {slot} ({temperature}): {attempt.state}")
     if attempt.failure:

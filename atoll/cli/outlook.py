@@ -51,8 +51,8 @@ def has(names: Sequence[str], candidate: Candidate, weights_bytes: int, verb: st
     if not candidate.cold:
         behind_us = term(names, candidate, "queue")
         if candidate.awaits is Awaits.LOAD:
-            for_whom = f" for another job, behind {duration(behind_us)} of that and other work" if behind_us else ""
-            return f"where the model {be} loading already{for_whom}"
+            behind = f", behind {duration(behind_us)} of that and other work" if behind_us else ""
+            return f"where the model {be} loading already{behind}"
         return f"where the model {be} warm" + (f", behind {duration(behind_us)} of other work" if behind_us else "")
     of = size(weights_bytes) if weights_bytes else "the model"
     if term(names, candidate, "fetch"):

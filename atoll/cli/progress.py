@@ -153,7 +153,7 @@ def sentence(job: Job) -> str:
 
 
 def temperature(attempt: Attempt) -> str:
-    """How the weights were when it was decided: warm, cold, or loading already for another job."""
+    """How the weights were when it was decided: warm, cold, or loading already."""
     told = attempt.explanation
     if told is not None and told.chosen.awaits is Awaits.LOAD:
         return "loading"

@@ -92,7 +92,7 @@ class Awaits(StrEnum):
     """What a place is behind that is no work of its slot."""
 
     NOTHING = ""
-    LOAD = "load"  # the replica is not there yet: it is fetched or loaded for another job
+    LOAD = "load"  # the replica is not there yet: it is fetched or loaded for another job or ahead of demand
     FETCH = "fetch"  # slots are free, but another node of the site fetches the model, and it is fetched once
     GANG = "gang"  # the slot is idle, but kept for a gang that waits for others beside it
 

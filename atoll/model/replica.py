@@ -47,7 +47,8 @@ class ReplicaFact:
     """A replica as an agent reports it; `memory_bytes` as measured, or as the catalogue says until then.
 
     `adapters` are loaded on it, active or not, sorted. `gang_size` above 1: this slot's own share of a replica that the slots of a gang of
-    that size hold together; it serves such gangs only.
+    that size hold together; it serves such gangs only. `loading_us`: of one that is loading, for how long already; a duration, since no two
+    clocks agree.
     """
 
     model_id: ModelId
@@ -55,3 +56,4 @@ class ReplicaFact:
     memory_bytes: int
     adapters: tuple[AdapterId, ...] = ()
     gang_size: int = 1
+    loading_us: int = 0

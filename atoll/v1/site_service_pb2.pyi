@@ -181,11 +181,14 @@ class ReplicaFact(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     GANG_SIZE_FIELD_NUMBER: _builtins.int
+    LOADING_US_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     state: _types_pb2.ReplicaState.ValueType
     memory_bytes: _builtins.int
     gang_size: _builtins.int
     """above 1: this slot's share of a gang's replica; 0: 1"""
+    loading_us: _builtins.int
+    """of one that is loading: for how long already"""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """loaded on it, sorted"""
@@ -198,10 +201,11 @@ class ReplicaFact(_message.Message):
         memory_bytes: _builtins.int = ...,
         adapters: _abc.Iterable[_builtins.str] | None = ...,
         gang_size: _builtins.int = ...,
+        loading_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "gang_size", b"gang_size", "memory_bytes", b"memory_bytes", "model_id", b"model_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "gang_size", b"gang_size", "loading_us", b"loading_us", "memory_bytes", b"memory_bytes", "model_id", b"model_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -749,7 +749,7 @@ class Candidate(_message.Message):
     cold: _builtins.bool
     wait_us: _builtins.int
     awaits: _builtins.str
-    """"load": its replica is being loaded for another job; "fetch": another node of the site fetches the model; "gang": its slot is kept for a
+    """"load": its replica is fetched or loaded already; "fetch": another node of the site fetches the model; "gang": its slot is kept for a
     gang; else ""
     """
     origin_too: _builtins.bool

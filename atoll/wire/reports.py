@@ -121,6 +121,7 @@ def replica_fact_to_proto(fact: ReplicaFact) -> pb.ReplicaFact:
         memory_bytes=fact.memory_bytes,
         adapters=fact.adapters,
         gang_size=fact.gang_size,
+        loading_us=fact.loading_us,
     )
 
 
@@ -135,6 +136,7 @@ def replica_fact_from_proto(msg: pb.ReplicaFact) -> ReplicaFact:
         memory_bytes=bounds.number("memory_bytes", msg.memory_bytes, 0, _BYTES),
         adapters=_adapters("adapters", msg.adapters, limits.ADAPTERS_PER_REPLICA_MAX) if msg.adapters else (),
         gang_size=gang_size,
+        loading_us=bounds.number("loading_us", msg.loading_us, 0, limits.PREDICTED_US_MAX),
     )
 
 

@@ -12,7 +12,7 @@ from atoll.model.audit import Severity
 from atoll.model.ids import EventSeq, ModelId
 from atoll.model.replica import ReplicaState
 from atoll.model.report import AttemptEvent, AttemptProgress
-from orchestrator.core import breakers, drains, jobs, movements, residuals, wishes
+from orchestrator.core import breakers, drains, jobs, loading, movements, residuals, wishes
 from orchestrator.core.context import Context, put_attempt
 from orchestrator.core.events import AttemptsEnded
 from orchestrator.core.outputs import AttemptSettled, LateResultRefused
@@ -142,7 +142,7 @@ def release(ctx: Context, site: Site, live: LiveAttempt, *, ran: bool = False) -
 
 
 def _vacate(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran: bool) -> None:
-    was_free = slot.ready and not slot.attempts
+    was_free = slot.ready and slot.idle
     if live.key in slot.attempts:
         slot.busy_until_us = _busy_without(ctx, column, slot, live, ran=ran)
         slot.attempts.remove(live.key)
@@ -153,6 +153,8 @@ def _vacate(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran:
         if ran:
             came = replica.state not in (ReplicaState.WARM, ReplicaState.BUSY)
             replica.state = ReplicaState.WARM
+            if slot.loading is not None and slot.loading.key == live.replica:
+                slot.loading = None
             if came:
                 movements.came_with(ctx, column, slot, replica, live.key.job_id)
         elif not slot.attempts and replica.state is ReplicaState.ABSENT:
@@ -177,7 +179,10 @@ def _busy_without(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *
     replica = slot.replicas.get(live.replica)
     resident = ran or live.attempt.running_us > 0 or (replica is not None and replica.state in (ReplicaState.WARM, ReplicaState.BUSY))
     # What is fetched and loaded for it goes on, for the next.
-    load_us = 0 if resident or not staying else max(slot.busy_until_us - ctx.now_us - behind_us - live.exec_us, 0)
+    if slot.loading is not None and not ran:
+        load_us = loading.left_us(ctx, slot)
+    else:
+        load_us = 0 if resident or not staying else max(slot.busy_until_us - ctx.now_us - behind_us - live.exec_us, 0)
     return ctx.now_us + load_us + behind_us
 
 

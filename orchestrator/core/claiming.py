@@ -157,13 +157,16 @@ def awaits_flight(ctx: Context, key: ClassKey, column: Column, slots: tuple[Slot
 
 
 def free_at_us(ctx: Context, column: Column, slot: Slot) -> int:
-    """When what is bound to a slot should be over; what should be by now is late by as much again, and takes twice as long at most. A block
-    is not given away because the last of what ends there is a moment late."""
-    if not slot.attempts:
+    """When what is bound to a slot, or loads there, should be over; what should be by now is late by as much again, and takes twice as long
+    at most. A block is not given away because the last of what ends there is a moment late."""
+    if slot.idle:
         return ctx.now_us
     if slot.busy_until_us > ctx.now_us:
         return slot.busy_until_us
-    taken_us = ctx.now_us - column.site.attempts[slot.attempts[0]].attempt.leased_us
+    began_us = slot.loading.from_us if slot.loading is not None else ctx.now_us
+    if slot.attempts:
+        began_us = column.site.attempts[slot.attempts[0]].attempt.leased_us
+    taken_us = ctx.now_us - began_us
     late_us = min(ctx.now_us - slot.busy_until_us, taken_us)
     return ctx.now_us + max(late_us, ctx.policy.recheck_min_ms * 1_000)
 

@@ -143,7 +143,7 @@ def _claim(ctx: Context, waiting: JobClass, board: Board, place: Place, *, moves
     ctx.state.claims.put(Kept(waiting.key, block.site_id, lead), claimed)
     for slot in place.slots:
         ctx.columns.claim_changed(place.column, slot, claimed.until_us)
-    if not any(slot.attempts for slot in place.slots):
+    if all(slot.idle for slot in place.slots):
         ctx.arm(ctx.now_us, TimerKind.PLACING)  # what it took from a weaker claim is whole
 
 
@@ -226,7 +226,7 @@ def shed(ctx: Context, key: ClassKey, reason: str) -> None:
 def _is_whole(ctx: Context, key: ClassKey, there: tuple[Column, list[Slot]]) -> bool:
     """Whether the gang can begin in its block, as far as that is the block's to say."""
     column, slots = there
-    if any(slot.attempts for slot in slots) or not ctx.columns.accepting_at(column.index):
+    if not all(slot.idle for slot in slots) or not ctx.columns.accepting_at(column.index):
         return False
     return not claiming.awaits_flight(ctx, key, column, tuple(slots))
 
@@ -272,5 +272,5 @@ def offer_idle(ctx: Context, found: tuple[Column, list[Slot]] | None) -> None:
     """Slots that were claimed and are idle came free for others."""
     if found is not None:
         for slot in found[1]:
-            if slot.ready and not slot.attempts:
+            if slot.ready and slot.idle:
                 ctx.queue.wake_for_slot(found[0].index)

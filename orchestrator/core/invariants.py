@@ -101,6 +101,7 @@ def _check_slot(ctx: Context, site: Site, slot: Slot) -> None:
     _must(bound <= ctx.policy.slot_depth, "reservations never exceed capacity", (site.site_id, slot.ref, bound))
     models = {site.attempts[key].replica for key in slot.attempts}
     _must(len(models) <= 1, "attempts of one slot share a model", (site.site_id, slot.ref, sorted(models)))
+    _must(slot.ready or slot.loading is None, "what is not ready loads nothing", (site.site_id, slot.ref))
     if slot.ready:
         _must(models <= set(slot.replicas), "a bound model has its memory reserved", (site.site_id, slot.ref))
 

@@ -44,7 +44,7 @@ def lenders(ctx: Context, key: ClassKey, board: Board, otherwise: int | None) ->
         if not passes and held.block.begins_us - ctx.now_us <= exec_us:
             continue
         there = members(ctx, held.block)
-        idle = [slot for slot in there[1] if not slot.attempts] if there is not None else []
+        idle = [slot for slot in there[1] if slot.idle] if there is not None else []
         if there is None or not idle or not (passes or _is_over_in_time(ctx, held, there, exec_us)):
             continue
         is_ready = any(ReplicaKey(key.model_id) in slot.replicas for slot in idle)
@@ -86,7 +86,7 @@ def lent(ctx: Context, lender: Kept) -> Iterator[Column]:
     assert found is not None, "a lender's slots are there"
     column, slots = found
     for slot in slots:
-        if not slot.attempts:
+        if slot.idle:
             ctx.columns.claim_changed(column, slot, 0)
     try:
         yield column

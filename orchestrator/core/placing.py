@@ -14,13 +14,13 @@ from atoll.model.ids import AttemptKey, JobId, Ordinal
 from atoll.model.job import JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Candidate, Deferral, Explanation, Reason
-from orchestrator.core import breakers, claims, etas, jobs, leases, lending, preempting, sites, turnover, wishes
+from orchestrator.core import breakers, claims, etas, jobs, leases, lending, loading, preempting, sites, turnover, wishes
 from orchestrator.core.claimed import ClaimDropped, Claimed, Kept
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.lines import stand_of
 from orchestrator.core.outputs import JobPlaced, JobsDeferred
 from orchestrator.core.patience import patience
-from orchestrator.core.placement.choose import Board, awaited_slot, slots_of, victims_in
+from orchestrator.core.placement.choose import Board, awaited_slot, busy_slot, slots_of, victims_in
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.columns import REASON_CODE
 from orchestrator.core.placement.estimate import Estimate
@@ -179,11 +179,14 @@ def _correct_overdue(ctx: Context, board: Board, row: int | None) -> bool:
     """
     if row is None or not board.overdue(row):
         return False
-    column, slot = board.column(row), awaited_slot(board, row)
+    column, slot = board.column(row), busy_slot(board, row)
     if slot is None:
         return False
-    taken_us = ctx.now_us - column.site.attempts[slot.attempts[0]].attempt.leased_us
-    slot.busy_until_us = ctx.now_us + max(taken_us, ctx.policy.recheck_min_ms * 1_000)
+    if slot.attempts:
+        taken_us = ctx.now_us - column.site.attempts[slot.attempts[0]].attempt.leased_us
+        slot.busy_until_us = ctx.now_us + max(taken_us, ctx.policy.recheck_min_ms * 1_000)
+    else:
+        loading.overdue(ctx, slot)
     ctx.columns.slot_changed(column, slot, was_free=False)
     return True
 
@@ -345,17 +348,16 @@ def _reserve(ctx: Context, members: tuple[Slot, ...], live: LiveAttempt, model: 
     replica_key = live.replica
     adapters, gone = [use.adapter_id for use in live.spec.adapters], list[Replica]()
     for slot in members:
-        was_free = slot.ready and not slot.attempts
-        if was_free:
+        was_free, begins_us = slot.ready and slot.idle, ctx.now_us if slot.idle else max(slot.busy_until_us, ctx.now_us)
+        if slot.ready and not slot.attempts:
             gone += turnover.take_out(slot, live.evict, besides=replica_key)
         sites.reserve(slot, replica_key, model.resident_bytes)
         replica = slot.replicas[replica_key]
         replica.last_used_us = ctx.now_us
         if adapters:
             replica.adapters = tuple(sorted({*adapters, *replica.adapters}))
-        busy_from_us = max(slot.busy_until_us, ctx.now_us) if slot.attempts else ctx.now_us
         slot.attempts.append(live.key)
-        slot.busy_until_us = busy_from_us + live.exec_us + loading_us
+        slot.busy_until_us = begins_us + live.exec_us + loading_us
         ctx.columns.slot_changed(column, slot, was_free)
     turnover.left(ctx, column, gone)
     if cold:

@@ -172,7 +172,7 @@ def _restore_node(node: Node, told: NodeSnapshot) -> None:
     for slot, slot_told in zip(node.slots, told.slots, strict=True):
         slot.ready = slot_told.ready
         slot.attempts = list(slot_told.attempts)
-        slot.busy_until_us, slot.last_used_us = slot_told.busy_until_us, slot_told.last_used_us
+        slot.busy_until_us, slot.last_used_us, slot.loading = slot_told.busy_until_us, slot_told.last_used_us, slot_told.loading
         slot.replicas = {
             ReplicaKey(replica.model_id, replica.gang_size): Replica(
                 model_id=replica.model_id,

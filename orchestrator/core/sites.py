@@ -13,11 +13,11 @@ from atoll.model.ids import Generation, PoolId, SlotRef
 from atoll.model.replica import ReplicaFact, ReplicaState, Tier
 from atoll.model.report import PROTOCOL_VERSION, NodeFacts, SiteHello, SlotFacts
 from atoll.model.site import PoolSpec, SiteAdmin
-from orchestrator.core import attempts, leases, movements, turnover, wishes
+from orchestrator.core import attempts, leases, loading, movements, turnover, wishes
 from orchestrator.core.context import Context
 from orchestrator.core.events import ResyncRequested, SiteConnected, SiteDisconnected, SiteReported
 from orchestrator.core.outputs import CloseSession, Refusal, RefusalCode
-from orchestrator.core.placement.column import Column
+from orchestrator.core.placement.column import Column, is_free
 from orchestrator.core.queue import NO_POOL
 from orchestrator.core.state import LiveAttempt, Node, Pool, Replica, ReplicaKey, Site, Slot
 
@@ -254,17 +254,20 @@ def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -
         if fact.state in _RESIDENT and fact.model_id not in leaving
     }
     before = {key: (replica.memory_bytes, replica.adapters) for key, replica in slot.replicas.items()}
-    was_free = slot.ready and not slot.attempts
+    was_free = slot.ready and slot.idle
     resident, known = movements.resident(slot), slot.replicas
     present = sorted({*told, *(live.replica for live in lives)})
     slot.replicas = {key: _believed(known.get(key), key, told.get(key), lives) for key in present}
     movements.slot_reported(ctx, column, slot, resident)
     after = {key: (replica.memory_bytes, replica.adapters) for key, replica in slot.replicas.items()}
     changed = before != after or facts.ready != slot.ready
-    if not changed:
+    taken = loading.told(ctx, column, slot, facts)
+    if not changed and not taken:
         return
     slot.ready = facts.ready
     ctx.columns.slot_changed(column, slot, was_free)
+    if not changed and not is_free(slot):
+        return
     if slot.ready and column.site.reported:  # else it is no turnover: the site, or the slot, begins anew
         gone = (replica for key, replica in known.items() if key not in slot.replicas and key.model_id in ctx.state.models)
         turnover.left(ctx, column, turnover.counted(slot, gone))

@@ -42,7 +42,7 @@ from orchestrator.core.placement.policy import Identity
 from orchestrator.core.queue import QueueSnapshot
 from orchestrator.core.residency import ResidencySnapshot
 from orchestrator.core.standing import Stand
-from orchestrator.core.state import JobEntry, LiveAttempt, Node, Site, Wanted
+from orchestrator.core.state import JobEntry, LiveAttempt, Loading, Node, Site, Wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +80,7 @@ class SlotSnapshot:
     attempts: tuple[AttemptKey, ...]
     busy_until_us: int
     last_used_us: int
+    loading: Loading | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,6 +355,7 @@ def _take_node(node: Node) -> NodeSnapshot:
                 attempts=tuple(slot.attempts),
                 busy_until_us=slot.busy_until_us,
                 last_used_us=slot.last_used_us,
+                loading=slot.loading,
             )
             for slot in node.slots
         ),

@@ -88,9 +88,27 @@ class Replica:
         return ReplicaKey(self.model_id, self.gang_size)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """A load in flight: what is loaded, since when, and until when as it is predicted now."""
+
+    model_id: ModelId
+    gang_size: int
+    from_us: int
+    until_us: int
+
+    @property
+    def key(self) -> ReplicaKey:
+        """The key of the replica that it will be."""
+        return ReplicaKey(self.model_id, self.gang_size)
+
+
 @dataclass(slots=True, kw_only=True)
 class Slot:
-    """One GPU. All attempts bound to it at a time are of one model, the first executes. `version` grows at each change."""
+    """One GPU. All attempts bound to it at a time are of one model, the first executes. `version` grows at each change.
+
+    `busy_until_us`: when what is bound to it, or what it loads, should be over.
+    """
 
     ref: SlotRef
     node_index: int
@@ -103,6 +121,12 @@ class Slot:
     last_used_us: int = 0
     version: int = 0
     claimed_until_us: int = 0  # it is claimed for a gang that should be done by then (`State.claims` says which); 0: it is not
+    loading: Loading | None = None  # as its site tells, for an attempt or ahead of demand
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is bound to it, and it loads nothing."""
+        return not self.attempts and self.loading is None
 
     @property
     def free_from_us(self) -> int:

@@ -7,20 +7,22 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from atoll.cli.app import main
 from atoll.cli.exits import Exit
 from atoll.client import AsyncClient, Client
-from atoll.model.ids import SiteId
+from atoll.model.ids import ModelId, SiteId
 from atoll.model.job import JobState
+from atoll.model.replica import ReplicaFact, ReplicaState
 from atoll.model.site import LinkSpec
 from orchestrator.api.auth import operator_token
 from orchestrator.app import packaged_catalogue
 from tests.integration.command_line import Atoll, answer, command_line
-from tests.integration.running_orchestrator import Running, ScriptedAgent, orchestrator, until
-from tests.unit.fleet_of_machines import model, site
+from tests.integration.running_orchestrator import PATIENCE_S, Running, ScriptedAgent, orchestrator, until
+from tests.unit.fleet_of_machines import GB, SECOND, model, pool, site
 
 Shown = pytest.CaptureFixture[str]
 
@@ -317,3 +319,39 @@ async def test_a_quote_that_waits_for_an_operator_ends_with_eight(tmp_path: Path
             assert (code, json.loads(out)["verdict"]) == (Exit.UNDECIDED, "impossible")
             assert (await run("sites", "uncordon", "a", "--reason", "moved"))[0] == Exit.OK
             assert (await run("quote", "m"))[0] == Exit.OK
+
+
+async def test_the_quote_of_a_model_that_was_just_pushed_counts_the_rest_of_its_load(
+    tmp_path: Path, atoll: Callable[[Running], Atoll]
+) -> None:
+    one_gpu = (pool("p", gpus=1),)
+    async with orchestrator(tmp_path) as running:
+        run = atoll(running)
+        await running.add_models(model("m", weights_gb=60))
+        await running.apply(site("a", *one_gpu))
+        async with ScriptedAgent(running, "a", pools=one_gpu) as agent:
+            await until(lambda: agent.generation > 0)
+            assert (await run("models", "push", "m", "--sites", "1", "--warm", "1", "--reason", "launch"))[0] == Exit.OK
+            # 60 GB take 12 s over a disk of 5 GB/s, and 11.3 s to build the pipeline; this agent always says that a second has passed.
+            agent.replicas = (ReplicaFact(model_id=ModelId("m"), state=ReplicaState.LOADING, memory_bytes=60 * GB, loading_us=1_000_000),)
+            loading = await _quoted_when(run, lambda told: told["chosen"]["awaits"] == "load")
+            assert (loading["verdict"], loading["chosen"]["cold"]) == ("now", False)
+            assert 21 < _queue_us(loading) / SECOND <= 22.3
+            _, out, _ = await run("quote", "m")
+            assert "waiting for a/p, where the model is loading already" in out
+            agent.replicas = (ReplicaFact(model_id=ModelId("m"), state=ReplicaState.WARM, memory_bytes=60 * GB),)
+            warm = await _quoted_when(run, lambda told: not told["chosen"]["awaits"] and not told["chosen"]["cold"])
+            assert _queue_us(warm) == 0
+            assert loading["predicted_us"] - warm["predicted_us"] == _queue_us(loading)
+
+
+def _queue_us(told: dict[str, Any]) -> int:
+    return int(told["chosen"]["terms_us"][told["term_names"].index("queue")])
+
+
+async def _quoted_when(run: Atoll, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            told: dict[str, Any] = await answer(run, "quote", "m")
+            if condition(told):
+                return told

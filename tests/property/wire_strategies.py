@@ -98,6 +98,7 @@ BY_FIELD: dict[tuple[type, str], Strategy] = {
     (job.JobSpec, "start_timeout_ms"): st.integers(0, limits.DEADLINE_MS_MAX),
     (job.JobSpec, "gang_size"): st.sampled_from(limits.GANG_SIZES),
     (replica.ReplicaFact, "gang_size"): st.sampled_from(limits.GANG_SIZES),
+    (replica.ReplicaFact, "loading_us"): st.integers(0, limits.PREDICTED_US_MAX),
     (job.Constraints, "regions"): tuples(printable.filter(bool)),
     (job.InputRef, "bytes"): st.integers(0, limits.INPUT_BYTES_MAX),
     (modelspec.AdapterUse, "scale_milli"): st.integers(-10_000, 10_000),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from atoll.model.adapter import AdapterSpec
 from atoll.model.assignment import AssignedAttempt, Assignment, CopyKey, DesiredReplica
@@ -118,6 +119,7 @@ class Agent:
     disk_adapters: set[str] = field(default_factory=set)
     compiled: dict[str, set[FormId]] = field(default_factory=dict)  # by node: forms for which it holds code
     shares_compiled: bool = False
+    loading: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)  # of what is held in a slot: what loads yet, since when
 
 
 class Fleet:
@@ -204,7 +206,7 @@ class Fleet:
             agent.event_seq, agent.warm, agent.disk, agent.host = old.event_seq, old.warm, old.disk, old.host
             agent.disk_of = old.disk_of
             agent.loaded, agent.disk_adapters, agent.gangs = old.loaded, old.disk_adapters, old.gangs
-            agent.compiled, agent.shares_compiled = old.compiled, old.shares_compiled
+            agent.compiled, agent.shares_compiled, agent.loading = old.compiled, old.shares_compiled, old.loading
         self.agents[one.site_id] = agent
         hello = SiteHello(
             site_id=one.site_id, fleet_id=FleetId(""), term=Term(0), protocol_version=PROTOCOL_VERSION, agent_version="t",
@@ -222,11 +224,11 @@ class Fleet:
         agent = self.agents[SiteId(name)]
         agent.report_seq += 1
         generation = agent.told[-1].generation if agent.told else Generation(0)
-        facts = tuple(self._node(agent, one, index) for one in agent.site.pools for index in range(one.nodes))
+        facts = tuple(self._node(agent, one, index, self.now_us + after_us) for one in agent.site.pools for index in range(one.nodes))
         report = SiteReport(seq=agent.report_seq, full=full, generation=generation, nodes=facts, progress=progress)
         return self.happen(events.SiteReported(site_id=agent.site.site_id, session=agent.session, report=report), after_us)
 
-    def _node(self, agent: Agent, one: PoolSpec, index: int) -> NodeFacts:
+    def _node(self, agent: Agent, one: PoolSpec, index: int, at_us: int) -> NodeFacts:
         node_id = one.node_id(index)
         slots = tuple(
             SlotFacts(
@@ -235,14 +237,16 @@ class Fleet:
                 replicas=tuple(
                     ReplicaFact(
                         model_id=ModelId(name),
-                        state=ReplicaState.WARM,
                         memory_bytes=size,
+                        **_state(agent, (node_id, gpu), name, at_us),
                         adapters=tuple(AdapterId(adapter) for adapter in agent.loaded.get((node_id, gpu), ())),
                     )
                     for name, size in sorted(agent.warm.get((node_id, gpu), {}).items())
                 )
                 + tuple(
-                    ReplicaFact(model_id=ModelId(name), state=ReplicaState.WARM, memory_bytes=size, gang_size=gang_size)
+                    ReplicaFact(
+                        model_id=ModelId(name), memory_bytes=size, gang_size=gang_size, **_state(agent, (node_id, gpu), name, at_us)
+                    )
                     for (name, gang_size), size in sorted(agent.gangs.get((node_id, gpu), {}).items())
                 ),
             )
@@ -255,6 +259,17 @@ class Fleet:
             disk_adapters=tuple(AdapterId(name) for name in sorted(agent.disk_adapters)),
             compiled=tuple(sorted(agent.compiled.get(node_id, ()))), shares_compiled=agent.shares_compiled,
         )  # fmt: skip
+
+    def load(self, name: str, pool_node: str, gpu: int, model_id: str, size_gb: int = 10) -> None:
+        """This slot begins to load this model; the site's agent says so."""
+        self.warm(name, pool_node, gpu, model_id, size_gb)
+        self.agents[SiteId(name)].loading[(pool_node, gpu)] = (model_id, self.now_us)
+        self.report(name, after_us=0)
+
+    def loaded(self, name: str) -> None:
+        """All that loaded at a site is there; its agent says so."""
+        self.agents[SiteId(name)].loading.clear()
+        self.report(name)
 
     def bring(self, name: str) -> None:
         """The site's agent has all the copies that it was told to hold ahead of demand, and reports."""
@@ -326,6 +341,13 @@ class Fleet:
         """From the next report on, the block that begins at this slot holds this model for gangs."""
         for gpu in range(lead, lead + gang_size):
             self.agents[SiteId(name)].gangs.setdefault((pool_node, gpu), {})[model_id, gang_size] = size_gb * GB
+
+
+def _state(agent: Agent, where: tuple[str, int], name: str, at_us: int) -> dict[str, Any]:
+    loads, since_us = agent.loading.get(where, ("", 0))
+    if loads != name:
+        return {"state": ReplicaState.WARM}
+    return {"state": ReplicaState.LOADING, "loading_us": at_us - since_us}
 
 
 def in_regions(*regions: str) -> Constraints:

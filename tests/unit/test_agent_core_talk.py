@@ -194,7 +194,7 @@ def test_the_first_report_of_a_session_is_full_and_later_ones_tell_what_changed(
     assert not report.full
     assert [(one.key, one.state) for one in report.progress] == [(key("a"), AttemptState.LOADING)]
     replicas = [fact for facts in report.nodes[0].slots for fact in facts.replicas]
-    assert replicas == [ReplicaFact(model_id=ModelId("m"), state=ReplicaState.LOADING, memory_bytes=10 * GB)]
+    assert replicas == [ReplicaFact(model_id=ModelId("m"), state=ReplicaState.LOADING, memory_bytes=10 * GB, loading_us=SECOND // 10)]
     assert report.generation == site.generation
 
 

@@ -92,8 +92,8 @@ def test_a_model_that_was_loading_for_another_job_was_not_warm(capsys: Shown) ->
     attempt = replace(FIRST, cold=False, explanation=replace(told, chosen=chosen, others=(fetched,)))
     explain.show(explain.Moment(job=replace(DONE, attempts=(attempt,)), now_us=20_000_000))
     shown = capsys.readouterr().out
-    assert "tokyo-1/h100, where the model was loading already for another job, behind 14.0s of that and other work: " in shown
-    assert "slot 2 (the model was loading there already, for another job): succeeded" in shown
+    assert "tokyo-1/h100, where the model was loading already, behind 14.0s of that and other work: " in shown
+    assert "slot 2 (the model was loading there already): succeeded" in shown
     assert "warm" not in shown
     assert "cold, fetched by another node there, at hand in 447ms" in shown and "free in" not in shown
     outlook.show_quote("flux1-dev", replace(WAITS, chosen=fetched, turn_us=0))

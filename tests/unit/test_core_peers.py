@@ -303,7 +303,7 @@ def test_a_fetch_that_only_the_site_knows_of_takes_what_its_source_gives() -> No
     column = fleet.machine.context.columns.by_pool[A, pool("p").pool_id]
     attempts.forget_fetch(fleet.machine.context, column, 0, ModelId("m"))  # as in a new incarnation, which knows attempts and no fetches
     told = FetchFact(model_id=ModelId("m"), bytes_done=10 * GB, bytes_total=20 * GB)
-    facts = replace(fleet._node(agent, agent.site.pools[0], 0), fetching=(told,))
+    facts = replace(fleet._node(agent, agent.site.pools[0], 0, fleet.now_us), fetching=(told,))
     agent.report_seq += 1
     report = SiteReport(seq=agent.report_seq, full=True, generation=agent.told[-1].generation, nodes=(facts,))
     fleet.happen(events.SiteReported(site_id=A, session=agent.session, report=report))

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from atoll.model.ids import ModelId
 from atoll.model.limits import NEEDED_BYTES_MAX
-from orchestrator.core.placement.column import Column, Entry, Free, free_bytes
+from orchestrator.core.placement.column import Column, Entry, Free, free_bytes, is_free
 from orchestrator.core.placement.eviction import Prices, Victim, leaving
 from orchestrator.core.placement.rows import FORBIDDEN_US, ROOM_WIDTH, VICTIMS, Room
 from orchestrator.core.state import Slot
@@ -136,7 +136,7 @@ class Blocks:
         for slot in slots:
             if not slot.ready:
                 return None
-            free = free and not slot.attempts and not slot.claimed_until_us
+            free = free and is_free(slot)
             until_us = max(until_us, slot.free_from_us)
         room, to_be_had, price_us, stays = 2**62, 2**62, 0, False
         pool, price_of = self._column.pool, self._prices.price_us

@@ -374,13 +374,19 @@ def _is_kept(slot: Slot | None) -> bool:
 
 
 def awaited_slot(board: Board, row: int) -> Slot | None:
-    """The busy slot whose end a row waits for; None where it waits for something else, such as the end of a gang that has yet to begin."""
+    """The slot whose work's end a row waits for; None where it waits for something else, such as a load or a gang that has yet to begin."""
+    slot = busy_slot(board, row)
+    return slot if slot is not None and slot.attempts else None
+
+
+def busy_slot(board: Board, row: int) -> Slot | None:
+    """The slot that a row waits for until it has ended, or loaded; None where it waits for something else."""
     column, variant = board.column(row), board.estimate.variant
     if variant.gang_size > 1:
         block = _block(board, row) or ()
         if any(slot.claimed_until_us for slot in block):
             return None
-        busy = [slot for slot in block if slot.attempts]
+        busy = [slot for slot in block if not slot.idle]
         return max(busy, key=lambda slot: slot.busy_until_us, default=None)
     if board.is_cold(row):
         slot = column.top(column.busy) if column.free_slots == 0 else None
@@ -388,4 +394,4 @@ def awaited_slot(board: Board, row: int) -> Slot | None:
         slot = warm_slot(column, variant.model_id)
     else:
         slot = (ready_slot if row // board.pools == READY else bare_slot)(column, variant)
-    return slot if slot is not None and slot.attempts and not slot.claimed_until_us else None
+    return slot if slot is not None and not slot.idle and not slot.claimed_until_us else None

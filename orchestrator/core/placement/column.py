@@ -83,9 +83,12 @@ class Column:
         return None
 
     def is_open(self, slot: Slot, key: ReplicaKey) -> bool:
-        """Whether a busy slot executes on this replica and may take one more behind it. One that is being emptied for somebody may not."""
+        """Whether a busy slot executes on this replica, or loads it, and may take one more behind that. One that is being emptied for
+        somebody may not."""
         if slot.claimed_until_us:
             return False
+        if not slot.attempts:
+            return slot.loading is not None and slot.loading.key == key
         first = self.site.attempts[slot.attempts[0]]
         if len(slot.attempts) >= self.depth or first.gives_way_to is not None:
             return False
@@ -141,5 +144,5 @@ def free_bytes(slot: Slot) -> int:
 
 
 def is_free(slot: Slot) -> bool:
-    """Whether the slot can begin at once, for anybody: what is claimed for a gang is not free."""
-    return slot.ready and not slot.attempts and not slot.claimed_until_us
+    """Whether the slot can begin at once, for anybody: what loads is not free, nor is what is claimed for a gang."""
+    return slot.ready and not slot.attempts and not slot.claimed_until_us and slot.loading is None

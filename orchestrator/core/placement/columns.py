@@ -242,7 +242,7 @@ class Columns:
     # --- slots -----------------------------------------------------------------------------------------------------------------
 
     def slot_changed(self, column: Column, slot: Slot, was_free: bool) -> None:
-        """Put a changed slot at its new places. `was_free`: whether it was ready and held no attempt before the change."""
+        """Put a changed slot at its new places. `was_free`: whether it was ready and idle before the change."""
         self._reindex(column, slot, was_free and not slot.claimed_until_us)
 
     def claim_changed(self, column: Column, slot: Slot, until_us: int) -> None:
