@@ -338,7 +338,7 @@ async def test_the_quote_of_a_model_that_was_just_pushed_counts_the_rest_of_its_
             assert (loading["verdict"], loading["chosen"]["cold"]) == ("now", False)
             assert 21 < _queue_us(loading) / SECOND <= 22.3
             _, out, _ = await run("quote", "m")
-            assert "waiting for a/p, where the model is loading already" in out
+            assert "where the model is loading already, behind 2" in out
             agent.replicas = (ReplicaFact(model_id=ModelId("m"), state=ReplicaState.WARM, memory_bytes=60 * GB),)
             warm = await _quoted_when(run, lambda told: not told["chosen"]["awaits"] and not told["chosen"]["cold"])
             assert _queue_us(warm) == 0
