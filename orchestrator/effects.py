@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from orchestrator.core.durable import Stored
+from orchestrator.core.ends import EndAttempt
 from orchestrator.core.outputs import (
     Answer,
     CloseSession,
@@ -55,6 +56,8 @@ class Surrounding:
             case PublishJob(job=job):
                 self._readers.put_job(job)
                 self._watchers.publish(job)
+            case EndAttempt():
+                self._readers.end_attempt(command)
             case SendAssignment(session=session, assignment=assignment):
                 self._sessions.send(session, assignment)
             case CloseSession(session=session, refusal=refusal):

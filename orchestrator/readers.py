@@ -17,6 +17,7 @@ from atoll.model.job import TERMINAL, Job, JobState, Priority
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec, SiteRecord
 from orchestrator.core.durable import Stored
+from orchestrator.core.ends import EndAttempt, applied
 
 # Ended jobs kept in memory, so that a client that asks right after the end needs no read of the store.
 RECENT_MAX: Final = 10_000
@@ -86,6 +87,13 @@ class ReadModel:
         self._recent.move_to_end(job.job_id)
         while len(self._recent) > RECENT_MAX:
             self._recent.popitem(last=False)
+
+    def end_attempt(self, end: EndAttempt) -> None:
+        """An attempt of a job that ended a moment ago is over; of older ones the store tells."""
+        known = self._recent.get(end.key.job_id)
+        told = applied(known, end) if known is not None else None
+        if told is not None:
+            self._recent[told.job_id] = told
 
     def forgot(self, ended: int) -> None:
         """So many ended jobs left the store; they stay at hand here for as long as there is room."""

@@ -19,6 +19,7 @@ from atoll.model.modelspec import ModelSpec
 from atoll.model.residency import Pin, Push
 from atoll.model.site import LinkSpec, SiteRecord
 from orchestrator.core.durable import EndedKey, Stored
+from orchestrator.core.ends import EndAttempt, applied
 from orchestrator.core.outputs import (
     AppendAudit,
     DeleteAdapter,
@@ -166,6 +167,11 @@ class SimStore:
         match record:
             case PutJob():
                 self.jobs[record.job.job_id] = record.job
+            case EndAttempt():
+                known = self.jobs.get(record.key.job_id)
+                told = applied(known, record) if known is not None else None
+                if told is not None:
+                    self.jobs[told.job_id] = told
             case PutSite():
                 self.sites[record.site.spec.site_id] = record.site
             case DeleteSite():
@@ -205,6 +211,8 @@ def brief(record: Record) -> str:  # noqa: C901 - one case per record and nothin
             job = record.job
             attempts = ",".join(f"{item.key.ordinal}:{item.site_id}:{item.state}" for item in job.attempts)
             return f"job {job.job_id} {job.state} [{attempts}]"
+        case EndAttempt():
+            return f"attempt {record.key} at {record.site_id} {record.state}"
         case PutSite():
             return f"site {record.site.spec.site_id} {record.site.admin}"
         case DeleteSite():

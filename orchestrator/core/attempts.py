@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from atoll.model.attempt import ATTEMPT_TABLE, PHASES, AttemptState, Failure, FailureKind
+from atoll.model.attempt import ATTEMPT_TABLE, ENDED, PHASES, AttemptState, Failure, FailureKind
 from atoll.model.audit import Severity
 from atoll.model.ids import EventSeq, ModelId
 from atoll.model.replica import ReplicaState
 from atoll.model.report import AttemptEvent, AttemptProgress
 from orchestrator.core import breakers, drains, jobs, loading, movements, residuals, wishes
 from orchestrator.core.context import Context, put_attempt
+from orchestrator.core.ends import EndAttempt
 from orchestrator.core.events import AttemptsEnded
 from orchestrator.core.outputs import AttemptSettled, LateResultRefused
 from orchestrator.core.placement.column import Column
@@ -54,6 +55,7 @@ def ended(ctx: Context, event: AttemptsEnded) -> None:
 def _settle_event(ctx: Context, site: Site, event: AttemptEvent) -> None:
     live = site.attempts.get(event.key)
     if live is None or event.state not in ATTEMPT_TABLE[AttemptState.STOPPING]:
+        _tell_end(ctx, site, event)
         if event.state is AttemptState.SUCCEEDED:
             ctx.decisions.append(LateResultRefused(key=event.key, site_id=site.site_id))
         return
@@ -66,6 +68,7 @@ def _settle_event(ctx: Context, site: Site, event: AttemptEvent) -> None:
     release(ctx, site, live, ran=event.state is AttemptState.SUCCEEDED)
     residuals.settled(ctx, site, live, event.state, event.times)
     if live.given_up or entry is None:
+        _tell_end(ctx, site, event)
         if event.state is AttemptState.SUCCEEDED:
             ctx.decisions.append(LateResultRefused(key=event.key, site_id=site.site_id))
         return
@@ -84,6 +87,24 @@ def _settle_event(ctx: Context, site: Site, event: AttemptEvent) -> None:
         jobs.attempt_succeeded(ctx, entry, event.manifest)
     else:
         jobs.attempt_failed(ctx, entry, attempt, failure_now or Failure(kind=FailureKind.INTERNAL, message="ended without a reason"))
+
+
+def _tell_end(ctx: Context, site: Site, event: AttemptEvent) -> None:
+    """How an attempt ended whose job ended before: what is kept of the job says so. What the site says of it is known here no more, perhaps
+    since before a restart."""
+    if event.key.job_id not in ctx.state.jobs and event.state in ENDED:
+        over = EndAttempt(
+            key=event.key, site_id=site.site_id, state=event.state, ended_us=ctx.now_us, failure=event.failure, times=event.times
+        )
+        ctx.end_attempt(over)
+
+
+def never_told(ctx: Context, site: Site, live: LiveAttempt, message: str) -> None:
+    """The site of an attempt that was given up will not say how it ended: lost, if its job ended first."""
+    if live.key.job_id not in ctx.state.jobs:
+        failure = Failure(kind=FailureKind.LOST, message=message)
+        over = EndAttempt(key=live.key, site_id=site.site_id, state=AttemptState.LOST, ended_us=ctx.now_us, failure=failure)
+        ctx.end_attempt(over)
 
 
 def _paid_us(live: LiveAttempt, event: AttemptEvent, *, wanted: bool) -> int:

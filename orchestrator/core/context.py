@@ -18,6 +18,7 @@ from atoll.model.job import Job
 from orchestrator.core.arrivals import Arrivals
 from orchestrator.core.bound import Bound
 from orchestrator.core.demand import Demand
+from orchestrator.core.ends import EndAttempt
 from orchestrator.core.events import RequestRef
 from orchestrator.core.learning.book import Book
 from orchestrator.core.outflow import Outflow
@@ -124,6 +125,11 @@ class Context:
     def save_ended(self, job: Job) -> None:
         """A job that has just left memory becomes durable, then visible."""
         self.touched_jobs[job.job_id] = job
+
+    def end_attempt(self, end: EndAttempt) -> None:
+        """An attempt of a job that has left memory is over: durable, then visible."""
+        self.records.append(end)
+        self.commands.append(end)
 
     def show_job(self, job: Job) -> None:
         """A soft change: visible, and durable only if this step writes the job anyway."""

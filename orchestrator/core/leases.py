@@ -103,4 +103,6 @@ def settle_all(ctx: Context, site: Site, message: str) -> None:
     for live in lives:
         if not live.given_up:
             attempts.give_up(ctx, site, live, message)
+        else:
+            attempts.never_told(ctx, site, live, message)
         attempts.release(ctx, site, live)

@@ -22,6 +22,7 @@ from atoll.model.replica import Tier
 from atoll.model.residency import Cause, Pin, Push, ResidencyEvent
 from atoll.model.site import LinkSpec, SiteRecord
 from orchestrator.core.claimed import ClaimDropped
+from orchestrator.core.ends import EndAttempt
 from orchestrator.core.events import RequestRef, SessionRef
 from orchestrator.core.health import BreakerTurned
 from orchestrator.core.placement.policy import Identity
@@ -137,7 +138,7 @@ class AppendAudit:
 
 Record = (
     PutJob | PutSite | DeleteSite | PutLinks | PutModel | DeleteModel | PutAdapter | DeleteAdapter | PutPin | DeletePin | PutPush
-    | DeletePush | PutEstimates | PutPolicy | AppendAudit
+    | DeletePush | PutEstimates | PutPolicy | AppendAudit | EndAttempt
 )  # fmt: skip
 
 # --- answers ------------------------------------------------------------------------------------------------------------------
@@ -275,7 +276,7 @@ class PublishAudit:
 
 Command = (
     Answer | SendAssignment | CloseSession | PublishJob | PublishSite | PublishSiteRemoved | PublishModel | PublishModelRemoved
-    | PublishAdapter | PublishAdapterRemoved | PublishAudit
+    | PublishAdapter | PublishAdapterRemoved | PublishAudit | EndAttempt
 )  # fmt: skip
 
 # --- decisions: for metrics, logs and learning; no effect ---------------------------------------------------------------------

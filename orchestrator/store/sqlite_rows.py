@@ -22,6 +22,7 @@ from atoll.model.residency import Pin, Push
 from atoll.model.site import LinkSpec, SiteRecord
 from atoll.wire import stored
 from orchestrator.core.durable import EndedKey, Stored
+from orchestrator.core.ends import EndAttempt, applied
 from orchestrator.core.outputs import (
     AppendAudit,
     DeleteAdapter,
@@ -49,6 +50,7 @@ _INSERT_JOB: Final = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_SPEC: Final = "INSERT INTO specs VALUES (?, ?)"
 _UPDATE_JOB: Final = "UPDATE jobs SET state = ?, live = ?, ended_us = ?, progress = ? WHERE n = ?"
 # The youngest job has the key: an ended one that the core no longer remembers gives way.
+_ENDED_JOB: Final = "SELECT n, progress, spec FROM jobs JOIN specs USING (n) WHERE job_id = ? AND live = 0"
 _FREE_KEY: Final = "UPDATE jobs SET idempotency_key = NULL WHERE tenant = ? AND idempotency_key = ? AND live = 0"
 
 
@@ -65,6 +67,7 @@ class Changes:
     """What a transaction is to write: the last state of each noun. None: deleted."""
 
     jobs: dict[JobId, Job] = field(default_factory=dict)
+    ends: list[EndAttempt] = field(default_factory=list)
     sites: dict[SiteId, SiteRecord | None] = field(default_factory=dict)
     models: dict[ModelId, ModelSpec | None] = field(default_factory=dict)
     adapters: dict[AdapterId, AdapterSpec | None] = field(default_factory=dict)
@@ -83,6 +86,8 @@ def changes_of(records: Sequence[Record]) -> Changes:  # noqa: C901 - one case p
         match record:
             case PutJob(job=job):
                 changes.jobs[job.job_id] = job
+            case EndAttempt():
+                changes.ends.append(record)
             case PutSite(site=site):
                 changes.sites[site.spec.site_id] = site
             case DeleteSite(site_id=site_id):
@@ -122,6 +127,8 @@ def write(connection: sqlite3.Connection, rows: LiveRows, changes: Changes, wall
     `wall_ms` is what people's clocks say.
     """
     new = _write_jobs(connection, rows, changes.jobs)
+    for end in changes.ends:
+        _write_end(connection, end)
     for site_id, site in changes.sites.items():
         if site is None:
             connection.execute("DELETE FROM sites WHERE site_id = ?", (site_id,))
@@ -201,6 +208,14 @@ def _write_jobs(connection: sqlite3.Connection, rows: LiveRows, jobs: dict[JobId
         _insert_singly(connection, inserted)
     connection.executemany(_INSERT_SPEC, specs)
     return new
+
+
+def _write_end(connection: sqlite3.Connection, end: EndAttempt) -> None:
+    """An attempt of a terminal job is over; nothing else of the job changes. A job that is retained no more is nobody's."""
+    found = connection.execute(_ENDED_JOB, (end.key.job_id,)).fetchone()
+    job = applied(job_of(found[1], found[2]), end) if found is not None else None
+    if job is not None:
+        connection.execute("UPDATE jobs SET progress = ? WHERE n = ?", (stored.encode_job_progress(job), found[0]))
 
 
 def _insert_singly(connection: sqlite3.Connection, inserted: list[tuple[int, str, str, str | None, str, str, bool, int, bytes]]) -> None:

@@ -17,6 +17,7 @@ import grpc.aio
 import pytest
 
 from atoll.model.address import Address
+from atoll.model.attempt import AttemptState
 from atoll.v1 import job_service_pb2 as jobs_pb
 from atoll.v1 import operator_service_pb2 as pb
 from atoll.v1 import types_pb2
@@ -113,6 +114,37 @@ async def test_running_work_goes_on_over_a_restart(tmp_path: Path) -> None:
         assert (ended.state, len(ended.attempts)) == (types_pb2.JOB_STATE_SUCCEEDED, 1)
     async with orchestrator(tmp_path) as running:
         assert (await running.get(job_id)).state == types_pb2.JOB_STATE_SUCCEEDED
+
+
+async def test_the_attempt_of_a_cancelled_job_ends_when_its_site_says_so_be_it_after_a_restart(tmp_path: Path) -> None:
+    async with orchestrator(tmp_path) as running:
+        await running.add_models(model("m"))
+        await running.apply(site("a"))
+        agent = ScriptedAgent(running, "a", hold=True)
+        await agent.connect()
+        told, silent = [(await running.jobs.Submit(job(key))).job_id for key in ("told", "silent")]
+        await until(lambda: len(agent.attempts) == 2)
+        (late,) = [key for key in agent.attempts if key.job_id == silent]
+        await running.jobs.Cancel(jobs_pb.CancelJobRequest(job_id=told))
+        stopped = await _stopped(running, told)
+        assert stopped.state == types_pb2.JOB_STATE_CANCELLED
+        assert stopped.attempts[0].ended_us >= stopped.ended_us
+        await agent.leave()
+        cancelled = await running.jobs.Cancel(jobs_pb.CancelJobRequest(job_id=silent))
+        assert cancelled.attempts[0].state == types_pb2.ATTEMPT_STATE_STOPPING
+    async with orchestrator(tmp_path) as running:
+        assert (await _stopped(running, told)).attempts == stopped.attempts
+        async with ScriptedAgent(running, "a", hold=True) as agent:
+            await agent.end(late, AttemptState.STOPPED)
+            assert (await _stopped(running, silent)).state == types_pb2.JOB_STATE_CANCELLED
+
+
+async def _stopped(running: Running, job_id: str) -> types_pb2.Job:
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            found: types_pb2.Job = await running.get(job_id)
+            if found.attempts[0].state == types_pb2.ATTEMPT_STATE_STOPPED:
+                return found
 
 
 async def test_a_recording_of_a_live_run_replays_to_equal_steps(tmp_path: Path) -> None:

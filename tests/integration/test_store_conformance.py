@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from atoll.model.attempt import AttemptState
 from atoll.model.audit import AuditEvent
 from atoll.model.errors import FieldError, StateError
 from atoll.model.ids import AdapterId, ChangeSeq, JobId, ModelId, SiteId, TenantId, Term
@@ -17,6 +18,7 @@ from atoll.model.learned import Estimates
 from atoll.model.replica import Tier
 from atoll.model.residency import Pin, Push
 from orchestrator.core.durable import EndedKey, Stored
+from orchestrator.core.ends import EndAttempt
 from orchestrator.core.outputs import (
     AppendAudit,
     DeleteAdapter,
@@ -327,3 +329,20 @@ async def test_nothing_works_before_take_over_or_after_close(backend: Backend, s
     await store.close()
     with pytest.raises(StateError, match="closed"):
         await store.get_job(JobId("j1"))
+
+
+async def test_the_attempt_of_a_terminal_job_ends_once_and_the_job_stays_as_it_ended(backend: Backend, store: Store) -> None:
+    term = (await store.take_over()).term
+    job = ended(placed(queued("done")), 50, JobState.CANCELLED)
+    (attempt,) = job.attempts
+    stopping = replace(job, attempts=(replace(attempt, state=AttemptState.STOPPING),))
+    end = EndAttempt(key=attempt.key, site_id=attempt.site_id, state=AttemptState.STOPPED, ended_us=60)
+    later = replace(end, state=AttemptState.FAILED, ended_us=70)
+    stranger = replace(end, key=replace(end.key, job_id=JobId("unknown")))
+    assert await store.commit(term, 77, [PutJob(job=placed(queued("live"))), PutJob(job=stopping)]) is COMMITTED
+    assert await store.commit(term, 78, [stranger, end, later]) is COMMITTED
+    store, stored = await reopened(backend, store)
+    assert [one.job_id for one in stored.jobs] == ["live"], "it is not live again"
+    found = await store.get_job(JobId("done"))
+    assert found == replace(stopping, attempts=(replace(stopping.attempts[0], state=AttemptState.STOPPED, ended_us=60),))
+    assert await store.list_ended(tenant=None, states=frozenset(), before=None, limit=9) == (found,)
