@@ -19,7 +19,6 @@ after `timeout_s` (with NCCL by its watchdog, which ends the process). Must not 
 
 from __future__ import annotations
 
-import math
 import os
 import time
 import warnings
@@ -35,6 +34,7 @@ from agents.engine.errors import EngineError, GenerationStoppedError
 from agents.engine.request import GenerationRequest
 from atoll.model.attempt import FailureKind
 from atoll.model.errors import FieldError
+from atoll.model.splits import check_rows, check_sequence
 
 # Members do the same work at the same pace: one that lets the others wait for longer than this hangs.
 TIMEOUT_S: Final = 300.0
@@ -44,8 +44,8 @@ _MEET_POLL_S: Final = 0.02
 _DENOISERS: Final = ("transformer", "transformer_2", "unet")
 # Denoisers by how they are split. Only those that a test splits and compares: diffusers has more plans of context parallelism, but the
 # one of LTX fails in 0.42, and the one of Qwen-Image needs prompts whose tokens happen to divide.
-_BY_SEQUENCE: Final = frozenset({"FluxTransformer2DModel", "WanTransformer3DModel"})
-_BY_ROWS: Final = frozenset({"UNet2DConditionModel"})  # every tensor argument has one row per result and guidance pass
+BY_SEQUENCE: Final = frozenset({"FluxTransformer2DModel", "WanTransformer3DModel"})
+BY_ROWS: Final = frozenset({"UNet2DConditionModel"})  # every tensor argument has one row per result and guidance pass
 # What the errors of the collective libraries have in common: torch gives most of them no type of their own.
 _BREAKS: Final = ("gloo", "ProcessGroup", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
@@ -105,35 +105,29 @@ def check_split(pipeline: Any, rule: ShapeRule, request: GenerationRequest, guid
     for denoiser in denoisers:
         kind = type(denoiser).__name__
         if _by_rows(denoiser):
-            _check_rows(kind, denoiser, request, guidance, size)
-        elif kind in _BY_SEQUENCE:
-            _check_sequence(kind, denoiser, rule, request, size)
+            _check_rows(denoiser, request, guidance, size)
+        elif kind in BY_SEQUENCE:
+            _check_sequence(denoiser, rule, request, size)
         else:
-            known = ", ".join(sorted(_BY_SEQUENCE | _BY_ROWS))
+            known = ", ".join(sorted(BY_SEQUENCE | BY_ROWS))
             raise FieldError("gang_size", size, f"1: {kind} cannot be split, only {known} can")
 
 
 def _by_rows(denoiser: Any) -> bool:
-    return type(denoiser).__name__ in _BY_ROWS
+    return type(denoiser).__name__ in BY_ROWS
 
 
-def _check_rows(kind: str, denoiser: Any, request: GenerationRequest, guidance: float | None, size: int) -> None:
+def _check_rows(denoiser: Any, request: GenerationRequest, guidance: float | None, size: int) -> None:
     distilled = getattr(denoiser.config, "time_cond_proj_dim", None) is not None
     passes = 2 if guidance is not None and guidance > 1 and not distilled else 1
-    rows = passes * request.shape.batch
-    if rows % size:
-        right = [one for one in (1, 2, 4, 8) if rows % one == 0]
-        what = f"{kind} is split by rows, and {passes} guidance passes of a batch of {request.shape.batch} make {rows}"
-        raise FieldError("gang_size", size, f"one of {right}: {what}")
+    check_rows(passes, request.shape.batch, size)
 
 
-def _check_sequence(kind: str, denoiser: Any, rule: ShapeRule, request: GenerationRequest, size: int) -> None:
+def _check_sequence(denoiser: Any, rule: ShapeRule, request: GenerationRequest, size: int) -> None:
     shape = request.shape
     heads = denoiser.config.num_attention_heads
     tokens = (shape.width // rule.side_px) * (shape.height // rule.side_px) * ((shape.frames - 1) // rule.frame_step + 1)
-    for count, what in ((heads, "attention heads"), (tokens, f"tokens of {shape}")):
-        if count % size:
-            raise FieldError("gang_size", size, f"a divisor of {math.gcd(heads, tokens)}: {kind} has {count} {what} to share equally")
+    check_sequence(heads, tokens, shape, size)
 
 
 # --- how members meet -----------------------------------------------------------------------------------------------------------

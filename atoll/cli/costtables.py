@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from atoll.cli.figures import count, seconds, size
-from atoll.cli.output import Form, say, show_plain, table
+from atoll.cli.output import Form, printable, say, show_plain, table
+from atoll.model.errors import FieldError
+from atoll.model.splits import check_gang
 from atoll.physics.coefficients import Coefficients
 from atoll.physics.estimate import DEVICE_LEVEL, Estimate
 from atoll.physics.evaluation import Judged, LeaveOut, LeftOut, Quality, grouped, named, quality
@@ -120,6 +122,10 @@ def _estimate_table(run: Run, found: Estimate, *, wide: bool) -> None:
         say(f"  FlashAttention 3 runs on Hopper only, and {run.gpu.gpu_type} is {run.gpu.arch}: the figure is that of {used.value}")
     if run.gang_size > 1:
         say(f"  {found.gang_speedup_milli / 1_000:.2f} times as fast as one GPU")
+        try:
+            check_gang(run.model, shape, run.gang_size)
+        except FieldError as error:
+            say(f"  no such job is placed: {printable(str(error).replace('gang_size', '--gpus', 1))}")
     if wide:
         rows = [[level.name, level.of, f"{level.effect_milli / 1_000:+.3f}", str(level.rows)] for level in found.levels]
         table(["LEVEL", "OF", "LOG OF TIME", "ROWS"], rows, frozenset({2, 3}), indent="  ")
@@ -301,6 +307,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from atoll.model.errors import FieldError
+from atoll.model.splits import check_gang
 from atoll.physics.coefficients import Coefficients, Spread
 
 FITTED: Final = Coefficients(

@@ -9,9 +9,11 @@ from dataclasses import replace
 
 from atoll.model import limits
 from atoll.model.attempt import RETRIES, Attempt, Failure, FailureKind, ResultManifest
+from atoll.model.errors import FieldError
 from atoll.model.ids import JobId, SiteId, TenantId
 from atoll.model.job import IMAGE_INPUT, Job, JobSpec, JobState, check_job_state
 from atoll.model.modelspec import IMAGE_TO_IMAGE, ModelSpec
+from atoll.model.splits import check_gang
 from atoll.model.words import duration, size
 from orchestrator.core import attempts, residency
 from orchestrator.core.context import Context, TimerKind
@@ -90,7 +92,7 @@ def unmeant(state: State, spec: JobSpec) -> Refusal | None:
     """Why this fleet can make nothing of such a job, however empty it is."""
     if spec.model_id not in state.models:
         return Refusal(code=RefusalCode.INVALID, field="model_id", message=f"no model {spec.model_id!r} in this fleet")
-    unusable = _unusable_adapter(state, spec) or _unusable_input(state, spec)
+    unusable = _unusable_adapter(state, spec) or _unusable_input(state, spec) or _unshared(state, spec)
     return Refusal(code=RefusalCode.INVALID, field=unusable[0], message=unusable[1]) if unusable is not None else None
 
 
@@ -135,6 +137,15 @@ def _unusable_input(state: State, spec: JobSpec) -> tuple[str, str] | None:
         able = sorted(one.model_id for one in state.models.values() if one.pipeline_class and _begins_with_image(one))
         some = ", ".join(able[:_NAMED_MAX]) + (", ..." if len(able) > _NAMED_MAX else "") if able else "none here can"
         return "inputs", f"model {model.model_id} ({model.pipeline_class}) cannot begin with an image: models that can: {some}"
+    return None
+
+
+def _unshared(state: State, spec: JobSpec) -> tuple[str, str] | None:
+    """(field, message) where no gang of that size can share the work. The job's model exists."""
+    try:
+        check_gang(state.models[spec.model_id], spec.shape, spec.gang_size, spec.guidance_milli)
+    except FieldError as error:
+        return error.field, str(error)
     return None
 
 

@@ -29,11 +29,12 @@ from agents.engine.pipeline import Engine, LoadedPipeline
 from agents.engine.quiet import quiet_loading
 from agents.engine.request import AdapterFile, GenerationRequest
 from agents.engine.starter_adapters import build_starter_adapters
-from agents.engine.starters import build_starters
+from agents.engine.starters import STARTERS, build_starters
 from atoll.model.errors import FieldError
 from atoll.model.ids import ModelId
 from atoll.model.modelspec import Modality
 from atoll.model.shape import Shape
+from atoll.model.splits import check_gang
 from tests.integration.test_engine_classes import CASES
 
 pytestmark = pytest.mark.slow
@@ -213,11 +214,18 @@ def test_what_cannot_be_shared_equally_is_refused_before_the_members_meet(models
         assert refused.value.field == "gang_size" and not meeting.exists()
         return str(refused.value)
 
-    assert "2 guidance passes of a batch of 1 make 2" in refusal(image, IMAGE, 4)
-    assert "1 guidance passes of a batch of 1 make 1" in refusal(image, replace(IMAGE, guidance=1.0), 2)
-    assert "WanTransformer3DModel has 4 attention heads" in refusal(video, VIDEO, 8)
+    assert "2 rows (2 guidance passes x batch 1)" in refusal(image, IMAGE, 4)
+    assert "1 row (1 guidance pass x batch 1)" in refusal(image, replace(IMAGE, guidance=1.0), 2)
+    assert "a gang shares the 4 attention heads" in refusal(video, VIDEO, 8)
     odd = replace(VIDEO, shape=replace(VIDEO.shape, width=48, height=48))
     assert "27 tokens of 48x48x9" in refusal(video, odd, 2)
+
+    # Who submits is told the same before, from what is known of the models.
+    for name, request, size in (("tiny-image", IMAGE, 4), ("tiny-image", replace(IMAGE, guidance=1.0), 2), ("tiny-video", odd, 2)):
+        spec = next(one for one in STARTERS if one.model_id == name)
+        with pytest.raises(FieldError) as told:
+            check_gang(spec, request.shape, size, int((request.guidance or 0) * 1_000))
+        assert str(told.value) == refusal({"tiny-image": image, "tiny-video": video}[name], request, size)
 
 
 def test_a_member_that_is_told_to_stop_waits_for_nobody(models: dict[str, Path], tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import psutil
 import pytest
 
@@ -55,8 +57,8 @@ async def fleet(folder: Path, temp_dir: Path) -> AsyncIterator[tuple[Running, Ra
     await runtime.close(keep_work=False)
 
 
-def shape(px: int, steps: int) -> types_pb2.Shape:
-    return types_pb2.Shape(width=px, height=px, frames=1, steps=steps, cfg_passes=2, batch=1)
+def shape(px: int, steps: int, batch: int = 1) -> types_pb2.Shape:
+    return types_pb2.Shape(width=px, height=px, frames=1, steps=steps, cfg_passes=2, batch=batch)
 
 
 async def submit(running: Running, **spec: Any) -> str:
@@ -90,11 +92,12 @@ async def test_a_gang_from_submit_to_picture_and_from_a_dead_member_to_the_next_
         assert int(np.abs(pixels_of(alone) - pixels_of(together)).max()) <= LEVELS_OFF_MAX
         assert again.result.artifacts[0].pixel_digest == together.result.artifacts[0].pixel_digest
 
-        odd = await reached(running, await submit(running, gang_size=2, guidance_milli=1_000), FAILED)
-        assert odd.failure.kind == types_pb2.FAILURE_KIND_BAD_INPUT
-        assert "gang_size is 2: expected one of [1]" in odd.failure.message
+        with pytest.raises(grpc.aio.AioRpcError) as odd:
+            await submit(running, gang_size=2, guidance_milli=1_000)
+        assert odd.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "gang_size is 2: expected 1: a gang shares the 1 row" in (odd.value.details() or "")
 
-        waits = await submit(running, gang_size=4)
+        waits = await submit(running, gang_size=4, shape=shape(64, 4, batch=2))
         struck = await submit(running, gang_size=2, shape=shape(128, 300))
         await reached(running, struck, types_pb2.JOB_STATE_RUNNING)
         (pool,) = runtime.pools

@@ -131,7 +131,7 @@ async def test_what_cannot_be_shared_is_refused_in_all_members_and_they_go_on(pl
         site.runtime.perform(order_of(site.slot, key_of("odd"), place.image, shape=SHORT, gang_size=2, guidance_milli=1_000))
         errored = await site.heard(AttemptErrored)
         assert errored.failure.kind is FailureKind.BAD_INPUT
-        assert "gang_size is 2: expected one of [1]" in errored.failure.message
+        assert "gang_size is 2: expected 1: a gang shares the 1 row" in errored.failure.message
         run(site, key_of("even"), place.image)
         await site.heard(AttemptFinished)
 
