@@ -13,6 +13,7 @@ from agents.core.outputs import RequestResync
 from agents.core.state import Work
 from atoll.model.assignment import Assignment
 from atoll.model.attempt import AttemptState
+from atoll.model.words import count
 
 
 def received(ctx: Context, event: AssignmentReceived) -> None:
@@ -50,7 +51,9 @@ def _apply_snapshot(ctx: Context, assignment: Assignment) -> None:
     state.listed = {attempt.key: attempt for attempt in assignment.attempts}
     dropped = [work for work in state.works.values() if work.key not in state.listed and work.state is not AttemptState.STOPPING]
     if not assignment.confirm_shrink and _shrinks(ctx, dropped):
-        ctx.notices.append(f"held back: the snapshot of generation {assignment.generation} drops {len(dropped)} attempts unconfirmed")
+        ctx.notices.append(
+            f"held back: the snapshot of generation {assignment.generation} drops {count(len(dropped), 'attempt')} unconfirmed"
+        )
     else:
         for work in dropped:
             attempts.stop(ctx, work.key)

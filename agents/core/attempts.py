@@ -20,6 +20,7 @@ from atoll.model.ids import AttemptKey
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaState
 from atoll.model.site import SiteRuntime
+from atoll.model.words import count
 
 # The orchestrator binds two per slot; the rest is for attempts that it gave up and that have not stopped yet. More is a mistake.
 WAITING_MAX: Final = 8
@@ -85,7 +86,7 @@ def _objection(state: State, assigned: AssignedAttempt, model: ModelSpec | None,
         if slot.memory_bytes and needed > slot.memory_bytes:
             return f"{model.model_id}{' with its adapters' if adapters else ''} needs {needed} bytes, its slot has {slot.memory_bytes}"
         if len(slot.queue) >= WAITING_MAX:
-            return f"{len(slot.queue)} attempts wait for slot {slot.ref.index} of {slot.ref.node_id} already"
+            return f"{count(len(slot.queue), 'attempt')} waiting for slot {slot.ref.index} of {slot.ref.node_id} already"
     return None
 
 

@@ -14,6 +14,7 @@ from atoll.model.ids import AdapterId
 from atoll.model.job import JobSpec
 from atoll.model.limits import GUIDANCE_MILLI_MAX, PROMPT_BYTES
 from atoll.model.shape import Shape, parse_int
+from atoll.model.words import count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class GenerationRequest:
         if (self.image is not None) is not (0 < self.strength <= 1):
             raise FieldError("strength", self.strength, "a number above 0 up to 1 with an image, and 0 without one")
         if self.image is not None and int(self.shape.steps * self.strength) < 1:
-            raise FieldError("strength", self.strength, f"at least {1 / self.shape.steps:.3f}: one of {self.shape.steps} steps")
+            raise FieldError("strength", self.strength, f"at least {1 / self.shape.steps:.3f}: one of {count(self.shape.steps, 'step')}")
         return self
 
 

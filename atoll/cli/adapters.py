@@ -12,12 +12,15 @@ from atoll.cli.exits import CliError, Exit
 from atoll.cli.figures import NONE, size
 from atoll.cli.output import Column, Form, Listing, note, plain, say, show_list, show_one, show_plain
 from atoll.cli.session import session, verb
+from atoll.cli.verbs import Noun
 from atoll.model import limits
 
 if TYPE_CHECKING:
     from atoll.client import AdapterView
 
-app = typer.Typer(name="adapters", help="LoRAs that change what models make: declare them, see where they are.", no_args_is_help=True)
+app = typer.Typer(
+    cls=Noun, name="adapters", help="LoRAs that change what models make: declare them, see where they are.", no_args_is_help=True
+)
 
 AdapterArgument = Annotated[str, typer.Argument(metavar="ADAPTER", help="Name of an adapter, with or without 'adapter/'.")]
 

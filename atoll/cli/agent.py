@@ -13,6 +13,7 @@ import typer
 from atoll.cli import arguments
 from atoll.cli.exits import CliError, Exit
 from atoll.cli.session import examples, session
+from atoll.cli.verbs import Verb
 
 # The one-time token of a new site. `sites add` prints it so, and it is no flag: those are seen by every user of a machine.
 JOIN_TOKEN_VARIABLE: Final = "ATOLL_JOIN_TOKEN"  # noqa: S105 - the name of a variable
@@ -72,6 +73,7 @@ def register(root: typer.Typer) -> None:
     """Add the verbs to the command."""
     root.command(
         "agent",
+        cls=Verb,
         epilog=examples(
             """
             atoll agent --site lab-berlin --orchestrator atoll.example.com:7443 --ca ca.pem
@@ -82,6 +84,7 @@ def register(root: typer.Typer) -> None:
     )(agent)
     root.command(
         "rehearse",
+        cls=Verb,
         epilog=examples(
             """
             atoll rehearse clusters.yaml

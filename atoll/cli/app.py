@@ -33,6 +33,7 @@ from atoll.cli import (
 from atoll.cli.exits import HELP, CliError, Exit, code_of, hint_of
 from atoll.cli.output import note, printable
 from atoll.cli.session import AddressOption, CaOption, ConfigOption, OutputOption, TokenOption, begin, examples
+from atoll.cli.verbs import Noun, Verb
 from atoll.model.errors import AtollError
 
 # Typer exports the kinds of a wrong command line, not their root.
@@ -40,6 +41,7 @@ _USAGE_ERROR: Final[Any] = typer.BadParameter.__bases__[0]
 DEBUG_VARIABLE: Final = "ATOLL_DEBUG"
 
 app = typer.Typer(
+    cls=Noun,
     name="atoll",
     help="Many uneven sites of GPUs that behave like one pool.\n\nSubmit jobs, follow them, and operate the sites that run them.",
     epilog=examples(
@@ -73,6 +75,7 @@ copies.add_to(models.app)
 
 @app.command(
     "demo",
+    cls=Verb,
     epilog=examples(
         """
         atoll demo

@@ -132,6 +132,11 @@ def names(values: list[str] | None) -> tuple[str, ...]:
     return tuple(name for value in values or () for name in value.split(",") if name)
 
 
+def labels(values: list[str] | None) -> tuple[str, ...]:
+    """As `names`, of names with spaces: "San Jose, CA" is one, "Tokyo,N. Virginia" are two."""
+    return tuple(name for value in values or () for name in re.split(r",(?! )", value) if name)
+
+
 def meant(name: str, known: Collection[str]) -> str:
     """What an unknown name may stand for, as the end of a sentence; "" where nothing looks like it."""
     from atoll.catalog.likeness import alike

@@ -5,8 +5,9 @@ from __future__ import annotations
 import typer
 
 from atoll.cli import estimates, residuals
+from atoll.cli.verbs import Noun
 
-app = typer.Typer(name="costs", help="What the estimates are made of, and how good they are.", no_args_is_help=True)
+app = typer.Typer(cls=Noun, name="costs", help="What the estimates are made of, and how good they are.", no_args_is_help=True)
 
 
 def register(root: typer.Typer) -> None:

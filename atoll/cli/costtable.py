@@ -12,10 +12,11 @@ from typing import Final
 
 from atoll.cli.figures import change, count, duration, in_seconds, shares, size, unit_us
 from atoll.cli.output import say, table
-from atoll.cli.reasons import meaning, remedy
+from atoll.cli.reasons import advice, meaning
 from atoll.model.attempt import Attempt, AttemptState
 from atoll.model.learned import Component
 from atoll.model.placement import PRICE_TERMS, Awaits, Candidate, Evicted, Explanation, FetchFrom, Reason, Rejection
+from atoll.model.quote import Quote
 
 _LEGEND_CHARS: Final = 110
 _WHOLE: Final = 1_000
@@ -81,7 +82,7 @@ def weights(names: Sequence[str], candidate: Candidate) -> str:
     """Where the model is as that place sees it, and when the place is free."""
     state = "loading already" if candidate.awaits is Awaits.LOAD else "warm"
     if candidate.cold:
-        state = "cold, to be fetched" if term(names, candidate, "fetch") else "cold, already on its disk"
+        state = "cold, to be fetched" if term(names, candidate, "fetch") else "cold, on its disk"
         if candidate.fetch_from is not None:
             state += f" from {sources(candidate.fetch_from)}"
     if candidate.awaits is Awaits.FETCH:
@@ -129,12 +130,14 @@ def candidates(names: Sequence[str], found: Sequence[Candidate], legend: Legend,
 
 
 def _summed(names: Sequence[str], one: Candidate, times: Sequence[str], prices: Sequence[str]) -> list[str]:
-    """COST = TIME by its terms + PRICES by theirs, rounded so that what is printed adds up."""
+    """COST = TIME by its terms + PRICES by theirs, rounded so that what is printed adds up. TIME is rounded by itself: it is told elsewhere
+    too, and the same there."""
     passes_us = time_us(names, one)
     parts_us = (passes_us, one.total_us - passes_us)
     unit = unit_us(max(abs(one.total_us), abs(passes_us)))
     whole = (one.total_us + unit // 2) // unit
-    both = shares(parts_us, one.total_us, unit)
+    passes = (passes_us + unit // 2) // unit
+    both = (passes, whole - passes) if prices else (whole, 0)
     cells = [in_seconds(whole, unit, nothing=not one.total_us), "="]
     for sign, terms, part_us, part in (("", times, parts_us[0], both[0]), ("+", prices, parts_us[1], both[1])):
         if sign and not terms:
@@ -151,8 +154,8 @@ def before_it(names: Sequence[str], chosen: Candidate, turn_us: int, ahead: int)
     """What a job waits for besides what the line of its place says: its turn."""
     passes_us = time_us(names, chosen)
     unit = unit_us(passes_us + turn_us)
-    passes, turn = shares((passes_us, turn_us), passes_us + turn_us, unit)
-    whole = in_seconds(passes + turn, unit)
+    passes, both = ((us + unit // 2) // unit for us in (passes_us, passes_us + turn_us))
+    turn, whole = both - passes, in_seconds(both, unit)
     jobs = f"the {ahead} jobs" if ahead > 1 else "the job"
     say(f"    To its TIME of {in_seconds(passes, unit)} come {in_seconds(turn, unit)} for {jobs} before it: {whole} in all.")
 
@@ -168,7 +171,7 @@ def made_room(evicted: Sequence[Evicted], verb: str) -> None:
 _WAITED_FOR: Final = (Reason.NO_SLOT, Reason.MEMORY_BUSY)
 
 
-def rejections(found: Sequence[Rejection], title: str, listed: Sequence[Candidate]) -> None:
+def rejections(found: Sequence[Rejection], title: str, listed: Sequence[Candidate], quote: Quote | None = None) -> None:
     """What was left out and why. Places that are `listed` to be waited for are possible: they are in the table above."""
     at_once = {place(one) for one in listed if not one.wait_us}
     waited_for = len({place(one) for one in listed} - at_once)
@@ -182,7 +185,7 @@ def rejections(found: Sequence[Rejection], title: str, listed: Sequence[Candidat
         return
     say(f"  {title}")
     ordered = sorted(left, key=lambda rejection: (-rejection.pools, rejection.reason.value))
-    rows = [[count(one.pools, "pool"), meaning(one.reason), remedy(one.reason)] for one in ordered]
+    rows = [[count(one.pools, "pool"), meaning(one.reason), advice(one.reason, quote)] for one in ordered]
     table(["HOW MANY", "WHY", "WHAT WOULD HAVE TO CHANGE"], rows, indent="    ")
 
 

@@ -5,6 +5,7 @@ Decides how rows and runs are read; how answers look is `costtables`'. Needs no 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,11 @@ import typer
 
 from atoll.cli import arguments
 from atoll.cli.exits import CliError, Exit
+from atoll.cli.figures import count
 from atoll.cli.output import Form, note, say, show_plain
 from atoll.cli.session import session, verb
 from atoll.model import limits
-from atoll.model.errors import FieldError
+from atoll.model.errors import FieldError, quoted
 from atoll.model.ids import GpuTypeId
 from atoll.model.modelspec import Modality, ModelSpec
 from atoll.model.shape import Precision, Shape
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 _FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 # Leaving out one source at a time fits everything anew for each: 24 sources with 191 rows take some seconds.
+# Of a name of which only the end is mistaken.
+_BEGINNING_CHARS: Final = 3
 _SOURCES_MAX: Final = 200
 _ROWS_MAX: Final = 5_000
 _PACKAGED: Final = "atoll/data/latencies.csv"
@@ -177,7 +181,7 @@ def fit(
         show_plain(form, coefficients_plain(found))
     else:
         say(coefficients_module(found).rstrip("\n"))
-    note(f"{len(observations)} rows of {len({one.source for one in observations})} sources")
+    note(f"{count(len(observations), 'row')} of {count(len({one.source for one in observations}), 'source')}")
 
 
 def _names() -> Names:
@@ -226,7 +230,7 @@ def _wanted(
     pixels = arguments.size_px("--size", size) if size is not None else None
     spec = names.model(model, pixels)
     if spec is None:
-        raise FieldError("--model", model, _one_of(model, names.all_models(), "model"))
+        raise _unknown_model(model, [str(name) for name in names.all_models()])
     own = spec.default_shape
     width, height = pixels or (own.width, own.height)
     shape = Shape(
@@ -240,6 +244,18 @@ def _wanted(
     if spec.modality is Modality.IMAGE and shape.frames > 1:
         raise FieldError("--frames", frames, f"1, for {spec.model_id} makes images")
     return spec, shape
+
+
+def _unknown_model(model: str, known: list[str]) -> CliError:
+    """What the catalogue has instead. A name that begins like none of its own is taken for a model of somebody's fleet."""
+    from atoll.catalog.likeness import alike
+
+    begins = {name[:_BEGINNING_CHARS] for name in known}
+    close = alike(model, known) if model[:_BEGINNING_CHARS].lower() in begins else []
+    stems = sorted({found[0] for name in known if "/" not in name and (found := re.match(r"[a-z]+", name))})
+    rest = f"did you mean {' or '.join(map(repr, close))}?" if close else f"there are {', '.join(stems)}"
+    hint = "models that a fleet has of its own are asked by 'atoll quote MODEL'"
+    return CliError(f"--model is {quoted(model)}: expected a model of the catalogue; {rest}", code=Exit.USAGE, hint=hint)
 
 
 def _one_of(word: str, known: Iterable[str], kind: str) -> str:

@@ -15,6 +15,7 @@ NONE: Final = "-"
 # As in the texts of errors.
 duration = words.duration
 size = words.size
+count = words.count
 _SHARED_FROM_US: Final = 10_000
 _SECOND_US: Final = 1_000_000
 _LEAST_USD_MICROS: Final = 100
@@ -64,11 +65,6 @@ def change(predicted_us: int, actual_us: int) -> str:
     if predicted_us < _SHARED_FROM_US:
         return ""
     return f"{(actual_us - predicted_us) / predicted_us * 100:+.0f} %"
-
-
-def count(number: int, singular: str, plural: str = "") -> str:
-    """ "1 job", "3 jobs"."""
-    return f"{number} {singular if number == 1 else plural or singular + 's'}"
 
 
 def unit_us(us: int) -> int:

@@ -49,12 +49,17 @@ def fleet() -> None:
         case Form.TABLE | Form.WIDE:
             scale = "" if view.time_scale_milli == 1_000 else f", running {view.time_scale_milli / 1_000:g} times as fast as real time"
             say(f"fleet/{view.fleet_id} at {address}, term {view.term}, fleet time {duration(view.now_us)}{scale}")
+            most = len(view.alarms) if form is Form.WIDE else _ALARMS_SHOWN
+            dark = bool(view.alarms) and view.sites > 0 and not view.sites_connected
+            if dark:  # nothing runs: what is amiss is what everybody has to read
+                _say_alarms(view, most)
             say(f"  {count(view.sites, 'site')}, {view.sites_connected} connected")
             say(f"  {count(view.gpus, 'GPU')}, {view.gpus_used} at work")
             if view.policy:
                 say(f"  policy {view.policy}, {view.policy_digest}")
             say(f"  {count(view.jobs_queued, 'job')} queued, {view.jobs_live} live, {view.jobs_ended} ended")
-            _say_alarms(view, most=len(view.alarms) if form is Form.WIDE else _ALARMS_SHOWN)
+            if not dark:
+                _say_alarms(view, most)
 
 
 def _say_alarms(view: FleetView, most: int) -> None:

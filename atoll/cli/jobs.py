@@ -10,15 +10,16 @@ import typer
 
 from atoll.cli import arguments, explain, progress
 from atoll.cli.exits import CliError, Exit
-from atoll.cli.figures import NONE, change, duration, size
+from atoll.cli.figures import NONE, change, count, duration, size
 from atoll.cli.output import Column, Form, Listing, note, printable, say, show_list, show_one, show_plain
 from atoll.cli.session import session, verb
+from atoll.cli.verbs import Noun
 from atoll.model import limits
 from atoll.model.attempt import Attempt
 from atoll.model.errors import FieldError
 from atoll.model.job import TERMINAL, Job, JobState
 
-app = typer.Typer(name="jobs", help="Follow jobs, ask why they are where they are, fetch their results.", no_args_is_help=True)
+app = typer.Typer(cls=Noun, name="jobs", help="Follow jobs, ask why they are where they are, fetch their results.", no_args_is_help=True)
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job or the beginning of it, with or without 'job/'.")]
 JobsArgument = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of jobs or their beginnings, with or without 'job/'.")]
@@ -280,7 +281,7 @@ def logs(
 
         show_plain(form, plain(found))
         return
-    note(f"attempt {found.ordinal} at {found.site_id}, {len(found.lines)} lines")
+    note(f"attempt {found.ordinal} at {found.site_id}, {count(len(found.lines), 'line')}")
     for line in found.lines:
         say(printable(line))
 

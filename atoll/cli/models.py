@@ -13,6 +13,7 @@ from atoll.cli.exits import CliError, Exit
 from atoll.cli.figures import NONE, size
 from atoll.cli.output import Column, Form, Listing, note, plain, say, show_list, show_one, show_plain
 from atoll.cli.session import examples, session, verb
+from atoll.cli.verbs import Noun, Verb
 from atoll.model import limits
 from atoll.model.errors import quoted
 from atoll.model.modelspec import ModelSpec
@@ -20,7 +21,7 @@ from atoll.model.modelspec import ModelSpec
 if TYPE_CHECKING:
     from atoll.client import Client, ModelView
 
-app = typer.Typer(name="models", help="What can be made: declare models, see where they are warm.", no_args_is_help=True)
+app = typer.Typer(cls=Noun, name="models", help="What can be made: declare models, see where they are warm.", no_args_is_help=True)
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model, with or without 'model/'.")]
 
@@ -178,6 +179,7 @@ def remove(
 
 @app.command(
     "build-starters",
+    cls=Verb,
     epilog=examples(
         """
         atoll models build-starters

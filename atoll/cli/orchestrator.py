@@ -12,12 +12,14 @@ import typer
 
 from atoll.cli.exits import CliError
 from atoll.cli.session import examples
+from atoll.cli.verbs import Verb
 
 
 def register(root: typer.Typer) -> None:
     """Add the verbs to the command."""
     root.command(
         "orchestrator",
+        cls=Verb,
         epilog=examples(
             """
             atoll orchestrator

@@ -6,13 +6,14 @@ Decides the words. A tired person reads the first sentence and should know enoug
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, assert_never
 
 from atoll.cli import costtable
 from atoll.cli.costtable import Legend, place, sources, term, time_us
 from atoll.cli.figures import count, duration, money, size
 from atoll.cli.output import printable, say
-from atoll.cli.reasons import meaning, remedy
+from atoll.cli.reasons import advice, meaning
 from atoll.model.placement import LASTING, Awaits, Candidate, Rejection, is_lasting
 from atoll.model.quote import Eta, InTime, PlaceView, Quote, TimeLimits, Verdict, prospects
 
@@ -138,6 +139,19 @@ def in_time(eta: Eta | None, limits: TimeLimits, *, never: bool = False) -> list
         kept = found.meets_start_timeout
         lines.append(_kept(kept, "start timeout", "begin", limits.start_timeout_ms, limits, quantiles, never=never))
     return lines
+
+
+def missed(eta: Eta, limits: TimeLimits) -> list[str]:
+    """Sentences for the limits of time that such a job would miss, by what half of them take."""
+    found = prospects(eta, limits)
+    told = []
+    for one, deadline_ms, start_timeout_ms in (
+        (found.meets_deadline, limits.deadline_ms, 0),
+        (found.meets_start_timeout, 0, limits.start_timeout_ms),
+    ):
+        if one is InTime.NO:
+            told += in_time(eta, replace(limits, deadline_ms=deadline_ms, start_timeout_ms=start_timeout_ms))
+    return told
 
 
 def _kept(meets: InTime, what: str, do: str, limit_ms: int, limits: TimeLimits, quantiles: tuple[int, int] | None, *, never: bool) -> str:
@@ -280,7 +294,7 @@ def details(quote: Quote, room: str, legend: Legend) -> None:
             costtable.before_it(quote.term_names, quote.chosen, quote.turn_us, quote.ahead)
     costtable.made_room(quote.evicted, room)
     listed = [quote.chosen, *quote.others] if quote.chosen is not None else []
-    costtable.rejections(quote.rejections, "Not possible:" if quote.verdict is Verdict.NEVER else "Not possible now:", listed)
+    costtable.rejections(quote.rejections, "Not possible:" if quote.verdict is Verdict.NEVER else "Not possible now:", listed, quote)
 
 
 def show_site(site_id: str, places: Sequence[PlaceView], quote: Quote | None, legend: Legend) -> None:
@@ -294,7 +308,7 @@ def show_site(site_id: str, places: Sequence[PlaceView], quote: Quote | None, le
         where = f"{site_id}/{one.pool_id} ({one.gpu_type})"
         cheapest = min(one.candidates, key=lambda candidate: candidate.total_us, default=None)
         if cheapest is None:
-            why = f"{meaning(one.reason)}. To change that: {remedy(one.reason)}" if one.reason else "it offers nothing"
+            why = f"{meaning(one.reason)}. To change that: {advice(one.reason, quote)}" if one.reason else "it offers nothing"
             say(f"  {where} cannot take it: {why}.")
         elif best is not None and (best.site_id, best.pool_id, best.cold) == (cheapest.site_id, cheapest.pool_id, cheapest.cold):
             say(f"  {where} is where it would go now.")

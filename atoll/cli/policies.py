@@ -13,6 +13,7 @@ import typer
 from atoll.cli.exits import CliError, Exit
 from atoll.cli.output import Column, Form, Listing, note, plain, say, show_list, show_plain
 from atoll.cli.session import session, verb
+from atoll.cli.verbs import Noun
 
 if TYPE_CHECKING:
     from atoll.client import PolicyInUse
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _DEFAULT: Final = "default"
 # Without an orchestrator there is an answer too: nobody waits long for one.
 _LOOK_S: Final = 1.5
-app = typer.Typer(name="policies", help="By which figures places are chosen.", no_args_is_help=True)
+app = typer.Typer(cls=Noun, name="policies", help="By which figures places are chosen.", no_args_is_help=True)
 
 
 def register(root: typer.Typer) -> None:

@@ -7,6 +7,7 @@ import typer
 from atoll.cli import outlook
 from atoll.cli.exits import Exit
 from atoll.cli.output import Form, note, plain, say, show_plain
+from atoll.cli.refusals import as_options
 from atoll.cli.session import session, verb
 from atoll.cli.submit import (
     AdapterOption,
@@ -33,7 +34,6 @@ from atoll.cli.submit import (
     StepsOption,
     StrengthOption,
     TenantOption,
-    as_options,
     request_of,
 )
 from atoll.model.quote import InTime, TimeLimits, Verdict, prospects

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from atoll.cli.figures import size
 from atoll.model.placement import MEANINGS, Reason
+from atoll.model.quote import Quote
 
 # What would have to change, in terms of this command line.
 _REMEDIES: Final[dict[Reason, str]] = {
@@ -44,6 +46,25 @@ def remedy(reason: str) -> str:
     """What would have to change; "" when this version does not know."""
     known = _known(reason)
     return _REMEDIES[known] if known is not None else ""
+
+
+def advice(reason: str, quote: Quote | None) -> str:
+    """As `remedy`, with the figures of a quote where it tells them."""
+    if quote is not None and reason in {Reason.PRICE_TOO_HIGH, Reason.LOAD_TOO_DEAR} and quote.price_usd_micros:
+        wait = ", or wait: they may come" if reason == Reason.LOAD_TOO_DEAR else ", or make the job smaller"
+        return f"raise --max-price to {_enough(quote.price_usd_micros)}{wait}"
+    if quote is not None and reason == Reason.MEMORY_TOO_SMALL and quote.memory_bytes:
+        larger = f"GPUs of {size(quote.memory_bytes)} and more, the largest of these has {size(quote.gpu_memory_bytes)}"
+        if quote.resident_bytes > quote.gpu_memory_bytes:
+            return f"{larger}: its weights alone take {size(quote.resident_bytes)}, no --size helps"
+        return f"a smaller --size, --frames or --batch, or {larger}"
+    return remedy(reason)
+
+
+def _enough(usd_micros: int) -> str:
+    """A price that is no less, in figures that --max-price takes."""
+    step = 10 ** max(len(str(usd_micros)) - 3, 0)
+    return f"{-(-usd_micros // step) * step / 1_000_000:.6f}".rstrip("0").rstrip(".")
 
 
 def _known(reason: str) -> Reason | None:

@@ -19,6 +19,7 @@ import typer
 
 from atoll.cli.exits import CliError, Exit
 from atoll.cli.output import Form
+from atoll.cli.verbs import Verb
 from atoll.model.errors import quoted
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def verb(app: typer.Typer, name: str, *, epilog: str = "") -> Callable[[F], F]:
     """Register a verb that takes the shared options too. `epilog` holds its examples, one a line."""
 
     def register(function: F) -> F:
-        app.command(name, epilog=examples(epilog) if epilog else None)(_sharing(function))
+        app.command(name, cls=Verb, epilog=examples(epilog) if epilog else None)(_sharing(function))
         return function
 
     return register

@@ -12,6 +12,7 @@ from atoll.cli.exits import CliError, Exit
 from atoll.cli.figures import NONE, count, money, rate
 from atoll.cli.output import Column, Form, Listing, note, plain, say, show_list, show_one, show_plain, table
 from atoll.cli.session import session, verb
+from atoll.cli.verbs import Noun
 from atoll.model.address import parse_weights_url
 from atoll.model.errors import FieldError
 from atoll.model.ids import SiteId, parse_name
@@ -22,7 +23,9 @@ from atoll.model.views import SiteView
 if TYPE_CHECKING:
     from atoll.client import SitesApplied
 
-app = typer.Typer(name="sites", help="Declare sites, see how they are, take them out of service and put them back.", no_args_is_help=True)
+app = typer.Typer(
+    cls=Noun, name="sites", help="Declare sites, see how they are, take them out of service and put them back.", no_args_is_help=True
+)
 
 SiteArgument = Annotated[str, typer.Argument(metavar="SITE", help="Name of a site, with or without 'site/'.")]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", show_default=False, help="Why; kept in the audit. Required.")]
@@ -100,7 +103,7 @@ def list_sites(
     asked = ((region or (), {view.spec.region for view in declared}), (types, {pool.gpu_type for view in declared for pool in view.pools}))
     meant = [f"{name} is none of theirs{arguments.meant(name, known)}" for names, known in asked for name in names if name not in known]
     where = "'atoll sites list -o wide' shows their regions and GPU types"
-    none = f"none of the {len(declared)} sites is like that: {'; '.join(meant) or where}"
+    none = f"no site of the {len(declared)} declared is like that: {'; '.join(meant) or where}"
     nothing = "no sites; 'atoll sites apply clusters.yaml' or 'atoll sites add NAME' declares some"
     show_list(form, SITES, found, empty=none if declared else nothing)
 

@@ -10,8 +10,9 @@ import typer
 from atoll.cli.figures import size
 from atoll.cli.output import Form, plain, say, show_plain
 from atoll.cli.session import session, verb
+from atoll.cli.verbs import Noun
 
-app = typer.Typer(name="store", help="Keep what the orchestrator knows.", no_args_is_help=True)
+app = typer.Typer(cls=Noun, name="store", help="Keep what the orchestrator knows.", no_args_is_help=True)
 
 
 def register(root: typer.Typer) -> None:

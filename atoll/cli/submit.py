@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from atoll.cli import arguments, outlook, progress
+from atoll.cli import arguments, outlook, progress, results
 from atoll.cli.exits import CliError, Exit
 from atoll.cli.jobs import JOBS
 from atoll.cli.output import Form, note, say, show_list, show_one
+from atoll.cli.refusals import as_options
 from atoll.cli.session import session, verb
 from atoll.model import limits
 from atoll.model.errors import FieldError
 from atoll.model.ids import parse_name
 from atoll.model.job import IMAGE_INPUT, Job, JobState, Priority
 from atoll.model.modelspec import AdapterUse
-from atoll.model.quote import Verdict
+from atoll.model.quote import TimeLimits, Verdict
 from atoll.model.shape import Precision
 
 if TYPE_CHECKING:
@@ -31,24 +29,6 @@ E = TypeVar("E", bound=StrEnum)
 
 # More from one command line are a mistake of a script; the SDK takes any number.
 _COUNT_MAX: Final = 100_000
-# Fields of a job, by the options that say them.
-_OPTIONS: Final = {
-    "model_id": "MODEL",
-    "shape": "--size",
-    "shape.width": "the width of --size",
-    "shape.height": "the height of --size",
-    "shape.frames": "--frames",
-    "adapters": "--adapter",
-    "adapters.adapter_id": "--adapter",
-    "constraints.sites": "--site",
-    "constraints.regions": "--region",
-    "constraints.gpu_types": "--gpu",
-    "origin_site": "--origin",
-    "strength": "--strength",
-    "inputs": "--image",
-    "tenant": "--tenant",
-    "idempotency_key": "--key",
-}
 _WHAT: Final = "What to make"
 _WHEN: Final = "When"
 _WHERE: Final = "Where"
@@ -72,18 +52,30 @@ CfgOption = Annotated[
 ]
 GuidanceOption = Annotated[str | None, typer.Option("--guidance", metavar="X", rich_help_panel=_WHAT, help="Guidance scale.")]
 BatchOption = Annotated[str | None, typer.Option("--batch", metavar="N", rich_help_panel=_WHAT, help="Results of one job.")]
-PrecisionOption = Annotated[str | None, typer.Option("--precision", rich_help_panel=_WHAT, help="fp32, fp16, bf16, fp8 or fp4.")]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option("--precision", metavar="|".join(Precision), rich_help_panel=_WHAT, help="Of the denoiser's arithmetic."),
+]
 CountOption = Annotated[str, typer.Option("--count", metavar="N", rich_help_panel=_WHAT, help="So many jobs, each with its own seed.")]
-PriorityOption = Annotated[str, typer.Option("--priority", rich_help_panel=_WHEN, help="urgent, normal or batch.")]
+PriorityOption = Annotated[str, typer.Option("--priority", metavar="|".join(Priority), rich_help_panel=_WHEN, help="Who goes first.")]
 DeadlineOption = Annotated[
     str | None, typer.Option("--deadline", metavar="DURATION", rich_help_panel=_WHEN, help="Expire when not done by then.")
 ]
 StartTimeoutOption = Annotated[
     str | None, typer.Option("--start-timeout", metavar="DURATION", rich_help_panel=_WHEN, help="Expire when not begun by then.")
 ]
-SiteOption = Annotated[list[str] | None, typer.Option("--site", rich_help_panel=_WHERE, help="Only at these sites; may be repeated.")]
-RegionOption = Annotated[list[str] | None, typer.Option("--region", rich_help_panel=_WHERE, help="Only in these regions.")]
-GpuOption = Annotated[list[str] | None, typer.Option("--gpu", metavar="TYPE", rich_help_panel=_WHERE, help="Only on these GPU types.")]
+SiteOption = Annotated[
+    list[str] | None,
+    typer.Option("--site", metavar="SITE", rich_help_panel=_WHERE, help="Only at these sites: A,B, or repeated."),
+]
+RegionOption = Annotated[
+    list[str] | None,
+    typer.Option("--region", metavar="REGION", rich_help_panel=_WHERE, help="Only in these regions: A,B, or repeated."),
+]
+GpuOption = Annotated[
+    list[str] | None,
+    typer.Option("--gpu", metavar="TYPE", rich_help_panel=_WHERE, help="Only on these GPU types: A,B, or repeated."),
+]
 AdapterOption = Annotated[
     list[str] | None,
     typer.Option("--adapter", metavar="NAME[:SCALE]", rich_help_panel=_WHAT, help="With this LoRA, at a scale (1); may be repeated."),
@@ -108,15 +100,19 @@ OriginOption = Annotated[
     ),
 ]  # fmt: skip
 SimulatedOption = Annotated[bool, typer.Option("--simulated", rich_help_panel=_WHERE, help="A rehearsal: twins only, no files.")]
-TenantOption = Annotated[str, typer.Option("--tenant", rich_help_panel=_WHEN, show_default=False, help="On whose behalf.")]
+TenantOption = Annotated[str, typer.Option("--tenant", metavar="NAME", rich_help_panel=_WHEN, show_default=False, help="On whose behalf.")]
 KeyOption = Annotated[
-    str, typer.Option("--key", rich_help_panel=_WHEN, show_default=False, help="Idempotency key: submitted again it is the same job.")
+    str,
+    typer.Option("--key", metavar="KEY", rich_help_panel=_WHEN, show_default=False, help="Idempotency key: sent again it is the same job."),
 ]
 WaitOption = Annotated[bool, typer.Option("--wait", "-w", rich_help_panel=_RESULT, help="Follow it until it ends.")]
 TimeoutOption = Annotated[
     str | None, typer.Option("--timeout", metavar="DURATION", rich_help_panel=_RESULT, help="Stop waiting then (exit code 7).")
 ]
-OutOption = Annotated[str | None, typer.Option("--out", metavar="FILE", rich_help_panel=_RESULT, help="Wait, and put the result there.")]
+OutOption = Annotated[
+    str | None,
+    typer.Option("--out", metavar="PATH", rich_help_panel=_RESULT, help="Wait, and put the result there: a file or a folder."),
+]
 
 
 def register(root: typer.Typer) -> None:
@@ -172,6 +168,8 @@ def submit(
 
     A job that no place can take now is accepted all the same, with a warning (exit code 0): sites come and go. With --wait, what no site of
     the fleet can ever run as it is ends the waiting with exit code 1, unless --timeout says how long to wait; the job stays queued.
+
+    A --deadline or --start-timeout that the fleet would miss as it is now is accepted too, with a warning that says when it would be done.
     """
     if out is not None and simulated:
         raise CliError("--out is given with --simulated: expected one of them, as a rehearsal makes no files", code=Exit.USAGE)
@@ -186,30 +184,20 @@ def submit(
         gpu=gpu, gpus=gpus, max_price=max_price, simulated=simulated, adapter=adapter, image=image, strength=strength, origin=origin,
     )  # fmt: skip
     first_seed = None if seed is None else arguments.whole("--seed", seed, 0, 2**63 - 1)
-    described = template.described()
+    place = None if out is None else results.place_of("--out", out, jobs)
     with session().client() as client, as_options():
+        described = template.described()
         if template.file is not None:
             client.upload(template.file, name=IMAGE_INPUT)
+        late = _late(client, described)
         job_ids = _submit(client, _numbered(described, jobs, first_seed, key))
-        if wait or out is not None:
-            _finish(client, job_ids, form, timeout_s, None if out is None else Path(out))
+        if wait or place is not None:
+            _note_all(late)
+            _finish(client, job_ids, form, timeout_s, place)
         else:
             _announce(client, job_ids, form)
+            _note_all(late)
             _warn(client, job_ids)
-
-
-@contextmanager
-def as_options() -> Iterator[None]:
-    """A field that an orchestrator refuses is named as the option that it was given by."""
-    from atoll.client import InputError
-
-    try:
-        yield
-    except InputError as error:
-        option = _OPTIONS.get(re.sub(r"\[\d+\]", "", error.field))
-        if option is None or not error.message.startswith(error.field):
-            raise
-        raise CliError(option + error.message.removeprefix(error.field), code=Exit.USAGE) from None
 
 
 def request_of(
@@ -260,7 +248,7 @@ def request_of(
         start_timeout_ms=arguments.duration_ms("--start-timeout", start_timeout) if start_timeout is not None else 0,
         tenant=tenant,
         sites=arguments.names(site),
-        regions=tuple(region or ()),
+        regions=arguments.labels(region),
         gpu_types=arguments.names(gpu),
         gang_size=arguments.gang_size("--gpus", gpus),
         max_price_usd=arguments.price_limit_usd("--max-price", max_price),
@@ -307,7 +295,7 @@ def _submit(client: Client, requests: list[JobRequest]) -> list[str]:
     accepted = [outcome.job_id for outcome in outcomes if outcome.job_id is not None]
     if refused:
         if accepted:
-            note(f"{len(accepted)} of {len(outcomes)} jobs were accepted")
+            note(f"accepted all the same: {len(accepted)} of {len(outcomes)} jobs")
         raise refused[0]
     return [str(job_id) for job_id in accepted]
 
@@ -320,6 +308,30 @@ def _announce(client: Client, job_ids: list[str], form: Form) -> None:
             note(f"accepted; 'atoll jobs watch {job_ids[0]}' follows it" if len(job_ids) == 1 else f"{len(job_ids)} jobs accepted")
         return
     _show(form, [client.get(job_id) for job_id in job_ids])
+
+
+def _late(client: Client, request: JobRequest) -> list[str]:
+    """Warnings for the limits of time that the fleet would miss with such a job, by the quote of it. Without limits nothing is asked."""
+    from atoll.client import ClientError
+
+    if not (request.deadline_ms or request.start_timeout_ms):
+        return []
+    try:
+        offered = client.quote_request(request)
+    except ClientError:
+        return []  # a warning only is lost: what is wrong with the job is said by the submit
+    if offered.eta is None:
+        return []  # no place can take it, which is told by itself
+    when = TimeLimits(
+        now_us=offered.at_us, asked_us=offered.at_us, deadline_ms=request.deadline_ms, start_timeout_ms=request.start_timeout_ms
+    )
+    then = f"It should {outlook.when(offered.eta, offered.at_us)}."
+    return [f"warning: {progress.lowered(line)} {then}" for line in outlook.missed(offered.eta, when)]
+
+
+def _note_all(lines: list[str]) -> None:
+    for line in lines:
+        note(line)
 
 
 def _warn(client: Client, job_ids: list[str]) -> None:
@@ -339,6 +351,8 @@ def _warn(client: Client, job_ids: list[str]) -> None:
 
 def _finish(client: Client, job_ids: list[str], form: Form, timeout_s: float | None, out: Path | None) -> None:
     ended = progress.follow(client, job_ids, timeout_s=timeout_s)
+    if out is not None:
+        results.make_folder(out)
     paths: list[Path] = []
     for index, job in enumerate(ended, start=1):
         if out is not None and job.state is JobState.SUCCEEDED:

@@ -23,6 +23,7 @@ from atoll.cli.children import Children, Stopped
 from atoll.cli.exits import CliError, Exit
 from atoll.cli.output import note
 from atoll.cli.session import examples
+from atoll.cli.verbs import Verb
 from atoll.model.adapter import AdapterSpec
 from atoll.model.address import Address, parse_address
 from atoll.model.ids import SiteId, parse_name
@@ -49,6 +50,7 @@ def register(root: typer.Typer) -> None:
     """Add the verb to the command."""
     root.command(
         "up",
+        cls=Verb,
         epilog=examples(
             """
             atoll up

@@ -8,13 +8,14 @@ import typer
 
 from atoll import __version__
 from atoll.cli.output import Form, say, show_plain
+from atoll.cli.verbs import Verb
 from atoll.model.errors import FieldError
 from atoll.model.report import PROTOCOL_VERSION
 
 
 def register(root: typer.Typer) -> None:
     """Add the verb to the command."""
-    root.command("version")(version)
+    root.command("version", cls=Verb)(version)
 
 
 def version(*, output: Annotated[str, typer.Option("--output", "-o", metavar="FORM", help="table, json or yaml.")] = "table") -> None:

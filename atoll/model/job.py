@@ -17,6 +17,7 @@ from atoll.model.modelspec import AdapterUse
 from atoll.model.placement import Deferral, is_lasting
 from atoll.model.quote import Eta
 from atoll.model.shape import Precision, Shape, parse_int
+from atoll.model.words import count
 
 
 class JobState(StrEnum):
@@ -157,7 +158,7 @@ class JobSpec:
                 raise FieldError("strength_milli", self.strength_milli, f"0 without an input named {IMAGE_INPUT}")
         elif self.shape.steps * self.strength_milli < 1_000:
             least = -(-1_000 // self.shape.steps)
-            expected = f"{least} to 1000 with an input named {IMAGE_INPUT}: at least one of {self.shape.steps} steps"
+            expected = f"{least} to 1000 with an input named {IMAGE_INPUT}: at least one of {count(self.shape.steps, 'step')}"
             raise FieldError("strength_milli", self.strength_milli, expected)
 
 

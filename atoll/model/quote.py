@@ -104,6 +104,10 @@ class Quote:
     refusal: str = ""  # why a submit would be refused just now; "": it would not
     retry_after_ms: int = 0
     rule: str = ""  # how the policy chooses; "": by cost
+    resident_bytes: int = 0  # of the model in GPU memory, whatever the shape
+    memory_bytes: int = 0  # what the job needs of each GPU; 0: none is too small
+    gpu_memory_bytes: int = 0  # what the largest has of those that are too small
+    price_usd_micros: int = 0  # a limit with which the cheapest place that costs too much would do; 0: none costs too much
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

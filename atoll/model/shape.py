@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from atoll.model import limits
 from atoll.model.errors import FieldError
+from atoll.model.words import count
 
 
 class Precision(StrEnum):
@@ -62,7 +63,7 @@ def check_volume(shape: Shape, field: str = "shape") -> None:
     """FieldError for more pixels in all than anybody can mean, each figure being possible for itself."""
     pixels = shape.width * shape.height * shape.frames * shape.batch
     if pixels > limits.JOB_PX_MAX:
-        said = f"{shape.batch} of {shape.width}x{shape.height} with {shape.frames} frames"
+        said = f"{shape.batch} of {shape.width}x{shape.height} with {count(shape.frames, 'frame')}"
         raise FieldError(field, said, f"at most {limits.JOB_PX_MAX} pixels in all frames of all results")
 
 

@@ -1,4 +1,4 @@
-"""Durations and sizes as people read them, in tables, sentences and the texts of errors alike.
+"""Durations, sizes and numbers of things as people read them, in tables, sentences and the texts of errors alike.
 
 Decides precision and units: three significant figures are what a glance takes in. Programs get the integers.
 """
@@ -31,6 +31,11 @@ def duration(us: int) -> str:
         return f"{minutes // 60}h{minutes % 60:02}m"
     hours = round(seconds / 3_600)
     return f"{hours // 24}d{hours % 24:02}h"
+
+
+def count(number: int, singular: str, plural: str = "") -> str:
+    """ "1 job", "3 jobs"."""
+    return f"{number} {singular if number == 1 else plural or singular + 's'}"
 
 
 def size(count: int) -> str:

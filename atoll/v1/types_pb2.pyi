@@ -1024,6 +1024,10 @@ class Quote(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
+    RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    PRICE_USD_MICROS_FIELD_NUMBER: _builtins.int
     at_us: _builtins.int
     verdict: Global___Verdict.ValueType
     policy: _builtins.str
@@ -1042,6 +1046,14 @@ class Quote(_message.Message):
     retry_after_ms: _builtins.int
     rule: _builtins.str
     """how the policy chooses"""
+    resident_bytes: _builtins.int
+    """of the model in GPU memory, whatever the shape"""
+    memory_bytes: _builtins.int
+    """what the job needs of each GPU; 0: none is too small"""
+    gpu_memory_bytes: _builtins.int
+    """what the largest has of those that are too small"""
+    price_usd_micros: _builtins.int
+    """a limit with which the cheapest place that costs too much would do; 0: none costs too much"""
     @_builtins.property
     def term_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -1082,10 +1094,14 @@ class Quote(_message.Message):
         refusal: _builtins.str = ...,
         retry_after_ms: _builtins.int = ...,
         rule: _builtins.str = ...,
+        resident_bytes: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+        gpu_memory_bytes: _builtins.int = ...,
+        price_usd_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "eta", b"eta"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "at_us", b"at_us", "chosen", b"chosen", "egress_usd_micros", b"egress_usd_micros", "eta", b"eta", "evicted", b"evicted", "gpu_usd_micros", b"gpu_usd_micros", "others", b"others", "policy", b"policy", "predicted_us", b"predicted_us", "queue_length", b"queue_length", "refusal", b"refusal", "rejections", b"rejections", "retry_after_ms", b"retry_after_ms", "rule", b"rule", "term_names", b"term_names", "turn_us", b"turn_us", "verdict", b"verdict", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "at_us", b"at_us", "chosen", b"chosen", "egress_usd_micros", b"egress_usd_micros", "eta", b"eta", "evicted", b"evicted", "gpu_memory_bytes", b"gpu_memory_bytes", "gpu_usd_micros", b"gpu_usd_micros", "memory_bytes", b"memory_bytes", "others", b"others", "policy", b"policy", "predicted_us", b"predicted_us", "price_usd_micros", b"price_usd_micros", "queue_length", b"queue_length", "refusal", b"refusal", "rejections", b"rejections", "resident_bytes", b"resident_bytes", "retry_after_ms", b"retry_after_ms", "rule", b"rule", "term_names", b"term_names", "turn_us", b"turn_us", "verdict", b"verdict", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

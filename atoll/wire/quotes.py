@@ -67,6 +67,10 @@ def quote_to_proto(quote: Quote) -> pb.Quote:
         refusal=bounds.line(quote.refusal),
         retry_after_ms=quote.retry_after_ms,
         rule=quote.rule,
+        resident_bytes=quote.resident_bytes,
+        memory_bytes=quote.memory_bytes,
+        gpu_memory_bytes=quote.gpu_memory_bytes,
+        price_usd_micros=quote.price_usd_micros,
     )
 
 
@@ -92,6 +96,10 @@ def quote_from_proto(msg: pb.Quote) -> Quote:
         refusal=bounds.line(msg.refusal),
         retry_after_ms=_count("retry_after_ms", msg.retry_after_ms),
         rule=bounds.label("rule", msg.rule),
+        resident_bytes=_count("resident_bytes", msg.resident_bytes),
+        memory_bytes=_count("memory_bytes", msg.memory_bytes),
+        gpu_memory_bytes=_count("gpu_memory_bytes", msg.gpu_memory_bytes),
+        price_usd_micros=_count("price_usd_micros", msg.price_usd_micros),
     )
 
 

@@ -14,7 +14,7 @@ from atoll.model.ids import JobId, SiteId, TenantId
 from atoll.model.job import IMAGE_INPUT, Job, JobSpec, JobState, check_job_state
 from atoll.model.modelspec import IMAGE_TO_IMAGE, ModelSpec
 from atoll.model.splits import check_gang
-from atoll.model.words import duration, size
+from atoll.model.words import count, duration, size
 from orchestrator.core import attempts, residency
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.events import JobCancelRequested, JobsSubmitted, Submission
@@ -103,7 +103,7 @@ def met_bound(ctx: Context, tenant: TenantId, now_us: int) -> tuple[Bound, Refus
         return Bound.QUEUE, Refusal(code=RefusalCode.QUOTA, message=message, retry_after_ms=ctx.outflow.fleet_pause_ms(now_us))
     most = ctx.policy.queued_jobs_per_tenant_max
     if ctx.state.tenant_jobs.get(tenant, 0) >= most:
-        message = f"tenant {tenant} has {most} jobs that have not ended, as many as one may have"
+        message = f"tenant {tenant} has {count(most, 'job')} under way or waiting, as many as one may have"
         pause_ms = ctx.outflow.tenant_pause_ms(tenant, now_us)
         return Bound.TENANT, Refusal(code=RefusalCode.QUOTA, message=message, retry_after_ms=pause_ms)
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from atoll.model.audit import Severity
 from atoll.model.ids import SiteId
 from atoll.model.site import SiteConnection
+from atoll.model.words import count
 from orchestrator.core import attempts, drains
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.state import LiveAttempt, Site
@@ -45,7 +46,7 @@ def silence_due(ctx: Context, site_id: SiteId) -> None:
         return
     site.connection = SiteConnection.SILENT
     ctx.columns.refresh_site(site)
-    ctx.audit("site_silent", f"site/{site_id}", severity=Severity.WARNING, detail=f"{len(site.attempts)} attempts there")
+    ctx.audit("site_silent", f"site/{site_id}", severity=Severity.WARNING, detail=f"{count(len(site.attempts), 'attempt')} there")
     ctx.arm(site.last_heard_us + ctx.policy.lost_after_min_ms * 1_000, TimerKind.SITE_LOSSES, site_id)
 
 
@@ -74,7 +75,7 @@ def losses_due(ctx: Context, site_id: SiteId) -> None:
         ctx.arm(over_us, TimerKind.SITE_LOSSES, site_id)
         return
     site.connection = SiteConnection.LOST
-    ctx.audit("site_lost", f"site/{site_id}", severity=Severity.ALARM, detail=f"{len(waiting)} attempts go elsewhere")
+    ctx.audit("site_lost", f"site/{site_id}", severity=Severity.ALARM, detail=f"{count(len(waiting), 'attempt')} to be placed elsewhere")
     drains.advance(ctx, site)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from atoll.model import limits
 from atoll.model.ids import SiteId
 from atoll.model.site import Drain, SiteAdmin, SiteRecord, SiteSpec
+from atoll.model.words import count
 from orchestrator.core import drains, leases, pins, sites
 from orchestrator.core.context import Context
 from orchestrator.core.events import (
@@ -52,7 +53,7 @@ def applied(ctx: Context, event: SitesApplied) -> None:
     if changed:
         ctx.columns.rebuild(list(ctx.state.sites.values()))
         ctx.queue.forget_pools()
-        ctx.audit("sites_applied", "fleet", actor=event.actor, reason=event.reason, detail=f"{len(changed)} sites changed")
+        ctx.audit("sites_applied", "fleet", actor=event.actor, reason=event.reason, detail=f"{count(len(changed), 'site')} changed")
     ctx.answer(event.request, Done(changed=tuple(changed)))
 
 
@@ -172,7 +173,7 @@ def drain_requested(ctx: Context, event: SiteDrainRequested) -> None:
         ctx.refuse(event.request, RefusalCode.INVALID, message, "deadline_ms")
         return
     deadline_us = ctx.now_us + event.deadline_ms * 1_000
-    detail = f"{len(site.attempts)} attempts there, deadline in {event.deadline_ms / 1_000:g} s"
+    detail = f"{count(len(site.attempts), 'attempt')} there, deadline in {event.deadline_ms / 1_000:g} s"
     ctx.audit("site_drain_started", f"site/{event.site_id}", actor=event.actor, reason=event.reason, detail=detail)
     drains.begin(ctx, site, Drain(deadline_us=deadline_us, started_us=ctx.now_us, reason=event.reason, actor=event.actor))
     ctx.answer(event.request, Done(changed=(event.site_id,)))
@@ -184,7 +185,7 @@ def remove_requested(ctx: Context, event: SiteRemoveRequested) -> None:
     if site is None:
         return
     if not event.force and (site.attempts or site.record.admin is SiteAdmin.DRAINING):
-        held = f"still holds {len(site.attempts)} attempts" if site.attempts else "is draining"
+        held = f"still holds {count(len(site.attempts), 'attempt')}" if site.attempts else "is draining"
         message = f"site {event.site_id} {held}: drain it first and wait for that, or use --force to give up what is there"
         ctx.refuse(event.request, RefusalCode.WRONG_STATE, message)
         return
@@ -210,6 +211,6 @@ def remove_requested(ctx: Context, event: SiteRemoveRequested) -> None:
     ctx.commands.append(PublishSiteRemoved(site_id=event.site_id))
     ctx.columns.rebuild(list(ctx.state.sites.values()))
     ctx.queue.forget_pools()
-    detail = f"{orphans} attempts were given up" if orphans else ""
+    detail = f"{count(orphans, 'attempt was', 'attempts were')} given up" if orphans else ""
     ctx.audit("site_removed", f"site/{event.site_id}", actor=event.actor, reason=event.reason, detail=detail)
     ctx.answer(event.request, Done(changed=(event.site_id,)))

@@ -11,6 +11,7 @@ from atoll.model.ids import ModelId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import MEANINGS
 from atoll.model.residency import TIER_NAMES, Cause, Pin, Push
+from atoll.model.words import count
 from orchestrator.core import pushes, residency, sitings, wishes
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.events import ModelPinned, ModelPushed, ModelUnpinned, RequestRef
@@ -109,7 +110,8 @@ def pushed(ctx: Context, event: ModelPushed) -> None:
     ctx.state.pushes[event.model_id] = push
     ctx.columns.model_changed(event.model_id)
     ctx.records.append(PutPush(push=push))
-    detail = f"{len(push.sites)} sites, warm on {len(push.warm)}: {', '.join(push.sites[:8])}{', ...' if len(push.sites) > 8 else ''}"
+    named = ", ".join(push.sites[:8]) + (", ..." if len(push.sites) > 8 else "")
+    detail = f"{count(len(push.sites), 'site')}, warm on {len(push.warm)}: {named}"
     ctx.audit("model_pushed", f"model/{event.model_id}", actor=event.actor, reason=event.reason, detail=detail)
     wishes.review(ctx, event.model_id)
     wishes.keep_promises(ctx, model)
@@ -123,7 +125,7 @@ def push_over(ctx: Context, model_id: ModelId) -> None:
     push = ctx.state.pushes.get(model_id)
     if push is not None and ctx.now_us >= push.until_us:
         _end_push(ctx, model_id)
-        ctx.audit("push_over", f"model/{model_id}", detail=f"{len(push.sites)} sites")
+        ctx.audit("push_over", f"model/{model_id}", detail=count(len(push.sites), "site"))
 
 
 def _end_push(ctx: Context, model_id: ModelId) -> None:

@@ -19,6 +19,7 @@ from orchestrator.core.context import Context
 from orchestrator.core.lines import line_at
 from orchestrator.core.outputs import Refusal, RefusalCode
 from orchestrator.core.patience import patience
+from orchestrator.core.placement.advice import shortfall
 from orchestrator.core.placement.choose import Board, slots_of, victims_in
 from orchestrator.core.placement.classes import NO_AVOIDANCE, ClassKey, class_of
 from orchestrator.core.placement.columns import REASONS
@@ -155,7 +156,7 @@ def _offer(ctx: Context, asked: _Asked, now_us: int) -> Quote:
 
 
 def _quote(ctx: Context, asked: _Asked, board: Board, row: int | None, verdict: Verdict) -> Quote:
-    now_us = board.now_us
+    now_us, short = board.now_us, shortfall(board)
     if row is None:
         rejections = board.rejections()
         return Quote(
@@ -168,6 +169,10 @@ def _quote(ctx: Context, asked: _Asked, board: Board, row: int | None, verdict: 
             others=(),
             rejections=rejections,
             weights_bytes=asked.model.weights_bytes,
+            resident_bytes=asked.model.resident_bytes,
+            memory_bytes=short.memory_bytes,
+            gpu_memory_bytes=short.gpu_memory_bytes,
+            price_usd_micros=short.price_usd_micros,
             ahead=asked.ahead,
             queue_length=len(ctx.queue),
         )
@@ -186,6 +191,10 @@ def _quote(ctx: Context, asked: _Asked, board: Board, row: int | None, verdict: 
         chosen=chosen,
         others=others,
         rejections=board.rejections(),
+        resident_bytes=asked.model.resident_bytes,
+        memory_bytes=short.memory_bytes,
+        gpu_memory_bytes=short.gpu_memory_bytes,
+        price_usd_micros=short.price_usd_micros,
         evicted=tuple(victim.told() for member in members for victim in victims_in(board, row, member)),
         weights_bytes=asked.model.weights_bytes,
         predicted_us=delay_us,

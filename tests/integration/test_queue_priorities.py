@@ -102,7 +102,7 @@ async def test_a_tenant_with_too_many_jobs_is_told_when_to_come_back_and_another
             assert (await _atoll(running, capsys, "submit", "m", "--tenant", "flood", "--count", "3"))[0] == Exit.OK
             code, _, err = await _atoll(running, capsys, "submit", "m", "--tenant", "flood")
             assert code == Exit.REFUSED
-            assert "tenant flood has 3 jobs that have not ended, as many as one may have" in err
+            assert "tenant flood has 3 jobs under way or waiting, as many as one may have" in err
             assert "hint: try again in 5.0 s" in err, "nothing has ended yet"
             code, out, _ = await _atoll(running, capsys, "submit", "m", "--tenant", "small", "-o", "name")
             assert code == Exit.OK

@@ -185,7 +185,7 @@ async def test_a_quota_that_would_refuse_the_submit_is_part_of_the_answer(tmp_pa
         async with ScriptedAgent(running, "a", hold=True):
             await client.submit("m")
             quote = await client.quote("m")
-            assert "has 1 jobs that have not ended" in quote.refusal and quote.retry_after_ms > 0 and quote.chosen is not None
+            assert "has 1 job under way or waiting" in quote.refusal and quote.retry_after_ms > 0 and quote.chosen is not None
 
 
 async def test_a_flood_of_quotes_is_bounded_and_delays_no_submit(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -193,7 +194,9 @@ def test_help_of_every_verb_has_an_example(capsys: Shown) -> None:
     for noun, names in verbs.items():
         for name in names:
             assert main([*([noun] if noun else []), name, "--help"]) == Exit.OK
-            assert f"atoll {noun + ' ' if noun else ''}{name}" in capsys.readouterr().out.split("Examples:")[1]
+            shown = capsys.readouterr().out
+            assert f"atoll {noun + ' ' if noun else ''}{name}" in shown.split("Examples:")[1]
+            assert not re.search(r"<(bool|str|int|float)>|list\[", shown), "what an option takes is said in words of this command line"
 
 
 PROBE = """

@@ -86,3 +86,22 @@ def test_a_job_that_is_due_later_goes_behind_others_where_it_is_cheap_and_says_s
     outlook.show_quote("flux1-dev", replace(goes, others=(replace(dear, terms_us=(500_000_000, 0, 0, 99_000_000, 1, 0)),)), limits=limits)
     outlook.show_quote("flux1-dev", goes)
     assert "It is due only" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("time_us", [35_165_000, 35_164_999, 9_994_999, 60_004_999])
+def test_a_time_is_rounded_alike_wherever_it_is_told(capsys: Shown, time_us: int) -> None:
+    """TIME of the table is the sum of predicted against actual, and what those before it are added to."""
+    names, told_then = ("queue", "execution", "money"), FIRST.explanation
+    assert told_then is not None
+    for money_us in (4_000, 5_000, 6_000, 714_999):
+        found = replace(CHOSEN, terms_us=(time_us // 3, time_us - time_us // 3, money_us), total_us=time_us + money_us)
+        costtable.candidates(names, [found], costtable.Legend())
+        told = capsys.readouterr().out.splitlines()[1].split()
+        assert told[4] == f"{time_us / 1_000_000:.{len(told[4].partition('.')[2])}f}" or abs(float(told[4]) * 1_000_000 - time_us) <= 5_000
+        costtable.before_it(names, found, 4_999, 1)
+        told_again = capsys.readouterr().out.split()
+        assert told_again[4] == told[4]
+        attempt = replace(FIRST, leased_us=0, ended_us=time_us, predicted_us=time_us)
+        costtable.phases(attempt, replace(told_then, chosen=found, term_names=names))
+        (whole,) = [line for line in capsys.readouterr().out.splitlines() if "all of it" in line]
+        assert whole.split()[3] == told[4]

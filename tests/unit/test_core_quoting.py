@@ -215,9 +215,27 @@ def test_what_cannot_run_anywhere_is_quoted_with_its_reasons() -> None:
     offered = _quote(fleet, spec("huge"))
     assert (offered.verdict, offered.chosen, offered.eta, offered.others) == (Verdict.NEVER, None, None, ())
     assert {one.reason: one.pools for one in offered.rejections} == {Reason.MEMORY_TOO_SMALL: 2}
+    assert offered.resident_bytes == 100 * GB < offered.memory_bytes and offered.gpu_memory_bytes == 80 * GB
     fleet.ask(events.SiteCordoned, actor="t", reason="r", site_id=SiteId("a"))
     offered = _quote(fleet, spec("huge", shape=Shape(width=64, height=64, steps=1)))
     assert {one.reason for one in offered.rejections} == {Reason.MEMORY_TOO_SMALL}
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("gang_size", [1, 2])
+def test_a_price_that_is_too_low_is_quoted_with_one_that_would_do(warm: bool, gang_size: int) -> None:
+    fleet = Fleet(site("a"), site("b", pool("p", "small")))
+    if warm and gang_size == 1:
+        fleet.warm("a", "big-0", 0, "m")
+        fleet.report("a")
+    priced = spec(gang_size=gang_size, constraints=Constraints(max_price_usd_micros=1))
+    offered = _quote(fleet, priced)
+    assert offered.chosen is None and {one.reason for one in offered.rejections} == {Reason.PRICE_TOO_HIGH}
+    enough = offered.price_usd_micros
+    assert enough > 1
+    told = _quote(fleet, replace(priced, constraints=Constraints(max_price_usd_micros=enough)))
+    assert told.verdict is Verdict.NOW and told.gpu_usd_micros + told.egress_usd_micros <= enough
+    assert _quote(fleet, replace(priced, constraints=Constraints())).price_usd_micros == 0
 
 
 def test_what_an_uncordon_would_make_possible_is_told_from_what_never_is() -> None:
@@ -249,7 +267,7 @@ def test_a_quota_that_would_refuse_the_submit_is_said_beside_the_offer() -> None
     assert _quote(fleet, spec()).refusal == ""
     fleet.submit(spec())
     offered = _quote(fleet, spec())
-    assert "tenant t has 1 jobs that have not ended" in offered.refusal and offered.retry_after_ms > 0
+    assert "tenant t has 1 job under way or waiting" in offered.refusal and offered.retry_after_ms > 0
     assert offered.chosen is not None, "what it would be offered is still told"
     assert _quote(fleet, spec(tenant=TenantId("other"))).refusal == ""
     reply = fleet.submit(spec(prompt="2"))

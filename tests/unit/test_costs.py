@@ -103,9 +103,10 @@ def test_a_level_with_one_row_says_so(capsys: Shown) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model", "flux1-dev"], "--model is 'flux1-dev': expected a known model; did you mean 'flux.1-dev'?"),
-        (["--model", ""], "--model is '': expected a known model"),
+        (["--model", "flux1-dev"], "--model is 'flux1-dev': expected a model of the catalogue; did you mean 'flux.1-dev'?"),
+        (["--model", ""], "--model is '': expected a model of the catalogue; there are allegro, "),
         (["--model", "x" * 100_000], "--model is 'xxxx"),
+        (["--model", "tiny-image"], "--model is 'tiny-image': expected a model of the catalogue; there are allegro, "),
         (["--gpu", "H100"], "--gpu is 'H100': expected a known GPU type; did you mean 'H100-NVL' or 'H100-PCIe' or 'H100-SXM'?"),
         (["--gpu", "h100-sxm"], "--gpu is 'h100-sxm': expected a known GPU type; did you mean 'H100-SXM'?"),
         (["--stack", "compiled"], "--stack is 'compiled': expected a known stack; did you mean 'compile'?"),

@@ -45,6 +45,8 @@ _BUSY_WITHIN_S: Final = 8.0
 _DRAIN_MS: Final = 3_000
 _DRAIN_REASON: Final = "switch replaced"
 _DRAINED_WITHIN_S: Final = 30.0
+# How often it is asked whether the drain is over: often enough to be news.
+_DRAIN_LOOK_S: Final = 0.5
 # How long programs may take to end by themselves: after a whole demo, and after one that was cut short.
 _PATIENCE_S: Final = 30.0
 _IMPATIENCE_S: Final = 6.0
@@ -106,6 +108,7 @@ class _Demo:
         self._address = Address(host="127.0.0.1")
         self._twins = 0
         self._ready_s: dict[str, float] = {}
+        self._drain_told = False
 
     def cause(self, error: AtollError) -> AtollError:
         """A program that ended explains what others complain of."""
@@ -188,6 +191,7 @@ class _Demo:
         began_s = time.monotonic()
         told: set[str] = set()
         drained: Drained | None = None
+        seen_s = 0.0
         while True:
             self._interrupts.check()
             self._processes.check()
@@ -200,6 +204,9 @@ class _Demo:
             passed_s = time.monotonic() - began_s
             if drained is None:
                 drained = self._drain_busiest(client, jobs, passed_s)
+            elif not self._drain_told and passed_s - seen_s >= _DRAIN_LOOK_S:
+                seen_s = passed_s
+                self._is_drained(client, drained)
             if passed_s > _JOBS_S:
                 raise self._stuck(jobs, total)
             time.sleep(_LOOK_S)
@@ -234,6 +241,14 @@ class _Demo:
         phases = {str(job.job_id): _phase(job) for job in there}
         return Drained(site=site, reason=_DRAIN_REASON, deadline_s=_DRAIN_MS / 1_000, jobs=phases, plan=started.plan)
 
+    def _is_drained(self, client: Client, drained: Drained) -> bool:
+        """Whether the drain is over; said when it is found."""
+        if client.sites_get(SiteId(drained.site)).admin is not SiteAdmin.DRAINED:
+            return False
+        self._drain_told = True
+        self._display.say(f"{drained.site} is drained")
+        return True
+
     # --- the end -------------------------------------------------------------------------------------------------------------
 
     def _settle(self, client: Client, drained: Drained | None) -> None:
@@ -242,9 +257,7 @@ class _Demo:
             if job.state is not JobState.SUCCEEDED:
                 raise self._failed(client, job)
         if drained is not None:
-            site = SiteId(drained.site)
-            self._until(lambda: client.sites_get(site).admin is SiteAdmin.DRAINED, f"drain of {site}", _DRAINED_WITHIN_S)
-            self._display.say(f"{site} is drained")
+            self._until(lambda: self._drain_told or self._is_drained(client, drained), f"drain of {drained.site}", _DRAINED_WITHIN_S)
         for job_id, wish in self._wishes.items():
             client.download(job_id, self._places.out / wish.name)
         chosen = client.explain(tables.worth_explaining(jobs, drained))
@@ -279,7 +292,7 @@ class _Demo:
         places = self._places
         films = [wish for wish in self._wishes.values() if wish.name.endswith(".mp4")]
         pictures = len(self._wishes) - len(films)
-        say(f"The {self._twins} sites of the fleet file are simulated, and so are their results: times of models, no pictures.")
+        say(f"Simulated: {count(self._twins, 'site')} of the fleet file, and what is made there: times of models, no pictures.")
         say(f"{pictures} PNGs and {len(films)} MP4s in {places.shown(places.out)}/ were made by diffusers at {' and '.join(REAL_NAMES)};")
         say("seed, prompt and model stand in the metadata of each. 'make demo-verify' makes them again without Atoll.")
         say(f"Took {self._display.elapsed_s:.0f} s. No process is left; logs are in {places.shown(places.logs)}/.")

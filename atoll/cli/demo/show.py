@@ -141,7 +141,7 @@ def _jobs_view(found: Tally, real: Sequence[str], rows: int) -> RenderableType:
         name.append("" if site in real else " (twin)", style="dim")
         cells = [_figure(counted.now[phase], phase) for phase in PHASES]
         drawn.add_row(name, *cells, _figure(counted.succeeded, "succeeded"), _figure(counted.failed, "failed"))
-    below = f"{len(shown) - rows} more sites; " if len(shown) > rows else ""
+    below = f"{count(len(shown) - rows, 'more site')}; " if len(shown) > rows else ""
     last = Text(f"{below}{found.queued} queued, {found.ended} of {count(found.total, 'job')} ended", style="bold")
     return Group(drawn, last)
 

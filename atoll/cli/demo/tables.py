@@ -57,7 +57,8 @@ def show_real(jobs: Iterable[Job], files: Mapping[str, str]) -> None:
             files.get(job.job_id, NONE), job.spec.model_id, str(job.spec.shape), last.site_id, temperature(last),
             seconds(last.predicted_us), seconds(_took_us(last)), change(last.predicted_us, _took_us(last)), str(job.spec.seed),
         ])  # fmt: skip
-    say(f"Real jobs: {len(rows)} pictures and films by diffusers on this machine (seconds from decision to result)")
+    made = count(len(rows), "picture or film", "pictures and films")
+    say(f"Real jobs: {made} by diffusers on this machine (seconds from decision to result)")
     table(["FILE", "MODEL", "SHAPE", "SITE", "WEIGHTS", "PREDICTED", "ACTUAL", "OFF", "SEED"], rows, frozenset({5, 6, 7, 8}), indent="  ")
 
 
@@ -76,7 +77,7 @@ def show_rehearsals(jobs: Iterable[Job], shown: int) -> None:
     say(f"Simulated jobs: {total} at {count(sites, 'twin')} (medians in seconds from decision to result)")
     table(["MODEL", "SITE (TWIN)", "WEIGHTS", "JOBS", "PREDICTED", "ACTUAL", "OFF"], rows[:shown], frozenset({3, 4, 5, 6}), indent="  ")
     if len(rows) > shown:
-        say(f"  and {len(rows) - shown} more lines of {count(sum(len(group) for _, group in ordered[shown:]), 'job')}")
+        say(f"  and {count(len(rows) - shown, 'more line')} of {count(sum(len(group) for _, group in ordered[shown:]), 'job')}")
 
 
 def _medians(group: Sequence[Attempt]) -> tuple[str, str, str]:

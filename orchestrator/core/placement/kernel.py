@@ -211,7 +211,8 @@ def _cold_line(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, out: Ints, line: i
 @jit
 def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Ints) -> None:
     """Nodes with the weights, each against what the cold row of its pool means so far: what can begin goes before what waits, then the
-    sooner and cheaper, then the one that was looked at first. One loop: a call for each node took longer than the look at it."""
+    sooner and cheaper, then what has less to fetch (behind a wait a fetch takes no time, but a slot), then the one that was looked at
+    first. One loop: a call for each node took longer than the look at it."""
     pools, now, done = len(dyn), rates[_R_NOW], -1
     for line in range(len(spots)):
         pool = spots[line, _S_POOL]
@@ -228,7 +229,8 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
         if dyn[pool, _D_FREE] > 0:
             # Even if nothing had to leave it would be no better; nor would those that come after it in the pool, whose source is no nearer,
             # only of fetches a later one may end first.
-            if out[row, _O_STATE] == _BINDABLE and max(fetch, fix[row, _F_INPUT]) - saving >= theirs:
+            least = max(fetch, fix[row, _F_INPUT]) - saving
+            if out[row, _O_STATE] == _BINDABLE and (least > theirs or (least == theirs and fetch >= out[row, _O_FETCH])):
                 done = done if source == _FETCHING else pool
                 continue
             if nodes[node, _ROOM_FREE] == 0:
@@ -243,7 +245,8 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
             wait = out[row, _O_WAIT]
             state = _BINDABLE if wait == 0 else _WAITS
         mine = max(wait, fetch, fix[row, _F_INPUT]) - saving + evict
-        if state > out[row, _O_STATE] or (state == out[row, _O_STATE] and mine < theirs):
+        nearer = mine < theirs or (mine == theirs and fetch < out[row, _O_FETCH])
+        if state > out[row, _O_STATE] or (state == out[row, _O_STATE] and nearer):
             out[row, _O_STATE], out[row, _O_WAIT], out[row, _O_FETCH], out[row, _O_SAVING] = state, wait, fetch, saving
             out[row, _O_EVICT], out[row, _O_BYTES] = evict, gone
             out[row, _O_SOURCE], out[row, _O_NODE] = source, node + 1

@@ -169,13 +169,14 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
     wait = np.where(free, 0, out[row, Out.WAIT])
     state = np.where(able, np.where(wait == 0, State.BINDABLE, State.WAITS), State.IMPOSSIBLE)
     mine = np.maximum(np.maximum(wait, fetch), fix[row, Fix.INPUT]) - saving + evict
-    order = np.lexsort((np.arange(len(spots)), mine, -state, pool))
+    order = np.lexsort((np.arange(len(spots)), fetch, mine, -state, pool))
     _, first = np.unique(pool[order], return_index=True)
     best = order[first]
     told = out[row[best]]
     theirs = np.maximum(np.maximum(told[:, Out.WAIT], told[:, Out.FETCH]), fix[row[best], Fix.INPUT])
     theirs = theirs - told[:, Out.SAVING] + told[:, Out.EVICT]
-    better = (state[best] > told[:, Out.STATE]) | ((state[best] == told[:, Out.STATE]) & (mine[best] < theirs))
+    nearer = (mine[best] < theirs) | ((mine[best] == theirs) & (fetch[best] < told[:, Out.FETCH]))
+    better = (state[best] > told[:, Out.STATE]) | ((state[best] == told[:, Out.STATE]) & nearer)
     best = best[better & able[best]]
     into = row[best]
     for column, figures in (
