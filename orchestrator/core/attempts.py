@@ -12,7 +12,7 @@ from atoll.model.audit import Severity
 from atoll.model.ids import EventSeq, ModelId
 from atoll.model.replica import ReplicaState
 from atoll.model.report import AttemptEvent, AttemptProgress
-from orchestrator.core import breakers, drains, jobs, loading, movements, residuals, wishes
+from orchestrator.core import breakers, drains, flights, jobs, loading, movements, residuals, wishes
 from orchestrator.core.context import Context, put_attempt
 from orchestrator.core.ends import EndAttempt
 from orchestrator.core.events import AttemptsEnded
@@ -224,14 +224,17 @@ def forget_fetch(ctx: Context, column: Column, node_index: int, model_id: ModelI
     """A fetch to this node is over."""
     node = column.pool.nodes[node_index]
     del node.fetching[model_id]
-    node.bytes_left.pop(model_id, None)
+    del node.flights[model_id]
     ctx.columns.peers.reads(node.sources.pop(model_id, ()), -1)
     ctx.columns.node_changed(column, node_index, "fetching", model_id, present=False)
-    if model_id in node.copying:
+    copied = model_id in node.copying
+    if copied:
         node.copying.discard(model_id)
         column.site.copies -= 1
     else:
         column.site.fetches -= 1
+    left = column.site.copies if copied else column.site.fetches
+    flights.shared(ctx, column.site, copying=copied, before=left + 1, after=left)
     ctx.columns.flows_changed(column.site)
 
 

@@ -83,6 +83,7 @@ def _check_site(ctx: Context, site: Site) -> None:
     nodes = [node for pool in site.pools.values() for node in pool.nodes]
     copying = sum(len(node.copying) for node in nodes)
     fetching = sum(len(node.fetching) for node in nodes) - copying
+    _must(all(set(node.flights) == set(node.fetching) for node in nodes), "of what is on its way the pace is known", site.site_id)
     _must(all(node.copying <= set(node.fetching) for node in nodes), "what is copied is on its way", site.site_id)
     _must(all(set(node.sources) <= set(node.fetching) - node.copying for node in nodes), "what is read is on its way", site.site_id)
     counted = (site.fetches, site.copies)

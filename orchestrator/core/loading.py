@@ -30,6 +30,8 @@ _DRIFT_US: Final = 100_000
 _LOAD: Final = COMPONENTS.index(Component.LOAD)
 # The attempt at the head of a slot has yet to load, or loads.
 _BEFORE: Final = (AttemptState.LEASED, AttemptState.FETCHING, AttemptState.LOADING)
+# It waits for its weights.
+_AWAITING: Final = (AttemptState.LEASED, AttemptState.FETCHING)
 # What comes between a load and the execution; and for whom something else is loaded first, its own load too.
 _AFTER_LOAD: Final = tuple(TERM_NAMES.index(name) for name in ("adapt", "compile"))
 _WITH_LOAD: Final = tuple(TERM_NAMES.index(name) for name in ("stage", "init", "adapt", "compile"))
@@ -88,6 +90,19 @@ def _end_us(column: Column, slot: Slot, loading: Loading) -> int | None:
         return None
     terms = _AFTER_LOAD if lives[0].replica == loading.key else _WITH_LOAD
     return loading.until_us + _terms_us(lives[0], terms) + sum(live.exec_us for live in lives)
+
+
+def fetch_moved(ctx: Context, column: Column, node_index: int, model_id: ModelId) -> None:
+    """A fetch should be over at another time than was thought: so are the slots whose first attempt waits for it."""
+    node = column.pool.nodes[node_index]
+    for slot in node.slots:
+        lives = [column.site.attempts[key] for key in slot.attempts]
+        if not lives or lives[0].model_id != model_id or slot.loading is not None or lives[0].attempt.state not in _AWAITING:
+            continue
+        end_us = node.fetching[model_id] + _terms_us(lives[0], _WITH_LOAD) + sum(live.exec_us for live in lives)
+        if abs(end_us - slot.busy_until_us) > _DRIFT_US:
+            slot.busy_until_us = end_us
+            ctx.columns.slot_changed(column, slot, was_free=False)
 
 
 def _terms_us(live: LiveAttempt, terms: tuple[int, ...]) -> int:

@@ -39,8 +39,8 @@ def note_placed(ctx: Context) -> None:
         factors = ctx.book.factors_milli(live.model_id, pool.gpu.gpu_type, site.site_id)
         # What comes from a peer says nothing of the origin store, and the other way round.
         unheard = {_PEER if chosen.fetch_from is None else _FETCH}
-        if chosen.cold and (_joins_fetch(site, pool, live) or _is_copied(pool, live)):
-            # What is left of another's fetch is not what a fetch takes, nor is a copy from another node of the site.
+        if chosen.cold and (_joins_fetch(ctx, site, pool, live) or _is_copied(pool, live)):
+            # What is left of a fetch that began before is not what a fetch takes, nor is a copy from another node of the site.
             unheard |= {_FETCH, _PEER}
         if _expects_a_mean(ctx, site, pool, live):
             # The job compiles or it does not: neither is what a mean of the two predicted, and only the first would be heard of.
@@ -65,9 +65,12 @@ def _is_copied(pool: Pool, live: LiveAttempt) -> bool:
     return live.model_id in pool.nodes[pool.node_index[live.attempt.slot.node_id]].copying
 
 
-def _joins_fetch(site: Site, pool: Pool, live: LiveAttempt) -> bool:
-    """Whether others of its model, bound before it, wait on the same node: then the fetch is theirs."""
+def _joins_fetch(ctx: Context, site: Site, pool: Pool, live: LiveAttempt) -> bool:
+    """Whether the fetch was under way, or others of its model, bound before it, wait on the same node: then it is theirs."""
     node = pool.nodes[pool.node_index[live.attempt.slot.node_id]]
+    flight = node.flights.get(live.model_id)
+    if flight is not None and flight.from_us < ctx.now_us:
+        return True
     others = (site.attempts[key] for slot in node.slots for key in slot.attempts if key in site.attempts)
     # Those that this step bound after it have no factors yet.
     return any(other.model_id == live.model_id and other.factors_milli for other in others)

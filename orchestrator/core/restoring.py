@@ -165,7 +165,7 @@ def _restore_node(node: Node, told: NodeSnapshot) -> None:
     node.host_free_bytes, node.disk_free_bytes = told.host_free_bytes, told.disk_free_bytes
     node.host_models, node.disk_models = set(told.host_models), set(told.disk_models)
     node.disk_adapters = set(told.disk_adapters)
-    node.fetching, node.bytes_left = dict(told.fetching), dict(told.bytes_left)
+    node.fetching, node.flights = dict(told.fetching), dict(told.flights)
     node.copying, node.sources = set(told.copying), dict(told.sources)
     node.pinned, node.host_tier = told.pinned, told.host_tier
     node.compiled, node.shares_compiled = set(told.compiled), told.shares_compiled

@@ -13,7 +13,7 @@ from atoll.model.ids import Generation, PoolId, SlotRef
 from atoll.model.replica import ReplicaFact, ReplicaState, Tier
 from atoll.model.report import PROTOCOL_VERSION, NodeFacts, SiteHello, SlotFacts
 from atoll.model.site import PoolSpec, SiteAdmin
-from orchestrator.core import attempts, leases, loading, movements, turnover, wishes
+from orchestrator.core import attempts, flights, leases, loading, movements, turnover, wishes
 from orchestrator.core.context import Context
 from orchestrator.core.events import ResyncRequested, SiteConnected, SiteDisconnected, SiteReported
 from orchestrator.core.outputs import CloseSession, Refusal, RefusalCode
@@ -232,11 +232,12 @@ def _fetches_reported(ctx: Context, column: Column, node_index: int, facts: Node
     that waits for it has not begun."""
     node = column.pool.nodes[node_index]
     told = {fact.model_id: fact for fact in facts.fetching if fact.model_id not in node.disk_models}
-    node.bytes_left = {fact.model_id: max(fact.bytes_total - fact.bytes_done, 0) for fact in told.values()}
     for model_id, fact in told.items():
-        model = ctx.state.models.get(model_id)
-        if model_id not in node.fetching and model is not None:
-            wishes.told_fetch(ctx, column, node_index, model, fact.bytes_total - fact.bytes_done)
+        model, left_bytes = ctx.state.models.get(model_id), max(fact.bytes_total - fact.bytes_done, 0)
+        if model_id in node.fetching:
+            flights.told(ctx, column, node_index, model_id, left_bytes, fact.bytes_total)
+        elif model is not None:
+            wishes.told_fetch(ctx, column, node_index, model, left_bytes)
     lives = [column.site.attempts[key] for slot in node.slots for key in slot.attempts if key in column.site.attempts]
     awaited = {live.model_id for live in lives}
     for model_id in [model_id for model_id in node.fetching if model_id not in told and model_id not in awaited]:

@@ -7,6 +7,7 @@ machine answers the same events with the same steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import itemgetter
 
 from atoll.model.adapter import AdapterSpec
 from atoll.model.assignment import CopyKey, DesiredReplica
@@ -42,7 +43,7 @@ from orchestrator.core.placement.policy import Identity
 from orchestrator.core.queue import QueueSnapshot
 from orchestrator.core.residency import ResidencySnapshot
 from orchestrator.core.standing import Stand
-from orchestrator.core.state import JobEntry, LiveAttempt, Loading, Node, Site, Wanted
+from orchestrator.core.state import Flight, JobEntry, LiveAttempt, Loading, Node, Site, Wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ class NodeSnapshot:
     copying: tuple[ModelId, ...]
     fetching: tuple[tuple[ModelId, int], ...]
     sources: tuple[tuple[ModelId, tuple[SiteId, ...]], ...]
-    bytes_left: tuple[tuple[ModelId, int], ...]
+    flights: tuple[tuple[ModelId, Flight], ...]
     pinned: tuple[ModelId, ...]
     host_tier: bool
     compiled: tuple[FormId, ...]
@@ -332,7 +333,7 @@ def _take_node(node: Node) -> NodeSnapshot:
         copying=tuple(sorted(node.copying)),
         fetching=tuple(sorted(node.fetching.items())),
         sources=tuple(sorted(node.sources.items())),
-        bytes_left=tuple(sorted(node.bytes_left.items())),
+        flights=tuple(sorted(node.flights.items(), key=itemgetter(0))),
         pinned=node.pinned,
         host_tier=node.host_tier,
         compiled=tuple(sorted(node.compiled)),

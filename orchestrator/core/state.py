@@ -134,6 +134,16 @@ class Slot:
         return self.claimed_until_us or self.busy_until_us
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flight:
+    """A fetch under way: since when it is known, when something of it last came, what was left then, and the pace that is expected."""
+
+    from_us: int
+    told_us: int
+    left_bytes: int
+    us_per_gb: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Node:
     """One host: what its disk and memory hold, what is being fetched to it and when that should be there."""
@@ -148,7 +158,7 @@ class Node:
     fetching: dict[ModelId, int] = field(default_factory=dict)
     copying: set[ModelId] = field(default_factory=set)  # of them those that come from another node of the site
     sources: dict[ModelId, tuple[SiteId, ...]] = field(default_factory=dict)  # of the others the peer sites they read, if any
-    bytes_left: dict[ModelId, int] = field(default_factory=dict)  # of fetches, as last reported
+    flights: dict[ModelId, Flight] = field(default_factory=dict)  # of each fetch what its end is reckoned from
     pinned: tuple[ModelId, ...] = ()  # as the site understood it
     host_tier: bool = False
     compiled: set[FormId] = field(default_factory=set)  # forms for which its disk holds code

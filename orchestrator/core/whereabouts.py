@@ -67,7 +67,7 @@ def _of_node(column: Column, node: Node, model_id: ModelId, now_us: int) -> list
     wanted = {one.desired.tier: one for one in wishes.of_model(column.site, model_id) if one.desired.node_id == node.node_id}
     replicas = [replica for slot in node.slots if slot.ready for replica in slot.replicas.values() if replica.model_id == model_id]
     there = [replica for replica in replicas if replica.state in _RESIDENT]
-    left = node.bytes_left.get(model_id, -1) if model_id in node.fetching else -1
+    left = node.flights[model_id].left_bytes if model_id in node.flights else -1
     counts = {Tier.GPU: len(there), Tier.HOST: int(model_id in node.host_models), Tier.DISK: int(model_id in node.disk_models)}
     views = []
     for tier, count in counts.items():

@@ -19,7 +19,7 @@ from atoll.model.placement import FetchFrom
 from atoll.model.replica import Tier
 from atoll.model.residency import Cause
 from atoll.physics.coldstart import transfer_us
-from orchestrator.core import sitings
+from orchestrator.core import flights, sitings
 from orchestrator.core.context import Context
 from orchestrator.core.outputs import CopyWanted
 from orchestrator.core.placement.column import Column
@@ -164,17 +164,26 @@ def told_fetch(ctx: Context, column: Column, node_index: int, model: ModelSpec, 
         fetch_us = int(ways.us[column.index]) * left_bytes // max(model.weights_bytes, 1)
     else:
         fetch_us = transfer_us(left_bytes, int(ctx.columns.origin_rate[column.index]), 0)
-    note_fetch(ctx, column, node_index, model, fetch_us, chosen)
-    node.bytes_left[model.model_id] = left_bytes
+    note_fetch(ctx, column, node_index, model, fetch_us, chosen, left_bytes=left_bytes)
 
 
-def note_fetch(ctx: Context, column: Column, node_index: int, model: ModelSpec, fetch_us: int, fetch_from: FetchFrom | None) -> None:
+def note_fetch(
+    ctx: Context,
+    column: Column,
+    node_index: int,
+    model: ModelSpec,
+    fetch_us: int,
+    fetch_from: FetchFrom | None,
+    *,
+    left_bytes: int | None = None,
+) -> None:
     """Weights are on their way to a node: placing sees the flow, here and at the peers that it reads, and jobs may join it. Where the site
     has them they are copied from there."""
     node = column.pool.nodes[node_index]
     copied = ctx.columns.where.holds(column, model.model_id)
-    node.fetching[model.model_id] = ctx.now_us + fetch_us
-    node.bytes_left[model.model_id] = model.weights_bytes
+    before = column.site.copies if copied else column.site.fetches
+    flights.shared(ctx, column.site, copying=copied, before=before, after=before + 1)
+    flights.began(ctx, node, model.model_id, model.weights_bytes if left_bytes is None else left_bytes, ctx.now_us + fetch_us)
     if copied:
         node.copying.add(model.model_id)
         column.site.copies += 1
