@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from atoll.model.attempt import Attempt, PhaseTimes
+from atoll.model.attempt import Attempt, AttemptState, PhaseTimes
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.learned import Component
 from atoll.model.quote import Quote
@@ -44,6 +44,12 @@ def left_us(fleet: Fleet, name: str = "m", machine: Machine | None = None) -> in
     found = (machine or fleet.machine).quote_job(spec(name, prompt="asked"), fleet.now_us)
     assert isinstance(found, Quote) and found.chosen is not None and found.chosen.cold
     return found.chosen.terms_us[FETCH]
+
+
+def left_us_of_fetch(fleet: Fleet, name: str) -> int:
+    """What is left of a fetch to the site's node."""
+    (held,) = fleet.machine.context.state.sites[A].pools.values()
+    return held.nodes[0].fetching[ModelId(name)] - fleet.now_us
 
 
 def attempt_of(fleet: Fleet) -> Attempt:
@@ -96,6 +102,19 @@ def test_the_eta_of_who_waits_follows_and_what_was_predicted_for_it_stays() -> N
     assert told is not None and later is not None
     assert abs(later.end_p50_us - told.end_p50_us - 10 * SECOND) < SECOND // 10, "half of the way is another's now"
     assert attempt_of(fleet) == before
+
+
+def test_jobs_that_fetch_beside_each_other_end_one_after_the_other() -> None:
+    fleet = fleet_of_one()
+    fleet.submit(spec("m"))
+    fleet.submit(spec("n"))
+    first, second = (job.attempts[0] for job in fleet.jobs.values())
+    come(fleet, 4, m=2, n=2)
+    assert 10 * SECOND < left_us_of_fetch(fleet, "m") < 20 * SECOND
+    fleet.ask(events.JobCancelRequested, tenant=spec().tenant, job_id=first.key.job_id, reason="")
+    fleet.end_attempt("a", first.key, AttemptState.STOPPED)
+    assert abs(left_us_of_fetch(fleet, "n") - 8 * SECOND) < SECOND, "it has the way for itself"
+    assert second.key in fleet.machine.context.state.sites[A].attempts
 
 
 def test_a_job_that_joins_a_pushed_fetch_teaches_nothing_of_fetching() -> None:
