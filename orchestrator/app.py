@@ -49,6 +49,7 @@ from orchestrator.readers import ReadModel
 from orchestrator.recorder import Recorder
 from orchestrator.refusals import SHUTTING_DOWN, CoreFailedError
 from orchestrator.sessions import SessionTable
+from orchestrator.sizes import with_sizes
 from orchestrator.store.base import Store, StoreError
 from orchestrator.store.sqlite import SqliteStore
 from orchestrator.telemetry.logs import configure
@@ -231,14 +232,15 @@ async def _take_over(store: Store) -> Stored:
 
 
 async def _begin(parts: _Parts, running: asyncio.Task[None]) -> None:
-    """First start of a fleet: the catalogue's models. Then answer calls."""
+    """First start of a fleet: the catalogue's models; later ones: what an older version did not store of them. Then answer calls."""
     try:
         await asyncio.to_thread(parts.artifacts.prepare)
     except OSError as error:
         message = f"the artifact store {parts.config.artifacts} cannot be used: {error.strerror}"
         raise StartError(ExitCode.STORE_UNUSABLE, message) from error
-    models = parts.catalogue.models
-    if not parts.readers.models and models:
+    known = parts.readers.models
+    models = with_sizes(known.values(), parts.catalogue.models) if known else parts.catalogue.models
+    if models:
         asked = asyncio.create_task(parts.driver.ask(Lane.OPERATORS, lambda ref: ModelsAdded(request=ref, actor="atoll", models=models)))
         await asyncio.wait({asked, running}, return_when=asyncio.FIRST_COMPLETED)
         if running.done():

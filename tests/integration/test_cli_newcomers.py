@@ -249,6 +249,12 @@ async def test_a_look_at_the_fleet_says_what_is_amiss(tmp_path: Path, atoll: Cal
             out = (await run("fleet"))[1]
             assert "  2 alarms:" in out and "    site a is silent and gets no new work, last heard of " in out
             assert "    pool b/big takes no new work: attempts kept failing there, 'atoll events' says of what" in out
+            assert out.splitlines()[-1].startswith("    "), "where something works, what is amiss comes last"
+            broken.talks = False
+            while (await answer(run, "fleet"))["sites_connected"]:
+                pass
+            heading, alarms, *rest = (await run("fleet"))[1].splitlines()
+            assert heading.startswith("fleet/") and alarms.endswith("alarms:") and rest[-1].endswith(" ended")
 
 
 async def test_copies_that_are_wanted_are_told_by_who_wants_them(tmp_path: Path, atoll: Callable[[Running], Atoll]) -> None:

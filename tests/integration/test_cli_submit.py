@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,10 +12,11 @@ import pytest
 
 from atoll.cli.exits import Exit
 from atoll.model.modelspec import DenoiserKind, ModelSpec
+from orchestrator.app import Catalogue
 from tests.integration.command_line import Atoll, answer, command_line
 from tests.integration.running_orchestrator import Running, ScriptedAgent, orchestrator
 from tests.integration.test_orchestrator_jobs import BAD_JOBS
-from tests.unit.fleet_of_machines import model, pool, site
+from tests.unit.fleet_of_machines import GPUS, model, pool, site
 
 Shown = pytest.CaptureFixture[str]
 
@@ -117,6 +119,42 @@ async def test_a_limit_of_time_that_will_be_missed_is_warned_of_and_the_job_is_a
                 code, _, err = await run("submit", "m", *enough)
                 assert code == Exit.OK and "warning" not in err
             assert len(await answer(run, "jobs", "list")) == 7
+
+
+async def test_what_would_have_to_change_has_figures(tmp_path: Path, atoll: Callable[[Running], Atoll]) -> None:
+    async with orchestrator(tmp_path) as running:
+        run = atoll(running)
+        await running.add_models(model("m"), model("large", weights_gb=79), model("huge", weights_gb=100))
+        await running.apply(site("a"))
+        async with ScriptedAgent(running, "a", hold=True):
+            _, out, _ = await run("quote", "huge")
+            assert "GPUs of 102 GB and more, the largest of these has 80.0 GB: its weights alone take 100 GB, no --size helps" in out
+            _, out, _ = await run("quote", "large")
+            assert "a smaller --size, --frames or --batch, or GPUs of 81.0 GB and more, the largest of these has 80.0 GB" in out
+            code, out, _ = await run("quote", "m", "--max-price", "0.000001")
+            assert code == Exit.FAILED
+            (enough,) = re.findall(r"raise --max-price to ([0-9.]+), or make the job smaller", out)
+            assert (await run("quote", "m", "--max-price", enough))[0] == Exit.OK
+
+
+async def test_models_that_an_older_version_stored_learn_their_sizes(tmp_path: Path, atoll: Callable[[Running], Atoll]) -> None:
+    """Else a size that no pipeline makes is accepted, and fails where it runs."""
+    flux, own = replace(model("m"), side_px=16), replace(model("own"), pipeline_class="OwnPipeline")
+    other = replace(model("other"), default_shape=replace(flux.default_shape, width=1000))
+    async with orchestrator(tmp_path) as running:
+        await running.add_models(model("m"), own, other)
+        await running.apply(site("a"))
+        assert (await atoll(running)("submit", "m", "--size", "1000x1000"))[0] == Exit.OK
+    models = (flux, replace(own, pipeline_class="FluxPipeline", side_px=16), replace(other, default_shape=flux.default_shape, side_px=16))
+    for _ in range(2):
+        async with orchestrator(tmp_path, catalogue=Catalogue(gpus=GPUS, models=models)) as running:
+            run = atoll(running)
+            code, _, err = await run("submit", "m", "--size", "1000x1000")
+            assert code == Exit.USAGE and "--size is '1000x1000': expected sides that are multiples of 16, such as 992x992" in err
+            for name in ("own", "other"):
+                assert (await run("submit", name, "--size", "1000x1000"))[0] == Exit.OK, "not the catalogue's"
+            told = [event for event in await answer(run, "events") if event["actor"] == "atoll"]
+            assert [event["subject"] for event in told if event["verb"] == "models_added"] == ["model/m"], "once"
 
 
 def test_every_field_that_is_refused_of_a_job_has_an_option() -> None:

@@ -210,6 +210,19 @@ def test_another_tenant_is_quoted_its_own_turn() -> None:
     assert batch.ahead == 6
 
 
+def test_what_lies_on_the_disk_is_not_to_be_fetched_while_its_slot_is_busy() -> None:
+    """A fetch behind the wait for a slot would take no time, so nothing but its name told the two apart."""
+    fleet = Fleet(site("a", pool("p", gpus=1), origin_gbs=100), models=(model("m"), model("n")))
+    fleet.agents[SiteId("a")].disk.add("n")
+    fleet.report("a")
+    fleet.submit(spec(shape=Shape(width=1024, height=1024, steps=400)))
+    fleet.report("a")
+    offered = _quote(fleet, spec("n"))
+    assert offered.verdict is Verdict.WAITS and offered.chosen is not None and offered.chosen.cold
+    times = dict(zip(offered.term_names, offered.chosen.terms_us, strict=True))
+    assert times["fetch"] == 0 < times["queue"]
+
+
 def test_what_cannot_run_anywhere_is_quoted_with_its_reasons() -> None:
     fleet = Fleet(site("a"), site("b", pool("p", "small")), models=(model("huge", weights_gb=100),))
     offered = _quote(fleet, spec("huge"))
