@@ -14,6 +14,7 @@ from atoll.model import limits
 from atoll.model.errors import FieldError
 from atoll.model.modelspec import DenoiserKind, Modality, ModelSpec
 from atoll.model.shape import Shape
+from atoll.model.words import count
 
 
 class Split(StrEnum):
@@ -113,16 +114,16 @@ def check_rows(passes: int, batch: int, gang_size: int) -> None:
     rows = passes * batch
     if rows % gang_size:
         enough = gang_size // math.gcd(gang_size, passes)
-        made = f"{rows} row{'s' if rows > 1 else ''} ({passes} guidance pass{'es' if passes > 1 else ''} x batch {batch})"
+        made = f"{count(rows, 'row')} ({count(passes, 'guidance pass', 'guidance passes')} x batch {batch})"
         more = f"; a batch of {enough} would make {enough * passes}" if enough <= limits.BATCH_MAX else ""
         raise FieldError("gang_size", gang_size, f"{_sizes(rows)}: a gang shares the {made} of a UNet{more}")
 
 
 def check_sequence(heads: int, tokens: int, shape: Shape, gang_size: int) -> None:
     """FieldError unless a gang can share the heads and the tokens of a transformer; 0: not known."""
-    for count, what in ((heads, "attention heads of the transformer"), (tokens, f"tokens of {str(shape).rpartition('/')[0]}")):
-        if count % gang_size:
-            raise FieldError("gang_size", gang_size, f"{_sizes(math.gcd(heads, tokens))}: a gang shares the {count} {what} equally")
+    for number, what in ((heads, "attention heads of the transformer"), (tokens, f"tokens of {str(shape).rpartition('/')[0]}")):
+        if number % gang_size:
+            raise FieldError("gang_size", gang_size, f"{_sizes(math.gcd(heads, tokens))}: a gang shares the {number} {what} equally")
 
 
 def _passes(model: ModelSpec, shape: Shape, guidance_milli: int) -> int:

@@ -103,6 +103,13 @@ def test_shows_jobs_by_site_the_drain_and_one_explanation(demo: Demo) -> None:
     assert "all 38 sites are connected" in demo.stderr
 
 
+def test_says_that_the_site_is_drained_when_it_is(demo: Demo) -> None:
+    """Its deadline is three seconds, and the last of what moved away takes longer."""
+    before, drained, after = demo.stderr.partition(" is drained\n")
+    assert drained and "draining " in before and " is drained" not in after
+    assert " ended; " in after, "jobs went on"
+
+
 def test_every_job_is_listed_and_succeeded(demo: Demo) -> None:
     lines = (demo.out / ".fleet" / "run" / "jobs.tsv").read_text(encoding="utf-8").splitlines()
     jobs = [dict(zip(lines[0].split("\t"), line.split("\t"), strict=True)) for line in lines[1:]]

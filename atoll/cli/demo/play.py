@@ -292,7 +292,10 @@ class _Demo:
         places = self._places
         films = [wish for wish in self._wishes.values() if wish.name.endswith(".mp4")]
         pictures = len(self._wishes) - len(films)
-        say(f"Simulated: {count(self._twins, 'site')} of the fleet file, and what is made there: times of models, no pictures.")
+        whose = f"The {self._twins} sites of the fleet file are simulated, and so are their"
+        if self._twins == 1:
+            whose = "The site of the fleet file is simulated, and so are its"
+        say(f"{whose} results: times of models, no pictures.")
         say(f"{pictures} PNGs and {len(films)} MP4s in {places.shown(places.out)}/ were made by diffusers at {' and '.join(REAL_NAMES)};")
         say("seed, prompt and model stand in the metadata of each. 'make demo-verify' makes them again without Atoll.")
         say(f"Took {self._display.elapsed_s:.0f} s. No process is left; logs are in {places.shown(places.logs)}/.")
