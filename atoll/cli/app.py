@@ -24,6 +24,7 @@ from atoll.cli import (
     orchestrator,
     policies,
     quote,
+    sim,
     sites,
     store,
     submit,
@@ -68,7 +69,7 @@ def root(
     begin({"address": address, "token": token, "ca": ca, "config": config, "output": output})
 
 
-for module in (up, submit, quote, jobs, sites, models, adapters, costs, policies, fleet, events, orchestrator, agent, store, version):
+for module in (up, submit, quote, jobs, sites, models, adapters, costs, policies, sim, fleet, events, orchestrator, agent, store, version):
     module.register(app)
 copies.add_to(models.app)
 

@@ -6,7 +6,7 @@ Decides when jobs come and in which sessions; who asks, and for what, is drawn b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Final
@@ -44,6 +44,8 @@ SESSIONS_PER_JOB_PER_H: Final = 0.2
 _SESSIONS_MIN: Final = 4
 _US: Final = 1_000_000
 _H_US: Final = 3_600 * _US
+# By which deadlines are reckoned: most published times are of one.
+REFERENCE_GPU: Final = "A100-80-SXM"
 # "Twice the execution on the reference GPU, and ten seconds".
 _DEADLINE_FACTOR: Final = 2
 _DEADLINE_MS: Final = 10_000
@@ -134,6 +136,12 @@ class Generator:
                 return
             self._popularity.advance(int(now_us))
             yield self._job(int(now_us))
+
+    def jobs_at(self, arrivals: Iterable[int]) -> Iterator[TraceJob]:
+        """A job for each of these moments, which are in order."""
+        for now_us in arrivals:
+            self._popularity.advance(now_us)
+            yield self._job(now_us)
 
     def _stream(self, name: str) -> Random:
         """Chance of its own for each purpose: another share of films does not move the arrivals."""

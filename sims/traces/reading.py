@@ -33,13 +33,14 @@ SUFFIXES: Final = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 class Rules:
     """What is asked of a trace besides its form. `models`: those that there are (and their fine-tunes); None: any.
 
-    `dense`: so many jobs a second are meant. `skip_bad`: rows that are wrong are left out and counted.
+    `dense`: so many jobs a second are meant. `skip_bad`: rows that are wrong are left out and counted. `any_order`: whoever reads sorts.
     """
 
     models: Collection[str] | None = None
     rows_max: int = ROWS_MAX
     dense: bool = False
     skip_bad: bool = False
+    any_order: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,14 +82,14 @@ class TraceFile:
         parser = CellParser(self.columns, self.rules.models)
         skipped = Skipped()
         first_us, last_us, count = 0, 0, 0
-        for number, cells in self._source.rows():
-            if number > self.rules.rows_max:
-                self._check_rows(number, number)
+        for row, (number, cells) in enumerate(self._source.rows(), start=1):
+            if row > self.rules.rows_max:
+                self._check_rows(number, row)
             try:
                 if isinstance(cells, FieldError):
                     raise cells
                 job = parser.job(cells)
-                if job.arrival_us < last_us:
+                if job.arrival_us < last_us and not self.rules.any_order:
                     expected = f"at least {last_us}, that of the row before; 'atoll sim trace convert --sort' puts rows in order"
                     raise FieldError("arrival_us", job.arrival_us, expected)
             except FieldError as error:
@@ -100,7 +101,7 @@ class TraceFile:
             if not count:
                 first_us = job.arrival_us
             last_us, count = job.arrival_us, count + 1
-            if count % _RATE_FROM_ROWS == 0:
+            if count % _RATE_FROM_ROWS == 0 and not self.rules.any_order:
                 self._check_rate(number, count, last_us - first_us)
             yield job
         self.skipped = skipped
