@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 from atoll.cli.app import main
 from atoll.cli.exits import Exit
 from atoll.cli.sim.counting import counted
+from atoll.cli.sim.recording import traced
+from atoll.model.job import JobState
 from sims.traces.reading import TraceFile
 from sims.traces.writing import write_trace
+from tests.unit.jobs_to_show import QUEUED
 from tests.unit.test_traces_records import DIFFUSION_HEAD, diffusion_row
 from tests.unit.traces_made import META, jobs, written
 
@@ -107,6 +111,13 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert code == Exit.USAGE and not out
     assert said in err.splitlines()[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trace.csv"]
+
+
+def test_a_recorded_job_took_as_long_as_it_ran() -> None:
+    """From its start to its end; of one without a result nobody knows how long it would have taken."""
+    done = replace(QUEUED, state=JobState.SUCCEEDED, started_us=3_000_000, ended_us=7_500_000)
+    assert traced(done).measured_us == 4_500_000
+    assert traced(replace(done, state=JobState.FAILED)).measured_us == traced(QUEUED).measured_us == 0
 
 
 def test_without_the_extra_parquet_is_refused_and_the_rest_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown) -> None:

@@ -111,17 +111,17 @@ def test_deadlines_are_twice_the_execution_and_ten_seconds(day: list[TraceJob]) 
     assert all(job.deadline_ms for job in day)
 
 
-def test_each_region_has_its_own_day(day: list[TraceJob]) -> None:
-    """Tokyo asks most while Virginia sleeps."""
+def test_each_region_has_its_own_day() -> None:
+    """Tokyo asks most while Virginia sleeps: in the eight hours around its afternoon 2.3 times as much as around its small hours."""
     by_hour = {region: [0] * 24 for region in REGIONS}
-    for job in day:
+    for job in made(Settings(jobs_per_hour=1_000, hours=72, gap_cv=1)):
         by_hour[job.origin][job.arrival_us // 3_600_000_000 % 24] += 1
 
-    def share(region: str, hours: range) -> float:
-        return sum(by_hour[region][hour % 24] for hour in hours) / sum(by_hour[region])
+    def asked(region: str, hours: range) -> int:
+        return sum(by_hour[region][hour % 24] for hour in hours)
 
-    assert share("Tokyo", range(2, 10)) > share("Tokyo", range(14, 22)) * 1.3
-    assert share("N. Virginia", range(16, 24)) > share("N. Virginia", range(4, 12)) * 1.3
+    assert asked("Tokyo", range(2, 10)) / asked("Tokyo", range(14, 22)) == pytest.approx(2.3, abs=0.3)
+    assert asked("N. Virginia", range(16, 24)) / asked("N. Virginia", range(4, 12)) == pytest.approx(2.3, abs=0.3)
 
 
 def test_launches_come_and_are_used() -> None:
