@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from atoll.cli.figures import NONE, duration
+from atoll.cli.figures import NONE, count, duration
 from atoll.cli.output import say, table
 
 _US: Final = 1_000_000
 _NOT_STATED: Final = "not stated"
+# Enough to see what kind of names they are.
+_NAMED: Final = 5
 
 
 def show(found: dict[str, Any]) -> None:
     """All figures, in lines."""
-    say(f"{found['file']}: {found['jobs']} jobs in {duration(round(found['span_s'] * _US))}")
+    say(f"{found['file']}: {count(found['jobs'], 'job')} in {duration(round(found['span_s'] * _US))}")
     say(f"  from: {found['source'] or _NOT_STATED}")
     say(f"  licence: {found['licence'] or _NOT_STATED}")
     if found["synthesised"]:
@@ -26,10 +28,11 @@ def show(found: dict[str, Any]) -> None:
     say("")
     say(f"  {_figure(found['jobs_per_s'])} jobs a second, {found['peak_minute_jobs']} in the busiest minute")
     say(f"  gaps vary by {_figure(found['gap_cv'])} of their mean (1: as chance has it)")
-    some = f"{found['adapters']} adapters, {_share(found['with_adapters_share'])} of jobs with some"
-    say(f"  {found['models']} models, {found['tenants']} tenants, {some}")
-    if found["unknown_models"]:
-        say(f"  not in the catalogue: {', '.join(found['unknown_models'])}, at least")
+    nouns = [count(found[f"{noun}s"], noun) for noun in ("model", "tenant", "adapter")]
+    say(f"  {', '.join(nouns)}, {_share(found['with_adapters_share'])} of jobs with some")
+    unknown = found["unknown_models"]
+    if unknown:
+        say(f"  not in the catalogue: {', '.join(unknown[:_NAMED])}{' and more' if len(unknown) > _NAMED else ''}")
     say(f"  the top 1 % of tenants ask for {_share(found['top_tenants_share'])} of jobs")
     say(f"  {_share(found['with_deadline_share'])} have a deadline, {_share(found['measured_share'])} a measured time")
     for title, counts in (("KIND", found["kinds"]), ("ORIGIN", found["origins"])):
