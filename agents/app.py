@@ -30,10 +30,10 @@ from agents.probes.prober import ProbedNode, Prober
 from agents.results import Retention
 from agents.runtime.base import Runtime
 from agents.runtime.twin import TwinRuntime
-from agents.runtime.twin_peers import TwinPeers
 from agents.session import AgentEndedError, AgentSession, Dial, ExitCode
 from agents.sweeper import ResultSweeper
 from agents.telemetry import Metrics, configure_logs
+from agents.twin.peers import TwinPeers
 from agents.weights import WeightsCache
 from agents.weights_server import WeightsServer
 from atoll.model.errors import AtollError, FieldError

@@ -14,9 +14,9 @@ from agents.app import Surroundings, fleet_of, links_of, open_shared_channel, pa
 from agents.config import RehearseConfig
 from agents.journal import MemoryJournal
 from agents.runtime.twin import TwinRuntime
-from agents.runtime.twin_peers import TwinPeers
 from agents.session import Dial
 from agents.telemetry import Metrics
+from agents.twin.peers import TwinPeers
 from atoll.catalog.fleet import FleetSpec
 from atoll.catalog.problems import one_of
 from atoll.model.errors import FieldError

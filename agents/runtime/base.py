@@ -9,27 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from agents.core.commands import RuntimeCommand
 from agents.core.events import AgentEvent, RuntimeStarted
-from agents.core.outputs import (
-    AdaptReplica,
-    DeleteWeights,
-    EvictReplica,
-    FetchAdapter,
-    FetchWeights,
-    LoadReplica,
-    PinWeights,
-    RenewAttempts,
-    RunAttempt,
-    StageWeights,
-    StopAttempt,
-    YieldFetch,
-)
 from atoll.model.ids import AttemptKey
 from atoll.model.report import Welcome
 from atoll.model.site import PoolSpec, SiteRuntime
 
-WeightsCommand = FetchWeights | YieldFetch | PinWeights | StageWeights | DeleteWeights | FetchAdapter
-RuntimeCommand = WeightsCommand | LoadReplica | AdaptReplica | EvictReplica | RunAttempt | StopAttempt | RenewAttempts
 Sink = Callable[[AgentEvent], None]
 
 

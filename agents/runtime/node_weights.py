@@ -20,12 +20,12 @@ from agents.core.events import (
     WeightsFetched,
 )
 from agents.core.outputs import DeleteWeights, FetchWeights, PinWeights, StageWeights, YieldFetch
+from agents.core.rates import Rates
 from agents.engine.errors import failure_of
 from agents.fetching import WeightsFetcher
 from agents.origins import FetchError, FetchStoppedError
 from agents.peers import PeerSource, PeerSources
 from agents.runtime.base import Sink
-from agents.runtime.rates import Rates
 from agents.weights import FetchResult, OnBytes, WeightsCache
 from atoll.model.attempt import Failure, FailureKind
 from atoll.model.errors import AtollError, FieldError

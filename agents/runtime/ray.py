@@ -24,6 +24,7 @@ from typing import IO, assert_never
 import structlog
 
 from agents.adapter_files import AdapterFiles
+from agents.core.commands import RuntimeCommand
 from agents.core.events import (
     AttemptAdvanced,
     AttemptErrored,
@@ -51,16 +52,16 @@ from agents.core.outputs import (
     RunAttempt,
     StopAttempt,
 )
+from agents.core.rates import Rates
 from agents.engine.errors import EngineError, failure_of
 from agents.runtime import ray_driver
 from agents.runtime.attempt_files import lock_folder
-from agents.runtime.base import RuntimeCommand, Sink
+from agents.runtime.base import Sink
 from agents.runtime.execution import ShareEnded
 from agents.runtime.hardware import find_devices, survey
 from agents.runtime.node_adapters import NodeAdapters
 from agents.runtime.node_weights import NodeWeights
 from agents.runtime.open_attempts import OpenAttempts
-from agents.runtime.rates import Rates
 from agents.runtime.ray_config import RayConfig
 from agents.runtime.ray_connection import RayConnection
 from agents.runtime.ray_runs import Runs

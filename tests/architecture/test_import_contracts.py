@@ -26,6 +26,7 @@ OFFENCES = {
     "generated": ("atoll/v1/offence.py", "import atoll.model"),
     "orchestrator-core": ("orchestrator/core/offence.py", "def late() -> None:\n    import asyncio"),
     "agents-core": ("agents/core/offence.py", "import orchestrator.core"),
+    "agents-twin": ("agents/twin/offence.py", "import asyncio"),
     "orchestrator": ("orchestrator/offence.py", "import ray"),
     "agents": ("agents/offence.py", "import orchestrator.core"),
     "sims": ("sims/offence.py", "import grpc"),

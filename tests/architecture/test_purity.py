@@ -54,6 +54,7 @@ PURE_PACKAGES = {
     "atoll/catalog": ("atoll.model", "atoll.catalog", "atoll.physics", "yaml"),
     "orchestrator/core": ("atoll.model", "atoll.catalog", "atoll.physics", "orchestrator.core", "numpy", "numba"),
     "agents/core": ("atoll.model", "atoll.physics", "agents.core"),
+    "agents/twin": ("atoll.model", "atoll.physics", "agents.core", "agents.twin"),
 }
 
 # hash() and id() differ from one interpreter to the next, so a decision that reads them cannot be replayed.
@@ -106,7 +107,7 @@ def test_command_line_loads_servers_only_inside_a_sub_command() -> None:
 
 
 def test_simulator_drives_the_cores_themselves() -> None:
-    """Never a driver, a store or a session of the live programs: those would bring clocks and networks with them."""
+    """And the twins' plant. Never a driver, a store or a session of the live programs: those would bring clocks and networks with them."""
     bench = REPOSITORY / "sims" / "bench"
     offences = [
         f"{shown(path, found.line)} imports {found.target}"
@@ -116,5 +117,6 @@ def test_simulator_drives_the_cores_themselves() -> None:
         if found.target.split(".")[0] in {"orchestrator", "agents"}
         and not is_within(found.target, "orchestrator.core")
         and not is_within(found.target, "agents.core")
+        and not is_within(found.target, "agents.twin")
     ]
     assert not offences, "\n".join(offences)

@@ -16,8 +16,8 @@ from math import ceil, inf
 from typing import Final
 
 from agents.core.events import AgentEvent, RatesMeasured
-from agents.runtime.fair_link import FairLink
-from agents.runtime.rates import Rates
+from agents.core.rates import Rates
+from agents.twin.fair_link import FairLink
 from atoll.model.attempt import AttemptState, PhaseTimes, ResultManifest
 from atoll.model.ids import AttemptKey, EventSeq, Generation, ModelId, NodeId, SiteId, SlotRef
 from atoll.model.learned import Component

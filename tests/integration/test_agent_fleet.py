@@ -71,7 +71,7 @@ async def test_the_same_seed_takes_the_same_time_and_another_world_another(tmp_p
             async with agent(running.address, "twin", twin_of(SITE, seed)) as found:
                 job_id = await running.submit(simulated=True)
                 await running.ended(job_id)
-                hidden = found.runtime._hidden  # type: ignore[attr-defined]
+                hidden = found.runtime.plant._truth  # type: ignore[attr-defined]
                 took.append(hidden.factor_milli("execution", "twin"))
     assert took[0] == took[1] != took[2]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agents.core.events import AgentEvent, RatesMeasured
-from agents.runtime.rates import Rates
+from agents.core.rates import Rates
 from atoll.model.report import RateFacts
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import pytest
 
+from agents.core.commands import RuntimeCommand
 from agents.core.events import (
     AgentEvent,
     AttemptAdvanced,
@@ -26,10 +27,8 @@ from agents.core.events import (
     WeightsFetched,
 )
 from agents.core.outputs import DeleteWeights, EvictReplica, FetchWeights, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
-from agents.runtime import twin as twins
-from agents.runtime.base import RuntimeCommand
-from agents.runtime.fair_link import FairLink
 from agents.runtime.twin import TwinRuntime
+from agents.twin.fair_link import FairLink
 from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.compiled import needed_form
 from atoll.model.errors import FieldError
@@ -191,9 +190,9 @@ async def test_a_twin_stops_at_a_step_and_says_so(heard: Heard) -> None:
     assert not [event for event in heard.events if isinstance(event, AttemptFinished | AttemptErrored)]
 
 
-async def test_work_that_nobody_renews_ends_by_itself(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(twins, "_EXPIRY_CHECK_S", 0.05)
+async def test_work_that_nobody_renews_ends_by_itself(heard: Heard) -> None:
     heard.rescale(1)
+    heard.runtime.plant.pace_us = 10_000
     heard.runtime.perform(run("forgotten", steps=1_000, stop_after_ms=300))
     await heard.next(AttemptAdvanced)
     heard.runtime.perform(replace(run("renewed", steps=1_000, stop_after_ms=300), slot=replace(SLOT, index=1)))

@@ -12,8 +12,8 @@ import pytest
 
 from agents.core.events import AgentEvent, FetchFailed, FetchYielded, WeightsDeleted, WeightsFetched
 from agents.core.outputs import FetchWeights, PinWeights, YieldFetch
+from agents.core.rates import Rates
 from agents.runtime.node_weights import NodeWeights
-from agents.runtime.rates import Rates
 from agents.weights import WeightsCache
 from atoll.model.attempt import FailureKind
 from atoll.model.ids import ModelId, NodeId

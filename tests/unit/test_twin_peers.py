@@ -10,7 +10,7 @@ import pytest
 from agents.core.events import AdapterFetched, FetchYielded, RatesMeasured, WeightsFetched
 from agents.core.outputs import DeleteWeights, FetchAdapter, FetchWeights, YieldFetch
 from agents.runtime.twin import TwinRuntime
-from agents.runtime.twin_peers import TwinPeers
+from agents.twin.peers import TwinPeers
 from atoll.model.assignment import Peer, Sources
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.site import LinkSpec

@@ -21,9 +21,9 @@ from agents.core.events import (
     WeightsFetched,
 )
 from agents.core.outputs import AdaptReplica, EvictReplica, FetchAdapter, FetchWeights, LoadReplica, PinWeights, StageWeights, YieldFetch
-from agents.runtime.fair_link import FairLink
 from agents.runtime.twin import TwinRuntime
-from agents.runtime.twin_host import HostMemory
+from agents.twin.fair_link import FairLink
+from agents.twin.host_memory import HostMemory
 from atoll.model.ids import ModelId
 from atoll.model.modelspec import ModelSpec
 from atoll.physics.hidden import HiddenWorld
@@ -64,8 +64,8 @@ async def test_weights_that_left_the_gpu_stay_in_memory_and_load_without_the_dis
     warm = (await load(heard, one)).elapsed_us
     key = f"{NODE}.0/m#2"
     h2d = GPUS[SMALL.gpu_type].h2d_bytes_per_s
-    from_host_us = hidden.stage_us(one, SMALL.node.disk_bytes_per_s, h2d, True, heard.runtime._site_id, key)
-    assert warm == from_host_us + hidden.init_us(one, heard.runtime._site_id, key)
+    from_host_us = hidden.stage_us(one, SMALL.node.disk_bytes_per_s, h2d, True, site("s").site_id, key)
+    assert warm == from_host_us + hidden.init_us(one, site("s").site_id, key)
 
 
 async def test_memory_forgets_the_least_recently_used_but_never_what_is_wanted_there(heard: Heard) -> None:
@@ -135,7 +135,7 @@ async def test_adapters_come_over_the_same_link_and_are_put_on_in_the_time_of_th
     both = await heard.perform(AdaptReplica(slot=SLOT, model_id=one.model_id, adapters=(ink, wash)), ReplicaAdapted)
     assert both.adapters == ("ink", "wash")
     assert both.memory_bytes == one.resident_bytes + ink.weights_bytes + wash.weights_bytes
-    hidden, where = HiddenWorld(1), heard.runtime._site_id
+    hidden, where = HiddenWorld(1), site("s").site_id
     assert both.elapsed_us == sum(hidden.patch_us(each, where, f"{NODE}.0/m+1/{each.adapter_id}") for each in (ink, wash))
     alone = await heard.perform(AdaptReplica(slot=SLOT, model_id=one.model_id, adapters=(), unload=(ink.adapter_id,)), ReplicaAdapted)
     assert (alone.adapters, alone.memory_bytes) == (("wash",), one.resident_bytes + wash.weights_bytes)

@@ -8,11 +8,11 @@ second time. Must not know who measures.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from agents.core.events import RatesMeasured
-from agents.runtime.base import Sink
+from agents.core.events import AgentEvent, RatesMeasured
 from atoll.model.report import RateFacts
 
 # With modes eight times apart the mean of the last sixty-four is off by 5 %, of the last eight by 15. A link that has changed is followed
@@ -23,7 +23,7 @@ _COUNTED_MAX: Final = 64
 class Rates:
     """Running means, told whenever one of the rates is measured anew. Bytes per second; 0: not yet."""
 
-    def __init__(self, tell: Sink) -> None:
+    def __init__(self, tell: Callable[[AgentEvent], None]) -> None:
         self._tell = tell
         self._disk, self._h2d, self._origin = _Mean(), _Mean(), _Mean()
 

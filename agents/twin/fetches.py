@@ -5,18 +5,15 @@ Decides when a simulated fetch is done. Where the bytes go is the twin's busines
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from math import ceil
 
 from agents.core.outputs import FetchAdapter, FetchWeights
-from agents.runtime.fair_link import FairLink
+from agents.twin.fair_link import FairLink
+from agents.twin.timers import Timer, Timers
 from atoll.model.ids import AdapterId, ModelId, NodeId
-
-# How often in real time it is told how far fetches have come.
-_TELL_S: Final = 1.0
 
 Fetch = FetchWeights | FetchAdapter
 FetchKey = tuple[NodeId, ModelId | AdapterId, bool]  # whether it is of an adapter
@@ -24,59 +21,62 @@ FetchKey = tuple[NodeId, ModelId | AdapterId, bool]  # whether it is of an adapt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flight:
-    """One fetch under way. `work_s` is the real time that the whole of it takes alone, `left_s` what was left of that when it began."""
+    """One fetch under way. `work_us` is what the whole of it takes alone."""
 
     number: int
     command: Fetch
-    began_s: float
-    work_s: float
-    left_s: float
+    began_us: int
+    work_us: int
 
 
 class TwinFetches:
-    """The site's way to the origin. `done` hears of a flight that ended, `came` of bytes that have come. On the agent's event loop."""
+    """The site's way to the origin. `done` hears of a flight that ended, `came` of bytes that have come, once in each pace."""
 
-    def __init__(self, *, done: Callable[[Flight], None], came: Callable[[FetchWeights, int], None]) -> None:
+    def __init__(
+        self, timers: Timers, pace_us: Callable[[], int], *, done: Callable[[Flight], None], came: Callable[[FetchWeights, int], None]
+    ) -> None:
+        self._timers = timers
+        self._pace_us = pace_us
         self._done = done
         self._came = came
         self._link = FairLink()
         self._flights: dict[FetchKey, Flight] = {}
         self._paused: dict[FetchKey, float] = {}  # share of the whole that is left of a fetch that yielded
-        self._link_timer: asyncio.TimerHandle | None = None
-        self._tell_timer: asyncio.TimerHandle | None = None
+        self._link_timer: Timer | None = None
+        self._tell_timer: Timer | None = None
 
-    def begin(self, command: Fetch, work_s: float) -> None:
-        """Begin a fetch that would take `work_s` alone, or go on with one that yielded."""
+    def begin(self, command: Fetch, work_us: int) -> None:
+        """Begin a fetch that would take `work_us` alone, or go on with one that yielded."""
         key = _key(command)
-        now_s = asyncio.get_running_loop().time()
-        left_s = work_s * self._paused.pop(key, 1.0)
-        number = self._link.add(now_s, left_s, partial(self._ended, key))
-        self._flights[key] = Flight(number=number, command=command, began_s=now_s, work_s=work_s, left_s=left_s)
+        now_us = self._timers.now_us()
+        left_us = work_us * self._paused.pop(key, 1.0)
+        number = self._link.add(now_us, left_us, partial(self._ended, key))
+        self._flights[key] = Flight(number=number, command=command, began_us=now_us, work_us=work_us)
         self._arm()
         if self._tell_timer is None:
-            self._tell_timer = asyncio.get_running_loop().call_later(_TELL_S, self._tell)
+            self._tell_timer = self._timers.after(self._pace_us(), self._tell)
 
     def yields(self, node_id: NodeId, model_id: ModelId) -> bool:
         """Stop a fetch, to be continued. Whether it was under way."""
         flight = self._flights.pop((node_id, model_id, False), None)
         if flight is None:
             return False
-        left_s = self._link.take_out(asyncio.get_running_loop().time(), flight.number)
-        self._paused[(node_id, model_id, False)] = min(left_s / flight.work_s, 1.0) if flight.work_s > 0 else 0.0
+        left_us = self._link.take_out(self._timers.now_us(), flight.number)
+        self._paused[(node_id, model_id, False)] = min(left_us / flight.work_us, 1.0) if flight.work_us > 0 else 0.0
         self._arm()
         return True
 
-    def retime(self, node_id: NodeId, model_id: ModelId, work_s: float) -> None:
-        """The whole of a fetch under way would take `work_s` alone as its sources are now: what is left of it takes its share of that."""
+    def retime(self, node_id: NodeId, model_id: ModelId, work_us: int) -> None:
+        """The whole of a fetch under way would take `work_us` alone as its sources are now: what is left of it takes its share of that."""
         key = (node_id, model_id, False)
         flight = self._flights.get(key)
         if flight is None:
             return
-        now_s = asyncio.get_running_loop().time()
-        left_s = self._link.take_out(now_s, flight.number)
-        left_s = left_s / flight.work_s * work_s if flight.work_s > 0 else 0.0
-        number = self._link.add(now_s, left_s, partial(self._ended, key))
-        self._flights[key] = replace(flight, number=number, work_s=work_s)
+        now_us = self._timers.now_us()
+        left_us = self._link.take_out(now_us, flight.number)
+        left_us = left_us / flight.work_us * work_us if flight.work_us > 0 else 0.0
+        number = self._link.add(now_us, left_us, partial(self._ended, key))
+        self._flights[key] = replace(flight, number=number, work_us=work_us)
         self._arm()
 
     def forget(self, node_id: NodeId, model_id: ModelId) -> None:
@@ -96,25 +96,25 @@ class TwinFetches:
     def _arm(self) -> None:
         if self._link_timer is not None:
             self._link_timer.cancel()
-        end_s = self._link.next_end()
-        self._link_timer = None if end_s is None else asyncio.get_running_loop().call_at(end_s, self._ring)
+        end_us = self._link.next_end()
+        self._link_timer = None if end_us is None else self._timers.after(ceil(end_us) - self._timers.now_us(), self._ring)
 
     def _ring(self) -> None:
         # The clock of a timer may be a moment behind the one that it was set for.
-        now_s = max(asyncio.get_running_loop().time(), self._link.next_end() or 0.0)
-        for done in self._link.take_done(now_s):
+        now_us = max(self._timers.now_us(), self._link.next_end() or 0.0)
+        for done in self._link.take_done(now_us):
             done()
         self._arm()
 
     def _tell(self) -> None:
-        now_s = asyncio.get_running_loop().time()
+        now_us = self._timers.now_us()
         for flight in self._flights.values():
             if isinstance(flight.command, FetchAdapter):
                 continue  # too small to be told how far it has come
-            left = self._link.left(now_s, flight.number) / flight.work_s if flight.work_s > 0 else 0.0
+            left = self._link.left(now_us, flight.number) / flight.work_us if flight.work_us > 0 else 0.0
             self._came(flight.command, round(flight.command.model.weights_bytes * max(1.0 - left, 0.0)))
         again = bool(self._flights)
-        self._tell_timer = asyncio.get_running_loop().call_later(_TELL_S, self._tell) if again else None
+        self._tell_timer = self._timers.after(self._pace_us(), self._tell) if again else None
 
 
 def _key(command: Fetch) -> FetchKey:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from agents.twin.truth import Truth
 from atoll.model.adapter import AdapterSpec
 from atoll.model.ids import AdapterId, ModelId, NodeId, SiteId
 from atoll.model.site import LinkSpec, SiteSpec
-from atoll.physics.hidden import HiddenWorld
 from atoll.physics.joint import FetchKey, JointFetches
 
 
@@ -30,7 +30,7 @@ class Member(Protocol):
 
 
 class TwinPeers:
-    """Twins of one process, by site. All methods on the agents' event loop."""
+    """Twins of one process, by site."""
 
     def __init__(
         self, sites: Iterable[SiteSpec] = (), links: Mapping[tuple[SiteId, SiteId], LinkSpec] | None = None, *, here: Iterable[SiteId] = ()
@@ -74,23 +74,23 @@ class TwinPeers:
             if member is not None:
                 member.retimed(key[1], key[2], self._joint.whole_us(key))
 
-    def fetch_us(self, hidden: HiddenWorld, src: SiteId, dst: SiteId, model_id: ModelId, size_bytes: int, key: str) -> int | None:
+    def fetch_us(self, truth: Truth, src: SiteId, dst: SiteId, model_id: ModelId, size_bytes: int, key: str) -> int | None:
         """How long a model takes from one site to another that has a link without end and reads nothing else: each link has a hidden factor
         of its own. None: it cannot be had there."""
-        return self._link_us(hidden, src, dst, size_bytes, key) if self._gives(src, model_id) else None
+        return self._link_us(truth, src, dst, size_bytes, key) if self._gives(src, model_id) else None
 
-    def _link_us(self, hidden: HiddenWorld, src: SiteId, dst: SiteId, size_bytes: int, key: str) -> int | None:
+    def _link_us(self, truth: Truth, src: SiteId, dst: SiteId, size_bytes: int, key: str) -> int | None:
         link, ends = self._links.get((src, dst)), (self._sites.get(src), self._sites.get(dst))
         if link is None or ends[0] is None or ends[1] is None:
             return None
         rate = min(link.bytes_per_s, ends[0].wan_bytes_per_s)
-        return hidden.fetch_us(size_bytes, rate, link.rtt_us, SiteId(f"{src} to {dst}"), key)
+        return truth.fetch_us(size_bytes, rate, link.rtt_us, SiteId(f"{src} to {dst}"), key)
 
-    def adapter_us(self, hidden: HiddenWorld, src: SiteId, dst: SiteId, adapter: AdapterSpec, key: str) -> int | None:
+    def adapter_us(self, truth: Truth, src: SiteId, dst: SiteId, adapter: AdapterSpec, key: str) -> int | None:
         """As `fetch_us`, of an adapter, which comes from one site alone and whose flow is too short to be counted."""
         member = self._members.get(src)
         there = member.holds_adapter(adapter.adapter_id) if member is not None else src not in self._here
-        return self._link_us(hidden, src, dst, adapter.weights_bytes, key) if there else None
+        return self._link_us(truth, src, dst, adapter.weights_bytes, key) if there else None
 
     def _gives(self, site_id: SiteId, model_id: ModelId) -> bool:
         member = self._members.get(site_id)

@@ -6,13 +6,13 @@ know slots or attempts.
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, assert_never
+from typing import assert_never
 
+from agents.core.commands import WeightsCommand
 from agents.core.events import (
     AdapterDeleted,
     AdapterFetched,
@@ -27,25 +27,25 @@ from agents.core.events import (
     WeightsFetched,
 )
 from agents.core.outputs import DeleteWeights, FetchAdapter, FetchWeights, PinWeights, StageWeights, YieldFetch
-from agents.runtime.base import WeightsCommand
-from agents.runtime.twin_fetches import Flight, TwinFetches
-from agents.runtime.twin_host import HostMemory
-from agents.runtime.twin_peers import TwinPeers
+from agents.twin.fetches import Flight, TwinFetches
+from agents.twin.host_memory import HostMemory
+from agents.twin.peers import TwinPeers
+from agents.twin.timers import Timers
+from agents.twin.truth import Truth
 from atoll.model.attempt import Failure, FailureKind
 from atoll.model.ids import AdapterId, ModelId, NodeId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import NodeSpec, SiteSpec
 from atoll.model.words import size
-from atoll.physics.hidden import HiddenWorld
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What the weights of a twin need of it: its clock, who hears events, which models slots use, who learns rates (of the origin)."""
+    """What the weights of a twin need of it: its clock, how often progress is told, who hears events, which models slots use, who learns
+    rates (of the origin)."""
 
-    after: Callable[[int, Callable[[], None]], Any]
-    real_s: Callable[[int], float]
-    fleet_us: Callable[[float], int]
+    timers: Timers
+    pace_us: Callable[[], int]
     tell: Callable[[AgentEvent], None]
     uses: Callable[[NodeId, ModelId], bool]
     learn_origin: Callable[[int], None]
@@ -68,15 +68,16 @@ class _Storage:
 
 
 class TwinWeights:
-    """The disks and host memories of one twin. On the agent's event loop."""
+    """The disks and host memories of one twin."""
 
-    def __init__(self, spec: SiteSpec, hidden: HiddenWorld, surroundings: Surroundings, peers: TwinPeers) -> None:
+    def __init__(self, spec: SiteSpec, truth: Truth, surroundings: Surroundings, peers: TwinPeers) -> None:
         self._spec = spec
         self._peers = peers
-        self._hidden = hidden
+        self._truth = truth
         self._around = surroundings
-        self._fetching = TwinFetches(done=self._fetched, came=self._came)
-        self._copying = TwinFetches(done=self._copied, came=self._came)  # between nodes of the site
+        timers, pace_us = surroundings.timers, surroundings.pace_us
+        self._fetching = TwinFetches(timers, pace_us, done=self._fetched, came=self._came)
+        self._copying = TwinFetches(timers, pace_us, done=self._copied, came=self._came)  # between nodes of the site
         self._fetches = 0
         self._nodes = {
             pool.node_id(index): _Storage(spec=pool.node, host=HostMemory(pool.node.host_memory_bytes))
@@ -154,19 +155,19 @@ class TwinWeights:
         copied = isinstance(command, FetchWeights) and any(other.disk.get(command.model.model_id) for other in self._nodes.values())
         rate = self._spec.lan_bytes_per_s if copied else min(self._spec.origin_bytes_per_s, self._spec.wan_bytes_per_s)
         key = f"{command.node_id}/{name}#{self._fetches}"
-        alone_us = self._hidden.fetch_us(size_bytes, rate, 0, self._spec.site_id, key)
+        alone_us = self._truth.fetch_us(size_bytes, rate, 0, self._spec.site_id, key)
         if isinstance(command, FetchWeights) and command.fetch_from is not None and not copied:
             here, model_id = self._spec.site_id, command.model.model_id
             named = [peer.site_id for peer in command.fetch_from.peers]
-            found = {src: self._peers.fetch_us(self._hidden, src, here, model_id, size_bytes, key) for src in named}
+            found = {src: self._peers.fetch_us(self._truth, src, here, model_id, size_bytes, key) for src in named}
             giving = {src: peer_us for src, peer_us in found.items() if peer_us is not None}
             if giving:
                 where, both = (here, command.node_id, model_id), command.fetch_from.origin_too
                 alone_us = self._peers.begin(where, size_bytes, giving, alone_us, origin_too=both)
         if isinstance(command, FetchAdapter) and command.fetch_from is not None:
             src = command.fetch_from.site_id
-            alone_us = self._peers.adapter_us(self._hidden, src, self._spec.site_id, command.adapter, key) or alone_us
-        (self._copying if copied else self._fetching).begin(command, self._around.real_s(alone_us))
+            alone_us = self._peers.adapter_us(self._truth, src, self._spec.site_id, command.adapter, key) or alone_us
+        (self._copying if copied else self._fetching).begin(command, alone_us)
 
     def holds(self, model_id: ModelId) -> bool:
         """Whether one of its disks has the model."""
@@ -178,7 +179,7 @@ class TwinWeights:
 
     def retimed(self, node_id: NodeId, model_id: ModelId, whole_us: int) -> None:
         """Other fetches share the sources of one under way, or no longer do, or one of them has the weights no more."""
-        self._fetching.retime(node_id, model_id, self._around.real_s(whole_us))
+        self._fetching.retime(node_id, model_id, whole_us)
 
     def _drop(self, node: _Storage, model_id: ModelId) -> None:
         if node.disk.pop(model_id, None) is not None and not self.holds(model_id):
@@ -197,7 +198,7 @@ class TwinWeights:
         from_peer = self._peers.end((self._spec.site_id, command.node_id, model_id))
         size_bytes = self._arrived(flight)
         if size_bytes and not from_peer:
-            self._around.learn_origin(size_bytes * 1_000_000 // max(self._around.fleet_us(flight.work_s), 1))
+            self._around.learn_origin(size_bytes * 1_000_000 // max(flight.work_us, 1))
 
     def _arrived(self, flight: Flight) -> int:
         """The last byte has come; bytes of a model, 0 of an adapter."""
@@ -209,7 +210,7 @@ class TwinWeights:
         model = command.model
         del node.incoming[model.model_id]
         node.disk[model.model_id] = (model.weights_bytes, model.weights_digest)
-        elapsed_us = self._around.fleet_us(asyncio.get_running_loop().time() - flight.began_s)
+        elapsed_us = self._around.timers.now_us() - flight.began_us
         self._around.tell(
             WeightsFetched(
                 node_id=command.node_id,
@@ -245,7 +246,7 @@ class TwinWeights:
                 adapter_id=adapter.adapter_id,
                 weights_digest=adapter.weights_digest,
                 bytes=adapter.weights_bytes,
-                elapsed_us=self._around.fleet_us(asyncio.get_running_loop().time() - flight.began_s),
+                elapsed_us=self._around.timers.now_us() - flight.began_us,
             )
         )
         self._measure(command.node_id)
@@ -278,8 +279,8 @@ class TwinWeights:
         node.stagings += 1
         key = f"{command.node_id}/{command.model.model_id}@{node.stagings}"
         disk = node.spec.disk_bytes_per_s
-        staging_us = self._hidden.stage_us(command.model, disk, disk, False, self._spec.site_id, key)
-        self._around.after(staging_us, partial(self._staged, node, command))
+        staging_us = self._truth.stage_us(command.model, disk, disk, False, self._spec.site_id, key)
+        self._around.timers.after(staging_us, partial(self._staged, node, command))
 
     def _staged(self, node: _Storage, command: StageWeights) -> None:
         if command.model.model_id in node.disk:
