@@ -21,7 +21,7 @@ NAME_CHARS_MAX: Final = 200
 _REQUIRED: Final = frozenset(
     {"model", "resolution", "frames", "steps", "cfg_forwards", "batch", "precision", "optimisation", "gpu", "n_gpus", "seconds"}
 )
-METRICS: Final = ("e2e_s", "denoise_s", "per_step_s", "gpu_s_per_image_throughput")
+METRICS: Final = ("e2e_s", "denoise_s", "per_step_s", "gpu_s_per_image_throughput", "decode_s")
 _SIZE: Final = re.compile(r"([0-9]{1,5})x([0-9]{1,5})\Z")
 
 

@@ -119,7 +119,8 @@ def _estimate_table(run: Run, found: Estimate, *, wide: bool) -> None:
         say(f"  {lacks}: no such job is placed there, and the figure is that of {used_precision(run.gpu, run.precision).value}")
     used = used_stack(run.stack, run.gpu.arch)
     if used is not run.stack:
-        say(f"  FlashAttention 3 runs on Hopper only, and {run.gpu.gpu_type} is {run.gpu.arch}: the figure is that of {used.value}")
+        where = f"{run.gpu.gpu_type} is {run.gpu.arch}"
+        say(f"  FlashAttention 3 and cuDNN's attention run on Hopper only, and {where}: the figure is that of {used.value}")
     if run.gang_size > 1:
         say(f"  {found.gang_speedup_milli / 1_000:.2f} times as fast as one GPU")
         try:
@@ -297,7 +298,7 @@ def _exact(us: int) -> str:
 
 # --- fit ----------------------------------------------------------------------------------------------------------------------
 
-_MODULE: Final = '''"""Effects fitted to the times of the two tables in atoll/data. Written by `atoll costs fit`; do not edit.
+_MODULE: Final = '''"""Effects fitted to the times of the three tables in atoll/data. Written by `atoll costs fit`; do not edit.
 
 Decides nothing. Thousandths of a natural logarithm of time by effect, how many rows spoke for each, and how far rows of a source
 that was left out lay from their predictions. Effects without rows are what physics expects.

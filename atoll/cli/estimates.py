@@ -122,7 +122,7 @@ def check(
         str, typer.Argument(metavar="FILE", show_default=False, help="Times, with the columns of a packaged table (default: latencies).")
     ] = "",
     sweep: Annotated[bool, typer.Option("--sweep", help="The packaged sweep over batches and gangs instead of a file.")] = False,
-    own_times: Annotated[bool, typer.Option("--own", help="What Atoll's own gpu-check measured; nothing is learned of it.")] = False,
+    own_times: Annotated[bool, typer.Option("--own", help="What Atoll's own gpu-check measured.")] = False,
     cv: Annotated[
         str,
         typer.Option("--cv", metavar="COLUMN", show_default=False, help="source, model or gpu: fit anew without each, and predict it."),
@@ -160,7 +160,7 @@ def check(
 def fit(
     *,
     file: Annotated[
-        str, typer.Argument(metavar="FILE", show_default=False, help="Times, with the columns of a packaged table (default: both of them).")
+        str, typer.Argument(metavar="FILE", show_default=False, help="Times, with the columns of a packaged table (default: all three).")
     ] = "",
 ) -> None:
     """Fit the effects that predictions use to published times, and print them: as the Python module that Atoll ships, or as data."""
@@ -171,8 +171,8 @@ def fit(
     form = session().form
     names = _names()
     judged = _read(file, names).fitting()
-    # The sweep is one witness with many rows: what it says of spreads would drown the rest.
-    others = [] if file else _packaged(_SWEEP, names).fitting()
+    # The sweep is one witness with many rows, and our own check another: what they say of spreads would drown the rest.
+    others = [] if file else [*_packaged(_SWEEP, names).fitting(), *_packaged(_OWN, names).fitting()]
     observations = [*judged, *others]
     if len(observations) > _ROWS_MAX or len({one.source for one in observations}) > _SOURCES_MAX:
         raise CliError(f"{file}: expected at most {_ROWS_MAX} rows of at most {_SOURCES_MAX} sources", code=Exit.USAGE)
@@ -207,7 +207,7 @@ def _packaged(file: str, names: Names) -> Table:
 
 
 def _all_packaged(names: Names) -> list[Observation]:
-    return [*_packaged(_PACKAGED, names).fitting(), *_packaged(_SWEEP, names).fitting()]
+    return [one for file in (_PACKAGED, _SWEEP, _OWN) for one in _packaged(file, names).fitting()]
 
 
 def _table(shown: str, text: str, names: Names) -> Table:

@@ -1,7 +1,7 @@
 """An execution's time, by stage, with what it was computed from.
 
-Decides the bounds that no fit may break: weights must be read, and a narrow format never slows a GPU down. Must not know sites, queues
-or what was measured there: corrections are learned elsewhere.
+Decides the bounds that no fit may break: weights must be read, no peak is exceeded, and a narrow format never slows a GPU down. Must not
+know sites, queues or what was measured there: corrections are learned elsewhere.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from atoll.model.shape import Precision
 from atoll.physics import flops
 from atoll.physics.coefficients import Coefficients, Spread, effect_milli, joined, situation, stages_ns
 from atoll.physics.peaks import peak_flops, used_precision, weight_bits
-from atoll.physics.terms import Extent, Run, Stage, class_of, denoise_keys, device_key, gang_key
+from atoll.physics.terms import Extent, Run, Stage, class_of, denoise_keys, device_key, gang_key, part_keys
 
 _US_NS: Final = 1_000
 _US: Final = 1_000_000
 # beta: achieved share of the memory bandwidth; streaming reads of weights reach it on every generation.
 _BETA_MILLI: Final = 750
+# No pipeline was measured above 0.9 of a dense peak (H20, whose peak is small beside its memory): what others gained adds up to no more.
+_PEAK_SHARE_MAX_MILLI: Final = 900
 DEVICE_LEVEL: Final = "GPU type"
 _LEVEL_NAMES: Final = {
     "matmul": "all",
+    "kernels": "kernels",
     "device": DEVICE_LEVEL,
     "class": "class",
     "device-class": "GPU type and class",
@@ -92,8 +95,8 @@ def _bounded_ns(coefficients: Coefficients, run: Run) -> dict[Stage, int]:
         wide = stages_ns(coefficients, replace(run, precision=wider))
         found[Stage.DENOISE] = min(found[Stage.DENOISE], wide[Stage.DENOISE])
         found[Stage.GANG] = min(found[Stage.GANG], wide[Stage.GANG])
-    for stage, read_ns in _reads_ns(run):
-        found[stage] = max(found[stage], read_ns) if found[stage] else 0
+    for stage, least_ns in (*_reads_ns(run), (Stage.DENOISE, _computes_ns(run))):
+        found[stage] = max(found[stage], least_ns) if found[stage] else 0
     device_ns = found[Stage.DENOISE] + found[Stage.OVERHEAD] + found[Stage.GANG]
     found[Stage.OVERHEAD] += joined(device_ns, found.pop(Stage.HOST)) - device_ns
     return found
@@ -140,7 +143,7 @@ def levels_of(coefficients: Coefficients, run: Run) -> tuple[Level, ...]:
     precision = used_precision(run.gpu, run.precision)
     keys = denoise_keys(device_key(run.gpu), class_of(run.model), run.model.family, run.stack, precision, run.offloaded)
     gang = (gang_key(run),) if run.gang_size > 1 else ()
-    return tuple(_level(coefficients, key) for key in ("matmul", *keys, *gang))
+    return tuple(_level(coefficients, key) for key in (*part_keys("matmul", run.stack), *keys, *gang))
 
 
 def _told(level: Level) -> str:
@@ -149,6 +152,8 @@ def _told(level: Level) -> str:
 
 def _level(coefficients: Coefficients, key: str) -> Level:
     level, _, of = key.partition(":")
+    if level == "matmul" and of:
+        level = "kernels"
     if level == "device":
         of = of.partition(":")[0]  # without the architecture
     return Level(
@@ -160,10 +165,19 @@ def _level(coefficients: Coefficients, key: str) -> Level:
 
 
 def _denoise_eta_milli(run: Run, denoise_us: int) -> int:
-    shape = run.shape
-    work = flops.forward_flops(run.model.physics, shape) * shape.steps * shape.cfg_passes * shape.batch
     peak = peak_flops(run.gpu, run.precision) * run.gang_size
-    return min(round(Fraction(1_000 * work * _US, peak * max(denoise_us, 1))), 1_000)
+    return min(round(Fraction(1_000 * _denoise_flops(run) * _US, peak * max(denoise_us, 1))), 1_000)
+
+
+def _denoise_flops(run: Run) -> int:
+    shape = run.shape
+    return flops.forward_flops(run.model.physics, shape) * shape.steps * shape.cfg_passes * shape.batch
+
+
+def _computes_ns(run: Run) -> int:
+    """Time below which denoising cannot fall: that of its FLOPs."""
+    peak = max(peak_flops(run.gpu, run.precision) * run.gang_size * _PEAK_SHARE_MAX_MILLI // 1_000, 1)
+    return _denoise_flops(run) * 10**9 // peak
 
 
 def _reads_ns(run: Run) -> list[tuple[Stage, int]]:

@@ -192,6 +192,8 @@ def _by_efficiency(run: Run, inside: Sequence[Observation]) -> int:
 
 
 def _work(run: Run) -> int:
+    if run.extent is Extent.DECODING:
+        return flops.decode_flops(run.model.physics, run.shape) * run.shape.batch
     if run.extent is not Extent.DENOISING:
         return flops.generation_flops(run.model.physics, run.shape)
     return flops.forward_flops(run.model.physics, run.shape) * run.shape.steps * run.shape.cfg_passes * run.shape.batch

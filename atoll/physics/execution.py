@@ -20,7 +20,7 @@ from atoll.physics.estimate import predict_us
 from atoll.physics.fitted import FITTED
 from atoll.physics.peaks import used_precision
 from atoll.physics.stack import ENGINE_COMPILED, ENGINE_STACK, Stack, used_stack
-from atoll.physics.terms import CPU_MILLI, MATMUL_MILLI, Run, denoise_keys, device_key
+from atoll.physics.terms import CPU_MILLI, MATMUL_MILLI, Run, denoise_keys, device_key, part_keys
 
 _MILLI: Final = 1_000
 _CLASS_OF: Final = {
@@ -59,4 +59,4 @@ def eta_milli(gpu: GpuType, kind: DenoiserKind, precision: Precision, *, stack: 
     if gpu.gpu_type == CPU:
         return CPU_MILLI[kind]
     keys = denoise_keys(device_key(gpu), _CLASS_OF[kind], "", stack, used_precision(gpu, precision), False)
-    return min(max(MATMUL_MILLI * _MILLI // factor_milli(FITTED, ("matmul", *keys)), 1), _MILLI)
+    return min(max(MATMUL_MILLI * _MILLI // factor_milli(FITTED, (*part_keys("matmul", stack), *keys)), 1), _MILLI)

@@ -25,7 +25,7 @@ from atoll.physics.terms import Extent, Run
 
 _RING: Final = re.compile(r"ring-([0-9]{1,4})")
 
-_EXTENTS: Final = dict(zip(METRICS, (Extent.WHOLE, Extent.DENOISING, Extent.DENOISING, Extent.THROUGHPUT), strict=True))
+_EXTENTS: Final = dict(zip(METRICS, (Extent.WHOLE, Extent.DENOISING, Extent.DENOISING, Extent.THROUGHPUT, Extent.DECODING), strict=True))
 # Rows that are published beside others but say too little to learn from: cached, distilled, settings unclear.
 _NOT_FOR_FITTING: Final = "context"
 

@@ -40,6 +40,8 @@ STREAM_PASSES: Final = 190
 PLAIN_MILLI: Final = 400
 _PLAIN_FAMILIES: Final = frozenset({"PixArt"})
 _PLAIN_MODELS: Final = ("sd3-",)
+# What gets no more from cuDNN's attention than from FlashAttention 2: heads of 64 or 72 numbers instead of 128, and a mask over the text.
+_SLOW_ATTENTION_FAMILIES: Final = frozenset({"CogVideoX", "HunyuanVideo", "LTX", "PixArt", "SD3"})
 # Gaps per layer and forward in which the GPU has nothing to do, however much it has to do in between.
 LAUNCH_US: Final = 250
 # What the host needs to issue one layer of a forward, some 50 kernels and their Python: a GPU that needs less for it waits. 8 GPUs that
@@ -89,6 +91,15 @@ class Extent(StrEnum):
     WHOLE = "whole"
     DENOISING = "denoising"  # neither text nor decoding
     THROUGHPUT = "throughput"  # per result under a full load: launches hide behind other results
+    DECODING = "decoding"  # from the latent to pixels on the GPU
+
+
+_COVERED: Final = {
+    Extent.WHOLE: frozenset(Stage),
+    Extent.DENOISING: frozenset(Stage) - {Stage.TEXT, Stage.DECODE},
+    Extent.THROUGHPUT: frozenset(Stage) - {Stage.OVERHEAD, Stage.HOST},
+    Extent.DECODING: frozenset({Stage.DECODE}),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +132,7 @@ def terms(run: Run) -> tuple[Term, ...]:
     """The parts of a run, without those of no size."""
     found = _cpu_terms(run) if run.gpu.gpu_type == CPU else _gpu_terms(run)
     if run.extent is not Extent.WHOLE:
-        outside = {Stage.TEXT, Stage.DECODE} if run.extent is Extent.DENOISING else {Stage.OVERHEAD, Stage.HOST}
-        found = [term for term in found if term.stage not in outside]
+        found = [term for term in found if term.stage in _COVERED[run.extent]]
     return tuple(term for term in found if term.base_ns)
 
 
@@ -153,6 +163,12 @@ def denoise_keys(device: str, model_class: str, family: str, stack: Stack, preci
     return tuple(keys)
 
 
+def part_keys(part: str, stack: Stack) -> tuple[str, ...]:
+    """The effects on one kind of kernels: of everybody's, and of this stack's where those were told apart."""
+    kernels = TRAITS[stack].kernels
+    return (part, f"{part}:{kernels}") if kernels else (part,)
+
+
 def layers_of(model: ModelSpec) -> int:
     """Blocks that launch kernels of their own in a forward."""
     return UNET_LAYERS if model.physics.kind is DenoiserKind.UNET else max(model.physics.layers, 1)
@@ -181,22 +197,30 @@ def _gpu_terms(run: Run) -> list[Term]:
     traffic = stream_bytes * STREAM_PASSES * traits.traffic_milli * _plain_milli(run.model) // _MILLI**2
     found = [
         Term(stage=Stage.TEXT, base_ns=_ns(flops.text_flops(physics) * shape.batch, wide_peak, MATMUL_MILLI), effects=("matmul", device)),
-        Term(stage=Stage.DENOISE, base_ns=_ns(product, peak, MATMUL_MILLI) // gang, effects=("matmul", *keys)),
+        Term(stage=Stage.DENOISE, base_ns=_ns(product, peak, MATMUL_MILLI) // gang, effects=(*part_keys("matmul", run.stack), *keys)),
         Term(
             stage=Stage.DENOISE,
-            base_ns=_ns(attention, peak, ATTENTION_MILLI) * traits.attention_milli // _MILLI // gang,
-            effects=("attention", *keys),
+            base_ns=_ns(attention, peak, ATTENTION_MILLI) * _attention_milli(run) // _MILLI // gang,
+            effects=(*part_keys("attention", run.stack), *keys),
         ),
-        Term(stage=Stage.DENOISE, base_ns=_ns(traffic, gpu.memory_bytes_per_s, _MILLI) // gang, effects=("stream", *keys)),
-        Term(stage=Stage.DECODE, base_ns=_ns(_decode(run), wide_peak, DECODE_MILLI), effects=("decode", device)),
+        Term(
+            stage=Stage.DENOISE,
+            base_ns=_ns(traffic, gpu.memory_bytes_per_s, _MILLI) // gang,
+            effects=(*part_keys("stream", run.stack), *keys),
+        ),
+        Term(
+            stage=Stage.DECODE,
+            base_ns=_ns(_decode(run), wide_peak, DECODE_MILLI),
+            effects=(*part_keys("decode", run.stack), device),
+        ),
     ]
     # Layers that are issued one after the other, in us of a layer that takes the host one.
     issued = _sequential_passes(run) * layers_of(run.model) * traits.host_milli
     attends = issued * flops.attentions_milli(physics) // _MILLI
     return [
         *found,
-        Term(stage=Stage.OVERHEAD, base_ns=issued * LAUNCH_US, effects=("launch",)),
-        Term(stage=Stage.HOST, base_ns=attends * HOST_US[physics.kind], effects=("host",)),
+        Term(stage=Stage.OVERHEAD, base_ns=issued * LAUNCH_US, effects=part_keys("launch", run.stack)),
+        Term(stage=Stage.HOST, base_ns=attends * HOST_US[physics.kind], effects=part_keys("host", run.stack)),
         *_exchange(run, attends, stream_bytes * flops.attentions_milli(physics) // _MILLI),
     ]
 
@@ -230,6 +254,11 @@ def _exchange(run: Run, attends: int, stream_bytes: int) -> list[Term]:
             Term(stage=Stage.GANG, base_ns=_ns(_MERGE_PASSES * turned_bytes, gpu.memory_bytes_per_s, _MILLI), effects=("merge",)),
         ]
     return found
+
+
+def _attention_milli(run: Run) -> int:
+    slow = TRAITS[run.stack].kernels and run.model.family in _SLOW_ATTENTION_FAMILIES
+    return _MILLI if slow else TRAITS[run.stack].attention_milli
 
 
 def _plain_milli(model: ModelSpec) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.cli.output import table
-from tests.gpu.times import as_row
+from tests.gpu.times import as_rows
 
 _GB = 1e9
 ROWS_NAME = "times.csv"
@@ -27,10 +27,11 @@ def report(found: dict[str, Any], card: str, out: Path) -> int:
     rows = [one for one in found.get("times", {}).values() if isinstance(one, dict) and "denoise_s" in one]
     _times(rows)
     if rows:
+        cells = [cells for one in rows for cells in as_rows(one, card)]
         with (out / ROWS_NAME).open("w", newline="") as opened:
-            writer = csv.DictWriter(opened, list(as_row(rows[0], card)), lineterminator="\n")
+            writer = csv.DictWriter(opened, list(cells[0]), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(as_row(one, card) for one in rows)
+            writer.writerows(cells)
         print(f"gpu-check: the times as a table for 'atoll costs check': {out / ROWS_NAME}")
     failed = [name for name, trial in found.get("fleet", {}).items() if isinstance(trial, dict) and trial.get("holds") is False]
     failed += [name for name, one in found.get("times", {}).items() if isinstance(one, dict) and "trace" in one]

@@ -71,7 +71,7 @@ def test_a_model_that_is_not_compiled_and_a_gang_need_no_code() -> None:
     assert needed_form(COMPILED, SHAPE, 2) is None
     assert needed_form(COMPILED, SHAPE, 1, [8]) == form_of(COMPILED, SHAPE, [8])
     hopper, other = replace(GPUS[GpuTypeId("big")], arch="Hopper"), replace(GPUS[GpuTypeId("big")], arch="Ampere")
-    for gpu, eager, compiled in ((hopper, Stack.EAGER_FA3, Stack.COMPILE_FA3), (other, Stack.EAGER, Stack.COMPILE)):
+    for gpu, eager, compiled in ((hopper, Stack.EAGER_CUDNN, Stack.COMPILE_CUDNN), (other, Stack.EAGER, Stack.COMPILE)):
         assert [stack_of(model("m"), gpu), stack_of(COMPILED, gpu), stack_of(COMPILED, gpu, 2)] == [eager, compiled, eager]
 
 

@@ -31,7 +31,7 @@ def test_the_parts_of_a_prediction_add_up_to_its_seconds(capsys: Shown) -> None:
     assert found["flops"] == pytest.approx(652_983e12, rel=0.01)
     assert 5 < found["gang_speedup"] < 8
     assert 0.2 < found["eta"] < 0.6
-    assert found["levels"][1] == {"level": "GPU type", "of": "H100-SXM", "effect": found["levels"][1]["effect"], "rows": 399}
+    assert found["levels"][1] == {"level": "GPU type", "of": "H100-SXM", "effect": found["levels"][1]["effect"], "rows": 411}
     assert main(asked) == Exit.OK
     told = capsys.readouterr().out
     for word in ("text", "denoise", "decode", "overhead", "exchange", "in all", "80 %", "TFLOP", "times as fast as one GPU"):
@@ -51,13 +51,13 @@ def test_a_precision_that_placement_rejects_there_is_said_so(capsys: Shown) -> N
 
 
 def test_flash_attention_3_is_counted_only_where_it_runs(capsys: Shown) -> None:
-    for gpu, stack, used in (("T4", "eager-fa3", "eager"), ("B200", "compile-fa3", "compile")):
+    for gpu, stack, used in (("T4", "eager-fa3", "eager"), ("B200", "compile-fa3", "compile"), ("A100-80-SXM", "eager-cudnn", "eager")):
         asked = ["costs", "predict", "--model", "flux.1-dev", "--gpu", gpu]
         told = json_of(capsys, *asked, "--stack", stack)
         assert (told["stack"], told["stack_supported"]) == (stack, False)
         assert told["seconds"] == json_of(capsys, *asked, "--stack", used)["seconds"]
         assert main([*asked, "--stack", stack]) == Exit.OK
-        assert f"  FlashAttention 3 runs on Hopper only, and {gpu} is " in (said := capsys.readouterr().out)
+        assert f"  FlashAttention 3 and cuDNN's attention run on Hopper only, and {gpu} is " in (said := capsys.readouterr().out)
         assert f": the figure is that of {used}\n" in said
     hopper = json_of(capsys, *PREDICT, "--stack", "eager-fa3")
     assert hopper["stack_supported"] is True and hopper["seconds"] < json_of(capsys, *PREDICT, "--stack", "eager")["seconds"]
