@@ -45,11 +45,12 @@ def left(ctx: Context, column: Column, gone: Iterable[Replica]) -> None:
     pool, changed = column.pool, False
     for replica in gone:
         known_us = pool.stay_us or ctx.policy.residence_ms * 1_000
-        pool.stay_us = max(known_us + (ctx.now_us - replica.warm_us - known_us) // _SMOOTHED, 1)
+        # Towards zero by less than all that is left: 0 means that nothing was measured.
+        pool.stay_us = known_us - (known_us - (ctx.now_us - replica.warm_us)) // _SMOOTHED
         told_ms = pool.residence_ms or ctx.policy.residence_ms
-        measured_ms = max(pool.stay_us // 1_000, _STAY_MIN_MS)
+        measured_ms = max(rounded(pool.stay_us // 1_000), _STAY_MIN_MS)
         if abs(measured_ms - told_ms) * _STEP_PARTS > told_ms:
-            pool.residence_ms, changed = max(rounded(measured_ms), _STAY_MIN_MS), True
+            pool.residence_ms, changed = measured_ms, True
     if changed:
         ctx.columns.residence_changed(column)
 

@@ -203,6 +203,34 @@ def test_a_snapshot_keeps_what_is_closed_and_what_is_being_probed() -> None:
     assert _turns(fleet) == ["open", "probe", "open"]
 
 
+def test_a_probe_of_a_model_that_fails_elsewhere_too_does_not_double_the_pause() -> None:
+    fleet = _fleet("a", "b")
+    _break(fleet)
+    for job_id in list(fleet.jobs):
+        fleet.ask(events.JobCancelRequested, job_id=job_id, tenant=TenantId("t"), reason="none of them shall be the probe")
+    _run(fleet, "b", BROKEN, model_id="x")
+    there = Constraints(sites=(SiteId("a"),))
+    fleet.submit(spec("x", prompt="probe", constraints=there))
+    fleet.wait(31, reporting=("a", "b"))
+    (probe,) = fleet.agents[SiteId("a")].attempts
+    fleet.end_attempt("a", probe, FAILED, BROKEN)
+    assert _turns(fleet) == ["open", "probe"], "x fails wherever it goes"
+    fleet.ask(events.JobCancelRequested, job_id=probe.job_id, tenant=TenantId("t"), reason="")
+    fleet.submit(spec("y", prompt="next", constraints=there))
+    (following,) = fleet.agents[SiteId("a")].attempts
+    fleet.end_attempt("a", following)
+    assert _turns(fleet) == ["open", "probe", "closed"], "and the next attempt was let in at once"
+
+
+def test_a_restored_core_knows_which_models_fail_elsewhere() -> None:
+    fleet = _fleet("a", "b")
+    _run(fleet, "b", BROKEN)
+    fleet.machine = restore(fleet.machine.snapshot(), fleet.policy, GPUS)
+    for number in range(2 * fleet.policy.breaker_failures):
+        _run(fleet, "a", BROKEN, number=number)
+    assert not _turns(fleet), "it is the model's fault"
+
+
 def test_a_site_that_goes_takes_its_breaker_along() -> None:
     fleet = _fleet("a")
     _break(fleet)

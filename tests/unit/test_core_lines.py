@@ -10,8 +10,9 @@ from atoll.model.job import Constraints, JobSpec, JobState
 from atoll.model.quote import Quote, Verdict
 from atoll.model.shape import Shape
 from orchestrator.core.events import TimerFired
+from orchestrator.core.machine import restore
 from tests.unit.as_predicted import AsPredicted, of_steps
-from tests.unit.fleet_of_machines import BATCH, SECOND, URGENT, Fleet, model, pool, site, spec
+from tests.unit.fleet_of_machines import BATCH, GPUS, SECOND, URGENT, Fleet, model, pool, site, spec
 
 _ONLY_A = Constraints(sites=(SiteId("a"),))
 
@@ -225,3 +226,13 @@ def test_a_line_that_many_sites_serve_is_so_much_shorter() -> None:
         turns[sites] = world.quote(of_steps(20)).turn_us
     assert turns[1] > 5 * turns[6] > 9 * turns[12] > 0
     assert turns[6] > turns[1] // 8 and turns[12] > turns[1] // 16
+
+
+def test_a_restored_core_knows_how_long_the_line_is() -> None:
+    fleet = _line(6)
+    picture = spec(prompt="a picture", shape=Shape(width=1024, height=1024, steps=2))
+    again = restore(fleet.machine.snapshot(), fleet.policy, GPUS)
+    assert again.snapshot() == fleet.machine.snapshot()
+    quoted = _quoted(fleet, picture)
+    assert quoted.verdict is Verdict.WAITS and quoted.turn_us > 0
+    assert again.quote_job(picture, fleet.now_us) == quoted

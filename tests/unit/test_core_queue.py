@@ -305,3 +305,34 @@ def test_jobs_are_named_once() -> None:
     line.submit("a")
     assert JobId("a-1") in line.queue
     assert line.queue.discard(JobId("a-1")) and not line.queue.discard(JobId("a-1"))
+
+
+# --- the arrival window ---------------------------------------------------------------------------------------------------------
+
+
+def test_who_just_came_is_held_until_the_window_closes_and_no_longer() -> None:
+    line = Line()
+    job_id = line.submit("t")
+    line.queue.hold(job_id, line.now_us - 1, line.now_us + SECOND)
+    assert line.queue.first_ready() is None
+    line.queue.wake_due(line.now_us + SECOND)
+    assert line.take() == job_id
+
+
+def test_who_waited_before_the_window_opened_is_not_held_by_one_that_comes_now() -> None:
+    line = Line()
+    early = line.submit("t")
+    line.pass_time(1)
+    late = line.submit("t")
+    line.queue.hold(late, line.now_us - 1, line.now_us + SECOND)
+    assert [line.take(), line.take()] == [early, late], "a slot that is free now goes to the one that waits"
+
+
+def test_whose_slot_was_made_empty_is_not_held() -> None:
+    """A block was kept for a job of this class, and others were stopped for it: it must not be away when the block is empty."""
+    line = Line()
+    job_id = line.submit("t")
+    line.rest_all()
+    line.queue.favour(job_id, stopped=True)
+    line.queue.hold(job_id, line.now_us - 1, line.now_us + SECOND)
+    assert line.take() == job_id

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.job import Constraints
+from orchestrator.core import turnover
 from orchestrator.core.machine import restore
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.state import Replica
+from orchestrator.core.state import Replica, ReplicaKey
 from tests.unit.fleet_of_machines import GPUS, SECOND, Fleet, model, pool, site, spec
 
 # Of 80 GB: two of these do not fit beside each other.
@@ -122,3 +123,51 @@ def test_a_copy_whose_sisters_are_at_work_is_missed_more_than_one_with_idle_ones
     work = fleets[3]
     again = restore(work.machine.snapshot(), work.policy, GPUS)
     assert again.snapshot() == work.machine.snapshot() and _price_us(again.context.columns, "a", "m") == prices[3]
+
+
+def test_a_gang_that_makes_room_is_one_stay_however_many_slots_it_held() -> None:
+    """Its shares left four slots at one moment: smoothed, that is as much news as one replica that left one slot."""
+    stays_us = {}
+    for size in (1, 4):
+        fleet = _fleet(gpus=4)
+        if size == 1:
+            fleet.warm("a", "p-0", 0, "m", _LARGE)
+        else:
+            fleet.warm_gang("a", "p-0", 0, size, "m", _LARGE)
+        fleet.report("a")
+        fleet.now_us += 100 * SECOND
+        column = fleet.machine.context.columns.columns[0]
+        gone = [
+            one
+            for node in column.pool.nodes
+            for slot in node.slots
+            for one in turnover.take_out(slot, [ModelId("m")], ReplicaKey(ModelId("other")))
+        ]
+        turnover.left(fleet.machine.context, column, gone)
+        stays_us[size] = column.pool.stay_us
+    assert stays_us[4] == stays_us[1] > 0
+
+
+def test_a_gang_at_work_is_one_busy_copy_of_two() -> None:
+    fleet = _fleet(gpus=4)
+    for first in (0, 2):
+        fleet.warm_gang("a", "p-0", first, 2, "m", _LARGE)
+    fleet.report("a")
+    fleet.submit(spec("m", gang_size=2, shape=replace(spec().shape, steps=1_000)))
+    (key,) = fleet.agents[SiteId("a")].attempts
+    fleet.running("a", key)
+    fleet.wait(40, reporting=("a",))
+    busy = fleet.machine.context.residency.busy_eighths
+    assert busy.get(ModelId("m")) == 8, "one of two is at work, so the other is as good as the last"
+
+
+def test_stays_of_no_time_at_all_never_make_it_forget_that_any_were_measured() -> None:
+    fleet = _fleet()
+    fleet.warm("a", "p-0", 0, "m", _LARGE)
+    fleet.report("a")
+    column = fleet.machine.context.columns.columns[0]
+    replica = _replica(fleet.machine.context.columns, "m")
+    replica.warm_us = fleet.machine.context.now_us
+    for _ in range(400):
+        turnover.left(fleet.machine.context, column, [replica])
+    assert column.pool.residence_ms == 60_000 and 0 < column.pool.stay_us < SECOND

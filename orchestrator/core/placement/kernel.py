@@ -272,7 +272,7 @@ def _cold_prices(fix: Ints, dyn: Ints, rates: Ints, out: Ints, row: int, occupie
         out[row, _O_FRAGMENT] = occupied // 2 * rates[_R_FRAGMENT] // 1_000
     if out[row, _O_SOURCE] == 0:
         flows = dyn[pool, _D_FLOWS]
-        crowd = fix[row, _F_CROWD] * flows // (flows + 1) // 1_000 * rates[_R_LINK] if rates[_R_LINK] and flows else 0
+        crowd = fix[row, _F_CROWD] * flows // (flows + 1) // 1_000 * rates[_R_LINK]
         out[row, _O_LINK] = min(fix[row, _F_LEAVING] + crowd, LINK_MAX_US)
 
 
