@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.job import JobState
 from atoll.model.replica import Tier
 from orchestrator.core import events
 from orchestrator.core.machine import restore
+from orchestrator.core.outputs import Done
+from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.registry import TERM_NAMES
 from tests.unit.fleet_of_machines import GPUS, Fleet, model, pool, site, spec
 
@@ -118,3 +122,64 @@ def test_pushed_models_are_kept_though_nobody_asked_for_them_yet_and_a_restored_
     fleet.submit(spec("o"))
     job = next(job for job in fleet.jobs.values() if job.spec.model_id == "o")
     assert job.attempts[0].site_id == other
+
+
+def _with_one_copy(**policy: Any) -> Fleet:
+    """One GPU, on which m is, and n has no room beside it."""
+    fleet = Fleet(site("a", pool("p", gpus=1)), models=(model("m", 60), model("n", 60)), policy=Policy(silent_after_ms=10**9, **policy))
+    fleet.agents[SiteId("a")].disk |= {"m", "n"}
+    fleet.warm("a", "p-0", 0, "m", 60)
+    fleet.report("a")
+    return fleet
+
+
+def _protected(fleet: Fleet) -> bool:
+    ctx = fleet.machine.context
+    return ctx.residency.protected(ctx, ModelId("m"), SiteId("a"))
+
+
+def test_the_last_warm_copy_is_protected_while_the_model_is_asked_for_often_enough() -> None:
+    told = {}
+    for per_hour_milli in (1, 10**9):
+        fleet = _with_one_copy(protect_per_hour_milli=per_hour_milli, spread_per_hour_milli=10**10)
+        fleet.submit(spec("m"))
+        (key,) = fleet.agents[SiteId("a")].attempts
+        fleet.end_attempt("a", key)
+        told[per_hour_milli] = _protected(fleet)
+    assert told == {1: True, 10**9: False}, "whatever the rule for the top models says"
+
+
+def test_the_last_warm_copy_of_a_pushed_model_is_protected_though_nobody_asked_for_it_yet() -> None:
+    fleet = _with_one_copy()
+    assert not _protected(fleet)
+    assert isinstance(fleet.ask(events.ModelPushed, actor="t", reason="launch", model_id="m", sites=1, warm=1), Done)
+    assert _protected(fleet)
+
+
+def test_what_has_no_copy_has_none_to_protect() -> None:
+    fleet = _with_one_copy()
+    fleet.submit(spec("m"))
+    (key,) = fleet.agents[SiteId("a")].attempts
+    fleet.end_attempt("a", key)
+    assert _protected(fleet)
+    fleet.agents[SiteId("a")].warm.clear()
+    fleet.report("a")
+    assert not _protected(fleet)
+
+
+def test_the_top_models_are_wanted_on_two_sites_though_no_copy_is_worth_its_memory() -> None:
+    wanted = {}
+    for per_hour_milli in (60_000, 10**10):
+        policy = Policy(silent_after_ms=10**9, spread_per_hour_milli=per_hour_milli, residency_floor_us_per_hour=10**12)
+        fleet = Fleet(*(site(name) for name in "abc"), models=(model("m"),), policy=policy)
+        for _ in range(90):
+            fleet.submit(spec("m"))
+            for name, agent in fleet.agents.items():
+                for key in list(agent.attempts):
+                    slot = agent.attempts[key].slot
+                    fleet.warm(name, slot.node_id, slot.index, "m")
+                    agent.disk.add("m")
+                    fleet.end_attempt(name, key)
+            fleet.wait(2, reporting=tuple(fleet.agents))
+        wanted[per_hour_milli] = fleet.machine.context.residency.target(ModelId("m"))
+    assert wanted == {60_000: 2, 10**10: 0}

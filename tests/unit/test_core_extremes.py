@@ -6,12 +6,19 @@ from dataclasses import replace
 
 from atoll.model import limits
 from atoll.model.ids import AdapterId, ModelId, SiteId
+from atoll.model.job import Constraints
 from atoll.model.modelspec import AdapterUse
+from atoll.model.quote import Quote, Verdict
 from atoll.model.replica import ReplicaFact, ReplicaState
 from atoll.model.report import FetchFact, NodeFacts, RateFacts
 from atoll.model.shape import Shape
+from atoll.model.site import LinkSpec
+from atoll.wire.quotes import quote_from_proto, quote_to_proto
 from orchestrator.core import events
+from orchestrator.core.etas import NEVER_US
+from orchestrator.core.placement.registry import TERM_NAMES
 from orchestrator.core.placement.rows import FETCH_MAX_US
+from orchestrator.core.sitings import times
 from tests.unit.fleet_of_machines import Fleet, adapter, model, pool, site, spec
 
 EXABYTE = limits.BYTES_MAX
@@ -80,3 +87,44 @@ def test_a_job_with_adapters_that_no_gpu_holds() -> None:
     fleet.submit(spec("large", adapters=uses, shape=Shape(width=16_384, height=4_096, frames=7_200, steps=1_000, batch=32)))
     assert not fleet.agents[SiteId("b")].attempts
     assert _placed(fleet)
+
+
+def test_a_line_that_takes_longer_than_time_is_counted_is_quoted_as_never() -> None:
+    fleet = Fleet(site("b", pool("p", gpus=1)))
+    fleet.warm("b", "p-0", 0, "m")
+    fleet.report("b")
+    films = replace(spec(), shape=Shape(width=1024, height=1024, steps=900))
+    fleet.submit(*(replace(films, prompt=str(number)) for number in range(4)))
+    queue = fleet.machine.context.queue
+    (known,) = queue.classes.values()
+    assert known.resting and known.stand.lines
+    queue.rest(known.key, known.wake_us, known.pool, known.patience, replace(known.stand, each_us=10 * NEVER_US))
+    quoted = fleet.machine.quote_job(spec(), fleet.now_us)
+    assert isinstance(quoted, Quote) and quoted.verdict is Verdict.WAITS
+    assert quoted.turn_us == NEVER_US
+    assert quote_from_proto(quote_to_proto(quoted)) == quoted, "it can be told"
+
+
+def test_a_copy_of_an_exabyte_takes_a_year_to_come_and_no_longer() -> None:
+    huge = replace(model("huge"), weights_bytes=EXABYTE)
+    fleet = Fleet(site("a"), models=(huge,))
+    ctx = fleet.machine.context
+    (column,) = ctx.columns.columns
+    column.site.fetches = 100
+    assert times(ctx, huge, column).fetch_us == FETCH_MAX_US
+
+
+def test_no_output_costs_more_than_a_job_may() -> None:
+    dear = replace(site("a"), egress_usd_micros_per_gb=10**18)
+    fleet = Fleet(dear, models=(model("m"),))
+    quoted = fleet.machine.quote_job(spec(), fleet.now_us)
+    assert isinstance(quoted, Quote) and quoted.egress_usd_micros == limits.PRICE_USD_MICROS_MAX
+
+
+def test_a_result_takes_a_year_to_come_home_and_no_longer() -> None:
+    fleet = Fleet(site("a"), site("b"), models=(model("m"),))
+    slow = LinkSpec(src=SiteId("b"), dst=SiteId("a"), rtt_us=2**60, bytes_per_s=1)
+    fleet.happen(events.SitesApplied(request=fleet.request(), actor="t", reason="", sites=(site("a"), site("b")), links=(slow,)))
+    quoted = fleet.machine.quote_job(spec(origin_site=SiteId("a"), constraints=Constraints(sites=(SiteId("b"),))), fleet.now_us)
+    assert isinstance(quoted, Quote) and quoted.chosen is not None
+    assert quoted.chosen.terms_us[TERM_NAMES.index("output")] == limits.PREDICTED_US_MAX

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from atoll.model.ids import ModelId, SiteId
+from atoll.model.ids import GpuTypeId, ModelId, SiteId
 from atoll.model.learned import Component, Level
+from atoll.model.limits import PREDICTED_US_MAX
 from orchestrator.core.learning import corrections
 from orchestrator.core.learning.book import Book, restored
-from orchestrator.core.learning.factors import PoolFactors
+from orchestrator.core.learning.factors import Factors, PoolFactors
 from orchestrator.core.learning.logs import ONE, log2, milli, millis, nats_milli, times
 from orchestrator.core.learning.observation import COMPONENTS, Observation
 from orchestrator.core.learning.report import calibration, residuals
@@ -283,6 +284,24 @@ def test_arrays_of_pools_are_the_same_integers() -> None:
     # Rows of pools, warm and cold: the same factor for both.
     doubled = found.times(EXECUTION, np.full(80, 10**12, dtype=np.int64))
     assert doubled[:40].tolist() == doubled[40:].tolist() == (found.milli[EXECUTION] * 10**9).tolist()
+
+
+def test_where_all_is_slow_a_slow_place_is_corrected_within_the_bounds_in_arrays_too() -> None:
+    """A place's own effects are bounded, and so is what they come to with the mean of all."""
+    book = Book()
+    for number in range(400):
+        for one in range(4):
+            seen(book, EXECUTION, 50.0, place(f"m{one}", site=f"s{one}"), number * 6 * SECOND)
+    pools = [SimpleNamespace(pool=SimpleNamespace(site_id="s1", gpu=SimpleNamespace(gpu_type="g")))]
+    (milli,) = PoolFactors(book).of(ModelId("m1"), pools).milli[EXECUTION].tolist()
+    assert milli == book.factors_milli(ModelId("m1"), GpuTypeId("g"), SiteId("s1"))[COMPONENTS.index(EXECUTION)] == 4_000
+
+
+def test_no_corrected_time_is_longer_than_a_year_nor_leaves_its_integers() -> None:
+    slower = Factors(milli={EXECUTION: np.array([4_000, 1_000], dtype=np.int64)})
+    priors = np.array([PREDICTED_US_MAX, 2**62], dtype=np.int64)
+    assert slower.times(EXECUTION, priors).tolist() == [PREDICTED_US_MAX] * 2
+    assert slower.times(EXECUTION, priors[::-1]).tolist() == [PREDICTED_US_MAX] * 2
 
 
 def test_forgetting_one_site_or_one_component_leaves_the_rest() -> None:
