@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 NEVER_US: Final = -1
+# The state of a job that the orchestrator did not take: it never had one.
+REFUSED: Final = "refused"
 
 # The seconds of a job by what they were spent on, in the order in which they pass. What a report stacks.
 TERMS: Final = ("queue", "fetch", "stage", "init", "compile", "adapt", "input", "execution", "output")
@@ -33,7 +35,7 @@ class JobRow:
     placed_us: int  # first bound to a site
     started_us: int  # first run
     ended_us: int
-    state: str  # a JobState
+    state: str  # a JobState, or REFUSED; one that has not ended when the run is over has that in which it was
     site_id: str  # where it ran last; empty: nowhere
     pool_id: str
     gpu_type: str

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from atoll.cli.sim import trace
+from atoll.cli.session import verb
+from atoll.cli.sim import run, trace
 from atoll.cli.verbs import Noun
 
 app = typer.Typer(cls=Noun, name="sim", help="Traces in, decisions about the fleet out: the simulator.", no_args_is_help=True)
@@ -12,5 +13,13 @@ app = typer.Typer(cls=Noun, name="sim", help="Traces in, decisions about the fle
 
 def register(root: typer.Typer) -> None:
     """Add the noun to the command."""
+    verb(
+        app,
+        "run",
+        epilog="""
+        atoll sim run day.parquet --scale 1/32 --warm-up 10m
+        atoll sim run day.parquet --policy own.yaml --seed 1 --out result -o json
+        """,
+    )(run.run)
     app.add_typer(trace.app)
     root.add_typer(app)

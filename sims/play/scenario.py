@@ -1,0 +1,95 @@
+"""What a run is of: a fleet, its models, a policy, and one seed for all that is left to chance.
+
+Decides the fleet's scale and what stands for the network between orchestrator and sites. Must not know the jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from atoll.model.errors import FieldError
+from atoll.model.gpu import GpuType
+from atoll.model.ids import GpuTypeId, ModelId, SiteId
+from atoll.model.modelspec import ModelSpec
+from atoll.model.shape import parse_int
+from atoll.model.site import LinkSpec, SiteSpec
+from orchestrator.core.placement.policy import Policy
+
+SECOND_US: Final = 1_000_000
+# How far sites are from what physics says of them, where nobody says: as twins have it.
+SIGMA: Final = 0.35
+# One transaction on a disk that does not lie about it: what the embedded store takes on an ordinary SSD.
+COMMIT_US: Final = 3_000
+# Between an orchestrator and a site of which no link says how far they are apart: within a continent.
+_RTT_US: Final = 30_000
+# Half of it, one way, where both are at one place.
+_HERE_US: Final = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One run but for its jobs. `catalogue` has the models that traces name, or whose fine-tunes they name.
+
+    `hub` is the site where the orchestrator is; None: the one that is nearest to all others. `sample_us`: how often sites are looked at.
+    `drain_us`: for how long after the last arrival jobs may still end.
+    """
+
+    sites: tuple[SiteSpec, ...]
+    links: tuple[LinkSpec, ...]
+    catalogue: Mapping[ModelId, ModelSpec]
+    gpus: Mapping[GpuTypeId, GpuType]
+    policy: Policy
+    seed: int = 0
+    sigma: float = SIGMA
+    hub: SiteId | None = None
+    commit_us: int = COMMIT_US
+    sample_us: int = 60 * SECOND_US
+    drain_us: int = 4 * 3_600 * SECOND_US
+
+    def check(self) -> Scenario:
+        """Self, or FieldError for the first field that no run can be made of."""
+        if not self.sites:
+            raise FieldError("sites", "none", "at least one site")
+        parse_int("seed", self.seed, 0, 2**63 - 1)
+        parse_int("commit_us", self.commit_us, 0, 60 * SECOND_US)
+        parse_int("sample_us", self.sample_us, SECOND_US, 86_400 * SECOND_US)
+        parse_int("drain_us", self.drain_us, 0, 366 * 86_400 * SECOND_US)
+        known = [site.site_id for site in self.sites]
+        if self.hub is not None and self.hub not in known:
+            raise FieldError("hub", self.hub, f"a site of the fleet: {', '.join(known)}")
+        return self
+
+    @property
+    def placed_hub(self) -> SiteId:
+        """Where the orchestrator is."""
+        if self.hub is not None:
+            return self.hub
+        rtts = {(link.src, link.dst): link.rtt_us for link in self.links}
+        sites = [site.site_id for site in self.sites]
+        return min(sites, key=lambda src: (sum(rtts.get((src, dst), _RTT_US) for dst in sites if dst != src), src))
+
+    def one_way_us(self) -> dict[SiteId, int]:
+        """How long a message takes between the orchestrator and each site."""
+        hub = self.placed_hub
+        rtts = {link.dst: link.rtt_us for link in self.links if link.src == hub}
+        return {site.site_id: _HERE_US if site.site_id == hub else rtts.get(site.site_id, _RTT_US) // 2 for site in self.sites}
+
+
+def scaled(sites: Iterable[SiteSpec], numerator: int, denominator: int) -> tuple[SiteSpec, ...]:
+    """The same sites with so many of their nodes, each pool at least one: what differs between sites stays, what is many becomes few.
+
+    Links stay as fast as they are: one fetch takes as long as before, and fewer share the way.
+    """
+    if not 0 < numerator <= denominator:
+        raise FieldError("scale", f"{numerator}/{denominator}", "a share above 0 and at most 1, such as 1/32")
+    return tuple(
+        replace(
+            site,
+            pools=tuple(
+                replace(pool, nodes=max((2 * pool.nodes * numerator + denominator) // (2 * denominator), 1)) for pool in site.pools
+            ),
+        )
+        for site in sites
+    )
