@@ -182,7 +182,7 @@ def due(ctx: Context) -> None:
 def arrived(ctx: Context, model_id: ModelId) -> None:
     """A job of this model was accepted."""
     if ctx.demand.arrived(model_id, ctx.now_us):
-        ctx.columns.model_changed(model_id)
+        ctx.columns.demand_changed(model_id)
     arm(ctx)
 
 
@@ -193,7 +193,7 @@ def _sweep(ctx: Context) -> None:
     start = loop.swept if loop.swept < len(known) else 0
     for model_id in known[start : start + _WEIGHED_PER_STEP]:
         if model_id not in ctx.demand.active and ctx.demand.refresh(model_id, ctx.now_us):
-            ctx.columns.model_changed(model_id)
+            ctx.columns.demand_changed(model_id)
     loop.swept = start + _WEIGHED_PER_STEP
 
 
@@ -225,7 +225,7 @@ def _weigh(ctx: Context, model_id: ModelId, typical: _Typical) -> None:
     model = ctx.state.models.get(model_id)
     asked, busy = ctx.demand.refresh(model_id, ctx.now_us), turnover.told_busy(ctx, model_id)
     if asked or busy:
-        ctx.columns.model_changed(model_id)
+        ctx.columns.demand_changed(model_id)
     if model is None or not ctx.demand.asked_for(model_id):
         return
     need = sitings.need_bytes(model)

@@ -2,7 +2,8 @@
 
 Decides order: the tenant that has had least, then acceptance. A class of few tenants is entered once for each of them, under the
 tenant: a charge then moves one tenant and not its thousand classes. A class of many tenants is entered once, under whoever leads it: it
-then comes and goes at the price of one entry and not of its ten thousand tenants.
+then comes and goes at the price of one entry and not of its ten thousand tenants. Entries are made when somebody asks whose turn it is of
+several classes: most classes come and go alone.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ class _Group:
 class Turns:
     """Classes of one priority, in the order of their turns."""
 
-    __slots__ = ("_entered", "_groups", "_led", "_tenants")
+    __slots__ = ("_came", "_entered", "_groups", "_led", "_tenants")
 
     def __init__(self) -> None:
         self._entered: dict[JobClass, tuple[Lane, ...]] = {}  # no lanes: it is entered under whoever leads it
+        self._came: dict[JobClass, None] = {}  # classes without entries yet
         self._groups: dict[TenantId, _Group] = {}
         self._tenants: Ranking[_Group] = Ranking(_Group.key)
         self._led: Ranking[JobClass] = Ranking(JobClass.fair_key)
@@ -57,23 +59,32 @@ class Turns:
 
     def enter(self, known: JobClass) -> None:
         """A class takes part, or takes part anew because a job came whose turn may be earlier than those it had."""
-        self.leave(known)
-        if len(known.lanes) > _ENTRIES_MAX:
-            self._entered[known] = ()
-            self._led.offer(known)
-            return
-        lanes = self._entered[known] = tuple(known.lanes.values())
-        for lane in lanes:
-            group = self._groups.get(lane.tenant.tenant_id)
-            if group is None:
-                group = self._groups[lane.tenant.tenant_id] = _Group(lane.tenant)
-            group.lanes.offer(lane)
-            self._tenants.offer(group)
+        if known in self._entered:
+            self.leave(known)
+        self._entered[known] = ()
+        self._came[known] = None
+
+    def _make_entries(self) -> None:
+        for known in self._came:
+            if len(known.lanes) > _ENTRIES_MAX:
+                self._led.offer(known)
+                continue
+            lanes = self._entered[known] = tuple(known.lanes.values())
+            for lane in lanes:
+                group = self._groups.get(lane.tenant.tenant_id)
+                if group is None:
+                    group = self._groups[lane.tenant.tenant_id] = _Group(lane.tenant)
+                group.lanes.offer(lane)
+                self._tenants.offer(group)
+        self._came.clear()
 
     def leave(self, known: JobClass) -> None:
         """A class takes part no longer."""
         lanes = self._entered.pop(known, None)
         if lanes is None:
+            return
+        if known in self._came:
+            del self._came[known]
             return
         if not lanes:
             self._led.withdraw(known)
@@ -100,6 +111,8 @@ class Turns:
         """The class whose turn it is; None if none takes part."""
         if len(self._entered) <= 1:
             return next(iter(self._entered), None)
+        if self._came:
+            self._make_entries()
         group, led = self._tenants.first(), self._led.first()
         if group is None or (led is not None and led.fair_key() < group.key()):
             return led

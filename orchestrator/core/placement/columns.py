@@ -16,8 +16,9 @@ from atoll.model.gpu import GpuType
 from atoll.model.ids import AdapterId, GpuTypeId, ModelId, PoolId, SiteId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason
-from atoll.model.site import SiteAdmin, SiteConnection, SiteRuntime
+from atoll.model.site import SiteRuntime
 from orchestrator.core.placement import rooms
+from orchestrator.core.placement.closed import closed_reason
 from orchestrator.core.placement.code import CodeIndex
 from orchestrator.core.placement.column import Column, Free, free_bytes, is_free
 from orchestrator.core.placement.eviction import Prices, Wishes
@@ -207,7 +208,7 @@ class Columns:
         """Whether the site takes new work, and its measured rates. Rates bump the version only when they moved by more than a tenth."""
         self.peers.heard(site)
         self.adapter_peers.heard(site)
-        reason, known, spec = _closed_reason(site), site.hello is not None, site.record.spec
+        reason, known, spec = closed_reason(site), site.hello is not None, site.record.spec
         simulated = site.hello is not None and site.hello.runtime is SiteRuntime.TWIN
         for column in self.of_site(site):
             index = column.index
@@ -307,7 +308,9 @@ class Columns:
         """The price of a model's replicas changed: free slots that hold one are sorted again."""
         for index in self.where.by_model.get(model_id, ()):
             column = self.columns[index]
-            self._sort_again(column, {where for key in column.replicas.get(model_id, ()) for where in column.warm[key].slots})
+            held = column.replicas.get(model_id)
+            if held:  # what is only on a disk has no price
+                self._sort_again(column, {where for key in held for where in column.warm[key].slots})
 
     def residence_changed(self, column: Column) -> None:
         """Replicas stay longer in a pool than was thought, or shorter: all that its slots hold has another price."""
@@ -379,19 +382,12 @@ class Columns:
         for model_id in column.replicas:
             self.where.stale(model_id, column)
 
+    def demand_changed(self, model_id: ModelId) -> None:
+        """A model is asked for more often than was told, or less: prices go in coarser steps, so that most changes move none."""
+        if self.prices.refresh(model_id):
+            self.reprice(model_id)
+
     def model_changed(self, model_id: ModelId) -> None:
         """The catalogue says something else of a model than before."""
         self.prices.refresh(model_id)
         self.reprice(model_id)
-
-
-def _closed_reason(site: Site) -> Reason | None:
-    if site.connection is not SiteConnection.CONNECTED or not site.reported:
-        return Reason.NOT_CONNECTED
-    match site.record.admin:
-        case SiteAdmin.OPEN:
-            return None
-        case SiteAdmin.DRAINING | SiteAdmin.DRAINED:
-            return Reason.DRAINING
-        case SiteAdmin.CORDONED | SiteAdmin.REMOVED:
-            return Reason.CORDONED
