@@ -124,7 +124,9 @@ def t_tail(t: float, freedom: int) -> float:
 def _chance(mean: float, error: float, n: int) -> float:
     if error:
         return t_tail(mean / error, n - 1)
-    return 0.0 if mean else 1.0  # the same difference at every seed: either none, or one without any doubt
+    # The same difference at every seed, as coarse values have it: of no spread t makes certainty. That all seeds agree in
+    # sign happens by chance this often.
+    return 2.0 ** (1 - n) if mean else 1.0
 
 
 def _incomplete_beta(x: float, a: float, b: float) -> float:

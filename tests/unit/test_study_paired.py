@@ -68,11 +68,12 @@ def test_seeds_are_paired_and_what_they_share_drops_out() -> None:
     assert found.is_significant
 
 
-def test_equal_runs_are_no_difference_and_the_same_difference_is_no_chance() -> None:
+def test_without_spread_only_the_sign_speaks() -> None:
+    """Three equal differences are no certainty: the signs of three agree by chance one time in four."""
     same = compare({1: 1.0, 2: 2.0, 3: 5.0}, {1: 1.0, 2: 2.0, 3: 5.0})
     assert (same.mean, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)
     shifted = compare({1: 1.0, 2: 2.0, 3: 5.0}, {1: 2.0, 2: 3.0, 3: 6.0})
-    assert (shifted.mean, shifted.low, shifted.high, shifted.p) == (1.0, 1.0, 1.0, 0.0)
+    assert (shifted.mean, shifted.low, shifted.high, shifted.p) == (1.0, 1.0, 1.0, 0.25)
 
 
 def test_intervals_hold_what_they_promise() -> None:

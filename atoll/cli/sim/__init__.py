@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from atoll.cli.session import verb
-from atoll.cli.sim import run, trace
+from atoll.cli.sim import report, run, trace
 from atoll.cli.verbs import Noun
 
 app = typer.Typer(cls=Noun, name="sim", help="Traces in, decisions about the fleet out: the simulator.", no_args_is_help=True)
@@ -21,5 +21,14 @@ def register(root: typer.Typer) -> None:
         atoll sim run day.parquet --policy own.yaml --seed 1 --out result -o json
         """,
     )(run.run)
+    verb(
+        app,
+        "report",
+        epilog="""
+        atoll sim report day/ --out report.html  # one result
+        atoll sim report default-*/ random-*/ --out report.html  # others compared with the first
+        atoll sim report day/ -o json  # the figures alone
+        """,
+    )(report.report)
     app.add_typer(trace.app)
     root.add_typer(app)
