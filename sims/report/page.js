@@ -38,6 +38,8 @@
     tickvals: [0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800, 36000],
     ticktext: ["0.1 s", "0.3 s", "1 s", "3 s", "10 s", "30 s", "1 min", "3 min", "10 min", "30 min", "1 h", "3 h", "10 h"],
   };
+  // Beside one another curves have less room.
+  const FEW_TICKS = { tickvals: [0.1, 1, 10, 60, 600, 3600, 36000], ticktext: ["0.1 s", "1 s", "10 s", "1 min", "10 min", "1 h", "10 h"], tickangle: 0 };
   // How busy: one hue that only gets stronger, away from the ground; nobody has to tell red from green.
   const BUSY = {
     light: ["#e6edf4", "#b5d5ea", "#5fb0e2", "#0072b2", "#07294a"],
@@ -66,7 +68,7 @@
     for (let column = 0; column < columns; column++) {
       const width = (1 - gap * (columns - 1)) / columns;
       const start = column * (width + gap);
-      more[column ? `xaxis${column + 1}` : "xaxis"] = axis({ type: "log", domain: [start, start + width], anchor: "y", ...TICKS });
+      more[column ? `xaxis${column + 1}` : "xaxis"] = axis({ type: "log", domain: [start, start + width], anchor: "y", ...(columns > 1 ? FEW_TICKS : TICKS) });
       if (!single) more.annotations.push({ text: data.kinds[column], x: start + 0.01, xref: "paper", y: 0.99, yref: "paper", showarrow: false, xanchor: "left", yanchor: "top", font: { color: css("--ink"), size: 13 } });
     }
     draw("latency", traces, layout(rowsHeight(), more));

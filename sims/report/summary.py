@@ -5,6 +5,7 @@ Decides what fits: for one policy the kinds of jobs, the shares, and where the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Final
 
@@ -97,7 +98,8 @@ def _busy(report: Report) -> Text:
 
 def _mark(shares: list[float | None]) -> str:
     known = [share for share in shares if share is not None]
-    return _SPARKS[round(sum(known) / len(known) * (len(_SPARKS) - 1))] if known else " "
+    # A little is not nothing: rounded up.
+    return _SPARKS[math.ceil(sum(known) / len(known) * (len(_SPARKS) - 1))] if known else " "
 
 
 def _compared(comparison: Comparison) -> Table:
