@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from pathlib import Path
+from typing import Final
 
 from atoll.catalog.fleet import parse_fleet
 from atoll.data import fleet_wan_csv
@@ -262,17 +264,27 @@ def measure(case: Case) -> tuple[float, float]:
     return rounds.seconds / decisions * 1e6, seconds / case.jobs * 1e6
 
 
-def main() -> None:
-    """The table of cases, and how the cost grows."""
-    small, small_job = measure(Case())
-    measure(Case(explained=False))
-    measure(Case(models=10_000))
-    measure(Case(queued=1_000_000))
-    measure(Case(kinds=20_000))
-    measure(Case(noisy=True))
-    _, with_gangs_job = measure(Case(gang_every=33))
-    print(f"where 3 % of the jobs are gangs, a job costs {with_gangs_job / small_job:.2f} times what it does without", flush=True)
-    large, large_job = measure(Case(copies=10))
-    largest, _ = measure(Case(copies=100, jobs=2_000, warm_up=1_000))
-    print(f"at 360 sites a decision costs {large / small:.1f} and a job {large_job / small_job:.1f} times what it does at 36", flush=True)
-    print(f"at 3,600 sites a decision costs {largest / small:.1f} times what it does at 36", flush=True)
+# By the names that `python -m tests.bench` takes. The first is what the others are compared with.
+CASES: Final = {
+    "36-sites": Case(),
+    "not-explained": Case(explained=False),
+    "10000-models": Case(models=10_000),
+    "million-queued": Case(queued=1_000_000),
+    "20000-kinds": Case(kinds=20_000),
+    "moving-rates": Case(noisy=True),
+    "gangs": Case(gang_every=33),
+    "360-sites": Case(copies=10),
+    "3600-sites": Case(copies=100, jobs=2_000, warm_up=1_000),
+}
+
+
+def main(names: Iterable[str] = CASES) -> None:
+    """The table of cases, and how the cost grows from that of the first."""
+    found = {name: measure(CASES[name]) for name in names}
+    first = next(iter(CASES))
+    if first not in found:
+        return
+    decision_us, job_us = found.pop(first)
+    for name, (other_decision_us, other_job_us) in found.items():
+        decision, job = other_decision_us / decision_us, other_job_us / job_us
+        print(f"{name}: a decision costs {decision:.1f} and a job {job:.1f} times what it does with {first}", flush=True)

@@ -13,6 +13,7 @@ from orchestrator.core.placement.policy_file import parse_policy, write_policy
 from orchestrator.core.placement.policy_settings import SECTIONS
 from orchestrator.core.placement.registry import TERMS
 from tests.architecture.sources import REPOSITORY
+from tests.bench.core import CASES
 
 PAGE = (REPOSITORY / "docs" / "placement.md").read_text(encoding="utf-8")
 
@@ -50,3 +51,18 @@ def test_its_example_is_a_policy() -> None:
 def test_every_policy_is_listed_as_it_chooses() -> None:
     for name, policy in POLICIES.items():
         assert re.search(rf"^{name} +{re.escape(summary(policy))}$", PAGE, re.MULTILINE), name
+
+
+def test_every_case_of_the_table_of_speeds_can_be_measured() -> None:
+    rows = re.findall(
+        r"^\| `([\w-]+)` \| ([\d,]+) \| [\d,]+ \| ([\d,]+) \| (yes|no) \| ([\d,]+).* \| [\d,]+ \| [\d,]+ \|$", PAGE, re.MULTILINE
+    )
+    assert rows
+    for name, sites, models, explained, waiting in rows:
+        case = CASES[name]
+        told = (36 * case.copies, case.models, "yes" if case.explained else "no", case.queued)
+        assert told == (_number(sites), _number(models), explained, _number(waiting))
+
+
+def _number(text: str) -> int:
+    return int(text.replace(",", ""))
