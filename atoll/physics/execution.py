@@ -9,6 +9,7 @@ by (GPU type, model class, stack, precision) and drawn towards the level above w
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from atoll.model.compiled import runs_compiled
@@ -23,6 +24,9 @@ from atoll.physics.stack import ENGINE_COMPILED, ENGINE_STACK, Stack, used_stack
 from atoll.physics.terms import CPU_MILLI, MATMUL_MILLI, Run, denoise_keys, device_key, part_keys
 
 _MILLI: Final = 1_000
+# Predictions that are kept: each class of jobs and each look at a model asks for all types of GPU again. 1,000 models on 23 types in two
+# shapes each; some 20 MB.
+_KEPT: Final = 1 << 16
 _CLASS_OF: Final = {
     DenoiserKind.TRANSFORMER: "transformer-image",
     DenoiserKind.UNET: "unet",
@@ -40,6 +44,11 @@ def execution_us(
 ) -> int:
     """Microseconds that `gang_size` GPUs of this type take for the job: prompt, steps, decoding; no loading, no transfer. At least 1, at
     most a year (`PREDICTED_US_MAX`). Without a `stack`: on the one that Atoll's workers run it on."""
+    return _known_us(model, shape, gpu, precision, gang_size, stack)
+
+
+@lru_cache(maxsize=_KEPT)
+def _known_us(model: ModelSpec, shape: Shape, gpu: GpuType, precision: Precision, gang_size: int, stack: Stack | None) -> int:
     stack = stack_of(model, gpu, gang_size) if stack is None else stack
     run = Run(model=model, shape=shape, gpu=gpu, precision=precision, stack=stack, gang_size=gang_size)
     return predict_us(FITTED, run)

@@ -296,6 +296,8 @@ def progressed(ctx: Context, site: Site, progress: AttemptProgress) -> None:
     if live is None or live.given_up:
         return
     old = live.attempt
+    if progress.state is old.state and progress.steps_done == old.steps_done:
+        return  # as in most of a report
     advanced = progress.state in PHASES and progress.state in ATTEMPT_TABLE[old.state]
     steps = max(old.steps_done, min(progress.steps_done, live.spec.shape.steps))
     if not advanced and steps == old.steps_done:

@@ -223,7 +223,7 @@ def _node_reported(ctx: Context, column: Column, node_index: int, facts: NodeFac
     for model_id in [model_id for model_id in node.fetching if model_id in node.disk_models]:
         attempts.forget_fetch(ctx, column, node_index, model_id)
     for slot_facts in facts.slots:
-        if 0 <= slot_facts.index < len(node.slots):
+        if 0 <= slot_facts.index < len(node.slots) and not _as_known(column.site, node.slots[slot_facts.index], slot_facts):
             _slot_reported(ctx, column, node.slots[slot_facts.index], slot_facts)
 
 
@@ -243,6 +243,24 @@ def _fetches_reported(ctx: Context, column: Column, node_index: int, facts: Node
     for model_id in [model_id for model_id in node.fetching if model_id not in told and model_id not in awaited]:
         if current:
             attempts.forget_fetch(ctx, column, node_index, model_id)
+
+
+def _as_known(site: Site, slot: Slot, facts: SlotFacts) -> bool:
+    """Whether a report says of a slot only what is believed, as most do: `_slot_reported` would change nothing."""
+    held = slot.replicas
+    if slot.loading is not None or facts.ready is not slot.ready or len(held) != len(facts.replicas):
+        return False
+    lives = [site.attempts[key] for key in slot.attempts if key in site.attempts]
+    if any(live.evict or live.replica not in held for live in lives) or (len(held) > 1 and sorted(held) != list(held)):
+        return False
+    for fact in facts.replicas:
+        replica = held.get(ReplicaKey(fact.model_id, fact.gang_size))
+        if replica is None or replica.state is not fact.state or fact.state not in _RESIDENT or replica.memory_bytes != fact.memory_bytes:
+            return False
+        adapters = {use.adapter_id for live in lives if live.replica == replica.key for use in live.spec.adapters}
+        if replica.adapters != tuple(sorted(adapters.union(fact.adapters))):
+            return False
+    return True
 
 
 def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -> None:

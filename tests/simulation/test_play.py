@@ -14,6 +14,11 @@ import pytest
 
 from atoll.model.ids import ModelId, TenantId
 from atoll.model.job import JobState
+from atoll.model.report import SlotFacts
+from orchestrator.core import sites
+from orchestrator.core.context import Context
+from orchestrator.core.placement.column import Column
+from orchestrator.core.state import Slot
 from sims.play.player import Played, Player
 from sims.play.scenario import Scenario
 from sims.results.rows import NEVER_US, REFUSED, TERMS
@@ -161,6 +166,24 @@ def test_what_no_site_can_run_is_left_over_when_the_run_ends() -> None:
     assert Counter(row.state for row in rows.jobs) == {"queued": 1}
     assert rows.jobs[0].ended_us == NEVER_US
     assert found.simulated_us == pytest.approx(player._scenario.drain_us, abs=10_000_000)
+
+
+def test_what_is_not_looked_at_in_reports_would_have_changed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _, _ = played(three_sites(), list(mixed(150, gap_s=0.5)))
+    as_known, take_over = sites._as_known, sites._slot_reported
+    known: Counter[bool] = Counter()
+
+    def watched(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -> None:
+        skipped, before = as_known(column.site, slot, facts), repr(slot)
+        take_over(ctx, column, slot, facts)
+        known[skipped] += 1
+        assert not skipped or repr(slot) == before
+
+    monkeypatch.setattr(sites, "_as_known", lambda *_: False)
+    monkeypatch.setattr(sites, "_slot_reported", watched)
+    again, _, _ = played(three_sites(), list(mixed(150, gap_s=0.5)))
+    assert again.digest == found.digest
+    assert known[True] > 1_000 and known[False] > 1_000
 
 
 _DIGEST = """
