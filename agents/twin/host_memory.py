@@ -53,6 +53,12 @@ class HostMemory:
         self._held[model.model_id] = (model.weights_bytes, model.weights_digest)
         return True
 
+    def clear(self) -> bool:
+        """Let everything go. Whether anything was held."""
+        held = bool(self._held)
+        self._held.clear()
+        return held
+
     def drop(self, model_id: ModelId) -> bool:
         """Let weights go. Whether they were held."""
         return self._held.pop(model_id, None) is not None

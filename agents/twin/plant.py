@@ -26,6 +26,8 @@ from agents.core.events import (
     ReplicaLoaded,
     ReplicaLoadFailed,
     RuntimeStarted,
+    SlotLost,
+    SlotReady,
 )
 from agents.core.outputs import AdaptReplica, EvictReplica, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
 from agents.core.rates import Rates
@@ -80,6 +82,7 @@ class _Slot:
     code: dict[ReplicaKey, set[FormId]] = field(default_factory=dict)  # forms whose code runs in each replica
     loads: int = 0
     adaptations: int = 0
+    lives: int = 0  # how often all that it held was lost: what was begun before does not end
 
 
 @dataclass(slots=True, kw_only=True)
@@ -159,7 +162,7 @@ class Plant:
             case AdaptReplica():
                 self._adapt(self._slots[command.slot], command)
             case EvictReplica():
-                self._after(_EVICT_US, partial(self._evicted, command))
+                self._after(_EVICT_US, self._in_life(self._slots[command.slot], partial(self._evicted, command)))
             case RunAttempt():
                 self._run(self._slots[command.slot], command)
             case StopAttempt():
@@ -179,6 +182,29 @@ class Plant:
         if self._expiry_timer is not None:
             self._expiry_timer.cancel()
 
+    def take(self, node_id: NodeId) -> None:
+        """A node is taken away: what its slots do and hold is gone, and what was in its memory. Its disk keeps what it has."""
+        for run in [run for run in self._runs.values() if run.command.slot.node_id == node_id]:
+            self._forget(run)
+            self._log(run, "the node was taken away")
+        for ref, slot in self._slots.items():
+            if ref.node_id == node_id:
+                slot.lives += 1
+                for held in (slot.replicas, slot.adapters, slot.code):
+                    held.clear()
+                self._tell(SlotLost(slot=ref, message="the node was taken away"))
+        self._weights.lose_memory(node_id)
+
+    def give_back(self, node_id: NodeId) -> None:
+        """A node that was taken away is there again."""
+        for ref in self._slots:
+            if ref.node_id == node_id:
+                self._tell(SlotReady(slot=ref))
+
+    def _in_life(self, slot: _Slot, act: Callable[[], None]) -> Callable[[], None]:
+        lives = slot.lives
+        return lambda: act() if slot.lives == lives else None
+
     # --- replicas -------------------------------------------------------------------------------------------------------------
 
     def _load(self, slot: _Slot, command: LoadReplica) -> None:
@@ -197,7 +223,7 @@ class Plant:
         from_host = self._weights.begin_load(command.slot.node_id, model)
         stage_us = self._truth.stage_us(model, hardware.disk_bytes_per_s, h2d, from_host, self._site_id, key)
         load_us = stage_us + self._truth.init_us(model, self._site_id, key)
-        self._after(load_us, partial(self._loaded, command, stage_us, load_us, from_host))
+        self._after(load_us, self._in_life(slot, partial(self._loaded, command, stage_us, load_us, from_host)))
 
     def _loaded(self, command: LoadReplica, stage_us: int, load_us: int, from_host: bool) -> None:
         model = command.model
@@ -217,7 +243,7 @@ class Plant:
         slot.adaptations += 1
         key = f"{command.slot.node_id}.{command.slot.index}/{command.model_id}+{slot.adaptations}"
         adapt_us = sum(self._truth.patch_us(one, self._site_id, f"{key}/{one.adapter_id}") for one in command.adapters)
-        self._after(adapt_us, partial(self._adapted, slot, command, adapt_us))
+        self._after(adapt_us, self._in_life(slot, partial(self._adapted, slot, command, adapt_us)))
 
     def _adapted(self, slot: _Slot, command: AdaptReplica, adapt_us: int) -> None:
         key = ReplicaKey(model_id=command.model_id, gang_size=command.gang_size)

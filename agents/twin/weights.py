@@ -124,6 +124,12 @@ class TwinWeights:
             self._tell_host(node_id)
             self._measure(node_id)
 
+    def lose_memory(self, node_id: NodeId) -> None:
+        """A node's host memory is empty: it lost its power."""
+        if self._nodes[node_id].host.clear():
+            self._tell_host(node_id)
+            self._measure(node_id)
+
     def close(self) -> None:
         """Nothing comes any more."""
         self._peers.leave(self._spec.site_id)

@@ -26,8 +26,10 @@ from sims.play.brain import Brain
 from sims.play.collecting import Collector, CountedPeers, Open, Sink, result_bytes
 from sims.play.scenario import SECOND_US, Scenario
 from sims.play.site import PlayedSite
+from sims.play.sky import Sky
 from sims.play.timeline import Timeline
 from sims.play.truths import NotedTruth
+from sims.play.weather import CALM
 from sims.results.digest import RowsDigest
 from sims.results.rows import JobRow, SiteRow
 from sims.traces.job import TraceJob
@@ -75,7 +77,7 @@ class Player:
         self._arrived = 0
         self._exhausted = False
         self.timeline = Timeline()
-        noted = NotedTruth(truth or HiddenWorld(scenario.seed, scenario.sigma))
+        self._truth = noted = NotedTruth(truth or HiddenWorld(scenario.seed, scenario.sigma))
         self._collector = Collector(scenario.sites, scenario.gpus, noted, self._sink, from_us=_TRACE_FROM_US)
         self.brain = Brain(scenario, self.timeline, published=self._published, checked=checked)
         self._asking = Asking(scenario.catalogue, scenario.sites)
@@ -109,6 +111,8 @@ class Player:
         for site in self.sites:
             site.start()
         self._plan_next()
+        if scenario.weather != CALM:
+            Sky(scenario.weather, scenario.seed, timeline, self.brain, self.sites, self._truth).begin()
         timeline.after(_TRACE_FROM_US + scenario.sample_us, self._sample)
         if not self._over:
             timeline.run(_FOREVER_US)

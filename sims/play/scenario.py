@@ -16,6 +16,7 @@ from atoll.model.modelspec import ModelSpec
 from atoll.model.shape import parse_int
 from atoll.model.site import LinkSpec, SiteSpec
 from orchestrator.core.placement.policy import Policy
+from sims.play.weather import CALM, Weather
 
 SECOND_US: Final = 1_000_000
 # How far sites are from what physics says of them, where nobody says: as twins have it.
@@ -47,6 +48,7 @@ class Scenario:
     commit_us: int = COMMIT_US
     sample_us: int = 60 * SECOND_US
     drain_us: int = 4 * 3_600 * SECOND_US
+    weather: Weather = CALM
 
     def check(self) -> Scenario:
         """Self, or FieldError for the first field that no run can be made of."""
@@ -57,6 +59,7 @@ class Scenario:
         parse_int("sample_us", self.sample_us, SECOND_US, 86_400 * SECOND_US)
         parse_int("drain_us", self.drain_us, 0, 366 * 86_400 * SECOND_US)
         known = [site.site_id for site in self.sites]
+        self.weather.check()
         if self.hub is not None and self.hub not in known:
             raise FieldError("hub", self.hub, f"a site of the fleet: {', '.join(known)}")
         return self

@@ -144,6 +144,15 @@ class PlayedSite:
         )
         self._timeline.after(self._one_way_us, partial(self._hello_arrived, self._streams, hello))
 
+    @property
+    def has_stream(self) -> bool:
+        """Whether it speaks to the orchestrator."""
+        return self._session is not None
+
+    def befall(self, act: Callable[[], None]) -> None:
+        """Something happens to the plant that nobody ordered."""
+        self._acted(act)
+
     def hang_up(self) -> None:
         """The stream breaks: this end knows at once, the other one half a round trip later."""
         session, self._session = self._session, None

@@ -88,6 +88,7 @@ def test_a_person_sees_kinds_money_and_the_digest(folder: Path, capsys: Shown) -
         (["trace.csv", "--sigma", "0"], "--sigma is '0': expected a number from 0.3 to 1"),
         (["trace.csv", "--warm-up", "600"], "--warm-up is '600': expected a duration such as 90s"),
         (["trace.csv", "--sample", "1ms"], "--sample is '1ms'"),
+        (["trace.csv", "--weather", "storm"], "--weather is 'storm': expected one of calm, ordinary, rough"),
         (["trace.csv", "--policy", "defalt"], "policy is 'defalt': expected a file that exists"),
         (["trace.csv", "--fleet", "no.yaml"], "no.yaml"),
         (["trace.csv", "--fleet", "trace.csv"], "trace.csv:1"),

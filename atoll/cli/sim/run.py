@@ -28,6 +28,7 @@ from atoll.model.errors import FieldError
 if TYPE_CHECKING:
     from atoll.model.site import SiteSpec
     from sims.play.scenario import Scenario
+    from sims.play.weather import Weather
     from sims.results.figures import Figures
     from sims.results.parquet import Metadata, Result
 
@@ -54,6 +55,9 @@ def run(
         str | None,
         typer.Option("--warm-up", metavar="DURATION", show_default=False, help="What arrives before is in no figure. (default 0s)"),
     ] = None,
+    weather: Annotated[
+        str, typer.Option("--weather", metavar="HOW", help="What befalls sites besides: calm (nothing), ordinary or rough.")
+    ] = "calm",
     sample: Annotated[
         str, typer.Option("--sample", metavar="DURATION", help="How often each site is looked at, for the table of sites.")
     ] = "60s",
@@ -75,7 +79,7 @@ def run(
 
     form = session().form
     catalogue = packaged_models()
-    scenario = _scenario(fleet, scale, policy, seed, sigma, sample)
+    scenario = replace(_scenario(fleet, scale, policy, seed, sigma, sample), weather=_weather(weather))
     opened = TraceFile(trace, rules_of(rows_max, dense=dense, skip_bad=skip_bad, models=catalogue))
     warm_up_us = _duration_us("--warm-up", warm_up, 0, _WARM_UP_MS_MAX) if warm_up is not None else 0
     metadata = _metadata(scenario, warm_up_us, fleet=f"{fleet} x {scale}", trace=str(trace), licence=opened.meta.licence)
@@ -117,6 +121,14 @@ def _scenario(fleet: Path, scale: str, policy: str, seed: str | None, sigma: str
         sigma=arguments.decimal("--sigma", sigma, SIGMA_MIN, SIGMA_MAX) or SIGMA,
         sample_us=_duration_us("--sample", sample, *_SAMPLE_MS),
     )
+
+
+def _weather(name: str) -> Weather:
+    from sims.play.weather import WEATHERS
+
+    if name not in WEATHERS:
+        raise FieldError("--weather", name, f"one of {', '.join(WEATHERS)}{arguments.meant(name, WEATHERS)}")
+    return WEATHERS[name]
 
 
 def _duration_us(option: str, text: str, low_ms: int, high_ms: int) -> int:

@@ -1,0 +1,97 @@
+"""What befalls sites: jobs end once all the same, each kind shows where it should, and what befalls is the same for the same seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from agents.core.events import AttemptFinished, ReplicaLoaded, SlotLost, SlotReady
+from agents.core.outputs import LoadReplica, RunAttempt
+from agents.twin.plant import Plant
+from atoll.model.errors import FieldError
+from atoll.model.ids import AttemptKey, JobId, Ordinal, SlotRef
+from sims.play.player import Played, Player
+from sims.play.timeline import Timeline
+from sims.play.weather import WEATHERS, Weather
+from tests.simulation.played import CATALOGUE, Law, Rows, mixed, three_sites
+from tests.unit.fleet_of_machines import GPUS, pool, site, spec
+
+DAY_MILLI = 24 * 1_000
+
+
+def played(weather: Weather, count: int = 200) -> tuple[Played, Rows]:
+    rows = Rows()
+    scenario = replace(three_sites(), weather=weather, sample_us=1_000_000)
+    return Player(scenario, mixed(count), rows, checked=True).play(), rows
+
+
+def test_a_site_that_nobody_hears_is_lost_and_its_jobs_end_elsewhere() -> None:
+    found, rows = played(Weather(outages_per_day_milli=6 * DAY_MILLI, outage_s=120))
+    assert found.jobs == len(rows.jobs) == sum(found.states.values()) and found.states["succeeded"] > 150
+    assert {row.state for row in rows.sites} >= {"connected", "silent", "lost"}
+    assert any(row.attempts > 1 for row in rows.jobs)
+
+
+def test_nodes_that_are_taken_back_lose_what_runs_on_them() -> None:
+    scenario = three_sites()
+    spot = tuple(replace(one, preemptions_per_million_gpu_hours=5_000_000) for one in scenario.sites)
+    rows = Rows()
+    scenario = replace(scenario, sites=spot, weather=Weather(reclaims=True, reclaim_s=20))
+    found = Player(scenario, mixed(300), rows, checked=True).play()
+    assert found.jobs == len(rows.jobs) and found.states["succeeded"] > 200
+    assert any(row.attempts > 1 and row.state == "succeeded" for row in rows.jobs)
+
+
+def test_slow_sites_take_longer() -> None:
+    calm, _ = played(Weather())
+    slow = Weather(slow_per_day_milli=1_000_000, slow_s=86_400, slow_milli=3_000)
+    found, rows = played(slow)
+    _, quick = played(Weather())
+    assert sum(row.execution_us for row in rows.jobs) > 2 * sum(row.execution_us for row in quick.jobs)
+    assert found.digest != calm.digest
+
+
+def test_maintenance_drains_a_site_and_opens_it_again() -> None:
+    found, rows = played(Weather(maintenances_per_day_milli=10 * DAY_MILLI, maintenance_s=60))
+    assert found.jobs == len(rows.jobs)
+    seen = {row.state for row in rows.sites}
+    assert "connected" in seen and seen & {"draining", "drained"}
+
+
+def test_drift_is_small_and_the_same_for_the_same_seed() -> None:
+    drifting = Weather(drift_milli=50)
+    (first, one), (second, _) = played(drifting, 60), played(drifting, 60)
+    _, calm = played(Weather(), 60)
+    assert first.digest == second.digest
+    assert sum(row.execution_us for row in one.jobs) == pytest.approx(sum(row.execution_us for row in calm.jobs), rel=0.2)
+
+
+def test_the_weathers_by_name_are_possible_and_others_are_named() -> None:
+    for weather in WEATHERS.values():
+        weather.check()
+    with pytest.raises(FieldError, match=r"weather\.slow_milli is 0: expected"):
+        Weather(slow_milli=0).check()
+
+
+def test_a_plant_forgets_what_a_taken_node_was_doing() -> None:
+    timeline, told = Timeline(), list[object]()
+    plant = Plant(site("s", pool("p")), gpus=GPUS, truth=Law(10, exponential=False), timers=timeline, tell=told.append)
+    model = next(iter(CATALOGUE.values()))
+    node_id = pool("p").node_id(0)
+    slots = [SlotRef(pool_id=pool("p").pool_id, node_id=node_id, index=index) for index in range(2)]
+    key = AttemptKey(job_id=JobId("j"), ordinal=Ordinal(1))
+    plant.perform(LoadReplica(slot=slots[0], model=model))
+    timeline.run(1_000_000)
+    plant.perform(RunAttempt(slot=slots[0], key=key, spec=spec(simulated=True), model=model, stop_after_ms=10**9, request_id=""))
+    plant.perform(LoadReplica(slot=slots[1], model=model))
+    plant.take(node_id)
+    timeline.run(10_000_000)
+    assert [type(event) for event in told].count(SlotLost) == 2
+    assert sum(isinstance(event, ReplicaLoaded) for event in told) == 1
+    assert not any(isinstance(event, AttemptFinished) for event in told)
+    plant.give_back(node_id)
+    assert [type(event) for event in told[-2:]] == [SlotReady, SlotReady]
+    plant.perform(LoadReplica(slot=slots[0], model=model))
+    timeline.run(20_000_000)
+    assert isinstance(told[-1], ReplicaLoaded) or any(isinstance(event, ReplicaLoaded) for event in told[-3:])
