@@ -40,7 +40,7 @@ from atoll.wire.stored import decode_job_progress, decode_job_spec, encode_job_p
 from orchestrator.core import events
 from orchestrator.core.machine import restore
 from orchestrator.core.outputs import SubmitReply
-from orchestrator.core.placement import kernel, vectors
+from orchestrator.core.placement import kernel, leasts, vectors
 from orchestrator.core.placement.policy import BOUNDS, PRIORITY_WEIGHT_MILLI, Policy
 from orchestrator.core.placement.rows import (
     FLOWS_MAX,
@@ -239,11 +239,11 @@ FIX_MOST: dict[Fix, int] = {
 def exactly(*tables: Any) -> tuple[tuple[int, ...], Any]:
     """What a decision comes to by Python's integers, which have no end: the rows, and the table that it writes."""
     *figures, mask, out = tables
-    jitted = {name: found for name in dir(kernel) if hasattr(found := getattr(kernel, name), "py_func")}
+    compiled = [(module, name, found) for module in (kernel, leasts) for name, found in vars(module).items() if hasattr(found, "py_func")]
     exact = np.zeros(out.shape, dtype=object)
     with pytest.MonkeyPatch.context() as plain:
-        for name, found in jitted.items():
-            plain.setattr(kernel, name, found.py_func)
+        for module, name, found in compiled:
+            plain.setattr(module, name, found.py_func)
         chosen = kernel.decide_rows(*[*(table.astype(object) for table in figures), mask, exact])
     return tuple(map(int, chosen)), exact
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from orchestrator.core.placement.rows import (
     Out,
     Pres,
     Rate,
+    Room,
     Source,
     Spot,
     State,
@@ -64,6 +67,10 @@ def fleets(draw: st.DrawFn) -> Fleet:
     rates[Rate.SPREAD_MILLI], rates[Rate.TARDY_MILLI] = 1_500, 3_000
     rates[Rate.TIE_US], rates[Rate.TIE_MILLI] = draw(st.sampled_from([0, 50_000, 10**8])), 20
     rooms, node_rooms = rng.integers(0, 60, (pools, ROOM_WIDTH)), rng.integers(0, 60, (nodes, ROOM_WIDTH))
+    # What leaves costs nothing, or as much as a fetch.
+    node_rooms[:, Room.VICTIM + 1 : Room.KEPT_LEAST : 2] *= rng.choice([1, 10**6])
+    fix[:, Fix.FETCH] //= rng.choice([1, 2**15])
+    fix[:, Fix.PAY] //= rng.choice([1, 2**10])
     rates[Rate.LINK_MILLI] = rng.choice([0, 100])
     spots = rng.integers(0, 10**9, (draw(st.integers(0, 2 * pools)), len(Spot)))
     spots[:, Spot.POOL] = np.sort(rng.integers(0, pools, len(spots)))
@@ -134,3 +141,23 @@ def test_the_chosen_row_is_among_the_least_and_parts_add_up(fleet: Fleet) -> Non
     priced = (Out.MONEY, Out.EVICT, Out.CHURN, Out.FRAGMENT, Out.LINK, Out.RISK, Out.TARDY)
     prices = fix[:, Fix.NET] + out[:, priced].sum(axis=1)
     assert np.array_equal(out[possible, Out.TOTAL], (out[:, Out.DELAY] + prices)[possible])
+
+
+@settings(max_examples=300, deadline=None)
+@given(fleets(), st.randoms(use_true_random=False), st.integers(1, 3))
+def test_nearer_weights_never_make_a_load_dearer(fleet: Fleet, chance: Random, farther: int) -> None:
+    """Where weights come from is chosen by all that it costs, prices and deadline included: with more nodes that have them, and a nearer
+    origin, no load costs more."""
+    fix, spots, pools = fleet[0], fleet[5], len(fleet[1])
+    fewer, far, near = fix.copy(), _out(fleet), _out(fleet)
+    fewer[:, Fix.FETCH] *= farther
+    kernel.decide(fewer, *fleet[1:5], spots[[chance.random() < 0.7 for _ in range(len(spots))]], *fleet[6:], far)
+    kernel.decide(*fleet, near)
+    for before, after in zip(far[pools : 2 * pools], near[pools : 2 * pools], strict=True):
+        assert _goes_before(after) <= _goes_before(before)
+
+
+def _goes_before(row: Ints) -> tuple[int, bool, int]:
+    """What can begin before what waits, what is in time before what is not, then the cheaper; what is impossible last."""
+    state = int(row[Out.STATE])
+    return -state, bool(row[Out.TARDY] >= 0), int(row[Out.TOTAL]) if state != State.IMPOSSIBLE else 2**62

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from orchestrator.core.placement import vectors
 from orchestrator.core.placement.hazard import X_PPM_MAX, within_ppm
+from orchestrator.core.placement.leasts import best
 from orchestrator.core.placement.machine_code import COMPILED, jit
 from orchestrator.core.placement.rows import (
     BARE,
@@ -27,7 +28,6 @@ from orchestrator.core.placement.rows import (
     MS_PER_HOUR,
     NO_DEADLINE,
     OVERDUE_US,
-    TIED_MAX_US,
     UNREACHABLE,
     VICTIMS,
     WAIT_MAX_US,
@@ -51,8 +51,7 @@ _F_FEASIBLE, _F_SERIAL, _F_INPUT, _F_NET = int(Fix.FEASIBLE), int(Fix.SERIAL), i
 _F_HAZARD, _F_FAIL, _F_OCCUPANCY, _F_FETCH = int(Fix.HAZARD), int(Fix.FAIL_PPM), int(Fix.OCCUPANCY), int(Fix.FETCH)
 _F_PAY, _F_BUDGET, _O_PAID, _O_MONEY = int(Fix.PAY), int(Fix.BUDGET), int(Out.PAID), int(Out.MONEY)
 _R_MONEY, _R_WEIGHT = int(Rate.MONEY), int(Rate.WEIGHT_MILLI)
-_F_RELOAD, _F_SAVING, _F_USD, _F_HASH = int(Fix.RELOAD), int(Fix.HOST_SAVING), int(Fix.USD), int(Fix.HASH)
-_F_NEAR = int(Fix.NEAR_SAVING)
+_F_RELOAD, _F_SAVING, _F_NEAR = int(Fix.RELOAD), int(Fix.HOST_SAVING), int(Fix.NEAR_SAVING)
 _D_ACCEPTING, _D_FREE, _D_SOONEST, _D_FLOWS = int(Dyn.ACCEPTING), int(Dyn.FREE), int(Dyn.SOONEST), int(Dyn.FLOWS)
 _ROOM_FREE, _MOST, _LEAST, _VICTIM = int(Room.FREE), int(Room.MOST), int(Room.LEAST), int(Room.VICTIM)
 _KEPT_LEAST, _KEPT_VICTIM = int(Room.KEPT_LEAST), int(Room.KEPT_VICTIM)
@@ -68,7 +67,6 @@ _O_DELAY, _O_TOTAL, _O_FRAGMENT = int(Out.DELAY), int(Out.TOTAL), int(Out.FRAGME
 _D_WHOLE, _D_COPIES, _R_FRAGMENT = int(Dyn.WHOLE), int(Dyn.COPIES), int(Rate.FRAGMENT_MILLI)
 _R_NOW, _R_NEED, _R_EVICT, _R_CHURN = int(Rate.NOW), int(Rate.NEED), int(Rate.EVICT_MILLI), int(Rate.CHURN)
 _R_SLACK, _R_SPREAD, _R_TARDY = int(Rate.SLACK), int(Rate.SPREAD_MILLI), int(Rate.TARDY_MILLI)
-_R_TIE_US, _R_TIE_MILLI = int(Rate.TIE_US), int(Rate.TIE_MILLI)
 _FULL, _OPEN, _FREE = int(Slots.FULL), int(Slots.OPEN), int(Slots.FREE)
 _FETCHING, _SITE_FETCHING = int(Source.FETCHING), int(Source.SITE_FETCHING)
 _SITE, _DISK, _HOST = int(Source.SITE), int(Source.DISK), int(Source.HOST)
@@ -128,47 +126,6 @@ def _slot_row(out: Ints, row: int, slots: int, until: int, now: int) -> None:
 
 
 @jit
-def _before(fix: Ints, dyn: Ints, out: Ints, pools: int, row: int, other: int) -> bool:
-    """Whether `row` goes before `other` among equals: resident, fewer evicted bytes, cheaper, more free slots, rendezvous hash."""
-    mine, theirs = row // pools == _COLD, other // pools == _COLD
-    if mine != theirs:
-        return not mine
-    for column in (_O_FETCH, _O_BYTES):
-        if out[row, column] != out[other, column]:
-            return bool(out[row, column] < out[other, column])
-    if fix[row, _F_USD] != fix[other, _F_USD]:
-        return bool(fix[row, _F_USD] < fix[other, _F_USD])
-    free, others_free = dyn[row % pools, _D_FREE], dyn[other % pools, _D_FREE]
-    if free != others_free:
-        return bool(free > others_free)
-    if fix[row, _F_HASH] != fix[other, _F_HASH]:
-        return bool(fix[row, _F_HASH] < fix[other, _F_HASH])
-    return row < other
-
-
-@jit
-def _best(fix: Ints, dyn: Ints, rates: Ints, mask: Bools, out: Ints, pools: int, state: int) -> int:
-    """The row of least total in this state, ties resolved; jobs with a deadline take one that is in time before any that is not."""
-    least, safe = UNREACHABLE, False
-    for row in range(len(out)):
-        if out[row, _O_STATE] != state or not mask[row]:
-            continue
-        in_time = out[row, _O_TARDY] < 0
-        if (in_time and not safe) or (in_time == safe and out[row, _O_TOTAL] < least):
-            least, safe = out[row, _O_TOTAL], in_time
-    if least >= UNREACHABLE:
-        return -1
-    most = least + max(rates[_R_TIE_US], min(least, TIED_MAX_US) * rates[_R_TIE_MILLI] // 1_000)
-    chosen = -1
-    for row in range(len(out)):
-        if out[row, _O_STATE] != state or not mask[row] or out[row, _O_TOTAL] > most or (out[row, _O_TARDY] < 0) != safe:
-            continue
-        if chosen < 0 or _before(fix, dyn, out, pools, row, chosen):
-            chosen = row
-    return chosen
-
-
-@jit
 def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints) -> None:
     """The cold row of every pool, as the pool is for everybody: any free slot, and the weights from the origin."""
     pools = len(dyn)
@@ -190,17 +147,122 @@ def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints) -> Non
 
 
 @jit
-def _cold_line(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, out: Ints, line: int, row: int) -> None:
+def _figures(
+    fix: Ints, dyn: Ints, rates: Ints, row: int, wait: int, fetch: int, saving: int, evict: int, source: int
+) -> tuple[int, int, int, int, int, int, int, int]:
+    """(paid, money, fragment, link, delay, risk, tardy, total) of a row that begins after this wait and fetch; `paid` may be beyond the
+    budget. Cold rows hold their slot for a fetch, crowd the way to the origin, and break blocks.
+
+    More wait, fetch or evictions and less saving never make any of it less, nor a row that is late in time: `_spots` rests on it.
+    """
+    pools = len(dyn)
+    cold, pool = row // pools == _COLD, row % pools
+    occupied = fix[row, _F_OCCUPANCY] - saving
+    if cold:
+        occupied += _held_us(fix, dyn, row, wait, fetch, source)
+    occupied = min(max(occupied, 0), HELD_MAX_US)
+    paid = fix[row, _F_PAY] * (occupied // 1_000) // MS_PER_HOUR
+    money = min(paid * rates[_R_MONEY], MONEY_MAX_US) * 1_000 // rates[_R_WEIGHT]
+    fragment, link = 0, 0
+    if cold and rates[_R_FRAGMENT] and dyn[pool, _D_WHOLE] and wait == 0:
+        fragment = occupied // 2 * rates[_R_FRAGMENT] // 1_000
+    if cold and source == 0:
+        link = _link_us(fix, dyn, rates, row)
+    delay = _delay_us(fix, row, wait, fetch, saving)
+    lost = _within_ppm(min(fix[row, _F_HAZARD] * (occupied // 1_000) // MS_PER_HOUR, X_PPM_MAX))
+    # In milliseconds: parts per million of a year in microseconds would overflow.
+    risk = lost * ((occupied // 2 + delay) // 1_000) // 1_000 + fix[row, _F_FAIL] * (delay // 1_000) // 1_000
+    tardy, slack = 0, rates[_R_SLACK]
+    if slack != NO_DEADLINE:
+        if delay // 1_000 * rates[_R_SPREAD] <= slack:
+            tardy = -delay  # in time for sure: the delay costs nothing
+        else:
+            tardy = rates[_R_TARDY] * (max(delay - slack, 0) // 1_000)
+    return paid, money, fragment, link, delay, risk, tardy, delay + money + fix[row, _F_NET] + evict + fragment + link + risk + tardy
+
+
+@jit
+def _delay_us(fix: Ints, row: int, wait: int, fetch: int, saving: int) -> int:
+    """What passes until the result. A policy may leave staging out, which is saved all the same: nothing takes less than no time."""
+    return int(max(max(wait, fetch, fix[row, _F_INPUT]) + fix[row, _F_SERIAL] - saving, 1))
+
+
+@jit
+def _link_us(fix: Ints, dyn: Ints, rates: Ints, row: int) -> int:
+    """What a fetch from the origin, or peers, costs others."""
+    flows = dyn[row - len(dyn), _D_FLOWS]
+    crowd = fix[row, _F_CROWD] * flows // (flows + 1) // 1_000 * rates[_R_LINK]
+    return int(min(fix[row, _F_LEAVING] + crowd, LINK_MAX_US))
+
+
+@jit
+def _held_us(fix: Ints, dyn: Ints, row: int, wait: int, fetch: int, source: int) -> int:
+    """For how much of its fetch a cold row holds the slot: all of one that begins when it is bound, what is left of one in flight, and
+    where another node of the site fetches, the copy that follows."""
+    held = fetch
+    if source == _SITE_FETCHING:
+        held = min(fix[row, _F_COPY] * (dyn[row - len(dyn), _D_COPIES] + 1), held)
+    elif source == _FETCHING:
+        held = max(held - wait, 0)
+    return int(held)
+
+
+@jit
+def _handicap(fix: Ints, row: int, fetch: int, saving: int, in_time: bool, total: int, least: int, safe: bool) -> int:
+    """One more copy than is wanted: a load that does not beat the best copy there is (`_best_copy`) by more than half of what loading takes
+    is handicapped by that half. Of two that both are in time, or both are not, the cheaper is the better one."""
+    if least >= UNREACHABLE:
+        return 0
+    half = (fix[row, _F_RELOAD] + fetch - saving) // 2
+    beats = in_time if in_time != safe else total + half < least
+    return 0 if beats else int(half)
+
+
+@jit
+def _rank(
+    fix: Ints, dyn: Ints, rates: Ints, row: int, state: int, wait: int, fetch: int, saving: int, evict: int, gone: int, source: int,
+    least: int, safe: bool,
+) -> tuple[int, int, int, int, int]:  # fmt: skip
+    """What one way to load costs, all of it, so that a lower one goes first: what can begin before what waits, what is in time before what
+    is not, then the cheaper; of equals what has less to fetch, then what evicts less. Beyond the price limit it is no way at all."""
+    if state == _IMPOSSIBLE:
+        return _IMPOSSIBLE, 1, 2 * UNREACHABLE, fetch, gone
+    paid, _, _, _, _, _, tardy, total = _figures(fix, dyn, rates, row, wait, fetch, saving, evict, source)
+    total += _handicap(fix, row, fetch, saving, tardy < 0, total, least, safe)
+    return -state if paid <= fix[row, _F_BUDGET] else _IMPOSSIBLE, int(tardy >= 0), total, fetch, gone
+
+
+@jit
+def _rank_of(fix: Ints, dyn: Ints, rates: Ints, out: Ints, row: int, least: int, safe: bool) -> tuple[int, int, int, int, int]:
+    """`_rank` of what a cold row means so far."""
+    return _rank(
+        fix, dyn, rates, row, out[row, _O_STATE], out[row, _O_WAIT], out[row, _O_FETCH], out[row, _O_SAVING], out[row, _O_EVICT],
+        out[row, _O_BYTES], out[row, _O_SOURCE], least, safe,
+    )  # fmt: skip
+
+
+@jit
+def _cold_line(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, out: Ints, line: int, row: int, least: int, safe: bool) -> None:
     """The cold row of a pool whose site has something of the model."""
     now, source, until = rates[_R_NOW], pres[line, _P_SOURCE], pres[line, _P_SOURCE_US]
-    copy = fix[row, _F_COPY] * (dyn[pres[line, _P_POOL], _D_COPIES] + 1)
+    copy = min(fix[row, _F_COPY] * (dyn[pres[line, _P_POOL], _D_COPIES] + 1), FETCH_MAX_US)
     if source == _SITE_FETCHING and until > now:
         # One flight per model and site: others wait for it, unless it should have ended by now, and copy from where it landed.
         out[row, _O_SOURCE], out[row, _O_FETCH] = source, min(until - now + copy, FETCH_MAX_US)
         if out[row, _O_STATE] == _BINDABLE:
             out[row, _O_STATE], out[row, _O_WAIT] = _WAITS, until - now
     elif source == _SITE:
-        if copy < out[row, _O_FETCH]:
+        wait, fetch = out[row, _O_WAIT], out[row, _O_FETCH]
+        nearer, link = copy < fetch, _link_us(fix, dyn, rates, row)
+        longer = _delay_us(fix, row, wait, copy, out[row, _O_SAVING]) - _delay_us(fix, row, wait, fetch, out[row, _O_SAVING])
+        if not nearer and link and (longer < link or rates[_R_SLACK] != NO_DEADLINE):
+            # It takes longer, but crowds no way and costs no peer, and where nothing is late it may take longer.
+            mine = _rank(
+                fix, dyn, rates, row, out[row, _O_STATE], wait, copy, out[row, _O_SAVING], out[row, _O_EVICT], out[row, _O_BYTES], source,
+                least, safe,
+            )  # fmt: skip
+            nearer = mine < _rank_of(fix, dyn, rates, out, row, least, safe)
+        if nearer:
             out[row, _O_SOURCE], out[row, _O_FETCH] = source, copy
     elif source in (_FETCHING, _DISK, _HOST):
         out[row, _O_SOURCE] = source
@@ -209,11 +271,10 @@ def _cold_line(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, out: Ints, line: i
 
 
 @jit
-def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Ints) -> None:
-    """Nodes with the weights, each against what the cold row of its pool means so far: what can begin goes before what waits, then the
-    sooner and cheaper, then what has less to fetch (behind a wait a fetch takes no time, but a slot), then the one that was looked at
-    first. One loop: a call for each node took longer than the look at it."""
-    pools, now, done = len(dyn), rates[_R_NOW], -1
+def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Ints, least: int, safe: bool) -> None:
+    """Nodes with the weights, each against what the cold row of its pool means so far, by all that it costs (`_rank`); the first that was
+    looked at among equals. Whoever is no better, or no worse, in anything is not reckoned: that is so for nearly all, and takes a tenth."""
+    pools, now, done, untimed = len(dyn), rates[_R_NOW], -1, rates[_R_SLACK] == NO_DEADLINE
     for line in range(len(spots)):
         pool = spots[line, _S_POOL]
         if pool == done:
@@ -221,18 +282,19 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
         source, row = spots[line, _S_SOURCE], pools + pool
         if not fix[row, _F_FEASIBLE] or not dyn[pool, _D_ACCEPTING]:
             continue
+        node, free, told = spots[line, _S_NODE], dyn[pool, _D_FREE] > 0, out[row, _O_SOURCE]
         fetch = max(spots[line, _S_SOURCE_US] - now, 0) if source == _FETCHING else 0
         saving = fix[row, _F_SAVING] if source == _HOST else 0
+        wait = 0 if free else out[row, _O_WAIT]
+        state = _BINDABLE if wait == 0 else _WAITS
+        same = state == out[row, _O_STATE]
+        behind = same and told in (_FETCHING, _DISK, _HOST) and fetch >= out[row, _O_FETCH] and saving <= out[row, _O_SAVING]
         evict, gone = out[row, _O_EVICT], out[row, _O_BYTES]
-        theirs = max(out[row, _O_WAIT], out[row, _O_FETCH], fix[row, _F_INPUT]) - out[row, _O_SAVING] + evict
-        node, wait, state = spots[line, _S_NODE], 0, _BINDABLE
-        if dyn[pool, _D_FREE] > 0:
-            # Even if nothing had to leave it would be no better; nor would those that come after it in the pool, whose source is no nearer,
-            # only of fetches a later one may end first.
-            least = max(fetch, fix[row, _F_INPUT]) - saving
-            if out[row, _O_STATE] == _BINDABLE and (least > theirs or (least == theirs and fetch >= out[row, _O_FETCH])):
-                done = done if source == _FETCHING else pool
-                continue
+        if behind and evict == 0 and gone == 0:
+            # Nor are those that come after it in the pool, whose source is no nearer; only of fetches a later one may end first.
+            done = done if source == _FETCHING else pool
+            continue
+        if free:
             if nodes[node, _ROOM_FREE] == 0:
                 continue
             price, gone = _room(nodes, node, rates[_R_NEED])
@@ -241,95 +303,56 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
             evict = min(price, EVICT_MAX_US) * rates[_R_EVICT] // 1_000
         elif out[row, _O_STATE] == _IMPOSSIBLE:
             continue
-        else:
-            wait = out[row, _O_WAIT]
-            state = _BINDABLE if wait == 0 else _WAITS
-        mine = max(wait, fetch, fix[row, _F_INPUT]) - saving + evict
-        nearer = mine < theirs or (mine == theirs and fetch < out[row, _O_FETCH])
-        if state > out[row, _O_STATE] or (state == out[row, _O_STATE] and nearer):
-            out[row, _O_STATE], out[row, _O_WAIT], out[row, _O_FETCH], out[row, _O_SAVING] = state, wait, fetch, saving
-            out[row, _O_EVICT], out[row, _O_BYTES] = evict, gone
-            out[row, _O_SOURCE], out[row, _O_NODE] = source, node + 1
+        if behind and evict >= out[row, _O_EVICT] and gone >= out[row, _O_BYTES]:
+            continue
+        # All that is not worse is as cheap at least: then it costs less if it takes less time than it evicts more, or evicts less.
+        ahead = (
+            same and fetch <= out[row, _O_FETCH] and saving >= out[row, _O_SAVING] and not (source == _FETCHING and told == _SITE_FETCHING)
+        )
+        dearer, gain = evict - out[row, _O_EVICT], 0
+        if ahead and untimed:
+            gain = _delay_us(fix, row, wait, out[row, _O_FETCH], out[row, _O_SAVING]) - _delay_us(fix, row, wait, fetch, saving)
+        if not (ahead and (gain > dearer or (fetch < out[row, _O_FETCH] and dearer <= 0))):
+            mine = _rank(fix, dyn, rates, row, state, wait, fetch, saving, evict, gone, source, least, safe)
+            if not mine < _rank_of(fix, dyn, rates, out, row, least, safe):
+                continue
+        out[row, _O_STATE], out[row, _O_WAIT], out[row, _O_FETCH], out[row, _O_SAVING] = state, wait, fetch, saving
+        out[row, _O_EVICT], out[row, _O_BYTES] = evict, gone
+        out[row, _O_SOURCE], out[row, _O_NODE] = source, node + 1
 
 
 @jit
-def _held_us(fix: Ints, dyn: Ints, out: Ints, row: int) -> int:
-    """For how much of its fetch a cold row holds the slot: all of one that begins when it is bound, what is left of one in flight, and
-    where another node of the site fetches, the copy that follows."""
-    source, held = out[row, _O_SOURCE], out[row, _O_FETCH]
-    if source == _SITE_FETCHING:
-        held = min(fix[row, _F_COPY] * (dyn[row - len(dyn), _D_COPIES] + 1), held)
-    elif source == _FETCHING:
-        held = max(held - out[row, _O_WAIT], 0)
-    return int(held)
-
-
-@jit
-def _cold_prices(fix: Ints, dyn: Ints, rates: Ints, out: Ints, row: int, occupied: int) -> None:
-    """What a cold row costs others beside evictions: a crowded way to the origin, a broken block."""
-    pool = row - len(dyn)
-    if rates[_R_FRAGMENT] and dyn[pool, _D_WHOLE] and out[row, _O_WAIT] == 0:
-        out[row, _O_FRAGMENT] = occupied // 2 * rates[_R_FRAGMENT] // 1_000
-    if out[row, _O_SOURCE] == 0:
-        flows = dyn[pool, _D_FLOWS]
-        crowd = fix[row, _F_CROWD] * flows // (flows + 1) // 1_000 * rates[_R_LINK]
-        out[row, _O_LINK] = min(fix[row, _F_LEAVING] + crowd, LINK_MAX_US)
-
-
-@jit
-def _cost_rows(fix: Ints, dyn: Ints, rates: Ints, out: Ints) -> None:
-    pools, slack = len(dyn), rates[_R_SLACK]
-    for row in range(len(out)):
+def _cost_rows(fix: Ints, dyn: Ints, rates: Ints, out: Ints, first: int, last: int, least: int, safe: bool) -> None:
+    """The costs of a range of rows; `least` and `safe`: the best copy, against which loads are guarded."""
+    pools = len(dyn)
+    for row in range(first, last):
         if out[row, _O_STATE] == _IMPOSSIBLE:
             continue
-        cold = row // pools == _COLD
-        occupied = fix[row, _F_OCCUPANCY] - out[row, _O_SAVING] + (_held_us(fix, dyn, out, row) if cold else 0)
-        occupied = min(max(occupied, 0), HELD_MAX_US)
-        paid = fix[row, _F_PAY] * (occupied // 1_000) // MS_PER_HOUR
+        fetch, saving = out[row, _O_FETCH], out[row, _O_SAVING]
+        paid, money, fragment, link, delay, risk, tardy, total = _figures(
+            fix, dyn, rates, row, out[row, _O_WAIT], fetch, saving, out[row, _O_EVICT], out[row, _O_SOURCE]
+        )
         out[row, _O_PAID] = paid
         if paid > fix[row, _F_BUDGET]:
             out[row, _O_STATE] = _IMPOSSIBLE
             continue
-        money = min(paid * rates[_R_MONEY], MONEY_MAX_US) * 1_000 // rates[_R_WEIGHT]
-        if cold:
-            _cold_prices(fix, dyn, rates, out, row, occupied)
-        delay = max(out[row, _O_WAIT], out[row, _O_FETCH], fix[row, _F_INPUT]) + fix[row, _F_SERIAL] - out[row, _O_SAVING]
-        total = delay + money + fix[row, _F_NET] + out[row, _O_EVICT] + out[row, _O_FRAGMENT] + out[row, _O_LINK]
-        lost = _within_ppm(min(fix[row, _F_HAZARD] * (occupied // 1_000) // MS_PER_HOUR, X_PPM_MAX))
-        # In milliseconds: parts per million of a year in microseconds would overflow.
-        risk = lost * ((occupied // 2 + delay) // 1_000) // 1_000 + fix[row, _F_FAIL] * (delay // 1_000) // 1_000
-        tardy = 0
-        if slack != NO_DEADLINE:
-            if delay // 1_000 * rates[_R_SPREAD] <= slack:
-                tardy = -delay  # in time for sure: the delay costs nothing
-            else:
-                tardy = rates[_R_TARDY] * (max(delay - slack, 0) // 1_000)
+        churn = _handicap(fix, row, fetch, saving, tardy < 0, total, least, safe) if row // pools == _COLD else 0
+        out[row, _O_FRAGMENT], out[row, _O_LINK], out[row, _O_CHURN] = fragment, link, churn
         out[row, _O_DELAY], out[row, _O_RISK], out[row, _O_TARDY] = delay, risk, tardy
-        out[row, _O_MONEY], out[row, _O_TOTAL] = money, total + risk + tardy
+        out[row, _O_MONEY], out[row, _O_TOTAL] = money, total + churn
 
 
 @jit
-def _guard(fix: Ints, dyn: Ints, out: Ints) -> None:
-    """One more copy than is wanted: a load that does not beat the best copy there is by more than half of what loading takes is handicapped
-    by that half. Of two that both are in time, or both are not, the cheaper is the better one."""
+def _best_copy(dyn: Ints, out: Ints) -> tuple[int, bool]:
+    """(cost, whether it is in time) of the best place with a copy; UNREACHABLE: there is none."""
     pools, least, safe = len(dyn), UNREACHABLE, False
     for row in range(len(out)):
         if out[row, _O_STATE] == _IMPOSSIBLE or row // pools == _COLD:
             continue
-        in_time = out[row, _O_TARDY] < 0
+        in_time = bool(out[row, _O_TARDY] < 0)
         if (in_time and not safe) or (in_time == safe and out[row, _O_TOTAL] < least):
-            least, safe = out[row, _O_TOTAL], in_time
-    if least >= UNREACHABLE:
-        return
-    for row in range(pools, 2 * pools):
-        if out[row, _O_STATE] == _IMPOSSIBLE:
-            continue
-        half = (fix[row, _F_RELOAD] + out[row, _O_FETCH] - out[row, _O_SAVING]) // 2
-        in_time = out[row, _O_TARDY] < 0
-        beats = in_time if in_time != safe else out[row, _O_TOTAL] + half < least
-        if not beats:
-            out[row, _O_CHURN] = half
-            out[row, _O_TOTAL] += half
+            least, safe = int(out[row, _O_TOTAL]), in_time
+    return least, safe
 
 
 @jit
@@ -339,7 +362,6 @@ def decide_rows(
     """See `Decide`. Runs as plain Python too, some hundred times slower."""
     pools, now = len(dyn), rates[_R_NOW]
     out[:, :] = 0
-    _cold_rows(fix, dyn, rooms, rates, out)
     for line in range(len(pres)):
         pool = pres[line, _P_POOL]
         if not dyn[pool, _D_ACCEPTING]:
@@ -350,19 +372,27 @@ def decide_rows(
         if len(out) > _BARE * pools and fix[bare, _F_FEASIBLE]:
             _slot_row(out, bare, pres[line, _P_BARE], pres[line, _P_BARE_UNTIL], now)
             out[bare, _O_SAVING] = fix[bare, _F_NEAR] if pres[line, _P_NEAR] else 0
-        if fix[pools + pool, _F_FEASIBLE]:
-            _cold_line(fix, dyn, pres, rates, out, line, pools + pool)
-    _spots(fix, dyn, nodes, spots, rates, out)
-    _cost_rows(fix, dyn, rates, out)
-    if rates[_R_CHURN]:
-        _guard(fix, dyn, out)
-    bound = _best(fix, dyn, rates, mask, out, pools, _BINDABLE)
-    return bound, _best(fix, dyn, rates, mask, out, pools, _WAITS)
+    _cost_rows(fix, dyn, rates, out, 0, pools, UNREACHABLE, False)
+    _cost_rows(fix, dyn, rates, out, 2 * pools, len(out), UNREACHABLE, False)
+    # Copies are costed before loads: what guards a load is part of its cost, by which the node is chosen that it loads on.
+    least, safe = _best_copy(dyn, out) if rates[_R_CHURN] else (UNREACHABLE, False)
+    _cold_rows(fix, dyn, rooms, rates, out)
+    for line in range(len(pres)):
+        pool = pres[line, _P_POOL]
+        if dyn[pool, _D_ACCEPTING] and fix[pools + pool, _F_FEASIBLE]:
+            _cold_line(fix, dyn, pres, rates, out, line, pools + pool, least, safe)
+    _spots(fix, dyn, nodes, spots, rates, out, least, safe)
+    _cost_rows(fix, dyn, rates, out, pools, 2 * pools, least, safe)
+    bound = best(fix, dyn, rates, mask, out, pools, _BINDABLE)
+    return bound, best(fix, dyn, rates, mask, out, pools, _WAITS)
 
 
 def cost_rows(fix: Ints, dyn: Ints, rates: Ints, out: Ints) -> None:
     """The costs of rows whose state, wait, fetch and evictions are in `out` already, each for itself."""
-    (_cost_rows if COMPILED else vectors.cost)(fix, dyn, rates, out)
+    if COMPILED:
+        _cost_rows(fix, dyn, rates, out, 0, len(out), UNREACHABLE, False)
+    else:
+        vectors.cost(fix, dyn, rates, out)
 
 
 # The one that decisions use.

@@ -5,6 +5,8 @@ Decides nothing of its own: where the two differ, one of them is wrong, and a te
 
 from __future__ import annotations
 
+from typing import Final, NamedTuple
+
 import numpy as np
 
 from orchestrator.core.placement.hazard import X_PPM_MAX, within_ppm
@@ -40,46 +42,60 @@ from orchestrator.core.placement.rows import (
     State,
 )
 
+# What stands for the best copy where there is none, or no guard.
+NO_COPY: Final = (UNREACHABLE, False)
+
 
 def decide(fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, spots: Ints, rates: Ints, mask: Bools, out: Ints) -> tuple[int, int]:
     """See `kernel.Decide`."""
     pools, now = len(dyn), int(rates[Rate.NOW])
     out[:, :] = 0
     accepting = dyn[:, Dyn.ACCEPTING] != 0
-    cold = out[pools : 2 * pools]
     open_pools = (fix[pools : 2 * pools, Fix.FEASIBLE] != 0) & accepting
-    _cold_rows(fix, dyn, rooms, rates, open_pools, cold)
     lines = pres[accepting[pres[:, Pres.POOL]]] if len(pres) else pres
+    where = lines[:, Pres.POOL]
     if len(lines):
-        where = lines[:, Pres.POOL]
         _slot_rows(fix, out, where, lines[:, Pres.READY], lines[:, Pres.READY_UNTIL], now)
         if len(out) > BARE * pools:
             bare = BARE * pools + where
             _slot_rows(fix, out, bare, lines[:, Pres.BARE], lines[:, Pres.BARE_UNTIL], now)
             saved = (lines[:, Pres.BARE_NEAR] != 0) & (fix[bare, Fix.FEASIBLE] != 0)
             out[bare, Out.SAVING] = np.where(saved, fix[bare, Fix.NEAR_SAVING], 0)
+    _cost(fix, dyn, rates, out, slice(0, pools), NO_COPY)
+    _cost(fix, dyn, rates, out, slice(2 * pools, len(out)), NO_COPY)
+    copy = _best_copy(pools, out) if rates[Rate.CHURN] else NO_COPY
+    _cold_rows(fix, dyn, rooms, rates, open_pools, out[pools : 2 * pools])
+    if len(lines):
         lines = lines[open_pools[where]]
-        _sources(fix, dyn, rates, lines, out, pools + lines[:, Pres.POOL])
+        _sources(fix, dyn, rates, lines, out, pools + lines[:, Pres.POOL], copy)
     if len(spots):
-        _spots(fix, dyn, nodes, spots[open_pools[spots[:, Spot.POOL]]], rates, out)
-    cost(fix, dyn, rates, out)
-    if rates[Rate.CHURN]:
-        _guard(fix[pools : 2 * pools], pools, out)
+        _spots(fix, dyn, nodes, spots[open_pools[spots[:, Spot.POOL]]], rates, out, copy)
+    _cost(fix, dyn, rates, out, slice(pools, 2 * pools), copy)
     bound = _best(fix, dyn, rates, mask, out, State.BINDABLE)
     return bound, _best(fix, dyn, rates, mask, out, State.WAITS)
 
 
 def cost(fix: Ints, dyn: Ints, rates: Ints, out: Ints) -> None:
     """See `kernel.cost_rows`."""
-    pools = len(dyn)
-    cold = out[pools : 2 * pools]
-    possible = out[:, Out.STATE] != State.IMPOSSIBLE
-    occupied = _occupied_us(fix, dyn, out)
-    out[:, Out.PAID] = np.where(possible, fix[:, Fix.PAY] * (occupied // 1_000) // MS_PER_HOUR, 0)
-    possible = possible & (out[:, Out.PAID] <= fix[:, Fix.BUDGET])
-    out[~possible, Out.STATE] = State.IMPOSSIBLE
-    _cold_prices(fix[pools : 2 * pools], dyn, rates, cold, possible[pools : 2 * pools], occupied[pools : 2 * pools])
-    _costs(fix, rates, out, possible, occupied)
+    _cost(fix, dyn, rates, out, slice(0, len(out)), NO_COPY)
+
+
+def _cost(fix: Ints, dyn: Ints, rates: Ints, out: Ints, rows: slice, copy: tuple[int, bool]) -> None:
+    """The costs of some rows; `copy`: the best copy, against which loads are guarded."""
+    here, line = np.arange(len(out))[rows], out[rows]
+    told = _Ways(line[:, Out.WAIT], line[:, Out.FETCH], line[:, Out.SAVING], line[:, Out.EVICT], line[:, Out.SOURCE])
+    figures = _figures(fix, dyn, rates, here, told)
+    possible = line[:, Out.STATE] != State.IMPOSSIBLE
+    line[:, Out.PAID] = np.where(possible, figures.paid, 0)
+    possible = possible & (line[:, Out.PAID] <= fix[rows, Fix.BUDGET])
+    line[~possible, Out.STATE] = State.IMPOSSIBLE
+    cold = here // max(len(dyn), 1) == COLD
+    churn = np.where(cold, _handicap(fix[here], told, figures, copy), 0)
+    for column, values in (
+        (Out.FRAGMENT, figures.fragment), (Out.LINK, figures.link), (Out.CHURN, churn), (Out.DELAY, figures.delay),
+        (Out.RISK, figures.risk), (Out.TARDY, figures.tardy), (Out.MONEY, figures.money), (Out.TOTAL, figures.total + churn),
+    ):  # fmt: skip
+        line[:, column] = np.where(possible, values, 0)
 
 
 def _clearing(rooms: Ints, least: int, victim: int, need: int) -> tuple[Ints, Ints]:
@@ -132,14 +148,16 @@ def _slot_rows(fix: Ints, out: Ints, rows: Ints, slots: Ints, until: Ints, now: 
     out[rows, Out.WAIT] = np.where(feasible & (slots != Slots.NONE), wait, 0)
 
 
-def _sources(fix: Ints, dyn: Ints, rates: Ints, lines: Ints, out: Ints, rows: Ints) -> None:
+def _sources(fix: Ints, dyn: Ints, rates: Ints, lines: Ints, out: Ints, rows: Ints, best_copy: tuple[int, bool]) -> None:
     """Cold rows of pools whose site has something of the model."""
-    now = rates[Rate.NOW]
-    state, wait, fetch = out[rows, Out.STATE], out[rows, Out.WAIT], out[rows, Out.FETCH]
+    now, told = rates[Rate.NOW], out[rows]
+    state, wait, fetch = told[:, Out.STATE], told[:, Out.WAIT], told[:, Out.FETCH]
     source, until = lines[:, Pres.SOURCE], lines[:, Pres.SOURCE_US]
-    copy = fix[rows, Fix.COPY] * (dyn[lines[:, Pres.POOL], Dyn.COPIES] + 1)
+    copy = np.minimum(fix[rows, Fix.COPY] * (dyn[lines[:, Pres.POOL], Dyn.COPIES] + 1), FETCH_MAX_US)
     beside = (source == Source.SITE_FETCHING) & (until > now)
-    there = (source == Source.SITE) & (copy < fetch)
+    mine = _Ways(wait, copy, told[:, Out.SAVING], told[:, Out.EVICT], np.full(len(lines), Source.SITE))
+    ranks = _ranks(fix, dyn, rates, rows, state, mine, told[:, Out.EVICTED_BYTES], best_copy)
+    there = (source == Source.SITE) & _lower(ranks, _ranks_of(fix, dyn, rates, rows, told, best_copy))
     local = (source == Source.FETCHING) | (source == Source.DISK) | (source == Source.HOST)
     fetch = np.where(beside, np.minimum(until - now + copy, FETCH_MAX_US), np.where(there, copy, fetch))
     fetch = np.where(local, np.where(source == Source.FETCHING, np.maximum(until - now, 0), 0), fetch)
@@ -150,7 +168,7 @@ def _sources(fix: Ints, dyn: Ints, rates: Ints, lines: Ints, out: Ints, rows: In
     out[rows, Out.SAVING] = np.where(source == Source.HOST, fix[rows, Fix.HOST_SAVING], out[rows, Out.SAVING])
 
 
-def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Ints) -> None:
+def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Ints, copy: tuple[int, bool]) -> None:
     """Nodes with the weights: of each pool the best, if it is better than what the cold row means so far."""
     pools, now = len(dyn), rates[Rate.NOW]
     pool, source = spots[:, Spot.POOL], spots[:, Spot.SOURCE]
@@ -168,15 +186,11 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
     gone = np.where(free, gone, out[row, Out.EVICTED_BYTES])
     wait = np.where(free, 0, out[row, Out.WAIT])
     state = np.where(able, np.where(wait == 0, State.BINDABLE, State.WAITS), State.IMPOSSIBLE)
-    mine = np.maximum(np.maximum(wait, fetch), fix[row, Fix.INPUT]) - saving + evict
-    order = np.lexsort((np.arange(len(spots)), fetch, mine, -state, pool))
+    mine = _ranks(fix, dyn, rates, row, state, _Ways(wait, fetch, saving, evict, source), gone, copy)
+    order = np.lexsort((np.arange(len(spots)), *reversed(mine), ~able, pool))
     _, first = np.unique(pool[order], return_index=True)
     best = order[first]
-    told = out[row[best]]
-    theirs = np.maximum(np.maximum(told[:, Out.WAIT], told[:, Out.FETCH]), fix[row[best], Fix.INPUT])
-    theirs = theirs - told[:, Out.SAVING] + told[:, Out.EVICT]
-    nearer = (mine[best] < theirs) | ((mine[best] == theirs) & (fetch[best] < told[:, Out.FETCH]))
-    better = (state[best] > told[:, Out.STATE]) | ((state[best] == told[:, Out.STATE]) & nearer)
+    better = _lower([part[best] for part in mine], _ranks_of(fix, dyn, rates, row[best], out[row[best]], copy))
     best = best[better & able[best]]
     into = row[best]
     for column, figures in (
@@ -186,61 +200,101 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
         out[into, column] = figures[best]
 
 
-def _occupied_us(fix: Ints, dyn: Ints, out: Ints) -> Ints:
-    """For how long each row takes its slot, what it holds it for its fetch included."""
-    pools = len(dyn)
-    cold = out[pools : 2 * pools]
-    copy = np.minimum(fix[pools : 2 * pools, Fix.COPY] * (dyn[:, Dyn.COPIES] + 1), cold[:, Out.FETCH])
-    held = np.where(cold[:, Out.SOURCE] == Source.FETCHING, np.maximum(cold[:, Out.FETCH] - cold[:, Out.WAIT], 0), cold[:, Out.FETCH])
-    held = np.where(cold[:, Out.SOURCE] == Source.SITE_FETCHING, copy, held)
-    occupied = fix[:, Fix.OCCUPANCY] - out[:, Out.SAVING]
-    occupied[pools : 2 * pools] += held
-    return np.asarray(np.clip(occupied, 0, HELD_MAX_US))
+class _Ways(NamedTuple):
+    """How rows begin, a line each."""
+
+    wait: Ints
+    fetch: Ints
+    saving: Ints
+    evict: Ints
+    source: Ints
 
 
-def _cold_prices(fix: Ints, dyn: Ints, rates: Ints, cold: Ints, possible: Bools, occupied: Ints) -> None:
-    """What cold rows cost others beside evictions."""
-    if rates[Rate.FRAGMENT_MILLI]:
-        breaks = possible & (dyn[:, Dyn.WHOLE] != 0) & (cold[:, Out.WAIT] == 0)
-        cold[:, Out.FRAGMENT] = np.where(breaks, occupied // 2 * rates[Rate.FRAGMENT_MILLI] // 1_000, 0)
-    flows = dyn[:, Dyn.FLOWS]
+class _Figures(NamedTuple):
+    """What that comes to, as in `kernel._figures`."""
+
+    paid: Ints
+    money: Ints
+    fragment: Ints
+    link: Ints
+    delay: Ints
+    risk: Ints
+    tardy: Ints
+    total: Ints
+
+
+def _figures(fix: Ints, dyn: Ints, rates: Ints, rows: Ints, way: _Ways) -> _Figures:
+    """See `kernel._figures`."""
+    pools = max(len(dyn), 1)
+    cold, pool, fix = rows // pools == COLD, rows % pools, fix[rows]
+    copy = np.minimum(fix[:, Fix.COPY] * (dyn[pool, Dyn.COPIES] + 1), way.fetch)
+    held = np.where(way.source == Source.FETCHING, np.maximum(way.fetch - way.wait, 0), way.fetch)
+    held = np.where(way.source == Source.SITE_FETCHING, copy, held)
+    occupied = np.clip(fix[:, Fix.OCCUPANCY] - way.saving + np.where(cold, held, 0), 0, HELD_MAX_US)
+    paid = fix[:, Fix.PAY] * (occupied // 1_000) // MS_PER_HOUR
+    money = np.minimum(paid * rates[Rate.MONEY], MONEY_MAX_US) * 1_000 // rates[Rate.WEIGHT_MILLI]
+    breaks = cold & (dyn[pool, Dyn.WHOLE] != 0) & (way.wait == 0)
+    fragment = np.where(breaks, occupied // 2 * rates[Rate.FRAGMENT_MILLI] // 1_000, 0)
+    flows = dyn[pool, Dyn.FLOWS]
     crowd = fix[:, Fix.CROWD] * flows // (flows + 1) // 1_000 * rates[Rate.LINK_MILLI]
-    cold[:, Out.LINK] = np.where(possible & (cold[:, Out.SOURCE] == Source.ORIGIN), np.minimum(fix[:, Fix.LEAVING] + crowd, LINK_MAX_US), 0)
-
-
-def _costs(fix: Ints, rates: Ints, out: Ints, possible: Bools, occupied: Ints) -> None:
-    concurrent = np.maximum(np.maximum(out[:, Out.WAIT], out[:, Out.FETCH]), fix[:, Fix.INPUT])
-    delay = concurrent + fix[:, Fix.SERIAL] - out[:, Out.SAVING]
+    link = np.where(cold & (way.source == Source.ORIGIN), np.minimum(fix[:, Fix.LEAVING] + crowd, LINK_MAX_US), 0)
+    concurrent = np.maximum(np.maximum(way.wait, way.fetch), fix[:, Fix.INPUT])
+    delay = np.maximum(concurrent + fix[:, Fix.SERIAL] - way.saving, 1)
     lost = within_ppm(np.minimum(fix[:, Fix.HAZARD] * (occupied // 1_000) // MS_PER_HOUR, X_PPM_MAX))
     risk = lost * ((occupied // 2 + delay) // 1_000) // 1_000
     risk = risk + fix[:, Fix.FAIL_PPM] * (delay // 1_000) // 1_000
     slack = rates[Rate.SLACK]
-    tardy = np.zeros(len(out), dtype=np.int64)
+    tardy = np.zeros(len(rows), dtype=np.int64)
     if slack != NO_DEADLINE:
         late = rates[Rate.TARDY_MILLI] * (np.maximum(delay - slack, 0) // 1_000)
         tardy = np.where(delay // 1_000 * rates[Rate.SPREAD_MILLI] <= slack, -delay, late)
-    money = np.minimum(out[:, Out.PAID] * rates[Rate.MONEY], MONEY_MAX_US) * 1_000 // rates[Rate.WEIGHT_MILLI]
-    total = delay + money + fix[:, Fix.NET] + out[:, Out.EVICT] + out[:, Out.FRAGMENT] + out[:, Out.LINK]
-    total = total + risk + tardy
-    for column, values in ((Out.DELAY, delay), (Out.MONEY, money), (Out.RISK, risk), (Out.TARDY, tardy), (Out.TOTAL, total)):
-        out[:, column] = np.where(possible, values, 0)
+    total = delay + money + fix[:, Fix.NET] + way.evict + fragment + link + risk + tardy
+    return _Figures(paid, money, fragment, link, delay, risk, tardy, total)
 
 
-def _guard(fix: Ints, pools: int, out: Ints) -> None:
-    """A load that does not beat the best copy there is by more than half of what loading takes."""
+def _handicap(fix: Ints, way: _Ways, figures: _Figures, copy: tuple[int, bool]) -> Ints:
+    """See `kernel._handicap`."""
+    least, safe = copy
+    if least >= UNREACHABLE:
+        return np.zeros(len(fix), dtype=np.int64)
+    half, in_time = (fix[:, Fix.RELOAD] + way.fetch - way.saving) // 2, figures.tardy < 0
+    return np.where(np.where(in_time != safe, in_time, figures.total + half < least), 0, half)
+
+
+def _ranks(fix: Ints, dyn: Ints, rates: Ints, rows: Ints, state: Ints, way: _Ways, gone: Ints, copy: tuple[int, bool]) -> list[Ints]:
+    """See `kernel._rank`."""
+    figures, possible = _figures(fix, dyn, rates, rows, way), state != State.IMPOSSIBLE
+    return [
+        np.where(possible & (figures.paid <= fix[rows, Fix.BUDGET]), -state, State.IMPOSSIBLE),
+        np.where(possible & (figures.tardy < 0), 0, 1),
+        np.where(possible, figures.total + _handicap(fix[rows], way, figures, copy), 2 * UNREACHABLE),
+        way.fetch,
+        gone,
+    ]
+
+
+def _ranks_of(fix: Ints, dyn: Ints, rates: Ints, rows: Ints, told: Ints, copy: tuple[int, bool]) -> list[Ints]:
+    """See `kernel._rank_of`."""
+    way = _Ways(told[:, Out.WAIT], told[:, Out.FETCH], told[:, Out.SAVING], told[:, Out.EVICT], told[:, Out.SOURCE])
+    return _ranks(fix, dyn, rates, rows, told[:, Out.STATE], way, told[:, Out.EVICTED_BYTES], copy)
+
+
+def _lower(mine: list[Ints], theirs: list[Ints]) -> Bools:
+    """Whether one goes before the other, by the first part in which they differ."""
+    lower, equal = np.zeros(len(mine[0]), dtype=np.bool_), np.ones(len(mine[0]), dtype=np.bool_)
+    for here, there in zip(mine, theirs, strict=True):
+        lower, equal = lower | (equal & (here < there)), equal & (here == there)
+    return lower
+
+
+def _best_copy(pools: int, out: Ints) -> tuple[int, bool]:
+    """See `kernel._best_copy`."""
     existing = out[:, Out.STATE] != State.IMPOSSIBLE
     existing[pools : 2 * pools] = False
     in_time = out[:, Out.TARDY] < 0
     safe = bool((existing & in_time).any())
     total = out[existing & in_time if safe else existing, Out.TOTAL]
-    least = int(total.min()) if len(total) else UNREACHABLE
-    if least >= UNREACHABLE:
-        return
-    cold, cold_in_time = out[pools : 2 * pools], in_time[pools : 2 * pools]
-    half = (fix[:, Fix.RELOAD] + cold[:, Out.FETCH] - cold[:, Out.SAVING]) // 2
-    beats = np.where(cold_in_time != safe, cold_in_time, cold[:, Out.TOTAL] + half < least)
-    cold[:, Out.CHURN] = np.where((cold[:, Out.STATE] != State.IMPOSSIBLE) & ~beats, half, 0)
-    cold[:, Out.TOTAL] += cold[:, Out.CHURN]
+    return (int(total.min()), safe) if len(total) else NO_COPY
 
 
 def _best(fix: Ints, dyn: Ints, rates: Ints, mask: Bools, out: Ints, state: int) -> int:
