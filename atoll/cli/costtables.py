@@ -308,8 +308,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from atoll.model.errors import FieldError
-from atoll.model.splits import check_gang
 from atoll.physics.coefficients import Coefficients, Spread
 
 FITTED: Final = Coefficients(
