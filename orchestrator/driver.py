@@ -18,7 +18,7 @@ import structlog
 
 from orchestrator.clock import FleetClock
 from orchestrator.core.durable import Stored
-from orchestrator.core.events import Event, RequestRef, TimerFired, TookOver
+from orchestrator.core.events import Event, RequestRef, Stopping, TimerFired, TookOver
 from orchestrator.core.machine import Machine
 from orchestrator.core.outputs import Answer, Command, Decision, Refusal, Reply
 from orchestrator.core.sequencer import Batch, Effects, Sequencer
@@ -94,6 +94,7 @@ class Driver:
         self._failures: list[float] = []
         self._suspicion = Suspicion()
         self._stopping = asyncio.Event()
+        self._told_stopping = False
 
     # --- what others ask of it -----------------------------------------------------------------------------------------------
 
@@ -198,7 +199,7 @@ class Driver:
 
     def _finished(self) -> bool:
         idle = not self._inbox and not self._sequencer.in_flight and not self._sequencer.waiting
-        return self._stopping.is_set() and idle
+        return self._stopping.is_set() and idle and (self._told_stopping or self._machine is None)
 
     def _turn(self) -> bool:
         """Handle what waits, for a while; whether more is left."""
@@ -211,9 +212,16 @@ class Driver:
         while time.monotonic() < until:
             event = self._inbox.take()
             if event is None:
+                self._tell_stopping()
                 return False
             self._handle(event)
         return len(self._inbox) > 0
+
+    def _tell_stopping(self) -> None:
+        """Once what was admitted is handled, the core hears that it is the last."""
+        if self._stopping.is_set() and not self._told_stopping:
+            self._told_stopping = True
+            self._handle(Stopping())
 
     def _handle(self, event: Event) -> None:
         now_us = self._clock.now_us()

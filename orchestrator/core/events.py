@@ -258,6 +258,11 @@ class TookOver:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stopping:
+    """The process is about to end in good order: the last event of this incarnation. What is only kept now and then is kept now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimerFired:
     """`next_deadline()` was reached."""
 
@@ -285,5 +290,6 @@ Event = (
     | ModelUnpinned
     | ModelPushed
     | TookOver
+    | Stopping
     | TimerFired
 )

@@ -70,6 +70,7 @@ from orchestrator.core.events import (
     SiteReported,
     SitesApplied,
     SiteUncordoned,
+    Stopping,
     TimerFired,
     TookOver,
 )
@@ -263,6 +264,8 @@ def _dispatch(ctx: Context, event: Event) -> None:  # noqa: C901 - one case per 
             aside.set_aside(ctx, event.set_aside, event.reference)
             leases.took_over(ctx)
             operators.policy_taken(ctx)
+        case Stopping():
+            residuals.stopping(ctx)
         case TimerFired():
             pass
         case _:

@@ -109,6 +109,12 @@ def _learn(ctx: Context, site: Site, live: LiveAttempt, state: AttemptState, tim
         ctx.records.append(PutEstimates(estimates=checkpoint))
 
 
+def stopping(ctx: Context) -> None:
+    """The process ends in good order: what was learned since the last checkpoint is worth a last one."""
+    if ctx.book.unsaved:
+        ctx.records.append(PutEstimates(estimates=ctx.book.save(ctx.now_us)))
+
+
 def _completion(live: LiveAttempt, modality: Modality, times: PhaseTimes, until_us: int, *, at_least: bool) -> Completion:
     """A decision that was carried out until an instant, in its two parts."""
     attempt = live.attempt

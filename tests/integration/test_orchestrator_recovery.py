@@ -17,7 +17,7 @@ import grpc.aio
 import pytest
 
 from atoll.model.address import Address
-from atoll.model.attempt import AttemptState
+from atoll.model.attempt import AttemptState, PhaseTimes
 from atoll.v1 import job_service_pb2 as jobs_pb
 from atoll.v1 import operator_service_pb2 as pb
 from atoll.v1 import types_pb2
@@ -90,6 +90,29 @@ async def test_kill_9_in_mid_flight_loses_nothing_that_was_accepted(tmp_path: Pa
         assert (await running.operators.GetFleet(pb.GetFleetRequest())).term == 4
         child.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(child.wait, PATIENCE_S) == 0
+
+
+async def test_an_orderly_stop_keeps_what_was_learned_since_the_last_checkpoint(tmp_path: Path, free_ports: Callable[[], int]) -> None:
+    """Checkpoints are a minute apart: these jobs take a second in all."""
+    # Of a GPU type that the program knows by itself.
+    pools = (pool("big", gpu="H100-SXM"),)
+    about = pb.ListResidualsRequest(component="execution", site_id="a")
+
+    def evidence(answer: pb.ListResidualsResponse) -> dict[tuple[str, str, str], int]:
+        return {(row.level, row.name, row.other): round(row.observations_milli / 1_000) for row in answer.residuals}
+
+    async with process(tmp_path / "data", free_ports()) as (running, child):
+        await running.add_models(model("m"))
+        await running.apply(site("a", *pools))
+        async with ScriptedAgent(running, "a", pools=pools) as agent:
+            agent.times = PhaseTimes(waiting_us=0, fetch_us=10**6, load_us=10**6, run_us=9 * 10**6, upload_us=10**4)
+            await running.ended(*[await running.submit() for _ in range(5)])
+        learned = evidence(await running.operators.ListResiduals(about))
+        assert learned["site", "a", ""] == 5
+        child.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(child.wait, PATIENCE_S) == 0
+    async with process(tmp_path / "data", free_ports()) as (running, _):
+        assert evidence(await running.operators.ListResiduals(about)) == learned
 
 
 async def test_running_work_goes_on_over_a_restart(tmp_path: Path) -> None:
