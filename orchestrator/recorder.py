@@ -1,4 +1,4 @@
-"""Recordings: a snapshot of the core, then every (now, event) with the digest of its Step; and their replay.
+"""Recordings: a snapshot of the core, then every (now, event) with the digest of its Step. `replaying` reads them.
 
 Decides the form of a recording and when one ends early: at its size limit, or when the disk cannot keep up. A recording has no
 holes. Encoding and writing happen on a thread of their own; the loop only hands frozen values over. Must not know what events mean.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -16,12 +18,11 @@ from typing import Final
 
 import structlog
 
-from atoll.model.errors import AtollError
+from atoll import __version__
 from atoll.model.gpu import GpuType
 from atoll.model.ids import GpuTypeId
 from atoll.wire.recording import RecordingError, TaggedCodec
 from orchestrator.core.events import Event
-from orchestrator.core.machine import Machine, restore
 from orchestrator.core.outputs import Step
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.snapshot import Snapshot
@@ -38,9 +39,10 @@ _CLOSE_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingBegun:
-    """A core begins: what it was made of."""
+    """A core begins: what it was made of, by which version of the program."""
 
     version: int
+    program: str = ""
     policy_digest: str = ""
     policy: Policy
     gpus: tuple[GpuType, ...]
@@ -49,11 +51,12 @@ class RecordingBegun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """One event, and the digest of the Step it led to."""
+    """One event, and the Step it led to: its digest, and what it was made of."""
 
     now_us: int
     event: Event
     step_sha256: str
+    step_outline: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,16 @@ def codec() -> TaggedCodec:
 def step_digest(step: Step) -> str:
     """sha256, hex, of the Step's canonical text."""
     return sha256(codec().encode(step)).hexdigest()
+
+
+def step_outline(step: Step) -> str:
+    """Of what kinds a Step's records, commands and decisions are, in their order: what people compare where digests differ."""
+    parts = ("record", step.records), ("command", step.commands), ("decision", step.decisions)
+    return "; ".join(f"{name}s {', '.join(_counted(type(one).__name__ for one in several))}" for name, several in parts if several)
+
+
+def _counted(names: Iterable[str]) -> list[str]:
+    return [name if number == 1 else f"{number} {name}" for name, number in Counter(names).items()]
 
 
 class Recorder:
@@ -139,58 +152,8 @@ class Recorder:
 def _encoded(item: Snapshot | tuple[int, Event, Step], policy: Policy, gpus: tuple[GpuType, ...]) -> bytes:
     if isinstance(item, Snapshot):
         digest = policy.identity.digest
-        return codec().encode(RecordingBegun(version=FORMAT_VERSION, policy_digest=digest, policy=policy, gpus=gpus, snapshot=item))
+        return codec().encode(
+            RecordingBegun(version=FORMAT_VERSION, program=__version__, policy_digest=digest, policy=policy, gpus=gpus, snapshot=item)
+        )
     now_us, event, step = item
-    return codec().encode(Recorded(now_us=now_us, event=event, step_sha256=step_digest(step)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """The first event that led to another Step than was recorded. `line` counts from 1."""
-
-    line: int
-    event: Event
-    recorded_sha256: str
-    replayed: Step
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replayed:
-    """What a replay found. `ended` is why the recording stopped early, "" if it did not; `torn`: its last line was half written."""
-
-    events: int
-    cores: int
-    difference: Difference | None
-    ended: str
-    torn: bool
-
-
-def replay(path: Path) -> Replayed:
-    """Feed a recording to new cores and compare every Step, up to the first that differs. Raises AtollError for a file that is none."""
-    machine: Machine | None = None
-    events = cores = 0
-    with path.open("rb") as source:
-        for number, line in enumerate(source, start=1):
-            if not line.endswith(b"\n"):
-                return Replayed(events=events, cores=cores, difference=None, ended="", torn=True)
-            try:
-                item = codec().decode(line)
-            except RecordingError as error:
-                raise AtollError(f"{path}:{number}: {error}") from error
-            match item:
-                case RecordingBegun(version=version) if version != FORMAT_VERSION:
-                    raise AtollError(f"{path}:{number}: version {version} of the format: expected {FORMAT_VERSION}")
-                case RecordingBegun(policy=policy, gpus=gpus, snapshot=snapshot):
-                    machine = restore(snapshot, policy, {gpu.gpu_type: gpu for gpu in gpus})
-                    cores += 1
-                case Recorded(now_us=now_us, event=event, step_sha256=recorded) if machine is not None:
-                    step = machine.handle(event, now_us)
-                    events += 1
-                    if step_digest(step) != recorded:
-                        difference = Difference(line=number, event=event, recorded_sha256=recorded, replayed=step)
-                        return Replayed(events=events, cores=cores, difference=difference, ended="", torn=False)
-                case RecordingEnded(reason=reason):
-                    return Replayed(events=events, cores=cores, difference=None, ended=reason, torn=False)
-                case _:
-                    raise AtollError(f"{path}:{number}: a recording begins with a snapshot")
-    return Replayed(events=events, cores=cores, difference=None, ended="", torn=False)
+    return codec().encode(Recorded(now_us=now_us, event=event, step_sha256=step_digest(step), step_outline=step_outline(step)))

@@ -25,10 +25,16 @@ _SIZE = re.compile(r"(\d{1,5})[xX\N{MULTIPLICATION SIGN}](\d{1,5})\Z")
 _FACTORS_MS: Final = (86_400_000, 3_600_000, 60_000, 1_000, 1)
 
 
+def is_duration(text: str) -> bool:
+    """Whether a text is meant as a duration."""
+    match = _DURATION.match(text.strip().lower())
+    return match is not None and any(match.groups())
+
+
 def duration_ms(option: str, text: str, *, low_ms: int = 1, high_ms: int = limits.DEADLINE_MS_MAX) -> int:
     """Milliseconds of "10m", "90s", "1h30m", "250ms"; a bare number is refused, because nobody knows its unit."""
     match = _DURATION.match(text.strip().lower())
-    if not match or not any(match.groups()):
+    if not match or not is_duration(text):
         raise FieldError(option, text, DURATION_RULE)
     total = round(sum(float(part) * factor for part, factor in zip(match.groups(), _FACTORS_MS, strict=True) if part))
     if not low_ms <= total <= high_ms:

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, assert_never
 
 from atoll.cli import costtable, outlook
 from atoll.cli.costtable import Legend
 from atoll.cli.figures import change, count, duration
-from atoll.cli.output import printable, say
+from atoll.cli.output import Form, plain, printable, say, show_plain
 from atoll.model.attempt import ENDED, RETRIES, Attempt, AttemptState
 from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.placement import Awaits, Claim, Deferral
 from atoll.model.quote import Eta, PlaceView, Prospects, Quote, TimeLimits, Verdict, prospects
+
+if TYPE_CHECKING:
+    from atoll.client import JobExplained
+    from orchestrator.explaining import Explained
 
 _IN_VAIN = "It waits in vain: cancel it and ask for what a site can do, or add a site that can do this."
 _DOES = {
@@ -59,6 +64,31 @@ class Moment:
     def prospects(self) -> Prospects:
         """Whether it keeps its limits, where that is still to come."""
         return prospects(self.eta, self.limits) if self.has_prospects else Prospects(meets_deadline=None, meets_start_timeout=None)
+
+
+def answer(form: Form, found: JobExplained | Explained, site_id: str = "") -> None:
+    """Print an explanation in the form that was asked for; `site_id`: of what that site offers."""
+    moment = Moment(
+        job=found.job,
+        now_us=found.now_us,
+        queue_position=found.queue_position,
+        queue_length=found.queue_length,
+        held_until_us=found.held_until_us,
+        eta=found.eta,
+        quote=found.quote,
+    )
+    match form:
+        case Form.JSON | Form.YAML:
+            show_plain(form, {**plain(found), **plain(moment.prospects)})
+        case Form.NAME:
+            say(f"job/{found.job.job_id}")
+        case Form.TABLE | Form.WIDE:
+            if site_id:
+                show_site(moment, site_id, found.places, full=form is Form.WIDE)
+            else:
+                show(moment, full=form is Form.WIDE)
+        case _:
+            assert_never(form)
 
 
 def show(moment: Moment, *, full: bool = False) -> None:

@@ -233,27 +233,7 @@ def explain_job(
     form = session().form
     with session().client() as client:
         found = client.explain(job_id(job), site_id=site)
-    moment = explain.Moment(
-        job=found.job,
-        now_us=found.now_us,
-        queue_position=found.queue_position,
-        queue_length=found.queue_length,
-        held_until_us=found.held_until_us,
-        eta=found.eta,
-        quote=found.quote,
-    )
-    match form:
-        case Form.JSON | Form.YAML:
-            from atoll.cli.output import plain
-
-            show_plain(form, {**plain(found), **plain(moment.prospects)})
-        case Form.NAME:
-            say(f"job/{found.job.job_id}")
-        case Form.TABLE | Form.WIDE:
-            if site:
-                explain.show_site(moment, site, found.places, full=form is Form.WIDE)
-            else:
-                explain.show(moment, full=form is Form.WIDE)
+    explain.answer(form, found, site)
 
 
 @verb(

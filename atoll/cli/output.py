@@ -81,7 +81,7 @@ def plain(value: object) -> Any:
             return value
         case dict():
             return {str(plain(key)): plain(item) for key, item in value.items()}
-        case list() | tuple() | set() | frozenset():
+        case [*_] | set() | frozenset():
             return [plain(item) for item in value]
         case _ if is_dataclass(value):
             return {field.name: plain(getattr(value, field.name)) for field in fields(value)}

@@ -9,12 +9,11 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final, TypeVar
 
 from atoll.model.errors import LimitError
 from atoll.model.ids import SiteId, TenantId, parse_name
-from atoll.model.job import TERMINAL, Job, JobState
+from atoll.model.job import Job
 from atoll.model.quote import Quote
 from atoll.v1 import job_service_pb2 as pb
 from atoll.wire.quotes import eta_to_proto, place_to_proto, quote_to_proto
@@ -24,6 +23,7 @@ from orchestrator.api.status import did_you_mean
 from orchestrator.api.submit import Submitter
 from orchestrator.core.outputs import Refusal
 from orchestrator.driver import Driver
+from orchestrator.explaining import Explained, costs_much, explain
 from orchestrator.readers import ReadModel
 from orchestrator.refusals import RefusedError
 
@@ -96,9 +96,15 @@ class Quoter:
     async def explain(self, job: Job, site_text: str) -> pb.ExplainJobResponse:
         """Why a job is where it is, and what one site offers it where one is named."""
         site_id = self._site(site_text) if site_text else None
-        if job.state is not JobState.QUEUED and site_id is None:
-            return self._standing(job)
-        return await self._desk.read(CALLER.get().tenant, lambda: self._computed(job, site_id))
+
+        def ask() -> Explained:
+            # It may have moved on while others were answered.
+            found = explain(self._driver.machine, self._readers.job(job.job_id) or job, self._driver.clock.now_us(), site_id)
+            if isinstance(found, Refusal):
+                raise RefusedError(found)
+            return found
+
+        return self._answer(await self._desk.read(CALLER.get().tenant, ask) if costs_much(job, site_id) else ask())
 
     def _site(self, text: str) -> SiteId:
         site_id = SiteId(parse_name("site_id", text))
@@ -106,40 +112,14 @@ class Quoter:
             raise did_you_mean("site_id", site_id, "site", self._readers.sites)
         return site_id
 
-    def _standing(self, job: Job) -> pb.ExplainJobResponse:
-        machine, now_us = self._driver.machine, self._driver.clock.now_us()
-        position, length = machine.queue_position(job.job_id)
-        if job.deferral is None and position:
-            job = replace(job, deferral=machine.deferral_of(job.job_id))
-        eta = machine.eta_of(job.job_id, now_us) if job.state not in TERMINAL else None
+    def _answer(self, found: Explained) -> pb.ExplainJobResponse:
         return pb.ExplainJobResponse(
-            job=self._shown.job(job),
-            queue_position=position,
-            queue_length=length,
-            now_us=now_us,
-            held_until_us=machine.held_until_us(job.job_id),
-            eta=None if eta is None else eta_to_proto(eta),
+            job=self._shown.job(found.job),
+            queue_position=found.queue_position,
+            queue_length=found.queue_length,
+            now_us=found.now_us,
+            held_until_us=found.held_until_us,
+            eta=None if found.eta is None else eta_to_proto(found.eta),
+            quote=None if found.quote is None else quote_to_proto(found.quote),
+            places=[place_to_proto(place) for place in found.places],
         )
-
-    def _computed(self, job: Job, site_id: SiteId | None) -> pb.ExplainJobResponse:
-        # It may have moved on while others were answered.
-        job = self._readers.job(job.job_id) or job
-        machine = self._driver.machine
-        response = self._standing(job)
-        waits = response.queue_position > 0 or response.held_until_us > response.now_us
-        if not waits and site_id is None:
-            return response
-        offered = machine.outlook(job.job_id, job.spec, response.now_us)
-        if isinstance(offered, Refusal):
-            if site_id is not None:
-                raise RefusedError(offered)
-            return response
-        response.quote.CopyFrom(quote_to_proto(offered))
-        if waits and offered.eta is not None:
-            response.eta.CopyFrom(eta_to_proto(offered.eta))
-        if site_id is not None:
-            places = machine.places(job.job_id, job.spec, site_id, response.now_us)
-            if isinstance(places, Refusal):
-                raise RefusedError(places)
-            response.places.extend(place_to_proto(place) for place in places)
-        return response

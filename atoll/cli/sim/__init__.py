@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from atoll.cli.session import verb
-from atoll.cli.sim import report, run, trace
+from atoll.cli.sim import replay, report, run, trace
 from atoll.cli.verbs import Noun
 
 app = typer.Typer(cls=Noun, name="sim", help="Traces in, decisions about the fleet out: the simulator.", no_args_is_help=True)
@@ -30,5 +30,14 @@ def register(root: typer.Typer) -> None:
         atoll sim report day/ -o json  # the figures alone
         """,
     )(report.report)
+    verb(
+        app,
+        "replay",
+        epilog="""
+        atoll sim replay run.jsonl  # does this code decide as was decided then?
+        atoll sim replay run.jsonl --until job/JOB  # why it was placed where it was
+        atoll sim replay run.jsonl --until 12m30s --explain JOB
+        """,
+    )(replay.replay)
     app.add_typer(trace.app)
     root.add_typer(app)

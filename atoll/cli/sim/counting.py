@@ -17,8 +17,8 @@ _EVERY_S: Final = 0.2
 _LOOK_EVERY: Final = 2_000
 
 
-def counted(items: Iterable[T], done: str, expected: int | None = None) -> Iterator[T]:
-    """The same items. `done`: what has happened to those counted; `expected`: about how many there are."""
+def counted(items: Iterable[T], done: str, expected: int | None = None, *, kind: str = "jobs") -> Iterator[T]:
+    """The same items. `done`: what has happened to those counted; `expected`: about how many there are; `kind`: of what."""
     if not sys.stderr.isatty():
         yield from items
         return
@@ -29,7 +29,7 @@ def counted(items: Iterable[T], done: str, expected: int | None = None) -> Itera
             yield item
             if number % _LOOK_EVERY == 0 and time.monotonic() - drawn_s >= _EVERY_S:
                 drawn_s = time.monotonic()
-                sys.stderr.write(f"\r{number:,}{of_all} jobs {done}\033[K")
+                sys.stderr.write(f"\r{number:,}{of_all} {kind} {done}\033[K")
                 sys.stderr.flush()
     finally:
         sys.stderr.write("\r\033[K")
