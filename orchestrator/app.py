@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -32,7 +32,7 @@ from orchestrator.api.sites import Greeting, SiteService
 from orchestrator.api.submit import Submitter
 from orchestrator.api.transfers import Transfers
 from orchestrator.artifacts import ArtifactStore
-from orchestrator.clock import FleetClock
+from orchestrator.clock import REAL_TIME_MILLI, FleetClock
 from orchestrator.config import ExitCode, OrchestratorConfig, StartError, load_config
 from orchestrator.core.durable import Stored
 from orchestrator.core.events import ModelsAdded
@@ -120,7 +120,9 @@ def _build(config: OrchestratorConfig, policy: Policy, catalogue: Catalogue) -> 
             raise StartError(ExitCode.CONFIG, f"record is {config.record}: {expected}") from error
 
     def build(stored: Stored) -> Machine:
-        return new_machine(stored, policy, gpus)
+        # Demand is forgotten at the pace of the fleet's time, also while nobody ran it.
+        age_us = stored.demand_age_us * config.time_scale_milli // REAL_TIME_MILLI
+        return new_machine(replace(stored, demand_age_us=age_us), policy, gpus)
 
     surroundings = Surrounding(readers=readers, watchers=watchers, audit=audit, sessions=sessions, metrics=metrics)
     driver = Driver(

@@ -12,12 +12,14 @@ from typing import Final, Protocol, assert_never
 
 from atoll.model.adapter import AdapterSpec
 from atoll.model.audit import AuditEvent
+from atoll.model.demand import KeptDemand
 from atoll.model.ids import AdapterId, ChangeSeq, FleetId, JobId, ModelId, SiteId, Term
 from atoll.model.job import TERMINAL, Job
 from atoll.model.learned import Estimates
 from atoll.model.modelspec import ModelSpec
 from atoll.model.residency import Pin, Push
 from atoll.model.site import LinkSpec, SiteRecord
+from orchestrator.core.demand import PutDemand
 from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.ends import EndAttempt, applied
 from orchestrator.core.outputs import (
@@ -79,6 +81,7 @@ class SimStore:
         self.pushes: dict[ModelId, Push] = {}
         self.links: tuple[LinkSpec, ...] = ()
         self.estimates = Estimates()
+        self.demand = KeptDemand()
         self.policy: Identity | None = None
         self.audit: list[AuditEvent] = []
         self.commits = 0
@@ -87,6 +90,7 @@ class SimStore:
         self._faults = faults
         self._fleet_id = fleet_id
         self._fleet_time_us = 0
+        self._demand_at_us = 0
         self._isolated: dict[Term, int] = {}  # until when the holder of a term cannot reach the store
         self._random = world.stream("store")
 
@@ -129,6 +133,8 @@ class SimStore:
             ),
             ended_count=len(ended),
             estimates=self.estimates,
+            demand=self.demand,
+            demand_age_us=self._world.now_us - self._demand_at_us,
         )
 
     def commit(self, term: Term, now_us: int, records: tuple[Record, ...], done: Callable[[CommitOutcome], None]) -> None:
@@ -188,6 +194,8 @@ class SimStore:
                 self.adapters.pop(record.adapter_id, None)
             case PutEstimates():
                 self.estimates = record.estimates
+            case PutDemand():
+                self.demand, self._demand_at_us = record.demand, self._world.now_us
             case PutPolicy():
                 self.policy = record.policy
             case PutPin():
@@ -229,6 +237,8 @@ def brief(record: Record) -> str:  # noqa: C901 - one case per record and nothin
             return f"adapter {record.adapter_id} deleted"
         case PutEstimates():
             return f"estimates of {sum(one.observations for one in record.estimates.components)} observations"
+        case PutDemand():
+            return f"demand for {record.demand.active} models"
         case PutPolicy():
             return f"policy {record.policy.name} {record.policy.digest}"
         case PutPin():

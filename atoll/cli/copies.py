@@ -254,11 +254,11 @@ def _say_target(places: ModelPlaces) -> None:
     averages = ", ".join(f"{name} {rate / 1_000:.3g}" for name, rate in zip(_AVERAGES, target.average_per_hour_milli, strict=False))
     rate = f"{target.rate_per_hour_milli / 1_000:.3g}"
     if not target.arrivals:
-        say("  demand: nobody has asked for it since the orchestrator began; what is assumed of any model fades with time,")
+        say("  demand: nobody has asked for it yet; what is assumed of any model fades with time,")
         say(f"  and is {rate} jobs an hour now ({averages})")
         return
     worth = f"; the last warm copy saves others {duration(target.value_us_per_hour)} an hour per GB" if target.gpu else ""
-    say(f"  demand: {rate} jobs an hour ({averages}), from {count(target.arrivals, 'job')} since the orchestrator began{worth}")
+    say(f"  demand: {rate} jobs an hour ({averages}), from {count(target.arrivals, 'job')} so far{worth}")
 
 
 def _wanted(places: ModelPlaces) -> list[list[str]]:

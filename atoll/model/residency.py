@@ -107,7 +107,7 @@ class CopyView:
 class TargetView:
     """How many copies the residency loop wants and what that rests on. Rates per hour in thousandths: mixed, 10 min, 6 h, 7 d.
 
-    `arrivals`: jobs since the orchestrator began; while there are none, rates are what is assumed of a model that nobody knows.
+    `arrivals`: jobs that the averages rest on; while there are none, rates are what is assumed of a model that nobody knows.
     `value_us_per_hour`: delay that the last copy on the GPU saves others in an hour, per GB.
     """
 

@@ -760,7 +760,7 @@ class TargetView(_message.Message):
     rate_per_hour_milli: _builtins.int
     value_us_per_hour: _builtins.int
     arrivals: _builtins.int
-    """jobs since the orchestrator began; 0: the rates are what is assumed of a model that nobody knows"""
+    """jobs that the averages rest on; 0: the rates are what is assumed of a model that nobody knows"""
     @_builtins.property
     def average_per_hour_milli(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(

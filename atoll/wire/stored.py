@@ -13,6 +13,7 @@ import msgspec
 
 from atoll.model.adapter import AdapterSpec
 from atoll.model.audit import AuditEvent
+from atoll.model.demand import KeptDemand
 from atoll.model.errors import AtollError
 from atoll.model.job import Job, JobSpec
 from atoll.model.learned import Estimates
@@ -70,6 +71,7 @@ _MODEL: Final = _Blob[ModelSpec]("model", ModelSpec)
 _ADAPTER: Final = _Blob[AdapterSpec]("adapter", AdapterSpec)
 _LINKS: Final = _Blob[tuple[LinkSpec, ...]]("list of links", tuple[LinkSpec, ...])
 _ESTIMATES: Final = _Blob[Estimates]("set of estimates", Estimates)
+_DEMAND: Final = _Blob[KeptDemand]("record of demand", KeptDemand)
 _PIN: Final = _Blob[Pin]("pin", Pin)
 _PUSH: Final = _Blob[Push]("push", Push)
 _AUDIT: Final = _Blob[AuditEvent]("line of the audit", AuditEvent)
@@ -81,6 +83,7 @@ encode_model, decode_model = _MODEL.encode, _MODEL.decode
 encode_adapter, decode_adapter = _ADAPTER.encode, _ADAPTER.decode
 encode_links, decode_links = _LINKS.encode, _LINKS.decode
 encode_estimates, decode_estimates = _ESTIMATES.encode, _ESTIMATES.decode
+encode_demand, decode_demand = _DEMAND.encode, _DEMAND.decode
 encode_pin, decode_pin = _PIN.encode, _PIN.decode
 encode_push, decode_push = _PUSH.encode, _PUSH.decode
 encode_audit, decode_audit = _AUDIT.encode, _AUDIT.decode

@@ -6,15 +6,18 @@ Every arrival adds one to three sums that halve each 10 minutes, 6 hours and 7 d
 
 A new model begins as if it had been watched for one hour at the prior's rate; that hour decays like everything else, so what is known of
 a model takes the place of what was assumed by itself. Integers throughout: equal histories give equal rates on every machine.
-Decides rates only. Soft: a restart from the store begins with the prior again. Must not know places.
+Decides rates, and when they are kept; what is kept decays by the time that nobody watched, and what is not begins with the prior again.
+Must not know places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import KeysView
 from dataclasses import dataclass
 from typing import Final
 
+from atoll.model.demand import KeptDemand, ModelDemand
 from atoll.model.ids import ModelId
 
 # Sums are in millionths of an arrival, spans in microseconds.
@@ -27,6 +30,10 @@ _GRAINS: Final = 1024
 _FRACTIONS: Final = tuple(round(2**32 * 2 ** (-i / _GRAINS)) for i in range(_GRAINS))
 # The prior counts as this long a watch.
 _PRIOR_US: Final = _HOUR_US
+# Becomes durable at most this often, and of so many models: 10 ms and 470 KB. What a restart forgets is a minute of arrivals, and models
+# that hardly anybody asks for.
+SAVE_US: Final = 60_000_000
+SAVED_MAX: Final = 4_096
 # Beyond this many half-lives nothing is left of a sum.
 _HALVES_MAX: Final = 62
 
@@ -42,15 +49,10 @@ def decayed(value: int, elapsed_us: int, half_life_us: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DemandSnapshot:
-    """What is known of one model: since when, the three sums and as of when each, how many arrivals, and the rate that was told last."""
+class PutDemand:
+    """A record: how often models are asked for, replacing what was before. Nothing rests on it: without it the prior holds."""
 
-    model_id: ModelId
-    since_us: int
-    as_of_us: tuple[int, int, int]
-    sums: tuple[int, int, int]
-    arrivals: int
-    told_milli: int
+    demand: KeptDemand
 
 
 @dataclass(slots=True)
@@ -65,15 +67,17 @@ class _Entry:
 class Demand:
     """Rates of all models. `rate_per_hour_milli` answers what was told last: it changes only by `arrived` and `refresh`."""
 
-    __slots__ = ("_entries", "_half_lives_us", "_prior_milli", "_weights_milli", "active")
+    __slots__ = ("_entries", "_half_lives_us", "_prior_milli", "_weights_milli", "active", "saved_us", "unsaved")
 
     def __init__(self, *, half_lives_ms: tuple[int, int, int], weights_milli: tuple[int, int, int], prior_per_hour_milli: int) -> None:
-        self._half_lives_us = tuple(half_life * 1_000 for half_life in half_lives_ms)
+        self._half_lives_us = (half_lives_ms[0] * 1_000, half_lives_ms[1] * 1_000, half_lives_ms[2] * 1_000)
         self._weights_milli = weights_milli
         self._prior_milli = prior_per_hour_milli
         self._entries: dict[ModelId, _Entry] = {}
         # Models that were asked for and not forgotten since, in the order of their first request: all that the slow loop looks at.
         self.active: dict[ModelId, None] = {}
+        self.saved_us = 0
+        self.unsaved = False
 
     def rate_per_hour_milli(self, model_id: ModelId) -> int:
         """Requests per hour, in thousandths, as told last; the launch prior for a model that nothing is known of."""
@@ -85,7 +89,7 @@ class Demand:
         return model_id in self.active
 
     def arrivals(self, model_id: ModelId) -> int:
-        """Requests since this incarnation began."""
+        """Requests that its averages rest on."""
         entry = self._entries.get(model_id)
         return 0 if entry is None else entry.arrivals
 
@@ -94,11 +98,13 @@ class Demand:
         if model_id not in self._entries:
             prior = self._prior_milli * _ONE // 1_000 * _PRIOR_US // _HOUR_US
             self._entries[model_id] = _Entry(now_us, [now_us] * 3, [prior] * 3, 0, self._prior_milli)
+            self.unsaved = True
 
     def removed(self, model_id: ModelId) -> None:
         """Nothing is remembered of a model that is gone."""
         self._entries.pop(model_id, None)
         self.active.pop(model_id, None)
+        self.unsaved = True
 
     def arrived(self, model_id: ModelId, now_us: int) -> bool:
         """Somebody asks for a model. Whether the rate that is told changed."""
@@ -108,6 +114,7 @@ class Demand:
         for index in range(3):
             entry.sums[index] += _ONE
         entry.arrivals += 1
+        self.unsaved = True
         self.active.setdefault(model_id)
         return self._tell(entry, now_us)
 
@@ -132,7 +139,7 @@ class Demand:
         ]
         return rates[0], rates[1], rates[2]
 
-    def known(self) -> Iterable[ModelId]:
+    def known(self) -> KeysView[ModelId]:
         """All models of which something is known, oldest first."""
         return self._entries.keys()
 
@@ -157,36 +164,71 @@ class Demand:
         entry.told_milli = mixed
         return True
 
-    def take(self) -> tuple[DemandSnapshot, ...]:
-        """Everything, for a snapshot; the active ones in their order come first."""
-        order = [*self.active, *(model_id for model_id in self._entries if model_id not in self.active)]
-        found = []
-        for model_id in order:
-            entry = self._entries[model_id]
-            sums = (entry.sums[0], entry.sums[1], entry.sums[2])
-            as_of_us = (entry.as_of_us[0], entry.as_of_us[1], entry.as_of_us[2])
-            found.append(
-                DemandSnapshot(
-                    model_id=model_id,
-                    since_us=entry.since_us,
-                    as_of_us=as_of_us,
-                    sums=sums,
-                    arrivals=entry.arrivals,
-                    told_milli=entry.told_milli,
-                )
-            )
-        return tuple(found)
+    # --- keeping -----------------------------------------------------------------------------------------------------------------
 
-    def restore(self, entries: Iterable[DemandSnapshot], active: Iterable[ModelId]) -> None:
+    def take(self, models_max: int | None = None) -> KeptDemand:
+        """Everything, the active ones in their order first; `models_max`: of those most asked for."""
+        order = [*self.active, *(model_id for model_id in self._entries if model_id not in self.active)]
+        if models_max is not None and len(order) > models_max:
+            most = set(heapq.nsmallest(models_max, order, key=lambda one: (one not in self.active, -self._entries[one].told_milli, one)))
+            order = [model_id for model_id in order if model_id in most]
+        return KeptDemand(
+            models=tuple(_kept(model_id, self._entries[model_id]) for model_id in order),
+            active=sum(model_id in self.active for model_id in order),
+            half_lives_us=self._half_lives_us,
+            saved_us=self.saved_us,
+            unsaved=self.unsaved,
+        )
+
+    def checkpoint(self, now_us: int) -> KeptDemand | None:
+        """What should become durable now; None: nothing new, or not yet."""
+        return self.save(now_us) if self.unsaved and now_us - self.saved_us >= SAVE_US else None
+
+    def save(self, now_us: int) -> KeptDemand:
+        """What becomes durable, now."""
+        self.saved_us, self.unsaved = now_us, False
+        return self.take(SAVED_MAX)
+
+    def restore(self, kept: KeptDemand) -> None:
         """Go on from a snapshot."""
-        self._entries = {
-            one.model_id: _Entry(one.since_us, list(one.as_of_us), list(one.sums), one.arrivals, one.told_milli) for one in entries
-        }
-        self.active = dict.fromkeys(active)
+        self._entries = {one.model_id: _Entry(one.since_us, list(one.as_of_us), list(one.sums), one.arrivals, one.told_milli)
+                         for one in kept.models}  # fmt: skip
+        self.active = dict.fromkeys(one.model_id for one in kept.models[: kept.active])
+        self.saved_us, self.unsaved = kept.saved_us, kept.unsaved
+
+    def resume(self, kept: KeptDemand, now_us: int, unwatched_us: int) -> None:
+        """Go on from what the store kept, `unwatched_us` of real time later than fleet time says: it stands still while nobody counts it.
+
+        Where half-lives are others than they were, the averages stay and the sums follow.
+        """
+        self.restore(kept)
+        for model_id, entry in self._entries.items():
+            for index, (was_us, is_us) in enumerate(zip(kept.half_lives_us, self._half_lives_us, strict=True)):
+                if was_us != is_us:
+                    age_us = entry.as_of_us[index] - entry.since_us
+                    entry.sums[index] = entry.sums[index] * _span_us(age_us, is_us) // _span_us(age_us, was_us)
+                entry.as_of_us[index] -= unwatched_us
+            entry.since_us -= unwatched_us
+            self.refresh(model_id, now_us)
+
+
+def _kept(model_id: ModelId, entry: _Entry) -> ModelDemand:
+    return ModelDemand(
+        model_id=model_id,
+        since_us=entry.since_us,
+        as_of_us=(entry.as_of_us[0], entry.as_of_us[1], entry.as_of_us[2]),
+        sums=(entry.sums[0], entry.sums[1], entry.sums[2]),
+        arrivals=entry.arrivals,
+        told_milli=entry.told_milli,
+    )
 
 
 def _rate_milli(total: int, age_us: int, half_life_us: int) -> int:
-    """Thousandths per hour: the decayed sum over the decayed time it stands for, the prior's hour included."""
+    """Thousandths per hour: the decayed sum over the decayed time it stands for."""
+    return total * _HOUR_US // (_span_us(age_us, half_life_us) * (_ONE // 1_000))
+
+
+def _span_us(age_us: int, half_life_us: int) -> int:
+    """The decayed time that a sum stands for, the prior's hour included; 1 at least."""
     kept = decayed(_ONE, age_us, half_life_us)
-    span_us = _PRIOR_US * kept // _ONE + half_life_us * _MEAN_PPM // _ONE * (_ONE - kept) // _ONE
-    return total * _HOUR_US // (max(span_us, 1) * (_ONE // 1_000))
+    return max(_PRIOR_US * kept // _ONE + half_life_us * _MEAN_PPM // _ONE * (_ONE - kept) // _ONE, 1)

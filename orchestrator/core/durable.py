@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atoll.model.adapter import AdapterSpec
+from atoll.model.demand import KeptDemand
 from atoll.model.ids import ChangeSeq, FleetId, JobId, TenantId, Term
 from atoll.model.job import Job
 from atoll.model.learned import Estimates
@@ -32,6 +33,7 @@ class Stored:
     """Jobs that are not terminal, and the whole of the rest.
 
     `fleet_time_us` is the highest fleet time that was ever written; `last_audit_seq` 0: no audit yet.
+    `demand_age_us`: how long ago `demand` was kept: not by fleet time, which stands still while nobody runs the fleet; people's clocks can.
     """
 
     fleet_id: FleetId
@@ -48,4 +50,6 @@ class Stored:
     ended_keys: tuple[EndedKey, ...] = ()
     ended_count: int = 0
     estimates: Estimates = Estimates()
+    demand: KeptDemand = KeptDemand()
+    demand_age_us: int = 0
     policy: Identity | None = None  # by which the fleet was run last; None: by none yet

@@ -22,6 +22,7 @@ from atoll.model.replica import Tier
 from atoll.model.residency import Cause, Pin, Push, ResidencyEvent
 from atoll.model.site import LinkSpec, SiteRecord
 from orchestrator.core.claimed import ClaimDropped
+from orchestrator.core.demand import PutDemand
 from orchestrator.core.ends import EndAttempt
 from orchestrator.core.events import RequestRef, SessionRef
 from orchestrator.core.health import BreakerTurned
@@ -138,7 +139,7 @@ class AppendAudit:
 
 Record = (
     PutJob | PutSite | DeleteSite | PutLinks | PutModel | DeleteModel | PutAdapter | DeleteAdapter | PutPin | DeletePin | PutPush
-    | DeletePush | PutEstimates | PutPolicy | AppendAudit | EndAttempt
+    | DeletePush | PutEstimates | PutDemand | PutPolicy | AppendAudit | EndAttempt
 )  # fmt: skip
 
 # --- answers ------------------------------------------------------------------------------------------------------------------

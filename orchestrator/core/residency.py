@@ -28,6 +28,7 @@ from atoll.physics.coldstart import init_us, stage_us, transfer_us
 from atoll.physics.execution import execution_us
 from orchestrator.core import movements, sitings, turnover, wishes, worth
 from orchestrator.core.context import Context, TimerKind
+from orchestrator.core.demand import PutDemand
 from orchestrator.core.placement.rows import Ints
 from orchestrator.core.state import Site
 
@@ -157,6 +158,9 @@ def due(ctx: Context) -> None:
     if loop.phase is Phase.IDLE:
         loop.phase, loop.todo, loop.offers = Phase.WEIGHING, list(ctx.demand.active), {}
         _sweep(ctx)
+        kept = ctx.demand.checkpoint(ctx.now_us)
+        if kept is not None:
+            ctx.records.append(PutDemand(demand=kept))
     if loop.phase is Phase.WEIGHING:
         chosen, loop.todo = loop.todo[:_WEIGHED_PER_STEP], loop.todo[_WEIGHED_PER_STEP:]
         typical = _typical(ctx)

@@ -12,6 +12,7 @@ from atoll.model.compiled import needed_form
 from atoll.model.learned import Component, Shift
 from atoll.model.modelspec import Modality
 from orchestrator.core.context import Context
+from orchestrator.core.demand import PutDemand
 from orchestrator.core.etas import parts_us
 from orchestrator.core.events import EstimatesResetRequested
 from orchestrator.core.learning.corrections import Place
@@ -110,9 +111,11 @@ def _learn(ctx: Context, site: Site, live: LiveAttempt, state: AttemptState, tim
 
 
 def stopping(ctx: Context) -> None:
-    """The process ends in good order: what was learned since the last checkpoint is worth a last one."""
+    """The process ends in good order: what came since the last checkpoints is worth a last one."""
     if ctx.book.unsaved:
         ctx.records.append(PutEstimates(estimates=ctx.book.save(ctx.now_us)))
+    if ctx.demand.unsaved:
+        ctx.records.append(PutDemand(demand=ctx.demand.save(ctx.now_us)))
 
 
 def _completion(live: LiveAttempt, modality: Modality, times: PhaseTimes, until_us: int, *, at_least: bool) -> Completion:

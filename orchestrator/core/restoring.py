@@ -78,7 +78,7 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
     ctx = _empty(state, policy, snapshot.estimates)
     ctx.now_us = snapshot.now_us
     ctx.queue.told_time(ctx.now_us)
-    ctx.demand.restore(snapshot.demand, snapshot.demand_active)
+    ctx.demand.restore(snapshot.demand)
     ctx.residency.restore(snapshot.residency)
     for one in snapshot.sites:
         state.sites[one.record.spec.site_id] = _restore_site(ctx, one)
@@ -217,11 +217,14 @@ def from_stored(stored: Stored, policy: Policy, gpus: Mapping[GpuTypeId, GpuType
             ctx.arm(site.record.drain.deadline_us, TimerKind.DRAIN_DEADLINE, site.site_id)
     ctx.columns.rebuild(list(state.sites.values()))
     placing.requeue_all(ctx)
+    ctx.demand.resume(stored.demand, ctx.now_us, max(stored.demand_age_us - (ctx.now_us - stored.demand.saved_us), 0))
+    for model_id in ctx.demand.known() - state.models.keys():
+        ctx.demand.removed(model_id)
     for model_id in state.models:
         ctx.demand.added(model_id, ctx.now_us)
     for push in state.pushes.values():
         ctx.arm(push.until_us, TimerKind.PUSH_OVER, push.model_id)
-    if state.pins or state.pushes:
+    if state.pins or state.pushes or ctx.demand.active:
         residency.arm(ctx)
     return ctx
 

@@ -11,6 +11,7 @@ from operator import itemgetter
 
 from atoll.model.adapter import AdapterSpec
 from atoll.model.assignment import CopyKey, DesiredReplica
+from atoll.model.demand import KeptDemand
 from atoll.model.ids import (
     AdapterId,
     AttemptKey,
@@ -34,7 +35,6 @@ from atoll.model.residency import Pin, Push
 from atoll.model.site import LinkSpec, PoolSpec, SiteConnection, SiteRecord
 from orchestrator.core.claimed import Claimed
 from orchestrator.core.context import Context, TimerKind
-from orchestrator.core.demand import DemandSnapshot
 from orchestrator.core.durable import EndedKey
 from orchestrator.core.events import SessionRef
 from orchestrator.core.health import Breaker
@@ -192,8 +192,7 @@ class Snapshot:
     arrivals: tuple[int, int]  # when the window closes, jobs held
     pins: tuple[Pin, ...]
     pushes: tuple[Push, ...]
-    demand: tuple[DemandSnapshot, ...]
-    demand_active: tuple[ModelId, ...]
+    demand: KeptDemand
     residency: ResidencySnapshot
     estimates: Estimates = Estimates()
     last_place: tuple[SiteId, PoolId] | None = None
@@ -234,7 +233,6 @@ def take(ctx: Context) -> Snapshot:
         pins=tuple(state.pins.values()),
         pushes=tuple(state.pushes.values()),
         demand=ctx.demand.take(),
-        demand_active=tuple(ctx.demand.active),
         residency=ctx.residency.take(),
         estimates=ctx.book.take(),
         last_place=state.last_place,

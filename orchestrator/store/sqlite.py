@@ -40,7 +40,7 @@ AUDIT_LINES_MAX: Final = 1_000_000
 
 
 def _wall_ms() -> int:
-    """What people's clocks say. Written beside lines of the audit and never read back by what decides."""
+    """What people's clocks say. Written beside lines of the audit, for those who read them, and beside demand, which decays by it."""
     return min(max(time.time_ns() // 1_000_000, 0), WALL_MS_MAX)
 
 
@@ -180,7 +180,7 @@ class SqliteStore:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            loaded, self._rows = rows.load(writer, ended_keys_max=self._ended_keys_max)
+            loaded, self._rows = rows.load(writer, ended_keys_max=self._ended_keys_max, wall_ms=self._wall_ms())
         finally:
             if collecting:
                 gc.enable()

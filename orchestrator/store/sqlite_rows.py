@@ -13,6 +13,7 @@ from typing import Final, assert_never
 
 from atoll.model.adapter import AdapterSpec
 from atoll.model.audit import AuditEvent
+from atoll.model.demand import KeptDemand
 from atoll.model.errors import FieldError, StateError
 from atoll.model.ids import AdapterId, ChangeSeq, FleetId, JobId, ModelId, SiteId, TenantId, Term
 from atoll.model.job import TERMINAL, Job, JobState
@@ -21,6 +22,7 @@ from atoll.model.modelspec import ModelSpec
 from atoll.model.residency import Pin, Push
 from atoll.model.site import LinkSpec, SiteRecord
 from atoll.wire import stored
+from orchestrator.core.demand import PutDemand
 from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.ends import EndAttempt, applied
 from orchestrator.core.outputs import (
@@ -42,6 +44,7 @@ from orchestrator.core.outputs import (
     Record,
 )
 from orchestrator.core.placement.policy import Identity
+from orchestrator.store import sqlite_learned
 
 # Ids that are looked through for the jobs of one tenant, a few milliseconds of the reading thread. So many begin alike when they were
 # submitted in the same second; who has typed so little of one can type more.
@@ -75,6 +78,7 @@ class Changes:
     pushes: dict[ModelId, Push | None] = field(default_factory=dict)
     links: tuple[LinkSpec, ...] | None = None
     estimates: Estimates | None = None
+    demand: KeptDemand | None = None
     policy: Identity | None = None
     audit: list[AuditEvent] = field(default_factory=list)
 
@@ -104,6 +108,8 @@ def changes_of(records: Sequence[Record]) -> Changes:  # noqa: C901 - one case p
                 changes.adapters[adapter_id] = None
             case PutEstimates(estimates=estimates):
                 changes.estimates = estimates
+            case PutDemand(demand=demand):
+                changes.demand = demand
             case PutPolicy(policy=policy):
                 changes.policy = policy
             case PutPin(pin=pin):
@@ -147,8 +153,7 @@ def write(connection: sqlite3.Connection, rows: LiveRows, changes: Changes, wall
     _write_wishes(connection, changes)
     if changes.links is not None:
         connection.execute("INSERT OR REPLACE INTO links VALUES (1, ?)", (stored.encode_links(changes.links),))
-    if changes.estimates is not None:
-        connection.execute("INSERT OR REPLACE INTO estimates VALUES (1, ?)", (stored.encode_estimates(changes.estimates),))
+    sqlite_learned.write(connection, changes.estimates, changes.demand, wall_ms)
     if changes.policy is not None:
         connection.execute("INSERT OR REPLACE INTO policy VALUES (1, ?, ?)", (changes.policy.name, changes.policy.digest))
     if changes.audit:
@@ -235,8 +240,8 @@ def job_of(progress: bytes, spec: bytes) -> Job:
     return stored.decode_job_progress(progress, stored.decode_job_spec(spec))
 
 
-def load(connection: sqlite3.Connection, *, ended_keys_max: int) -> tuple[Stored, LiveRows]:
-    """Everything that was promised, as of one instant."""
+def load(connection: sqlite3.Connection, *, ended_keys_max: int, wall_ms: int) -> tuple[Stored, LiveRows]:
+    """Everything that was promised, as of one instant, which is `wall_ms` by people's clocks."""
     connection.execute("BEGIN")
     try:
         fleet_id, term, fleet_time_us = connection.execute("SELECT fleet_id, term, fleet_time_us FROM fleet").fetchone()
@@ -250,6 +255,7 @@ def load(connection: sqlite3.Connection, *, ended_keys_max: int) -> tuple[Stored
         rows.next_n = (connection.execute("SELECT max(n) FROM jobs").fetchone()[0] or 0) + 1
         links = connection.execute("SELECT links FROM links").fetchone()
         policy = connection.execute("SELECT name, digest FROM policy").fetchone()
+        demand, demand_age_us = sqlite_learned.read_demand(connection, wall_ms)
         loaded = Stored(
             fleet_id=FleetId(fleet_id),
             term=Term(term),
@@ -264,21 +270,14 @@ def load(connection: sqlite3.Connection, *, ended_keys_max: int) -> tuple[Stored
             pushes=tuple(stored.decode_push(row[0]) for row in connection.execute("SELECT push FROM pushes ORDER BY model_id")),
             ended_keys=_youngest_keys(connection, ended_keys_max),
             ended_count=count_ended(connection),
-            estimates=_estimates(connection),
+            estimates=sqlite_learned.read_estimates(connection),
+            demand=demand,
+            demand_age_us=demand_age_us,
             policy=Identity(name=policy[0], digest=policy[1]) if policy else None,
         )
     finally:
         connection.execute("ROLLBACK")
     return loaded, rows
-
-
-def _estimates(connection: sqlite3.Connection) -> Estimates:
-    """What was learned. Nothing rests on it: what cannot be read is learned again."""
-    row = connection.execute("SELECT estimates FROM estimates").fetchone()
-    try:
-        return stored.decode_estimates(row[0]) if row else Estimates()
-    except stored.StoredFormatError:
-        return Estimates()
 
 
 def _youngest_keys(connection: sqlite3.Connection, most: int) -> tuple[EndedKey, ...]:

@@ -15,7 +15,7 @@ from atoll.model.errors import StateError
 from orchestrator.store.base import StoreError
 
 # Grows with every change of the tables. A file of a later version is refused: its rows may mean something else.
-FORMAT: Final = 6
+FORMAT: Final = 7
 # "ATOL": tells our file from any other SQLite database.
 APPLICATION_ID: Final = 0x41544F4C
 
@@ -59,6 +59,7 @@ CREATE TABLE pins (model_id TEXT, site_id TEXT, pin BLOB NOT NULL, PRIMARY KEY (
 CREATE TABLE pushes (model_id TEXT PRIMARY KEY, push BLOB NOT NULL) STRICT;
 CREATE TABLE links (id INTEGER PRIMARY KEY CHECK (id = 1), links BLOB NOT NULL) STRICT;
 CREATE TABLE estimates (id INTEGER PRIMARY KEY CHECK (id = 1), estimates BLOB NOT NULL) STRICT;
+CREATE TABLE demand (id INTEGER PRIMARY KEY CHECK (id = 1), demand BLOB NOT NULL, written_ms INTEGER NOT NULL) STRICT;
 CREATE TABLE policy (id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT NOT NULL, digest TEXT NOT NULL) STRICT;
 CREATE TABLE audit (seq INTEGER PRIMARY KEY, line BLOB NOT NULL, written_ms INTEGER NOT NULL DEFAULT 0) STRICT;
 """
@@ -73,6 +74,7 @@ _UPGRADES: Final = {
     ),
     4: ("CREATE TABLE policy (id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT NOT NULL, digest TEXT NOT NULL) STRICT",),
     5: ("ALTER TABLE audit ADD COLUMN written_ms INTEGER NOT NULL DEFAULT 0",),
+    6: ("CREATE TABLE demand (id INTEGER PRIMARY KEY CHECK (id = 1), demand BLOB NOT NULL, written_ms INTEGER NOT NULL) STRICT",),
 }
 
 

@@ -14,12 +14,14 @@ from typing import Protocol
 from atoll.model.adapter import AdapterSpec
 from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind
 from atoll.model.audit import AuditEvent, Severity
+from atoll.model.demand import KeptDemand
 from atoll.model.ids import AdapterId, AttemptKey, ChangeSeq, GpuTypeId, JobId, ModelId, NodeId, Ordinal, PoolId, SiteId, SlotRef, TenantId
 from atoll.model.job import Job, JobSpec, JobState
 from atoll.model.learned import Estimates
 from atoll.model.modelspec import DenoiserKind, Modality, ModelPhysics, ModelSpec
 from atoll.model.shape import Shape
 from atoll.model.site import LinkSpec, SiteRecord, SiteSpec
+from orchestrator.core.demand import Demand
 from orchestrator.core.learning.book import Book
 from orchestrator.core.learning.corrections import Place
 from orchestrator.core.learning.observation import COMPONENTS, Observation
@@ -130,6 +132,14 @@ def model(name: str, title: str = "") -> ModelSpec:
         default_shape=SHAPE,
         physics=physics,
     )
+
+
+def demand(*names: str) -> KeptDemand:
+    """These models are asked for."""
+    found = Demand(half_lives_ms=(1, 2, 3), weights_milli=(500, 300, 200), prior_per_hour_milli=1_000)
+    for name in names:
+        found.arrived(ModelId(name), 1)
+    return found.save(2)
 
 
 def estimates(observations: int) -> Estimates:

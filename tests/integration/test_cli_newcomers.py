@@ -266,12 +266,12 @@ async def test_copies_that_are_wanted_are_told_by_who_wants_them(tmp_path: Path,
             lines = (await run("models", "where", "m"))[1].splitlines()
             assert lines[0] == "model/m" and lines[1].split() == ["COPIES", "WARM", "IN", "MEMORY", "ON", "DISK"]
             assert lines[2].split() == ["wanted", "by", "demand", "0", "0", "0"]
-            assert lines[4].startswith("  demand: nobody has asked for it since the orchestrator began; what is assumed of any model fades")
+            assert lines[4].startswith("  demand: nobody has asked for it yet; what is assumed of any model fades")
             await run("models", "pin", "m", "--site", "a", "--tier", "disk", "--reason", "friday")
             await run("models", "push", "m", "--sites", "1", "--warm", "1", "--reason", "launch")
             await running.ended(await running.submit())
             lines = (await run("models", "where", "m"))[1].splitlines()
             assert lines[3].split()[:7] == ["wanted", "by", "a", "pin", "0", "0", "1"] and lines[3].endswith("at a, by local: friday")
             assert lines[4].split()[:7] == ["wanted", "by", "a", "push", "1", "0", "1"] and lines[4].endswith("by local: launch")
-            assert ", from 1 job since the orchestrator began" in lines[6]
+            assert ", from 1 job so far" in lines[6]
             assert (await answer(run, "models", "where", "m"))["target"]["arrivals"] == 1

@@ -92,7 +92,7 @@ async def test_kill_9_in_mid_flight_loses_nothing_that_was_accepted(tmp_path: Pa
         assert await asyncio.to_thread(child.wait, PATIENCE_S) == 0
 
 
-async def test_an_orderly_stop_keeps_what_was_learned_since_the_last_checkpoint(tmp_path: Path, free_ports: Callable[[], int]) -> None:
+async def test_an_orderly_stop_keeps_what_came_since_the_last_checkpoint(tmp_path: Path, free_ports: Callable[[], int]) -> None:
     """Checkpoints are a minute apart: these jobs take a second in all."""
     # Of a GPU type that the program knows by itself.
     pools = (pool("big", gpu="H100-SXM"),)
@@ -109,10 +109,14 @@ async def test_an_orderly_stop_keeps_what_was_learned_since_the_last_checkpoint(
             await running.ended(*[await running.submit() for _ in range(5)])
         learned = evidence(await running.operators.ListResiduals(about))
         assert learned["site", "a", ""] == 5
+        asked = (await running.operators.WhereModel(pb.WhereModelRequest(model_id="m"))).target
+        assert asked.arrivals == 5
         child.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(child.wait, PATIENCE_S) == 0
     async with process(tmp_path / "data", free_ports()) as (running, _):
         assert evidence(await running.operators.ListResiduals(about)) == learned
+        target = (await running.operators.WhereModel(pb.WhereModelRequest(model_id="m"))).target
+        assert (target.arrivals, target.rate_per_hour_milli) == (5, pytest.approx(asked.rate_per_hour_milli, rel=0.15))
 
 
 async def test_running_work_goes_on_over_a_restart(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.learned import Estimates
 from atoll.model.replica import Tier
 from atoll.model.residency import Pin, Push
+from orchestrator.core.demand import PutDemand
 from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.ends import EndAttempt
 from orchestrator.core.outputs import (
@@ -39,7 +40,7 @@ from orchestrator.core.outputs import (
 )
 from orchestrator.core.placement.policy import Identity
 from orchestrator.store.base import CommitOutcome, Store
-from tests.integration.store_backends import BACKENDS, Backend, adapter, audit, ended, estimates, link, model, placed, queued, site
+from tests.integration.store_backends import BACKENDS, Backend, adapter, audit, demand, ended, estimates, link, model, placed, queued, site
 
 COMMITTED = CommitOutcome.COMMITTED
 
@@ -107,6 +108,7 @@ async def test_everything_committed_is_there_after_a_restart(backend: Backend, s
         *(PutPush(push=push(name)) for name in ("m1", "m2")),
         DeletePush(model_id=ModelId("m1")),
         *(PutEstimates(estimates=estimates(observations)) for observations in (3, 5)),
+        *(PutDemand(demand=demand(name)) for name in ("m1", "m2")),
         *(PutPolicy(policy=Identity(name=name, digest="d")) for name in ("default", "own")),
         AppendAudit(event=audit(1)),
         AppendAudit(event=audit(2)),
@@ -121,6 +123,7 @@ async def test_everything_committed_is_there_after_a_restart(backend: Backend, s
     assert stored.pins == (pin("m2", "b", Tier.DISK),)
     assert stored.pushes == (push("m2"),)
     assert stored.estimates == estimates(5)
+    assert stored.demand == demand("m2")
     assert stored.policy == Identity(name="own", digest="d")
     assert (stored.fleet_time_us, stored.last_audit_seq, stored.ended_count) == (77, 2, 1)
     key = EndedKey(tenant=TenantId("team-a"), idempotency_key="key-done", job_id=JobId("done"), payload_digest=done.payload_digest)

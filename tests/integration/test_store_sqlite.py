@@ -18,14 +18,17 @@ from pathlib import Path
 
 import pytest
 
+from atoll.model.demand import KeptDemand
 from atoll.model.errors import StateError
 from atoll.model.ids import ChangeSeq, JobId
 from atoll.model.learned import Estimates
+from orchestrator.core.demand import PutDemand
 from orchestrator.core.outputs import AppendAudit, PutAdapter, PutEstimates, PutJob, PutModel
 from orchestrator.store.base import CommitOutcome, StoreError
 from orchestrator.store.sqlite import SqliteStore
 from orchestrator.store.sqlite_backup import TERM_GAP
-from tests.integration.store_backends import adapter, audit, ended, estimates, model, queued
+from orchestrator.store.sqlite_schema import FORMAT
+from tests.integration.store_backends import adapter, audit, demand, ended, estimates, model, queued
 
 ROOT = Path(__file__).parents[2]
 
@@ -258,10 +261,10 @@ async def test_a_later_format_is_refused_with_both_numbers(path: Path, store: Sq
     await store.take_over()
     await store.close()
     connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("UPDATE fleet SET format = 7")
+    connection.execute("UPDATE fleet SET format = ?", (FORMAT + 1,))
     connection.close()
     later = SqliteStore(path)
-    with pytest.raises(StateError, match="has format 7, this version of Atoll reads 6"):
+    with pytest.raises(StateError, match=f"has format {FORMAT + 1}, this version of Atoll reads {FORMAT}"):
         await later.take_over()
     await later.close()
 
@@ -273,6 +276,7 @@ async def test_a_file_of_the_first_format_is_taken_over_with_all_that_it_holds(p
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("DROP TABLE adapters")
     connection.execute("DROP TABLE estimates")
+    connection.execute("DROP TABLE demand")
     connection.execute("DROP TABLE pins")
     connection.execute("DROP TABLE pushes")
     connection.execute("DROP TABLE policy")
@@ -331,15 +335,29 @@ async def test_the_commit_in_flight_is_finished_before_the_store_closes(path: Pa
     await again.close()
 
 
-async def test_estimates_that_cannot_be_read_are_learned_again(path: Path, store: SqliteStore) -> None:
+async def test_estimates_and_demand_that_cannot_be_read_are_learned_again(path: Path, store: SqliteStore) -> None:
     """Nothing rests on them: they keep nobody from starting."""
     term = (await store.take_over()).term
-    await store.commit(term, 1, [PutModel(model=model("m")), PutEstimates(estimates=estimates(2))])
+    await store.commit(term, 1, [PutModel(model=model("m")), PutEstimates(estimates=estimates(2)), PutDemand(demand=demand("m"))])
     await store.close()
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("UPDATE estimates SET estimates = x'01c1'")
+    connection.execute("UPDATE demand SET demand = x'01c1'")
     connection.close()
     later = SqliteStore(path)
     loaded = await later.take_over()
     await later.close()
-    assert (loaded.models, loaded.estimates) == ((model("m"),), Estimates())
+    assert (loaded.models, loaded.estimates, loaded.demand) == ((model("m"),), Estimates(), KeptDemand())
+
+
+@pytest.mark.parametrize(("later_ms", "age_us"), [(90_000, 90_000_000), (0, 0), (-5, 0)])
+async def test_demand_is_as_old_as_peoples_clocks_say(path: Path, later_ms: int, age_us: int) -> None:
+    """Also when they were set back: it is never younger than new."""
+    written_ms = 1_700_000_000_000
+    store = SqliteStore(path, wall_ms=lambda: written_ms)
+    await store.commit((await store.take_over()).term, 1, [PutDemand(demand=demand("m"))])
+    await store.close()
+    later = SqliteStore(path, wall_ms=lambda: written_ms + later_ms)
+    loaded = await later.take_over()
+    await later.close()
+    assert (loaded.demand, loaded.demand_age_us) == (demand("m"), age_us)

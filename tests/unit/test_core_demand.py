@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from atoll.model.ids import ModelId
-from orchestrator.core.demand import Demand, decayed
+from orchestrator.core.demand import SAVED_MAX, Demand, decayed
 
 M = ModelId("m")
 MINUTE = 60_000_000
@@ -13,8 +13,12 @@ HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
 
+def empty(half_lives_ms: tuple[int, int, int] = (600_000, 21_600_000, 604_800_000)) -> Demand:
+    return Demand(half_lives_ms=half_lives_ms, weights_milli=(500, 300, 200), prior_per_hour_milli=1_000)
+
+
 def demand() -> Demand:
-    found = Demand(half_lives_ms=(600_000, 21_600_000, 604_800_000), weights_milli=(500, 300, 200), prior_per_hour_milli=1_000)
+    found = empty()
     found.added(M, 0)
     return found
 
@@ -82,7 +86,56 @@ def test_what_is_told_moves_in_steps_and_a_snapshot_goes_on_equally() -> None:
     changes = sum(found.arrived(M, number * MINUTE) for number in range(600))
     assert 0 < changes < 60, "a price is not computed anew at every arrival"
     twin = demand()
-    twin.restore(found.take(), tuple(found.active))
+    twin.restore(found.take())
     assert twin.take() == found.take()
     assert [twin.arrived(M, (600 + n) * MINUTE) for n in range(50)] == [found.arrived(M, (600 + n) * MINUTE) for n in range(50)]
     assert twin.take() == found.take()
+
+
+@pytest.mark.parametrize("unwatched_us", [0, 10 * MINUTE, 6 * HOUR, 7 * DAY, 200 * DAY])
+def test_what_is_kept_decays_by_the_time_that_nobody_watched(unwatched_us: int) -> None:
+    watched, later = demand(), empty()
+    steady(watched, 60, 14 * DAY)
+    later.resume(watched.save(14 * DAY), 14 * DAY, unwatched_us)
+    # As if it had been watched all the time, and nobody had asked.
+    for found, there, here in zip(
+        later.averages_per_hour_milli(M, 14 * DAY),
+        watched.averages_per_hour_milli(M, 14 * DAY + unwatched_us),
+        watched.averages_per_hour_milli(M, 14 * DAY),
+        strict=True,
+    ):
+        assert found == pytest.approx(there, rel=0.01, abs=2)
+        assert unwatched_us == 0 or found < here
+    watched.refresh(M, 14 * DAY + unwatched_us)
+    assert later.rate_per_hour_milli(M) == pytest.approx(watched.rate_per_hour_milli(M), rel=0.15, abs=2)
+    assert later.asked_for(M) is watched.asked_for(M) is (unwatched_us < 200 * DAY)
+
+
+def test_averages_outlive_half_lives_that_a_new_policy_sets() -> None:
+    found, later = demand(), empty((3_600_000, 21_600_000, 1_209_600_000))
+    steady(found, 60, DAY)
+    later.resume(found.save(DAY), DAY, 0)
+    assert later.averages_per_hour_milli(M, DAY) == pytest.approx(found.averages_per_hour_milli(M, DAY), rel=0.01)
+
+
+def test_demand_is_kept_once_a_minute_when_there_is_news() -> None:
+    found = demand()
+    found.arrived(M, HOUR)
+    assert found.checkpoint(HOUR) is not None
+    assert found.checkpoint(HOUR + MINUTE) is None, "nothing new"
+    found.arrived(M, HOUR + MINUTE - 1)
+    assert found.checkpoint(HOUR + MINUTE - 1) is None
+    assert found.checkpoint(HOUR + MINUTE) is not None
+
+
+def test_what_is_kept_is_bounded_and_is_what_is_asked_for_most() -> None:
+    found = empty()
+    names = [ModelId(f"m{number:05}") for number in range(SAVED_MAX + 100)]
+    for name in names:
+        found.added(name, 0)
+    for name in names[-50:]:
+        found.arrived(name, HOUR)
+    later = empty()
+    later.resume(found.save(HOUR), HOUR, 0)
+    assert len(later.known()) == SAVED_MAX
+    assert list(later.active) == names[-50:]

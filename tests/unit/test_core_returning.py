@@ -1,14 +1,17 @@
-"""Sites that come back after a takeover: what is known of them is made once, and not again at each hello."""
+"""What comes back after a takeover: sites, of which what is known is made once and not again at each hello, and demand."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from atoll.model.ids import FleetId, PoolId, SiteId, Term
+import pytest
+
+from atoll.model.ids import FleetId, ModelId, PoolId, SiteId, Term
 from atoll.model.site import SiteSpec
 from orchestrator.core import events
+from orchestrator.core.demand import PutDemand
 from orchestrator.core.machine import new_machine
-from tests.unit.fleet_of_machines import GPUS, Fleet, pool, site, spec
+from tests.unit.fleet_of_machines import GPUS, SECOND, Fleet, pool, site, spec
 from tests.unit.test_core_silence import stored_by
 
 
@@ -69,3 +72,24 @@ def test_another_declaration_counts_until_an_agent_says_what_there_is() -> None:
     fleet.connect(found)
     assert list(fleet.machine.context.state.sites[SiteId("a")].pools) == [PoolId("p")]
     assert list(fleet.machine.context.columns.by_pool) == [(SiteId("a"), PoolId("p"))]
+
+
+@pytest.mark.parametrize(("age_s", "like_before"), [(0, True), (24 * 3_600, False)])
+def test_demand_outlives_a_restart_and_fades_by_the_time_down(age_s: int, like_before: bool) -> None:
+    """The fleet's own time stands still while nobody runs it."""
+    fleet = Fleet(site("a"))
+    for _ in range(60):
+        fleet.submit(spec())
+        fleet.wait(30, reporting=("a",))
+    kept = [record.demand for step in fleet.steps for record in step.records if isinstance(record, PutDemand)]
+    assert 20 <= len(kept) <= 31, "once a minute"
+    demand = replace(kept[-1], models=(*kept[-1].models, replace(kept[-1].models[0], model_id=ModelId("gone"))))
+    stored = replace(stored_by(fleet), demand=demand, demand_age_us=age_s * SECOND)
+    again = new_machine(stored, fleet.policy, GPUS)
+    again.handle(events.TookOver(fleet_id=FleetId("f"), term=Term(2)), fleet.now_us)
+    (before, after) = (one.model_places(ModelId("m"), fleet.now_us, events=False).target for one in (fleet.machine, again))
+    assert after.arrivals in (60, 59)
+    rate = pytest.approx(before.rate_per_hour_milli, rel=0.15)
+    assert (after.rate_per_hour_milli == rate) is like_before
+    assert again.next_deadline() is not None, "copies ahead of demand go on without a first arrival"
+    assert ModelId("gone") not in again.context.demand.known()
