@@ -32,8 +32,10 @@ from agents.core.events import (
 from agents.core.outputs import AdaptReplica, EvictReplica, LoadReplica, RenewAttempts, RunAttempt, StopAttempt
 from agents.core.rates import Rates
 from agents.core.state import ReplicaKey
+from agents.twin.holdings import Holding
 from agents.twin.peers import TwinPeers
 from agents.twin.results import simulated_result
+from agents.twin.slots import TwinNode, TwinSlot
 from agents.twin.timers import Timer, Timers
 from agents.twin.truth import Truth
 from agents.twin.weights import Surroundings, TwinWeights
@@ -41,8 +43,7 @@ from atoll.model import limits
 from atoll.model.attempt import AttemptState, Failure, FailureKind, PhaseTimes, ResultManifest
 from atoll.model.errors import FieldError
 from atoll.model.gpu import GpuType
-from atoll.model.ids import AdapterId, AttemptKey, FormId, GpuTypeId, ModelId, NodeId, SlotRef
-from atoll.model.modelspec import ModelSpec
+from atoll.model.ids import AttemptKey, GpuTypeId, NodeId, SlotRef
 from atoll.model.site import PoolSpec, SiteSpec
 from atoll.model.words import duration
 from atoll.physics.coldstart import transfer_us
@@ -73,28 +74,6 @@ class _Run:
             timer.cancel()
 
 
-@dataclass(slots=True, kw_only=True)
-class _Slot:
-    gpu: GpuType
-    memory_bytes: int
-    replicas: dict[ReplicaKey, ModelSpec] = field(default_factory=dict)
-    adapters: dict[ReplicaKey, dict[AdapterId, int]] = field(default_factory=dict)  # bytes of those on each replica
-    code: dict[ReplicaKey, set[FormId]] = field(default_factory=dict)  # forms whose code runs in each replica
-    loads: int = 0
-    adaptations: int = 0
-    lives: int = 0  # how often all that it held was lost: what was begun before does not end
-
-
-@dataclass(slots=True, kw_only=True)
-class _Node:
-    pool: PoolSpec
-    slots: list[_Slot] = field(default_factory=list)
-    forms: dict[FormId, None] = field(default_factory=dict)  # whose code lies on its disk, the one used last at the end
-
-    def uses(self, model_id: ModelId) -> bool:
-        return any(key.model_id == model_id for slot in self.slots for key in slot.replicas)
-
-
 class Plant:
     """What one site has. `pace_us`: how often at most progress is told."""
 
@@ -109,8 +88,12 @@ class Plant:
         peers: TwinPeers | None = None,
         result: Callable[[RunAttempt, int], ResultManifest] = simulated_result,
         note: Callable[[AttemptKey, str], None] | None = None,
+        holdings: Mapping[NodeId, Holding] | None = None,
     ) -> None:
-        """FieldError when a pool's GPU type is not in the catalogue. `peers`: the twins beside it, and the ways to others."""
+        """FieldError when a pool's GPU type is not in the catalogue. `peers`: the twins beside it, and the ways to others.
+
+        `holdings`: what is there already.
+        """
         self.pace_us = 1_000_000
         self._site_id = spec.site_id
         self._spec = spec
@@ -120,8 +103,8 @@ class Plant:
         self._tell = tell
         self._result = result
         self._note = note
-        self._nodes: dict[NodeId, _Node] = {}
-        self._slots: dict[SlotRef, _Slot] = {}
+        self._nodes: dict[NodeId, TwinNode] = {}
+        self._slots: dict[SlotRef, TwinSlot] = {}
         self._runs: dict[AttemptKey, _Run] = {}
         self._expiry_timer: Timer | None = None
         self._rates = Rates(tell)
@@ -134,6 +117,8 @@ class Plant:
             learn_origin=lambda rate: self._rates.measured(origin=rate),
         )
         self._weights = TwinWeights(spec, truth, around, peers or TwinPeers())
+        for node_id, holding in (holdings or {}).items():
+            self._hold(node_id, holding)
 
     def _build(self, pool: PoolSpec, gpus: Mapping[GpuTypeId, GpuType]) -> PoolSpec:
         gpu = gpus.get(pool.gpu_type)
@@ -141,18 +126,30 @@ class Plant:
             raise FieldError(f"pool {pool.pool_id}.gpu_type", pool.gpu_type, f"a type of the catalogue: {', '.join(sorted(gpus))}")
         pool = replace(pool, gpu_memory_bytes=pool.gpu_memory_bytes or gpu.memory_bytes)
         for index in range(pool.nodes):
-            node = self._nodes[pool.node_id(index)] = _Node(pool=pool)
+            node = self._nodes[pool.node_id(index)] = TwinNode(pool=pool)
             for number in range(pool.gpus_per_node):
                 ref = SlotRef(pool_id=pool.pool_id, node_id=pool.node_id(index), index=number)
-                self._slots[ref] = _Slot(gpu=gpu, memory_bytes=pool.gpu_memory_bytes)
+                self._slots[ref] = TwinSlot(gpu=gpu, memory_bytes=pool.gpu_memory_bytes)
                 node.slots.append(self._slots[ref])
         return pool
+
+    def _hold(self, node_id: NodeId, holding: Holding) -> None:
+        self._weights.hold(node_id, holding)
+        for slot, models in zip(self._nodes[node_id].slots, holding.slots, strict=False):
+            for model in models:
+                if slot.has_room(model):
+                    slot.replicas[ReplicaKey(model_id=model.model_id)] = model
 
     # --- commands -------------------------------------------------------------------------------------------------------------
 
     def started(self) -> RuntimeStarted:
-        """What is found at the start: empty slots, empty disks."""
-        return RuntimeStarted(slots=tuple(RecoveredSlot(slot=ref) for ref in self._slots), host_tier=True)
+        """What is found at the start: all that is held, but for the nodes' memories, which `tell_held` tells."""
+        slots = tuple(RecoveredSlot(slot=ref, replicas=slot.facts) for ref, slot in self._slots.items())
+        return RuntimeStarted(slots=slots, disk_models=self._weights.on_disk, host_tier=True)
+
+    def tell_held(self) -> None:
+        """Tell what nodes hold in memory, and what room is left, where anything is held."""
+        self._weights.tell_held()
 
     def perform(self, command: RuntimeCommand) -> None:
         """Begin a command; the outcome is told."""
@@ -201,15 +198,15 @@ class Plant:
             if ref.node_id == node_id:
                 self._tell(SlotReady(slot=ref))
 
-    def _in_life(self, slot: _Slot, act: Callable[[], None]) -> Callable[[], None]:
+    def _in_life(self, slot: TwinSlot, act: Callable[[], None]) -> Callable[[], None]:
         lives = slot.lives
         return lambda: act() if slot.lives == lives else None
 
     # --- replicas -------------------------------------------------------------------------------------------------------------
 
-    def _load(self, slot: _Slot, command: LoadReplica) -> None:
+    def _load(self, slot: TwinSlot, command: LoadReplica) -> None:
         model, node = command.model, self._nodes[command.slot.node_id]
-        if sum(held.resident_bytes for held in slot.replicas.values()) + model.resident_bytes > slot.memory_bytes:
+        if not slot.has_room(model):
             held = ", ".join(key.model_id for key in slot.replicas)
             failure = Failure(kind=FailureKind.OUT_OF_MEMORY, message=f"{model.model_id} does not fit beside {held}")
             gang_size = command.gang_size
@@ -239,13 +236,13 @@ class Plant:
         if not from_host:
             self._rates.measured(disk=model.weights_bytes * 1_000_000 // max(stage_us, 1))
 
-    def _adapt(self, slot: _Slot, command: AdaptReplica) -> None:
+    def _adapt(self, slot: TwinSlot, command: AdaptReplica) -> None:
         slot.adaptations += 1
         key = f"{command.slot.node_id}.{command.slot.index}/{command.model_id}+{slot.adaptations}"
         adapt_us = sum(self._truth.patch_us(one, self._site_id, f"{key}/{one.adapter_id}") for one in command.adapters)
         self._after(adapt_us, self._in_life(slot, partial(self._adapted, slot, command, adapt_us)))
 
-    def _adapted(self, slot: _Slot, command: AdaptReplica, adapt_us: int) -> None:
+    def _adapted(self, slot: TwinSlot, command: AdaptReplica, adapt_us: int) -> None:
         key = ReplicaKey(model_id=command.model_id, gang_size=command.gang_size)
         held = slot.adapters.setdefault(key, {})
         for gone in command.unload:
@@ -275,7 +272,7 @@ class Plant:
 
     # --- execution ------------------------------------------------------------------------------------------------------------
 
-    def _run(self, slot: _Slot, command: RunAttempt) -> None:
+    def _run(self, slot: TwinSlot, command: RunAttempt) -> None:
         spec, now_us = command.spec, self._timers.now_us()
         gang_size, key = spec.gang_size, str(command.key)
         run_us = self._truth.execution_us(command.model, spec.denoised, slot.gpu, spec.precision, self._site_id, key, gang_size=gang_size)
@@ -303,7 +300,7 @@ class Plant:
         if self._expiry_timer is None:
             self._expiry_timer = self._after(_EXPIRY_PACES * self.pace_us, self._expire)
 
-    def _compile_us(self, slot: _Slot, command: RunAttempt) -> int:
+    def _compile_us(self, slot: TwinSlot, command: RunAttempt) -> int:
         """Until the code that an attempt needs runs: not long where its replica ran it before, longer where only its node has it."""
         form, model = command.form, command.model
         if form is None or form in slot.code.get(ReplicaKey(model_id=model.model_id), ()):
@@ -312,7 +309,7 @@ class Plant:
         takes_us = self._truth.artifact_load_us if held else self._truth.compile_us
         return takes_us(model, slot.gpu, self._site_id, str(command.key))
 
-    def _compiled(self, slot: _Slot, run: _Run) -> None:
+    def _compiled(self, slot: TwinSlot, run: _Run) -> None:
         """The code runs in the replica, and lies on the disk of the node."""
         command, form = run.command, run.command.form
         assert form is not None, "only a form is compiled"

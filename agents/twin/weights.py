@@ -28,6 +28,7 @@ from agents.core.events import (
 )
 from agents.core.outputs import DeleteWeights, FetchAdapter, FetchWeights, PinWeights, StageWeights, YieldFetch
 from agents.twin.fetches import Flight, TwinFetches
+from agents.twin.holdings import Holding
 from agents.twin.host_memory import HostMemory
 from agents.twin.peers import TwinPeers
 from agents.twin.timers import Timers
@@ -85,6 +86,29 @@ class TwinWeights:
             for index in range(pool.nodes)
         }
         peers.join(spec.site_id, self)
+
+    def hold(self, node_id: NodeId, holding: Holding) -> None:
+        """A node has these from the beginning, as far as there is room."""
+        node = self._nodes[node_id]
+        for model in holding.disk:
+            if node.disk_free_bytes >= model.weights_bytes:
+                node.disk[model.model_id] = (model.weights_bytes, model.weights_digest)
+        for model in holding.host:
+            node.host.hold(model)
+
+    @property
+    def on_disk(self) -> tuple[tuple[NodeId, ModelId, str], ...]:
+        """What disks hold, with digests."""
+        held = ((node_id, model_id, digest) for node_id, node in self._nodes.items() for model_id, (_, digest) in node.disk.items())
+        return tuple(held)
+
+    def tell_held(self) -> None:
+        """Tell what memories hold, and the room that is left, of nodes that hold anything."""
+        for node_id, node in self._nodes.items():
+            if node.host.models:
+                self._tell_host(node_id)
+            if node.host.models or node.disk:
+                self._measure(node_id)
 
     def perform(self, command: WeightsCommand) -> None:
         """Begin a command."""

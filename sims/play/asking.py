@@ -19,6 +19,7 @@ from atoll.model.modelspec import ModelSpec
 from atoll.model.shape import Precision, Shape
 from atoll.model.site import SiteSpec
 from orchestrator.core.events import Submission
+from sims.play.scenario import Beginning
 from sims.traces.job import TraceJob
 from sims.traces.variants import spec_of
 
@@ -40,10 +41,10 @@ class Asked:
 class Asking:
     """Remembers what was declared."""
 
-    def __init__(self, catalogue: Mapping[ModelId, ModelSpec], sites: Iterable[SiteSpec]) -> None:
+    def __init__(self, catalogue: Mapping[ModelId, ModelSpec], sites: Iterable[SiteSpec], beginning: Beginning = Beginning()) -> None:
         self._catalogue = catalogue
-        self._models: dict[ModelId, ModelSpec] = {}
-        self._adapters: dict[AdapterId, AdapterSpec] = {}
+        self._models = {model.model_id: model for model in beginning.models}
+        self._adapters = {adapter.adapter_id: adapter for adapter in beginning.adapters}
         self._made: set[tuple[ModelId, Shape]] = set()
         self._origins: dict[str, SiteId | None] = {"": None}
         for site in sites:

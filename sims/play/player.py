@@ -17,9 +17,19 @@ from agents.core.outputs import RunAttempt
 from agents.twin.plant import Plant
 from agents.twin.truth import Truth
 from atoll.model.attempt import Artifact, ResultManifest
+from atoll.model.ids import SiteId
 from atoll.model.job import Job
 from atoll.physics.hidden import HiddenWorld
-from orchestrator.core.events import AdaptersAdded, Event, JobsSubmitted, ModelsAdded, RequestRef, SitesApplied
+from orchestrator.core.events import (
+    AdaptersAdded,
+    Event,
+    JobsSubmitted,
+    ModelsAdded,
+    RequestRef,
+    SiteCordoned,
+    SiteDrainRequested,
+    SitesApplied,
+)
 from orchestrator.core.outputs import Accepted, Refusal, Reply, SubmitReply
 from sims.play.asking import Asked, Asking
 from sims.play.brain import Brain
@@ -39,6 +49,7 @@ _TRACE_FROM_US: Final = 5 * SECOND_US
 # Progress is told once in so many jobs.
 _TOLD_EVERY: Final = 256
 _ACTOR: Final = "operator"
+_CLOSED: Final = "closed in this scenario"
 _FOREVER_US: Final = 1 << 62
 # A digest of nothing in particular: results of a run are counted, never read.
 _NO_DIGEST: Final = "sha256:" + "0" * 64
@@ -80,7 +91,7 @@ class Player:
         self._truth = noted = NotedTruth(truth or HiddenWorld(scenario.seed, scenario.sigma))
         self._collector = Collector(scenario.sites, scenario.gpus, noted, self._sink, from_us=_TRACE_FROM_US)
         self.brain = Brain(scenario, self.timeline, published=self._published, checked=checked)
-        self._asking = Asking(scenario.catalogue, scenario.sites)
+        self._asking = Asking(scenario.catalogue, scenario.sites, scenario.beginning)
         peers = CountedPeers(
             scenario.sites, {(link.src, link.dst): link for link in scenario.links}, here=(one.site_id for one in scenario.sites)
         )
@@ -88,7 +99,10 @@ class Player:
         one_way_us = scenario.one_way_us()
 
         def build(site: PlayedSite) -> Plant:
-            return Plant(site.spec, gpus=scenario.gpus, truth=noted, timers=site, tell=site.tell, peers=peers, result=_result)
+            held = scenario.beginning.holdings.get(site.spec.site_id)
+            return Plant(
+                site.spec, gpus=scenario.gpus, truth=noted, timers=site, tell=site.tell, peers=peers, result=_result, holdings=held
+            )
 
         self.sites = tuple(
             PlayedSite(
@@ -108,6 +122,7 @@ class Player:
         began = time.perf_counter_ns()
         scenario, timeline = self._scenario, self.timeline
         self.brain.ask(self._applied, _expect_done)
+        self._begin()
         for site in self.sites:
             site.start()
         self._plan_next()
@@ -127,6 +142,21 @@ class Player:
             calls=timeline.calls,
             handled=self.brain.handled + sum(site.handled for site in self.sites),
         )
+
+    def _begin(self) -> None:
+        """What is declared before the first job. Sites close when all have spoken, an instant before it."""
+        models, adapters = self._scenario.beginning.models, self._scenario.beginning.adapters
+        if models:
+            self.brain.ask(lambda reference: ModelsAdded(request=reference, actor=_ACTOR, models=models), _expect_done)
+        if adapters:
+            self.brain.ask(lambda reference: AdaptersAdded(request=reference, actor=_ACTOR, adapters=adapters), _expect_done)
+        self.timeline.after(_TRACE_FROM_US - 1, self._close)
+
+    def _close(self) -> None:
+        for name in self._scenario.beginning.cordoned:
+            self.brain.ask(partial(_cordoned, name), _expect_done)
+        for name in self._scenario.beginning.drained:
+            self.brain.ask(partial(_drained, name), _expect_done)
 
     def _applied(self, reference: RequestRef) -> Event:
         scenario = self._scenario
@@ -209,6 +239,14 @@ class _Hashed:
     def site(self, row: SiteRow) -> None:
         self.digest.site(row)
         self._sink.site(row)
+
+
+def _cordoned(site_id: SiteId, reference: RequestRef) -> Event:
+    return SiteCordoned(request=reference, actor=_ACTOR, reason=_CLOSED, site_id=site_id)
+
+
+def _drained(site_id: SiteId, reference: RequestRef) -> Event:
+    return SiteDrainRequested(request=reference, actor=_ACTOR, reason=_CLOSED, site_id=site_id, deadline_ms=0)
 
 
 def _expect_done(reply: Reply) -> None:

@@ -6,12 +6,14 @@ Decides the fleet's scale and what stands for the network between orchestrator a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from agents.twin.holdings import Holding
+from atoll.model.adapter import AdapterSpec
 from atoll.model.errors import FieldError
 from atoll.model.gpu import GpuType
-from atoll.model.ids import GpuTypeId, ModelId, SiteId
+from atoll.model.ids import GpuTypeId, ModelId, NodeId, SiteId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.shape import parse_int
 from atoll.model.site import LinkSpec, SiteSpec
@@ -27,6 +29,17 @@ COMMIT_US: Final = 3_000
 _RTT_US: Final = 30_000
 # Half of it, one way, where both are at one place.
 _HERE_US: Final = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """What there is before the first job: models and adapters that are declared, what sites hold, and which of them take no new work."""
+
+    models: tuple[ModelSpec, ...] = ()
+    adapters: tuple[AdapterSpec, ...] = ()
+    holdings: Mapping[SiteId, Mapping[NodeId, Holding]] = field(default_factory=dict)
+    cordoned: tuple[SiteId, ...] = ()
+    drained: tuple[SiteId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +62,7 @@ class Scenario:
     sample_us: int = 60 * SECOND_US
     drain_us: int = 4 * 3_600 * SECOND_US
     weather: Weather = CALM
+    beginning: Beginning = Beginning()
 
     def check(self) -> Scenario:
         """Self, or FieldError for the first field that no run can be made of."""
@@ -60,8 +74,10 @@ class Scenario:
         parse_int("drain_us", self.drain_us, 0, 366 * 86_400 * SECOND_US)
         known = [site.site_id for site in self.sites]
         self.weather.check()
-        if self.hub is not None and self.hub not in known:
-            raise FieldError("hub", self.hub, f"a site of the fleet: {', '.join(known)}")
+        closed = [("cordoned", name) for name in self.beginning.cordoned] + [("drained", name) for name in self.beginning.drained]
+        for what, name in [*closed, *([("hub", self.hub)] if self.hub is not None else [])]:
+            if name not in known:
+                raise FieldError(what, name, f"a site of the fleet: {', '.join(known)}")
         return self
 
     @property

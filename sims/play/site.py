@@ -58,6 +58,7 @@ class PlayedSite:
     def start(self) -> None:
         """The agent's process begins, and dials."""
         self._inbox.append(self.plant.started())
+        self.plant.tell_held()
         self._drain()
         self.dial()
 
