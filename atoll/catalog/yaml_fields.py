@@ -26,7 +26,7 @@ class Fields:
         self.path = path
         self.line = node.line
         self.problems = problems
-        self._asked: list[str] = []
+        self._asked: dict[str, None] = {}
         self._entries: dict[str, tuple[int, Node]] = {}
         # A mistake that covers the whole mapping: no reader adds "missing" to it.
         self._broken = not isinstance(node, Mapping)
@@ -97,7 +97,7 @@ class Fields:
     def flag(self, key: str, *, default: bool) -> bool:
         """true or false."""
         if key not in self._entries:
-            self._asked.append(key)
+            self._asked.setdefault(key)
             return default
         text = self._scalar(key, "true or false", None)
         if text is None:
@@ -109,14 +109,14 @@ class Fields:
 
     def mapping(self, key: str) -> Fields | None:
         """The mapping below a key; None where the key is absent."""
-        self._asked.append(key)
+        self._asked.setdefault(key)
         if key not in self._entries:
             return None
         return Fields(self._entries[key][1], self.at(key), self.problems)
 
     def listed(self, key: str, most: int) -> list[Fields]:
         """The mappings of a list below a key; empty where the key is absent."""
-        self._asked.append(key)
+        self._asked.setdefault(key)
         if key not in self._entries:
             return []
         line, node = self._entries[key]
@@ -139,7 +139,7 @@ class Fields:
 
     def asked(self, key: str) -> None:
         """The key is legal, whoever read it."""
-        self._asked.append(key)
+        self._asked.setdefault(key)
 
     def finish(self) -> None:
         """Note every key that nobody asked for."""
@@ -151,7 +151,7 @@ class Fields:
 
     def _number(self, key: str, read: Callable[[str], int | None], expected: str, substitute: int, default: int | None) -> int:
         if default is not None and key not in self._entries:
-            self._asked.append(key)
+            self._asked.setdefault(key)
             return default
         text = self._scalar(key, expected, None)
         if text is None:
@@ -164,7 +164,7 @@ class Fields:
 
     def _scalar(self, key: str, expected: str, default: str | None) -> str | None:
         """Text of a key. None after a note, or where it is absent and has a default."""
-        self._asked.append(key)
+        self._asked.setdefault(key)
         if key not in self._entries:
             if default is None and not self._broken:
                 self.problems.add(self.line, self.at(key), "missing", expected)

@@ -90,7 +90,7 @@ def parse_yaml(text: str, problems: Problems) -> Node:
     except yaml.MarkedYAMLError as error:
         raise _malformed(problems, text, error) from None
     if builder.root is None or is_empty(builder.root):
-        raise problems.give_up(1, "file", "empty", "a YAML mapping such as 'version: 1' with 'sites:' below")
+        raise problems.give_up(1, "file", "empty", "keys with values, the first of them 'version: 1'")
     return builder.root
 
 

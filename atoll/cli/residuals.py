@@ -23,6 +23,7 @@ from atoll.model.learned import (
     MEDIAN_MAX_MILLI,
     TOTAL,
     Calibration,
+    Component,
     Gate,
     Level,
     QuotePart,
@@ -32,9 +33,7 @@ from atoll.model.learned import (
 if TYPE_CHECKING:
     from atoll.client import Residuals
 
-ComponentOption = Annotated[
-    str, typer.Option("--component", metavar="NAME", show_default=False, help="One of fetch, load, adapt, compile, execution, upload.")
-]
+ComponentOption = Annotated[str, typer.Option("--component", metavar="NAME", show_default=False, help=f"One of {', '.join(Component)}.")]
 SiteOption = Annotated[str, typer.Option("--site", metavar="SITE", show_default=False, help="Only what is about this site.")]
 
 _LEVELS = {

@@ -16,7 +16,7 @@ from atoll.cli.exits import CliError, Exit
 from atoll.cli.residuals import judged, show
 from atoll.client import AsyncClient, InputError, NotFoundError
 from atoll.model.attempt import PhaseTimes
-from atoll.model.learned import Calibration, Gate
+from atoll.model.learned import Calibration, Component, Gate
 from tests.integration.running_orchestrator import Running, ScriptedAgent, orchestrator
 from tests.unit.fleet_of_machines import model, site
 
@@ -80,6 +80,12 @@ async def test_what_attempts_took_is_learned_shown_and_forgotten(tmp_path: Path,
         assert (await run("costs", "residuals", "--component", "execution"))[1] == ""
         assert "load" in (await run("costs", "residuals"))[1]
         assert "estimates reset" in (await run("events"))[1]
+
+
+def test_help_names_every_component(capsys: Shown) -> None:
+    assert main(["costs", "residuals", "--help"]) == Exit.OK
+    told = set(capsys.readouterr().out.replace(".", " ").replace(",", " ").split())
+    assert told >= set(Component)
 
 
 async def test_what_is_no_component_and_no_site_is_said_so(tmp_path: Path, capsys: Shown) -> None:

@@ -136,7 +136,12 @@ def test_what_is_left_out_is_as_in_the_base() -> None:
         ("priority_weights: {batch: 0}", "own.yaml:3: priority_weights.batch is '0': expected a number from 0.01 to 100"),
         ("tenant_weights: {gold: 0}", "own.yaml:3: tenant_weights.gold is '0': expected a number above 0, at most 1000"),
         ("demand: {days: {share: 0.9}}", "own.yaml:3: demand is 'shares of 1.7 in all': expected shares that add up to 1"),
-        ("silent_after_s: 0.5", "own.yaml:3: silent_after_s is '0.5': expected at least report_interval_s"),
+        ("silent_after_s: 0.5", "own.yaml:3: silent_after_s is '0.5': expected at least report_interval_s, which is 1"),
+        ("lost_after_min_s: 90000", "own.yaml:3: lost_after_min_s is '90000': expected at most lost_after_max_s, which is 600"),
+        (
+            "lost_after_max_s: 200\nlost_after_min_s: 900",
+            "own.yaml:3: lost_after_max_s is '200': expected at least lost_after_min_s, which is 900",
+        ),
         ("k_e: 1\nk_e: 2", "own.yaml:4: key is 'k_e': expected each key once; 'k_e' stands in line 3 already"),
         ("k_e: &one 1", "own.yaml:3: anchor is '&one': expected the value alone; anchors are not accepted"),
         ("terms: " + "{a: " * 20 + "1" + "}" * 20, "own.yaml:3: depth is 'more than 12': expected at most 12 levels"),
@@ -154,6 +159,14 @@ def test_a_name_of_ours_is_refused_for_other_figures() -> None:
     assert _said("version: 1\n") == [
         "own.yaml:1: name is 'missing': expected a name"
     ]  # fmt: skip
+    for nothing in ("", "# only a comment\n"):
+        assert _said(nothing) == ["own.yaml:1: file is 'empty': expected keys with values, the first of them 'version: 1'"]
+
+
+def test_what_may_stand_there_is_listed_once_each() -> None:
+    (said,) = _said(f"{HEAD}base: default\nrule: random\nzzzz: 1\n")
+    listed = said.partition("one of ")[2].removesuffix(", ...").split(", ")
+    assert len(set(listed)) == len(listed) > 5
 
 
 @given(st.one_of(st.text(), st.dictionaries(st.sampled_from([setting.key for setting in SETTINGS]), st.text()).map(yaml.safe_dump)))

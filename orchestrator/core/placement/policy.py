@@ -100,7 +100,7 @@ BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "push_hold_ms": _TIMES,
 }
 # The second is never less than the first.
-_IN_ORDER: Final = (
+IN_ORDER: Final = (
     ("report_interval_ms", "silent_after_ms"),
     ("lost_after_min_ms", "lost_after_max_ms"),
     ("recheck_min_ms", "recheck_max_ms"),
@@ -285,7 +285,7 @@ class Policy:
         parse_name("name", self.name)
         for name, (low, high) in BOUNDS.items():
             parse_int(name, getattr(self, name), low, high)
-        for lesser, greater in _IN_ORDER:
+        for lesser, greater in IN_ORDER:
             if getattr(self, greater) < getattr(self, lesser):
                 raise FieldError(greater, getattr(self, greater), f"at least {lesser}")
         if not self.terms <= ALL_TERMS:

@@ -25,6 +25,7 @@ from orchestrator.core.placement.policies import DEFAULT, POLICIES, summary
 from orchestrator.core.placement.policy import (
     BOUNDS,
     HALF_LIFE_MS,
+    IN_ORDER,
     PRIORITY_WEIGHT_MILLI,
     TENANT_WEIGHT_MILLI,
     TENANTS_MAX,
@@ -67,26 +68,25 @@ def parse_policy(text: str, file_name: str, *, in_use: bool = False) -> Policy:
     fields.finish()
     problems.check()
     policy = replace(base, **found)
-    try:
-        policy.check()
-    except FieldError as error:
-        _note(fields, error)
+    _check_order(fields, policy)
     known = POLICIES.get(name)
     if known is not None and policy != known and not in_use:
         fields.wrong("name", name, "a name of its own: the policy that Atoll calls so has other figures")
     problems.check()
-    return policy
+    return policy.check()
 
 
-def _note(fields: Fields, error: FieldError) -> None:
-    """What the check of the whole found, in the words and units of the file."""
-    setting, expected = BY_FIELD.get(error.field), error.expected
-    for field, other in BY_FIELD.items():
-        expected = expected.replace(field, other.key)
-    if setting is None:
-        fields.wrong(OTHER_KEYS.get(error.field.partition(".")[0], "name"), error.value, expected)
-    else:
-        fields.wrong(setting.key, written(error.value, setting.unit) if isinstance(error.value, int) else error.value, expected)
+def _check_order(fields: Fields, policy: Policy) -> None:
+    """Figures of which one may not exceed another: told of the one that the file sets, with what the other one is."""
+    for lesser, greater in IN_ORDER:
+        low, high = getattr(policy, lesser), getattr(policy, greater)
+        if high >= low:
+            continue
+        small, large = BY_FIELD[lesser], BY_FIELD[greater]
+        if fields.has(large.key) or not fields.has(small.key):
+            fields.wrong(large.key, written(high, large.unit), f"at least {small.key}, which is {written(low, small.unit)}")
+        else:
+            fields.wrong(small.key, written(low, small.unit), f"at most {large.key}, which is {written(high, large.unit)}")
 
 
 def _number(fields: Fields, setting: Setting, default: int) -> int:
