@@ -223,6 +223,8 @@ def _by_name(judged: Sequence[Judged], what: LeaveOut) -> dict[str, Quality]:
 
 
 def _qualities(title: str, groups: Mapping[str, Quality]) -> None:
+    if not groups:
+        return
     rows = [[name, str(one.rows), *map(_percent, (one.median, one.p90, one.within_quarter))] for name, one in groups.items()]
     say("")
     table([title, "N", "MEDIAN", "P90", "WITHIN 25 %"], rows, _RIGHTS)
@@ -263,7 +265,8 @@ def _row_plain(one: Judged, line: int, cells: Mapping[str, str]) -> dict[str, An
 def _grouped_unknown(unknown: Sequence[Unknown]) -> dict[tuple[str, str], list[int]]:
     groups: dict[tuple[str, str], list[int]] = {}
     for one in unknown:
-        groups.setdefault((one.field, one.value), []).append(one.row.line)
+        for cell in one.cells:
+            groups.setdefault(cell, []).append(one.row.line)
     return groups
 
 

@@ -32,11 +32,10 @@ _NOT_FOR_FITTING: Final = "context"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unknown:
-    """What of a row has no meaning here."""
+    """A row of which something has no meaning here: each such column with its value."""
 
     row: LatencyRow
-    field: str
-    value: str
+    cells: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +90,16 @@ class Names:
         """What a row means. FieldError for a shape that is impossible."""
         model = self.model(row.model, row.size)
         gpu = self.gpus.get(GpuTypeId(row.gpu))
-        if model is None:
-            return Unknown(row=row, field="model", value=row.model)
-        if gpu is None:
-            return Unknown(row=row, field="gpu", value=row.gpu)
-        stack = published_stack(row.optimisation, gpu.arch)
-        if stack is None:
-            return Unknown(row=row, field="optimisation", value=row.optimisation)
-        if row.precision not in set(Precision):
-            return Unknown(row=row, field="precision", value=row.precision)
-        if row.metric not in _EXTENTS:
-            return Unknown(row=row, field="metric", value=row.metric)
+        stack = published_stack(row.optimisation, gpu.arch if gpu is not None else "")
+        meant = {
+            "model": model is not None,
+            "gpu": gpu is not None,
+            "optimisation": stack is not None,
+            "precision": row.precision in set(Precision),
+            "metric": row.metric in _EXTENTS,
+        }
+        if model is None or gpu is None or stack is None or not all(meant.values()):
+            return Unknown(row=row, cells=tuple((column, getattr(row, column)) for column, known in meant.items() if not known))
         if row.size is None:
             raise FieldError("resolution", row.resolution, "WIDTHxHEIGHT in pixels")
         if not row.steps:

@@ -151,8 +151,8 @@ def test_rows_have_their_own_columns_and_predicted_and_actual_seconds(tmp_path: 
 def test_the_packaged_table_is_checked_whole(capsys: Shown) -> None:
     found = json_of(capsys, "costs", "check")
     written = list(csv.DictReader(io.StringIO(data.latencies_csv())))
-    unknown = sum(entry["rows"] for entry in found["unknown"])
-    assert len(found["rows"]) + unknown == len(written)
+    unknown = {line for entry in found["unknown"] for line in entry["lines"]}
+    assert len(found["rows"]) + len(unknown) == len(written)
     assert found["summary"]["for_fitting"]["rows"] == sum(row["split"] == "calibrate" for row in written) == 191
     assert found["summary"]["for_fitting"]["within_25"] > 0.9
     for row in found["rows"]:
@@ -179,14 +179,15 @@ def test_names_that_are_not_known_are_listed_and_not_dropped(tmp_path: Path, cap
     assert len(found["rows"]) == 1
     assert found["unknown"] == [
         {"field": "model", "value": "Dream-9000", "rows": 2, "lines": [3, 7]},
-        {"field": "gpu", "value": "H900", "rows": 1, "lines": [4]},
+        {"field": "gpu", "value": "H900", "rows": 2, "lines": [4, 7]},
         {"field": "optimisation", "value": "warp drive", "rows": 1, "lines": [5]},
-        {"field": "precision", "value": "q4", "rows": 1, "lines": [6]},
+        {"field": "precision", "value": "q4", "rows": 2, "lines": [6, 7]},
+        {"field": "optimisation", "value": "magic", "rows": 1, "lines": [7]},
     ]
     assert main(["costs", "check", file]) == Exit.OK
     told = capsys.readouterr().out
     assert "1 row predicted, 5 not known" in told
-    for name in ("Dream-9000", "H900", "warp drive", "q4"):
+    for name in ("Dream-9000", "H900", "warp drive", "q4", "magic"):
         assert name in told
 
 
@@ -200,7 +201,10 @@ def test_a_table_of_strangers_only_is_told_and_no_error(tmp_path: Path, capsys: 
     found = json_of(capsys, "costs", "check", file_of(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "Dream")))
     assert found["rows"] == [] and found["summary"]["all"] is None and found["unknown"][0]["value"] == "Dream"
     assert main(["costs", "check", file_of(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "Dream"))]) == Exit.OK
-    assert "0 rows predicted, 1 not known" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "0 rows predicted, 1 not known" in told
+    titles = [line.split()[:2] for line in told.splitlines() if line.isupper() or line.startswith("NOT")]
+    assert titles == [["NOT", "KNOWN"]], "tables without a line say nothing"
 
 
 @pytest.mark.parametrize(
