@@ -341,11 +341,15 @@ def packaged_gpus() -> dict[GpuTypeId, GpuType]:
 
 
 def fleet_of(fleet: Path, gpus: Mapping[GpuTypeId, GpuType]) -> FleetSpec:
-    """The sites and links that a fleet file declares. Raises AtollError naming file and line."""
+    """The sites and links that a fleet file declares, or a fleet with this name has. Raises AtollError naming file and line."""
     from atoll.catalog.fleet import parse_fleet
     from atoll.catalog.problems import SourceErrors
     from atoll.data import fleet_wan_csv
+    from atoll.packaged import named_fleet
 
+    named = named_fleet(str(fleet), gpus)
+    if named is not None:
+        return named
     try:
         if fleet.stat().st_size > _FLEET_BYTES_MAX:
             raise FieldError("fleet", str(fleet), f"a file of at most {_FLEET_BYTES_MAX} bytes")

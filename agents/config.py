@@ -19,6 +19,7 @@ from atoll.model.errors import AtollError, FieldError
 from atoll.model.ids import SiteId, parse_name
 from atoll.model.limits import BYTES_MAX, PRICE_USD_MICROS_MAX
 from atoll.model.site import SiteRuntime
+from atoll.packaged import FLEETS
 from atoll.physics.hidden import SIGMA_MIN
 
 E = TypeVar("E", bound=StrEnum)
@@ -159,7 +160,7 @@ def load_rehearse_config(flags: Mapping[str, object | None], environ: Mapping[st
         settings = _Settings(flags, environ, REHEARSE_SETTINGS)
         names = str(settings.get("sites", "")).split(",")
         return RehearseConfig(
-            fleet=settings.file("fleet", "clusters.yaml"),
+            fleet=settings.fleet("clusters.yaml"),
             reach=_reach(settings, environ),
             sites=tuple(SiteId(parse_name("sites", name.strip())) for name in names if name.strip()),
             seed=settings.whole("seed", _SEED, 0, 2**63 - 1),
@@ -233,7 +234,7 @@ def _peer_token(settings: _Settings) -> str:
 
 def _twin(settings: _Settings) -> TwinSettings:
     return TwinSettings(
-        fleet=settings.file("fleet", "clusters.yaml"),
+        fleet=settings.fleet("clusters.yaml"),
         seed=settings.whole("seed", _SEED, 0, 2**63 - 1),
         sigma=settings.number("sigma", _SIGMA, SIGMA_MIN, _SIGMA_MAX),
     )
@@ -314,6 +315,11 @@ class _Settings:
         if not text or "\x00" in text:
             raise FieldError(name, text, "a path")
         return Path(text).expanduser().absolute()
+
+    def fleet(self, default: str) -> Path:
+        """A fleet's file, or its name."""
+        name = str(self.get("fleet", default))
+        return Path(name) if name in FLEETS else self.file("fleet", default)
 
     def file(self, name: str, default: str) -> Path:
         path = self.path(name, Path(default))

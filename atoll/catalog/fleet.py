@@ -12,7 +12,7 @@ Decides what a whole fleet must satisfy: each site once, links between known sit
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from atoll.catalog.csv_rows import read_rows
@@ -22,6 +22,7 @@ from atoll.catalog.sites import GBIT_PER_S, USD, quoted_text, read_site, write_s
 from atoll.catalog.yaml_fields import UNREADABLE, Fields
 from atoll.catalog.yaml_nodes import parse_yaml
 from atoll.model import limits
+from atoll.model.errors import FieldError
 from atoll.model.ids import GpuTypeId, SiteId
 from atoll.model.site import LinkSpec, SiteSpec
 
@@ -66,6 +67,24 @@ def parse_fleet(text: str, file_name: str, gpus: Iterable[GpuTypeId], reference_
     fields.finish()
     problems.check()
     return FleetSpec(sites=tuple(sites.values()), links=links)
+
+
+def scaled(sites: Iterable[SiteSpec], numerator: int, denominator: int) -> tuple[SiteSpec, ...]:
+    """The same sites with so many of their nodes, each pool at least one: what differs between sites stays, what is many becomes few.
+
+    Links stay as fast as they are: one fetch takes as long as before, and fewer share the way.
+    """
+    if not 0 < numerator <= denominator:
+        raise FieldError("scale", f"{numerator}/{denominator}", "a share above 0 and at most 1, such as 1/32")
+    return tuple(
+        replace(
+            site,
+            pools=tuple(
+                replace(pool, nodes=max((2 * pool.nodes * numerator + denominator) // (2 * denominator), 1)) for pool in site.pools
+            ),
+        )
+        for site in sites
+    )
 
 
 def parse_site(text: str, file_name: str, gpus: Iterable[GpuTypeId]) -> SiteSpec:

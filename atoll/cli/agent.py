@@ -39,7 +39,9 @@ LogLevel = Annotated[
 ]
 Fleet = Annotated[
     str | None,
-    typer.Option("--fleet", metavar="FILE", rich_help_panel=_TWIN, show_default=False, help="The fleet file that declares the site."),
+    typer.Option(
+        "--fleet", metavar="FILE", rich_help_panel=_TWIN, show_default=False, help="The fleet file (or fleet-small) that declares the site."
+    ),
 ]
 Seed = Annotated[
     str | None, typer.Option("--seed", metavar="N", rich_help_panel=_TWIN, show_default=False, help="Of its hidden truth (default: 1).")
@@ -167,7 +169,7 @@ def agent(
 
 def rehearse(
     *,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A fleet file such as clusters.yaml.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A fleet file such as clusters.yaml, or fleet-small.")],
     orchestrator: Orchestrator = None,
     ca: Ca = None,
     give_up_after: Patience = None,

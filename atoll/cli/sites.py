@@ -150,7 +150,7 @@ def get(*, site: SiteArgument) -> None:
 )
 def apply(
     *,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A fleet file such as clusters.yaml.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A fleet file such as clusters.yaml, or fleet-small.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the difference.")] = False,
     reason: NoteOption = "",
 ) -> None:

@@ -6,6 +6,7 @@ Decides where packaged text lies. What it means is `atoll.catalog`'s; sources, l
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 
 
 def gpus_csv() -> str:
@@ -16,6 +17,12 @@ def gpus_csv() -> str:
 def models_csv() -> str:
     """Figures of public models, one a row."""
     return _text("models.csv")
+
+
+def clusters_yaml() -> str:
+    """The reference fleet: 36 sites; its figures are invented. A checkout has the file beside the package, an installed one within."""
+    within = files(__name__) / "clusters.yaml"
+    return (within if within.is_file() else Path(__file__).parents[2] / "clusters.yaml").read_text(encoding="utf-8")
 
 
 def fleet_wan_csv() -> str:

@@ -5,8 +5,8 @@ Decides the fleet's scale and what stands for the network between orchestrator a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from agents.twin.holdings import Holding
@@ -94,21 +94,3 @@ class Scenario:
         hub = self.placed_hub
         rtts = {link.dst: link.rtt_us for link in self.links if link.src == hub}
         return {site.site_id: _HERE_US if site.site_id == hub else rtts.get(site.site_id, _RTT_US) // 2 for site in self.sites}
-
-
-def scaled(sites: Iterable[SiteSpec], numerator: int, denominator: int) -> tuple[SiteSpec, ...]:
-    """The same sites with so many of their nodes, each pool at least one: what differs between sites stays, what is many becomes few.
-
-    Links stay as fast as they are: one fetch takes as long as before, and fewer share the way.
-    """
-    if not 0 < numerator <= denominator:
-        raise FieldError("scale", f"{numerator}/{denominator}", "a share above 0 and at most 1, such as 1/32")
-    return tuple(
-        replace(
-            site,
-            pools=tuple(
-                replace(pool, nodes=max((2 * pool.nodes * numerator + denominator) // (2 * denominator), 1)) for pool in site.pools
-            ),
-        )
-        for site in sites
-    )

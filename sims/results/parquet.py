@@ -157,6 +157,15 @@ def read_result(folder: Path) -> Result:
     return Result(folder=folder, metadata=jobs)
 
 
+def amend(result: Result, metadata: Metadata) -> None:
+    """The same rows with other words about them: what was found out later."""
+    with ResultWriter(result.folder, metadata) as writer:
+        for job in result.jobs():
+            writer.job(job)
+        for site in result.sites():
+            writer.site(site)
+
+
 class _TableWriter(Generic[Row]):
     """One file being written, under another name until it is published."""
 

@@ -44,32 +44,24 @@ def is_servable(job: IdealJob, slots: Mapping[str, int]) -> bool:
     )
 
 
-def offered_load(jobs: Iterable[IdealJob], slots: Mapping[str, int], span_us: int) -> float:
-    """GPU-seconds that arrive, each job at its fastest, over those that the fleet has in that time. What nothing can run brings none."""
-    if span_us <= 0 or sum(slots.values()) <= 0:
-        raise FieldError("span_us", span_us, "a time of more than zero, and a fleet of at least one slot")
-    arriving = 0
-    for job in jobs:
-        able = [us for gpu_type, us in job.execution_us.items() if slots.get(gpu_type, 0) >= job.gang_size]
-        arriving += min(able, default=0) * job.gang_size
-    return arriving / (span_us * sum(slots.values()))
+def share_in_time(jobs: Iterable[IdealJob], ended_us: Iterable[int | None], slots: Mapping[str, int], *, from_us: int = 0) -> float:
+    """Of the jobs that can be in time, the share that is; `ended_us` in their order, None: never. Of no jobs, all are.
 
-
-def share_in_time(jobs: Iterable[IdealJob], ended_us: Iterable[int | None], slots: Mapping[str, int]) -> float:
-    """Of the jobs that can be in time, the share that is; `ended_us` in their order, None: never. Of no jobs, all are."""
+    Only those count that arrive at `from_us` or later.
+    """
     counted = met = 0
     for job, end_us in zip(jobs, ended_us, strict=True):
-        if is_servable(job, slots):
+        if job.arrival_us >= from_us and is_servable(job, slots):
             counted += 1
             met += end_us is not None and end_us - job.arrival_us <= job.due_us
     return met / counted if counted else 1.0
 
 
-def ideal_share(jobs: Iterable[IdealJob], slots: Mapping[str, int], rule: Rule) -> float:
-    """The share in time under the ideal, by one rule."""
+def ideal_share(jobs: Iterable[IdealJob], slots: Mapping[str, int], rule: Rule, *, from_us: int = 0) -> float:
+    """The share in time under the ideal, by one rule; of the jobs that arrive at `from_us` or later."""
     scheduled, judged = tee(jobs)
     ends = (None if run is None else run.ended_us for run in ideal(scheduled, slots, rule))
-    return share_in_time(judged, ends, slots)
+    return share_in_time(judged, ends, slots, from_us=from_us)
 
 
 def highest_load(

@@ -73,7 +73,44 @@ def test_the_warm_up_is_in_no_figure(folder: Path, capsys: Shown) -> None:
 def test_a_person_sees_kinds_money_and_the_digest(folder: Path, capsys: Shown) -> None:
     code, out, _ = ran(capsys, "trace.csv", "--scale", "1/2", "--policy", "least-loaded")
     assert code == 0
-    assert "30 jobs in" in out and "by policy least-loaded" in out and "per 1,000 jobs" in out and "digest" in out
+    assert "30 jobs in" in out and "policy least-loaded" in out and "per 1,000 jobs" in out and "digest" in out
+
+
+def test_a_result_says_where_nothing_lay(folder: Path, capsys: Shown) -> None:
+    """It is passed on: names of files are of use to others, paths of this machine are not."""
+    code, _, _ = ran(capsys, folder / "trace.csv", "--fleet", folder / "clusters.yaml", "--scale", "1/2", "--out", "result")
+    metadata = read_result(Path("result")).metadata
+    assert (code, metadata.trace, metadata.fleet) == (0, "trace.csv", "clusters.yaml x 1/2")
+    assert str(folder) not in repr(metadata)
+
+
+def test_a_load_is_what_was_asked_for(folder: Path, capsys: Shown) -> None:
+    """Twice the load: the same jobs in half of the time."""
+    spans = []
+    for load in ("0.2", "0.4"):
+        ran(capsys, "trace.csv", "--load", load, "--out", f"at-{load}", "--copies", "2")
+        kept = read_result(Path(f"at-{load}"))
+        arrivals = sorted((row.arrival_us, row.model_id) for row in kept.jobs())
+        assert len(arrivals) == 60 and kept.metadata.load_milli == round(float(load) * 1_000)
+        assert {model for _, model in arrivals} == {f"sdxl-base-1.0--m{n}{end}" for n in range(3) for end in ("", ".c1")}
+        work_us = sum(row.ideal_execution_us for row in kept.jobs())
+        spans.append(arrivals[-1][0])
+        assert work_us / (spans[-1] * 8) == pytest.approx(float(load), rel=0.01)
+    assert spans[0] == pytest.approx(2 * spans[1], rel=0.001)
+
+
+def test_pooling_efficiency_is_found_and_shown(folder: Path, capsys: Shown) -> None:
+    code, out, _ = ran(capsys, "trace.csv", "--ideal", "--warm-up", "20%", "--out", "result")
+    metadata = read_result(Path("result")).metadata
+    assert code == 0 and metadata.pooled_load_milli > 0 and metadata.ideal_load_milli > 0
+    share = metadata.pooled_load_milli / metadata.ideal_load_milli
+    assert f"pooling efficiency {share * 100:.1f} %" in out
+
+
+def test_the_small_fleet_has_a_name(folder: Path, capsys: Shown) -> None:
+    code, _, _ = ran(capsys, "trace.csv", "--fleet", "fleet-small", "--out", "result")
+    sites = read_result(Path("result")).metadata.sites
+    assert code == 0 and len(sites) == 36 and 600 < sum(site.slots for site in sites) < 700
 
 
 @pytest.mark.parametrize(
@@ -87,6 +124,12 @@ def test_a_person_sees_kinds_money_and_the_digest(folder: Path, capsys: Shown) -
         (["trace.csv", "--seed", "-1"], "--seed is '-1': expected a whole number from 0"),
         (["trace.csv", "--sigma", "0"], "--sigma is '0': expected a number from 0.3 to 1"),
         (["trace.csv", "--warm-up", "600"], "--warm-up is '600': expected a duration such as 90s"),
+        (["trace.csv", "--warm-up", "100%"], "--warm-up is '100%': expected a duration such as 10m, or a share"),
+        (["trace.csv", "--warm-up", "1h"], "warm-up is '3600000000 us': expected less than the trace"),
+        (["trace.csv", "--load", "0"], "--load is '0': expected a number from 0.001 to 10"),
+        (["trace.csv", "--load", "inf"], "--load is 'inf': expected a number"),
+        (["once.csv", "--load", "0.5"], "load is '0.5': expected a trace whose jobs arrive one after the other"),
+        (["trace.csv", "--copies", "0"], "--copies is '0': expected a whole number from 1"),
         (["trace.csv", "--sample", "1ms"], "--sample is '1ms'"),
         (["trace.csv", "--weather", "storm"], "--weather is 'storm': expected one of calm, ordinary, rough"),
         (["trace.csv", "--policy", "defalt"], "policy is 'defalt': expected a file that exists"),
@@ -100,6 +143,7 @@ def test_a_person_sees_kinds_money_and_the_digest(folder: Path, capsys: Shown) -
 def test_what_is_wrong_is_one_line_and_leaves_nothing(folder: Path, capsys: Shown, arguments: list[str], said: str) -> None:
     Path("unknown.csv").write_text("arrival_us,model_id,tenant\n0,gpt,t\n")
     Path("unsorted.csv").write_text("arrival_us,model_id,tenant\n5,sd-1.5,t\n4,sd-1.5,t\n")
+    Path("once.csv").write_text("arrival_us,model_id,tenant\n0,sd-1.5,t\n0,sd-1.5,t\n")
     before = sorted(path.name for path in folder.iterdir())
     code, out, err = ran(capsys, *arguments, *([] if "--out" in arguments else ["--out", "result"]))
     assert code in {Exit.USAGE, Exit.NOT_FOUND} and not out

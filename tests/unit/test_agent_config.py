@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from agents.app import fleet_of
 from agents.config import ConfigError, RaySettings, TwinSettings, load_agent_config, load_rehearse_config
 from atoll.model.site import SiteRuntime
+from atoll.packaged import load_packaged
 
 FLEET = str(Path(__file__).resolve().parents[2] / "clusters.yaml")
 
@@ -33,6 +35,14 @@ def test_flags_come_before_the_environment() -> None:
 def test_a_twin_names_its_fleet_file() -> None:
     config = load_agent_config({"site": "a", "runtime": "twin", "fleet": FLEET, "seed": 7}, {})
     assert config.runtime == TwinSettings(fleet=Path(FLEET), seed=7)
+
+
+def test_a_fleet_that_has_a_name_is_no_file() -> None:
+    assert load_rehearse_config({"fleet": "fleet-small"}, {}).fleet == Path("fleet-small")
+    fleet = fleet_of(Path("fleet-small"), load_packaged().gpus)
+    assert len(fleet.sites) == 36 and all(pool.nodes >= 1 for site in fleet.sites for pool in site.pools)
+    with pytest.raises(ConfigError, match="a file that exists"):
+        load_rehearse_config({"fleet": "fleet-smal"}, {})
 
 
 def test_the_token_is_read_from_the_environment_and_never_shown() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from atoll.model.errors import FieldError
 from sims.study.ideal import IdealJob, IdealRun, Rule, ideal
-from sims.study.pooling import due_us, highest_load, ideal_share, is_servable, offered_load, pooling_efficiency, share_in_time
+from sims.study.pooling import due_us, highest_load, ideal_share, is_servable, pooling_efficiency, share_in_time
 
 SECOND = 1_000_000
 
@@ -118,12 +118,10 @@ def test_in_time_is_twice_the_reference_and_ten_seconds() -> None:
     assert share_in_time([], [], {"a": 1}) == 1.0
 
 
-def test_load_counts_each_job_at_its_fastest() -> None:
-    jobs = [_job(a=10, b=40), _job(b=30), _job(gang_size=2, a=10), _job(c=1_000), _job(gang_size=3, a=9, b=5)]
-    # 10 on a, 30 on b, 2 x 10 on a; nothing can run the fourth, and b has no three.
-    assert offered_load(jobs, {"a": 2, "b": 1}, 100) == pytest.approx((10 + 30 + 20) / 300)
-    with pytest.raises(FieldError, match="span_us is 0"):
-        offered_load(jobs, {"a": 1}, 0)
+def test_what_arrives_during_the_warm_up_does_not_count() -> None:
+    jobs = [_job(0, a=10, due=30) for _ in range(5)] + [_job(100, a=10, due=30)]
+    assert ideal_share(jobs, {"a": 1}, Rule.EARLIEST) == 4 / 6
+    assert ideal_share(jobs, {"a": 1}, Rule.EARLIEST, from_us=100) == 1.0
 
 
 def test_share_of_the_ideal_by_hand() -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -34,3 +35,25 @@ def counted(items: Iterable[T], done: str, expected: int | None = None, *, kind:
     finally:
         sys.stderr.write("\r\033[K")
         sys.stderr.flush()
+
+
+@contextmanager
+def told(done: str, expected: int | None = None, *, kind: str = "jobs") -> Iterator[Callable[[int], None]]:
+    """As `counted`, of what somebody else counts: call with how many there are so far."""
+    drawn_s = time.monotonic()
+    of_all = f" of {expected:,}" if expected else ""
+    is_seen = sys.stderr.isatty()
+
+    def heard(number: int) -> None:
+        nonlocal drawn_s
+        if is_seen and time.monotonic() - drawn_s >= _EVERY_S:
+            drawn_s = time.monotonic()
+            sys.stderr.write(f"\r{number:,}{of_all} {kind} {done}\033[K")
+            sys.stderr.flush()
+
+    try:
+        yield heard
+    finally:
+        if is_seen:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()

@@ -1,0 +1,70 @@
+"""Loads: how much work a trace brings, and the same trace in less or more time, so that it brings as much as is wanted.
+
+Decides how a load is made: arrivals are drawn together or apart; the order of jobs, what they ask for and how long they may take stay. Load
+is what arrives in GPU-seconds, each job in the pool that physics says is fastest, over what the fleet has in that time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from atoll.model.errors import FieldError
+from sims.study.reckoning import Reckoner
+from sims.traces.job import ARRIVAL_US_MAX, TraceJob
+
+# From a thousandth of the fleet to ten times what it can do.
+LOAD_MILLI: Final = (1, 10_000)
+AS_TRACED: Final = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A trace on a fleet. `work_us`: microseconds of GPUs, each job at its fastest; `due_us`: the longest that a job in time may take."""
+
+    jobs: int
+    last_us: int
+    work_us: int
+    due_us: int
+    slots: int
+
+    @property
+    def load_milli(self) -> int:
+        """As the trace has it; 0 where all jobs come at once."""
+        return self.work_us * 1_000 // (self.last_us * self.slots) if self.last_us else 0
+
+    def span_us(self, load_milli: int) -> int:
+        """When the last job arrives at this load. FieldError where no such trace can be."""
+        if load_milli == AS_TRACED:
+            return self.last_us
+        low, high = LOAD_MILLI
+        if not low <= load_milli <= high:
+            raise FieldError("load", f"{load_milli / 1_000:g}", f"a share of the fleet from {low / 1_000:g} to {high / 1_000:g}")
+        if not self.last_us or not self.work_us:
+            raise FieldError("load", f"{load_milli / 1_000:g}", "a trace whose jobs arrive one after the other and that the fleet can run")
+        span_us = self.work_us * 1_000 // (self.slots * load_milli)
+        if not 1 <= span_us <= ARRIVAL_US_MAX:
+            raise FieldError("load", f"{load_milli / 1_000:g}", f"one at which the trace lasts at most {ARRIVAL_US_MAX} us")
+        return span_us
+
+
+def measured(jobs: Iterable[TraceJob], reckoner: Reckoner) -> Measured:
+    """What a trace brings to a fleet; the jobs are read once."""
+    count = last_us = work_us = longest_us = 0
+    for job in jobs:
+        found = reckoner.job(job)
+        count, last_us = count + 1, job.arrival_us
+        work_us += min(found.execution_us.values(), default=0) * found.gang_size
+        longest_us = max(longest_us, found.due_us)
+    return Measured(jobs=count, last_us=last_us, work_us=work_us, due_us=longest_us, slots=sum(reckoner.slots.values()))
+
+
+def at_load(jobs: Iterable[TraceJob], trace: Measured, load_milli: int) -> Iterator[TraceJob]:
+    """The jobs at a load; `AS_TRACED`: as they are."""
+    span_us = trace.span_us(load_milli)
+    if span_us == trace.last_us:
+        yield from jobs
+        return
+    for job in jobs:
+        yield replace(job, arrival_us=job.arrival_us * span_us // trace.last_us)
