@@ -1,27 +1,32 @@
-"""`python -m tests.bench`: every figure, with the machine it was measured on; with names of cases, these of the placing core alone."""
+"""`python -m tests.bench`: every figure, with the machine it was measured on; with names of cases, these alone."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Final
 
 from tests.bench import core, learning, machine, servers
+
+# Besides the cases of the placing core.
+_OTHERS: Final = {"learning": learning.main, "servers": servers.main}
+_NAMES: Final = (*core.CASES, *_OTHERS)
 
 
 def main() -> None:
     """Print them."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Print every figure of this machine.")
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"only these of the placing core: {', '.join(core.CASES)}")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"only these: {', '.join(_NAMES)}")
     cases: list[str] = parser.parse_args().cases
     for name in cases:
-        if name not in core.CASES:
-            parser.error(f"CASE {name!r} is not known: expected one of {', '.join(core.CASES)}")
+        if name not in _NAMES:
+            parser.error(f"CASE {name!r} is not known: expected one of {', '.join(_NAMES)}")
     print(machine.describe(), flush=True)
-    if cases:
-        core.main(cases)
-        return
-    core.main()
-    learning.main()
-    servers.main()
+    wanted = cases or _NAMES
+    if placing := [name for name in wanted if name in core.CASES]:
+        core.main(placing)
+    for name, measured in _OTHERS.items():
+        if name in wanted:
+            measured()
 
 
 main()
