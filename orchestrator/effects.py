@@ -57,7 +57,9 @@ class Surrounding:
                 self._readers.put_job(job)
                 self._watchers.publish(job)
             case EndAttempt():
-                self._readers.end_attempt(command)
+                told = self._readers.end_attempt(command)
+                if told is not None:
+                    self._watchers.publish(told)
             case SendAssignment(session=session, assignment=assignment):
                 self._sessions.send(session, assignment)
             case CloseSession(session=session, refusal=refusal):

@@ -48,7 +48,7 @@ class ReadModel:
         """Forget everything and begin with what the store holds."""
         self._live = {job.job_id: job for job in stored.jobs}
         self.counts = Counter((job.spec.priority, job.state) for job in stored.jobs)
-        self._recent.clear()
+        self._recent = OrderedDict((job.job_id, job) for job in stored.stopping)
         self.ended_count = stored.ended_count
         self._order = sorted((job.accepted_us, job.job_id) for job in stored.jobs)
         self._gone = 0
@@ -88,12 +88,13 @@ class ReadModel:
         while len(self._recent) > RECENT_MAX:
             self._recent.popitem(last=False)
 
-    def end_attempt(self, end: EndAttempt) -> None:
-        """An attempt of a job that ended a moment ago is over; of older ones the store tells."""
+    def end_attempt(self, end: EndAttempt) -> Job | None:
+        """An attempt of a job that ended a moment ago is over: the job with that. None of older ones: of these the store tells."""
         known = self._recent.get(end.key.job_id)
         told = applied(known, end) if known is not None else None
         if told is not None:
             self._recent[told.job_id] = told
+        return told
 
     def forgot(self, ended: int) -> None:
         """So many ended jobs left the store; they stay at hand here for as long as there is room."""

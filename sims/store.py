@@ -21,7 +21,7 @@ from atoll.model.residency import Pin, Push
 from atoll.model.site import LinkSpec, SiteRecord
 from orchestrator.core.demand import PutDemand
 from orchestrator.core.durable import EndedKey, Stored
-from orchestrator.core.ends import EndAttempt, applied
+from orchestrator.core.ends import EndAttempt, applied, is_stopping
 from orchestrator.core.outputs import (
     AppendAudit,
     DeleteAdapter,
@@ -114,6 +114,7 @@ class SimStore:
             fleet_time_us=self._fleet_time_us,
             last_audit_seq=self.audit[-1].seq if self.audit else ChangeSeq(0),
             jobs=tuple(job for job in self.jobs.values() if job.state not in TERMINAL),
+            stopping=tuple(job for job in ended if is_stopping(job)),
             sites=tuple(self.sites.values()),
             links=self.links,
             models=tuple(self.models.values()),

@@ -45,6 +45,7 @@ def advance(ctx: Context, site: Site) -> None:
         return
     if site.connection is SiteConnection.LOST:
         for live in [live for live in site.attempts.values() if live.given_up]:
+            attempts.never_told(ctx, site, live, f"site {site.site_id} was lost while it drained")
             attempts.release(ctx, site, live)
     if site.attempts:
         return

@@ -30,7 +30,7 @@ class EndedKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """Jobs that are not terminal, and the whole of the rest.
+    """Jobs that are not terminal, those that ended while an attempt of theirs is still `stopping`, and the whole of the rest.
 
     `fleet_time_us` is the highest fleet time that was ever written; `last_audit_seq` 0: no audit yet.
     `demand_age_us`: how long ago `demand` was kept: not by fleet time, which stands still while nobody runs the fleet; people's clocks can.
@@ -41,6 +41,7 @@ class Stored:
     fleet_time_us: int
     last_audit_seq: ChangeSeq
     jobs: tuple[Job, ...] = ()
+    stopping: tuple[Job, ...] = ()
     sites: tuple[SiteRecord, ...] = ()
     links: tuple[LinkSpec, ...] = ()
     models: tuple[ModelSpec, ...] = ()

@@ -29,6 +29,11 @@ class EndAttempt:
     times: PhaseTimes = PhaseTimes()
 
 
+def is_stopping(job: Job) -> bool:
+    """Whether the job ended and its last attempt did not, as far as is known: only the last can be live."""
+    return job.state in TERMINAL and bool(job.attempts) and job.attempts[-1].state is AttemptState.STOPPING
+
+
 def applied(job: Job, end: EndAttempt) -> Job | None:
     """The job with the end of its attempt; None if it is not this attempt's to end: it lives, ended already, or was elsewhere."""
     attempt = next((one for one in job.attempts if one.key == end.key), None)

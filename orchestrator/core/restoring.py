@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from atoll.model.attempt import ENDED
 from atoll.model.gpu import GpuType
 from atoll.model.ids import GpuTypeId, TenantId
-from atoll.model.job import Job, JobState
+from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.learned import Estimates
 from orchestrator.core import claims, leases, placing, residency, sites, wishes
 from orchestrator.core.context import Context, TimerKind
@@ -208,9 +208,11 @@ def from_stored(stored: Stored, policy: Policy, gpus: Mapping[GpuTypeId, GpuType
     ctx.queue.told_time(ctx.now_us)
     for record in stored.sites:
         state.sites[record.spec.site_id] = Site(record=record)
-    for job in sorted(stored.jobs, key=lambda job: (job.accepted_us, job.job_id)):
-        state.accept_seq += 1
-        _adopt(ctx, _add_job(state, job, state.accept_seq))
+    for job in sorted((*stored.jobs, *stored.stopping), key=lambda job: (job.accepted_us, job.job_id)):
+        if job.state not in TERMINAL:
+            state.accept_seq += 1
+            _add_job(state, job, state.accept_seq)
+        _adopt(ctx, job)
     for site in state.sites.values():
         sites.declare_pools(ctx, site)
         if site.record.drain is not None:
@@ -229,9 +231,8 @@ def from_stored(stored: Stored, policy: Policy, gpus: Mapping[GpuTypeId, GpuType
     return ctx
 
 
-def _adopt(ctx: Context, entry: JobEntry) -> None:
-    """The live attempt of a stored job holds its slot again."""
-    job = entry.job
+def _adopt(ctx: Context, job: Job) -> None:
+    """The live attempt of a stored job holds its slot again, also where the job has ended and waits for it no more."""
     if job.state is JobState.QUEUED or not job.attempts:
         return
     attempt = job.attempts[-1]
@@ -246,6 +247,7 @@ def _adopt(ctx: Context, entry: JobEntry) -> None:
         evict=tuple(one.model_id for one in explanation.evicted) if explanation is not None else (),
         exec_us=explanation.chosen.terms_us[_EXECUTION] if explanation is not None else attempt.predicted_us,
         lost_after_us=leases.lost_after_us(ctx, attempt.predicted_us),
+        given_up=job.state in TERMINAL,
         adopted=True,
         on_stop=stop.kind if stop is not None else None,
         stop_reason=stop.message if stop is not None else "",

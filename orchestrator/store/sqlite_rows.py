@@ -24,7 +24,7 @@ from atoll.model.site import LinkSpec, SiteRecord
 from atoll.wire import stored
 from orchestrator.core.demand import PutDemand
 from orchestrator.core.durable import EndedKey, Stored
-from orchestrator.core.ends import EndAttempt, applied
+from orchestrator.core.ends import EndAttempt, applied, is_stopping
 from orchestrator.core.outputs import (
     AppendAudit,
     DeleteAdapter,
@@ -54,6 +54,7 @@ _INSERT_SPEC: Final = "INSERT INTO specs VALUES (?, ?)"
 _UPDATE_JOB: Final = "UPDATE jobs SET state = ?, live = ?, ended_us = ?, progress = ? WHERE n = ?"
 # The youngest job has the key: an ended one that the core no longer remembers gives way.
 _ENDED_JOB: Final = "SELECT n, progress, spec FROM jobs JOIN specs USING (n) WHERE job_id = ? AND live = 0"
+_STOPPING_JOBS: Final = "SELECT progress, spec FROM stopping JOIN jobs USING (n) JOIN specs USING (n) ORDER BY n"
 _FREE_KEY: Final = "UPDATE jobs SET idempotency_key = NULL WHERE tenant = ? AND idempotency_key = ? AND live = 0"
 
 
@@ -190,6 +191,7 @@ def _write_jobs(connection: sqlite3.Connection, rows: LiveRows, jobs: dict[JobId
     inserted: list[tuple[int, str, str, str | None, str, str, bool, int, bytes]] = []
     specs: list[tuple[int, bytes]] = []
     new: list[tuple[JobId, int]] = []
+    stopping: list[tuple[int]] = []
     for job_id, job in jobs.items():
         live = job.state not in TERMINAL
         progress = stored.encode_job_progress(job)
@@ -200,18 +202,21 @@ def _write_jobs(connection: sqlite3.Connection, rows: LiveRows, jobs: dict[JobId
             n = found[0] if found else None
         if n is not None:
             updated.append((job.state.value, live, job.ended_us, progress, n))
-            continue
-        n = rows.next_n + len(new)
-        new.append((job_id, n))
-        key = job.idempotency_key or None
-        inserted.append((n, job_id, job.spec.tenant, key, job.payload_digest, job.state.value, live, job.ended_us, progress))
-        specs.append((n, stored.encode_job_spec(job.spec)))
+        else:
+            n = rows.next_n + len(new)
+            new.append((job_id, n))
+            key = job.idempotency_key or None
+            inserted.append((n, job_id, job.spec.tenant, key, job.payload_digest, job.state.value, live, job.ended_us, progress))
+            specs.append((n, stored.encode_job_spec(job.spec)))
+        if is_stopping(job):
+            stopping.append((n,))
     connection.executemany(_UPDATE_JOB, updated)
     try:
         connection.executemany(_INSERT_JOB, inserted)
     except sqlite3.IntegrityError:
         _insert_singly(connection, inserted)
     connection.executemany(_INSERT_SPEC, specs)
+    connection.executemany("INSERT OR IGNORE INTO stopping VALUES (?)", stopping)
     return new
 
 
@@ -221,6 +226,7 @@ def _write_end(connection: sqlite3.Connection, end: EndAttempt) -> None:
     job = applied(job_of(found[1], found[2]), end) if found is not None else None
     if job is not None:
         connection.execute("UPDATE jobs SET progress = ? WHERE n = ?", (stored.encode_job_progress(job), found[0]))
+        connection.execute("DELETE FROM stopping WHERE n = ?", (found[0],))
 
 
 def _insert_singly(connection: sqlite3.Connection, inserted: list[tuple[int, str, str, str | None, str, str, bool, int, bytes]]) -> None:
@@ -262,6 +268,7 @@ def load(connection: sqlite3.Connection, *, ended_keys_max: int, wall_ms: int) -
             fleet_time_us=fleet_time_us,
             last_audit_seq=ChangeSeq(connection.execute("SELECT max(seq) FROM audit").fetchone()[0] or 0),
             jobs=tuple(jobs),
+            stopping=tuple(job_of(*row) for row in connection.execute(_STOPPING_JOBS)),
             sites=tuple(stored.decode_site(row[0]) for row in connection.execute("SELECT site FROM sites ORDER BY site_id")),
             links=stored.decode_links(links[0]) if links else (),
             models=tuple(stored.decode_model(row[0]) for row in connection.execute("SELECT model FROM models ORDER BY model_id")),
@@ -362,6 +369,7 @@ def forget_ended(connection: sqlite3.Connection, *, before_us: int, limit: int) 
     oldest = "SELECT n FROM jobs INDEXED BY jobs_ended WHERE live = 0 AND ended_us < ? ORDER BY ended_us, job_id LIMIT ?"
     numbers = connection.execute(oldest, (before_us, limit)).fetchall()
     connection.executemany("DELETE FROM specs WHERE n = ?", numbers)
+    connection.executemany("DELETE FROM stopping WHERE n = ?", numbers)
     connection.executemany("DELETE FROM jobs WHERE n = ?", numbers)
     return len(numbers)
 

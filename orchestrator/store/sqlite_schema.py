@@ -1,7 +1,8 @@
 """The tables of the embedded store, and how its file is opened.
 
 Decides the layout and its version. A specification (up to 32 KiB, never changed) lies apart from what changes of a job, so that an
-update rewrites neither it nor its pages. Must not know what the blobs hold.
+update rewrites neither it nor its pages; `stopping` names terminal jobs of which an attempt has not ended. Must not know what the
+blobs hold.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from atoll.model.errors import StateError
 from orchestrator.store.base import StoreError
 
 # Grows with every change of the tables. A file of a later version is refused: its rows may mean something else.
-FORMAT: Final = 7
+FORMAT: Final = 8
 # "ATOL": tells our file from any other SQLite database.
 APPLICATION_ID: Final = 0x41544F4C
 
@@ -51,6 +52,7 @@ CREATE UNIQUE INDEX jobs_by_key ON jobs (tenant, idempotency_key) WHERE idempote
 CREATE INDEX jobs_live ON jobs (live) WHERE live = 1;
 CREATE INDEX jobs_ended ON jobs (ended_us, job_id, state) WHERE live = 0;
 CREATE INDEX jobs_ended_of_tenant ON jobs (tenant, ended_us, job_id, state) WHERE live = 0;
+CREATE TABLE stopping (n INTEGER PRIMARY KEY) STRICT;
 CREATE TABLE specs (n INTEGER PRIMARY KEY, spec BLOB NOT NULL) STRICT;
 CREATE TABLE sites (site_id TEXT PRIMARY KEY, site BLOB NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE models (model_id TEXT PRIMARY KEY, model BLOB NOT NULL) STRICT;
@@ -75,6 +77,7 @@ _UPGRADES: Final = {
     4: ("CREATE TABLE policy (id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT NOT NULL, digest TEXT NOT NULL) STRICT",),
     5: ("ALTER TABLE audit ADD COLUMN written_ms INTEGER NOT NULL DEFAULT 0",),
     6: ("CREATE TABLE demand (id INTEGER PRIMARY KEY CHECK (id = 1), demand BLOB NOT NULL, written_ms INTEGER NOT NULL) STRICT",),
+    7: ("CREATE TABLE stopping (n INTEGER PRIMARY KEY) STRICT",),
 }
 
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -26,6 +27,7 @@ from orchestrator.config import ExitCode, StartError, load_config
 from orchestrator.core.placement.policies import POLICIES
 from orchestrator.replaying import DifferentStepError, Replay
 from tests.integration.running_orchestrator import (
+    EOF,
     PATIENCE_S,
     QUICK,
     Running,
@@ -164,6 +166,40 @@ async def test_the_attempt_of_a_cancelled_job_ends_when_its_site_says_so_be_it_a
         async with ScriptedAgent(running, "a", hold=True) as agent:
             await agent.end(late, AttemptState.STOPPED)
             assert (await _stopped(running, silent)).state == types_pb2.JOB_STATE_CANCELLED
+
+
+async def _heard(watching: Any, state: int) -> types_pb2.Job:
+    """The job as a watcher hears of it when its attempt is in this state."""
+    while (response := await watching.read()) is not EOF:
+        if response.HasField("job") and response.job.attempts and response.job.attempts[0].state == state:
+            heard: types_pb2.Job = response.job
+            return heard
+    raise AssertionError("the stream ended")
+
+
+async def test_watchers_hear_how_an_attempt_ended_after_its_job(tmp_path: Path) -> None:
+    """Of one whose site says so, and of one that is lost with its site, which is removed only after a restart."""
+    async with orchestrator(tmp_path) as running:
+        await running.add_models(model("m"))
+        await running.apply(site("a"))
+        agent = ScriptedAgent(running, "a", hold=True)
+        await agent.connect()
+        told, silent = [(await running.jobs.Submit(job(key))).job_id for key in ("told", "silent")]
+        await until(lambda: len(agent.attempts) == 2)
+        watching = running.jobs.Watch(jobs_pb.WatchJobsRequest(job_ids=[told]), timeout=PATIENCE_S)
+        await _heard(watching, types_pb2.ATTEMPT_STATE_LEASED)
+        await running.jobs.Cancel(jobs_pb.CancelJobRequest(job_id=told))
+        assert (await _heard(watching, types_pb2.ATTEMPT_STATE_STOPPED)).state == types_pb2.JOB_STATE_CANCELLED
+        await agent.leave()
+        await running.jobs.Cancel(jobs_pb.CancelJobRequest(job_id=silent))
+    async with orchestrator(tmp_path) as running:
+        watching = running.jobs.Watch(jobs_pb.WatchJobsRequest(job_ids=[silent]), timeout=PATIENCE_S)
+        await _heard(watching, types_pb2.ATTEMPT_STATE_STOPPING)
+        await running.operators.RemoveSite(pb.RemoveSiteRequest(site_id="a", force=True, reason="gone"))
+        heard = await _heard(watching, types_pb2.ATTEMPT_STATE_LOST)
+        assert (heard.state, heard.attempts[0].failure.message) == (types_pb2.JOB_STATE_CANCELLED, "site a was removed")
+    async with orchestrator(tmp_path) as running:
+        assert (await running.get(silent)).attempts == heard.attempts
 
 
 async def _stopped(running: Running, job_id: str) -> types_pb2.Job:

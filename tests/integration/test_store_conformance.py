@@ -343,9 +343,11 @@ async def test_the_attempt_of_a_terminal_job_ends_once_and_the_job_stays_as_it_e
     later = replace(end, state=AttemptState.FAILED, ended_us=70)
     stranger = replace(end, key=replace(end.key, job_id=JobId("unknown")))
     assert await store.commit(term, 77, [PutJob(job=placed(queued("live"))), PutJob(job=stopping)]) is COMMITTED
-    assert await store.commit(term, 78, [stranger, end, later]) is COMMITTED
     store, stored = await reopened(backend, store)
-    assert [one.job_id for one in stored.jobs] == ["live"], "it is not live again"
+    assert ([one.job_id for one in stored.jobs], stored.stopping) == (["live"], (stopping,)), "it is not live again"
+    assert await store.commit(stored.term, 78, [stranger, end, later]) is COMMITTED
+    store, stored = await reopened(backend, store)
+    assert ([one.job_id for one in stored.jobs], stored.stopping) == (["live"], ())
     found = await store.get_job(JobId("done"))
     assert found == replace(stopping, attempts=(replace(stopping.attempts[0], state=AttemptState.STOPPED, ended_us=60),))
     assert await store.list_ended(tenant=None, states=frozenset(), before=None, limit=9) == (found,)

@@ -277,6 +277,7 @@ async def test_a_file_of_the_first_format_is_taken_over_with_all_that_it_holds(p
     connection.execute("DROP TABLE adapters")
     connection.execute("DROP TABLE estimates")
     connection.execute("DROP TABLE demand")
+    connection.execute("DROP TABLE stopping")
     connection.execute("DROP TABLE pins")
     connection.execute("DROP TABLE pushes")
     connection.execute("DROP TABLE policy")

@@ -16,6 +16,7 @@ from orchestrator.core.machine import new_machine
 from orchestrator.core.outputs import Step
 from orchestrator.readers import ReadModel
 from tests.unit.fleet_of_machines import GPUS, SECOND, Fleet, pool, site, spec
+from tests.unit.test_core_silence import stored_by
 
 A = SiteId("a")
 
@@ -92,8 +93,44 @@ def test_what_a_site_says_after_a_restart_counts_though_nobody_remembers_the_job
     assert shown(job, end).attempts[0].state is AttemptState.STOPPED
 
 
-def test_where_the_site_is_removed_before_it_answers_the_attempt_is_lost_and_says_why() -> None:
+def restarted(fleet: Fleet, job: Job) -> None:
+    """By what the store holds: the job has ended, its attempt has not."""
+    fleet.machine = new_machine(replace(stored_by(fleet), stopping=(job,)), fleet.policy, GPUS)
+    fleet.happen(events.TookOver(fleet_id=FleetId("f"), term=Term(2)))
+
+
+def test_over_a_restart_the_slot_stays_taken_until_the_site_says_so() -> None:
     fleet, job = cancelled()
+    restarted(fleet, job)
+    assert job.job_id not in fleet.machine.context.state.jobs
+    fleet.connect(site("a", pool("p", gpus=1)))
+    fleet.report("a")
+    assert [one.stop for one in fleet.agents[A].attempts.values()] == [True]
+    fleet.submit(spec(prompt="the next"))
+    (end,) = ends(fleet.end_attempt("a", job.attempts[0].key, AttemptState.STOPPED))
+    assert shown(job, end).attempts[0].state is AttemptState.STOPPED
+    (key,) = fleet.agents[A].attempts
+    assert key.job_id != job.job_id
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_where_a_site_is_lost_while_it_drains_the_attempt_is_too(restart: bool) -> None:
+    fleet, job = cancelled()
+    fleet.ask(events.SiteDrainRequested, actor="t", reason="old", site_id=A, deadline_ms=0)
+    if restart:
+        restarted(fleet, job)
+    steps = len(fleet.steps)
+    fleet.wait(fleet.policy.lost_after_min_ms / 1_000 + 60)
+    (end,) = [end for step in fleet.steps[steps:] for end in ends(step)]
+    (attempt,) = shown(job, end).attempts
+    assert (attempt.state, attempt.failure and attempt.failure.message) == (AttemptState.LOST, "site a was lost while it drained")
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_where_the_site_is_removed_before_it_answers_the_attempt_is_lost_and_says_why(restart: bool) -> None:
+    fleet, job = cancelled()
+    if restart:
+        restarted(fleet, job)
     fleet.ask(events.SiteRemoveRequested, actor="t", reason="gone", site_id=A, force=True)
     (end,) = ends(fleet.steps[-1])
     (attempt,) = shown(job, end).attempts
