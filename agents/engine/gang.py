@@ -120,7 +120,7 @@ def _by_rows(denoiser: Any) -> bool:
 def _check_rows(denoiser: Any, request: GenerationRequest, guidance: float | None, size: int) -> None:
     distilled = getattr(denoiser.config, "time_cond_proj_dim", None) is not None
     passes = 2 if guidance is not None and guidance > 1 and not distilled else 1
-    check_rows(passes, request.shape.batch, size)
+    check_rows(passes, request.shape.batch, size, guidable=not distilled)
 
 
 def _check_sequence(denoiser: Any, rule: ShapeRule, request: GenerationRequest, size: int) -> None:

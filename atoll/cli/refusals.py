@@ -57,7 +57,7 @@ _OPTIONS: Final = {
 _WHICH: Final = re.compile(r"^jobs\[\d+\]\.|\[\d+\]")
 # Figures of messages are thousandths; "is 5: expected 34 to 1000" is what a refusal says of one.
 _THOUSANDTHS: Final = re.compile(r"( is )(-?\d+)(: expected )(-?\d+)( to )(\d+)")
-_WORDS: Final = (("an input named image", "--image"), ("a batch of ", "--batch "))
+_WORDS: Final = (("an input named image", "--image"), ("a batch of ", "--batch "), ("a guidance above", "--guidance above"))
 
 
 @contextmanager

@@ -104,18 +104,21 @@ def check_gang(model: ModelSpec, shape: Shape, gang_size: int, guidance_milli: i
         # Without weights it is a rehearsal of what other engines do, who split more.
         raise FieldError("gang_size", gang_size, f"1: {model.pipeline_class} of {model.model_id} works whole, its denoiser cannot be split")
     if split is Split.ROWS or model.physics.kind is DenoiserKind.UNET:
-        check_rows(_passes(model, shape, guidance_milli), shape.batch, gang_size)
+        check_rows(_passes(model, shape, guidance_milli), shape.batch, gang_size, guidable=model.pipeline_class not in _ONE_PASS)
     elif split is Split.SEQUENCE:
         check_sequence(_heads(model), _tokens(model, shape), shape, gang_size)
 
 
-def check_rows(passes: int, batch: int, gang_size: int) -> None:
-    """FieldError unless a gang can share the rows of so many passes of guidance over so many results."""
+def check_rows(passes: int, batch: int, gang_size: int, *, guidable: bool) -> None:
+    """FieldError unless a gang can share the rows of so many passes of guidance over so many results. `guidable`: guidance is a pass of its
+    own, which a job that has none may ask for."""
     rows = passes * batch
     if rows % gang_size:
         enough = gang_size // math.gcd(gang_size, passes)
         made = f"{count(rows, 'row')} ({count(passes, 'guidance pass', 'guidance passes')} x batch {batch})"
         more = f"; a batch of {enough} would make {enough * passes}" if enough <= limits.BATCH_MAX else ""
+        if guidable and passes == 1 and batch * _PASSES_MAX % gang_size == 0:
+            more += ", and so would a guidance above 1"
         raise FieldError("gang_size", gang_size, f"{_sizes(rows)}: a gang shares the {made} of a UNet{more}")
 
 

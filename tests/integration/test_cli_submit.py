@@ -47,6 +47,9 @@ async def test_a_gang_that_cannot_share_is_refused_with_what_would_be_right(tmp_
                 told = "a gang shares the 2 rows (2 guidance passes x batch 1) of a UNet; --batch 2 would make 4"
                 assert f"error: --gpus is 4: expected 1 or 2: {told}\n" == err
                 assert (await run(verb, "unet", "--gpus", "4", "--batch", "2"))[0] == Exit.OK, "what it says would do does"
+                code, out, err = await run(verb, "unet", "--gpus", "2", "--guidance", "1")
+                assert (code, out) == (Exit.USAGE, "")
+                assert err.endswith("of a UNet; --batch 2 would make 2, and so would --guidance above 1\n")
             assert len(await answer(run, "jobs", "list")) == 1
 
 

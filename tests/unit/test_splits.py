@@ -58,9 +58,15 @@ def test_rows_are_of_passes_and_results_and_the_refusal_says_what_would_do() -> 
     assert told == "1 or 2: a gang shares the 2 rows (2 guidance passes x batch 1) of a UNet; a batch of 2 would make 4"
     assert not refused(base, 4, replace(base.default_shape, batch=2)), "what it says would do does"
     assert refused(base, 2, guidance_milli=1_000).startswith("1: a gang shares the 1 row (1 guidance pass x batch 1)")
+    told = refused(known("sdxl-turbo"), 2)
+    assert told == (
+        "1: a gang shares the 1 row (1 guidance pass x batch 1) of a UNet; a batch of 2 would make 2, and so would a guidance above 1"
+    )
     assert not refused(known("sdxl-turbo"), 2, guidance_milli=5_000), "who asks for guidance has two passes"
+    assert "guidance above" not in refused(known("sdxl-turbo"), 4), "two rows are too few for four"
     distilled = replace(base, pipeline_class="LatentConsistencyModelPipeline")
-    assert refused(distilled, 2, guidance_milli=8_000), "its guidance takes no pass of its own"
+    told = refused(distilled, 2, guidance_milli=8_000)
+    assert told and "guidance above" not in told, "its guidance takes no pass of its own"
 
 
 def test_tokens_are_shared_too_where_the_grid_is_known() -> None:
