@@ -12,6 +12,7 @@ from atoll.cli.exits import CliError, Exit
 from atoll.cli.figures import NONE, count, money, rate
 from atoll.cli.output import Column, Form, Listing, note, plain, say, show_list, show_one, show_plain, table
 from atoll.cli.session import session, verb
+from atoll.cli.sim import whatif
 from atoll.cli.verbs import Noun
 from atoll.model.address import parse_weights_url
 from atoll.model.errors import FieldError
@@ -207,12 +208,13 @@ def _changes(old: object, new: object, path: str = "") -> list[tuple[str, object
     "add",
     epilog="""
     atoll sites add lab-berlin --region Berlin --wan 1Gbps
+    atoll sites add --what-if site.yaml  # is it worth its price?
     """,
 )
 def add(
     *,
-    site: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new site.")],
-    region: Annotated[str, typer.Option("--region", show_default=False, help="Where it is; jobs may be bound to regions. Required.")],
+    site: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="Name of the new site.")] = "",
+    region: Annotated[str, typer.Option("--region", show_default=False, help="Where it is; jobs may be bound to regions. Required.")] = "",
     provider: Annotated[str, typer.Option("--provider", show_default=False, help="Whose it is.")] = "",
     wan: Annotated[str, typer.Option("--wan", metavar="RATE", help="What its link to other sites carries.")] = "1Gbps",
     origin: Annotated[str | None, typer.Option("--origin-rate", metavar="RATE", help="From the origin store; as --wan by default.")] = None,
@@ -220,8 +222,26 @@ def add(
         str | None, typer.Option("--weights-url", metavar="URL", help="Where other sites read the weights that it has (default: nowhere).")
     ] = None,
     reason: NoteOption = "",
+    what_if: Annotated[
+        Path | None,
+        typer.Option("--what-if", metavar="FILE", show_default=False, help="Add nothing: play what the sites of this file would change."),
+    ] = None,
+    trace: whatif.Trace = None,
+    hours: whatif.Hours = None,
+    jobs_max: whatif.JobsMax = None,
+    seeds: whatif.Seeds = None,
+    processes: whatif.Processes = None,
 ) -> None:
     """Add one site, and print the command that joins its machine. What GPUs it has its agent finds out."""
+    if what_if is not None:
+        if site or region:
+            raise CliError(f"--what-if is given with {'NAME' if site else '--region'}: the file says both", code=Exit.USAGE)
+        whatif.what_if(add=what_if, trace=trace, hours=hours, jobs_max=jobs_max, seeds=seeds, processes=processes)
+        return
+    whatif.refuse_alone(trace, hours, jobs_max, seeds, processes)
+    for given, missing in ((site, "argument 'NAME'"), (region, "option '--region'")):
+        if not given:
+            raise CliError(f"Missing {missing}", code=Exit.USAGE, hint="see 'atoll sites add --help'")
     try:
         name = SiteId(parse_name("NAME", site_id(site)))
         served_at = parse_weights_url("--weights-url", weights_url) if weights_url else ""
@@ -296,6 +316,7 @@ def uncordon(*, site: SiteArgument, reason: NoteOption = "") -> None:
     epilog="""
     atoll sites drain aws-use1 --deadline 10m --reason "switch replaced" --dry-run
     atoll sites drain aws-use1 --deadline 10m --reason "switch replaced" --wait
+    atoll sites drain aws-use1 --what-if  # what jobs like those of the last hours would notice
     """,
 )
 def drain_site(
@@ -305,8 +326,20 @@ def drain_site(
     deadline: Annotated[str, typer.Option("--deadline", metavar="DURATION", help="Until then what runs may run.")] = "10m",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would move where, and when the site would be empty.")] = False,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Return once the site is empty.")] = False,
+    what_if: Annotated[bool, typer.Option("--what-if", help="Drain nothing: play what jobs like the last ones would notice.")] = False,
+    trace: whatif.Trace = None,
+    hours: whatif.Hours = None,
+    jobs_max: whatif.JobsMax = None,
+    seeds: whatif.Seeds = None,
+    processes: whatif.Processes = None,
 ) -> None:
     """Empty a site: no new work, what has not begun moves now, what runs may end until the deadline and moves then."""
+    if what_if:
+        if dry_run or wait:
+            raise CliError(f"--what-if is given with {'--dry-run' if dry_run else '--wait'}: expected one of them", code=Exit.USAGE)
+        whatif.what_if(drain=[site], trace=trace, hours=hours, jobs_max=jobs_max, seeds=seeds, processes=processes)
+        return
+    whatif.refuse_alone(trace, hours, jobs_max, seeds, processes)
     drain.demand_reason(reason)
     if dry_run and wait:
         raise CliError("--wait is given with --dry-run: expected one of them", code=Exit.USAGE)

@@ -255,6 +255,10 @@ class AsyncClient(AsyncAdapterVerbs):
         """All sites."""
         return await self.run(operator_calls.sites_list())
 
+    async def sites_links(self) -> tuple[LinkSpec, ...]:
+        """What was declared of the ways between sites."""
+        return await self.run(operator_calls.sites_links())
+
     async def sites_get(self, site_id: str) -> SiteView:
         """One site."""
         return await self.run(operator_calls.sites_get(site_id))

@@ -23,7 +23,7 @@ from atoll.wire.audit import audit_event_from_proto
 from atoll.wire.jobs import checked_reason
 from atoll.wire.learned import calibration_from_proto, component_from_text, residuals_from_proto
 from atoll.wire.models import model_spec_from_proto, model_spec_to_proto
-from atoll.wire.sites import link_spec_to_proto, site_spec_to_proto
+from atoll.wire.sites import link_spec_from_proto, link_spec_to_proto, site_spec_to_proto
 from atoll.wire.views import drain_plan_from_proto, fleet_view_from_proto, site_view_from_proto
 
 
@@ -65,6 +65,15 @@ def sites_list() -> Call[tuple[SiteView, ...]]:
         return bounds.each("sites", response.sites, limits.SITES_MAX, site_view_from_proto)
 
     return Call(service=OPERATOR, method="ListSites", request=pb.ListSitesRequest(), read=read, repeatable=True)
+
+
+def sites_links() -> Call[tuple[LinkSpec, ...]]:
+    """What is between sites."""
+
+    def read(response: pb.ListSitesResponse) -> tuple[LinkSpec, ...]:
+        return bounds.each("links", response.links, limits.SITES_MAX**2, link_spec_from_proto)
+
+    return Call(service=OPERATOR, method="ListSites", request=pb.ListSitesRequest(links=True), read=read, repeatable=True)
 
 
 def sites_get(site_id: str) -> Call[SiteView]:

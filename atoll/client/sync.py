@@ -254,6 +254,10 @@ class Client(AdapterVerbs):
         """All sites."""
         return self.run(operator_calls.sites_list())
 
+    def sites_links(self) -> tuple[LinkSpec, ...]:
+        """What was declared of the ways between sites."""
+        return self.run(operator_calls.sites_links())
+
     def sites_get(self, site_id: str) -> SiteView:
         """One site."""
         return self.run(operator_calls.sites_get(site_id))

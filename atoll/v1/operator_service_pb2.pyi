@@ -133,12 +133,17 @@ Global___AddSiteResponse: _TypeAlias = AddSiteResponse  # noqa: Y015
 class ListSitesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    LINKS_FIELD_NUMBER: _builtins.int
+    links: _builtins.bool
+    """answer the links between sites in place of the sites"""
     def __init__(
         self,
+        *,
+        links: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -149,16 +154,20 @@ class ListSitesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SITES_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sites(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.SiteView]: ...
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.LinkSpec]: ...
     def __init__(
         self,
         *,
         sites: _abc.Iterable[_types_pb2.SiteView] | None = ...,
+        links: _abc.Iterable[_types_pb2.LinkSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sites", b"sites"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "sites", b"sites"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

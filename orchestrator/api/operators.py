@@ -22,7 +22,7 @@ from atoll.wire.audit import audit_event_to_proto
 from atoll.wire.bounds import COUNT_MAX, each, label, number, part
 from atoll.wire.jobs import checked_reason
 from atoll.wire.models import model_spec_from_proto, model_spec_to_proto
-from atoll.wire.sites import link_spec_from_proto, site_spec_from_proto
+from atoll.wire.sites import link_spec_from_proto, link_spec_to_proto, site_spec_from_proto
 from atoll.wire.views import drain_plan_to_proto, fleet_view_to_proto, site_view_to_proto
 from orchestrator.api import copies, estimates
 from orchestrator.api.auth import CALLER
@@ -110,7 +110,9 @@ class OperatorService(OperatorServiceServicer):
         return pb.AddSiteResponse(site_id=spec.site_id, join_token=token)
 
     async def ListSites(self, request: pb.ListSitesRequest, context: Context) -> pb.ListSitesResponse:
-        """All sites as they are now."""
+        """All sites as they are now, or what was declared of the ways between them."""
+        if request.links:
+            return pb.ListSitesResponse(links=[link_spec_to_proto(link) for link in self._driver.machine.links()])
         return pb.ListSitesResponse(sites=[site_view_to_proto(view) for view in self._driver.machine.site_views()])
 
     async def GetSite(self, request: pb.GetSiteRequest, context: Context) -> types_pb2.SiteView:

@@ -16,7 +16,7 @@ from atoll.model.learned import Calibration, Component, Residual
 from atoll.model.placement import Deferral
 from atoll.model.quote import Eta, PlaceView, Quote
 from atoll.model.residency import ModelPlaces, PushPlan
-from atoll.model.site import SiteRecord
+from atoll.model.site import LinkSpec, SiteRecord
 from atoll.model.views import Alarm, DrainPlan, FleetView, SiteView
 from orchestrator.core import (
     adapters,
@@ -133,6 +133,11 @@ class Machine:
         """One site as it is now."""
         site = self._ctx.state.sites.get(site_id)
         return None if site is None else explain.site_view(site)
+
+    def links(self) -> tuple[LinkSpec, ...]:
+        """What is between sites, as declared, by name."""
+        found = self._ctx.state.links
+        return tuple(found[key] for key in sorted(found))
 
     def fleet_view(self, now_us: int, time_scale_milli: int) -> FleetView:
         """The fleet in one look."""

@@ -197,6 +197,7 @@ def fleet(short_path: Path, free_ports: Callable[[], int], capsys: Shown, monkey
     found.end()
 
 
+@pytest.mark.timeout(300)  # half a minute of waiting for twins, and half a minute of playing them, where many share two cores
 def test_operations_against_the_reference_fleet_of_twins(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATOLL_ORCHESTRATOR_TIME_SCALE", str(TIME_SCALE))
     for page in TWINS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from atoll.cli.session import verb
-from atoll.cli.sim import replay, report, run, trace
+from atoll.cli.sim import replay, report, run, trace, whatif
 from atoll.cli.verbs import Noun
 
 app = typer.Typer(cls=Noun, name="sim", help="Traces in, decisions about the fleet out: the simulator.", no_args_is_help=True)
@@ -39,5 +39,14 @@ def register(root: typer.Typer) -> None:
         atoll sim replay run.jsonl --until 12m30s --explain JOB
         """,
     )(replay.replay)
+    verb(
+        app,
+        "what-if",
+        epilog="""
+        atoll sim what-if --policy own.yaml  # before the fleet runs by it
+        atoll sim what-if --drain aws-use1 --add site.yaml --hours 24 --seeds 10
+        atoll sim what-if --policy least-loaded --trace friday.parquet -o json
+        """,
+    )(whatif.what_if)
     app.add_typer(trace.app)
     root.add_typer(app)
