@@ -11,12 +11,14 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from multiprocessing import get_context
 from typing import Any, Final
 
+from atoll.model.errors import AtollError
 from sims.play.player import Player
 from sims.play.scenario import Scenario
 from sims.traces.job import TraceJob
@@ -69,7 +71,10 @@ def play(experiment: Experiment, variant: Variant, seed: int, jobs: Iterable[Tra
 def play_all(
     experiment: Experiment, seeds: Iterable[int], processes: int, told: Callable[[int, int], None]
 ) -> dict[Variant, dict[int, dict[str, float]]]:
-    """All runs, both of a seed one after the other. `told` hears how many jobs have arrived, and how many runs are over."""
+    """All runs, both of a seed one after the other. `told` hears how many jobs have arrived, and how many runs are over.
+
+    Raises AtollError where a process was killed.
+    """
     tasks = [(variant, seed) for seed in seeds for variant in Variant]
     done = _alone(experiment, tasks, told) if processes == 1 else _side_by_side(experiment, tasks, processes, told)
     found: dict[Variant, dict[int, dict[str, float]]] = {variant: {} for variant in Variant}
@@ -113,6 +118,8 @@ def _side_by_side(
                 over += len(ended)
                 told(played.value, over)
                 yield from (future.result() for future in ended)
+        except BrokenProcessPool:
+            raise AtollError("a process that played was killed, for want of memory perhaps: fewer at once need less") from None
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)

@@ -222,8 +222,24 @@ async def test_a_site_that_is_not_there_is_left_out_and_said(tmp_path: Path, ato
         assert code == Exit.CONFLICT and "no site would take work any more" in err
 
 
+def interrupt(child: int, _workers: list[int]) -> None:
+    """As a terminal does: to the whole group."""
+    os.killpg(child, signal.SIGINT)
+
+
+def kill_one(_child: int, workers: list[int]) -> None:
+    """As a system does that is out of memory."""
+    os.kill(workers[0], signal.SIGKILL)
+
+
 @pytest.mark.timeout(180)
-async def test_interrupted_it_ends_and_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("befall", "expected", "said"),
+    [(interrupt, Exit.INTERRUPTED, b""), (kill_one, Exit.FAILED, b"error: a process that played was killed, for want of memory perhaps")],
+)
+async def test_ended_early_it_says_why_and_leaves_no_process(
+    tmp_path: Path, befall: Callable[[int, list[int]], None], expected: Exit, said: bytes
+) -> None:
     async with fleet(tmp_path, 0) as running:
         trace = tmp_path / "trace.csv"
         trace.write_text("arrival_us,model_id,tenant\n" + "".join(f"{number * 100_000},m,t\n" for number in range(20_000)))
@@ -237,11 +253,11 @@ async def test_interrupted_it_ends_and_leaves_no_process(tmp_path: Path) -> None
         )
         await until(lambda: len(workers_of(child.pid)) == 2)
         workers = workers_of(child.pid)
-        # As a terminal does: to the whole group.
-        os.killpg(child.pid, signal.SIGINT)
+        befall(child.pid, workers)
         async with asyncio.timeout(PATIENCE_S):
             out, err = await child.communicate()
-        assert (child.returncode, out) == (Exit.INTERRUPTED, b"") and len(err.splitlines()) <= 1, err
+        assert (child.returncode, out) == (expected, b"") and len(err.splitlines()) <= 1, err
+        assert err.startswith(said)
         assert not alive(workers)
 
 
