@@ -95,6 +95,7 @@ def _alone(experiment: Experiment, tasks: list[tuple[Variant, int]], told: Calla
 
     for over, (variant, seed) in enumerate(tasks):
         yield play(experiment, variant, seed, counted(over))
+        told(played, over + 1)
 
 
 # --- several at once --------------------------------------------------------------------------------------------------------------

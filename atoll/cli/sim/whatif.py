@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -42,6 +43,7 @@ _HOURS_MOST: Final = 8_784.0
 _SEEDS: Final = 5
 _SEEDS_BOUNDS: Final = (3, 100)
 _PROCESSES_MOST: Final = 256
+_DRAWN_EVERY_S: Final = 0.2
 
 Trace = Annotated[
     Path | None,
@@ -218,7 +220,14 @@ def _progress(jobs: int, runs: int) -> Callable[[int, int], None]:
     if not sys.stderr.isatty():
         return lambda _played, _over: None
 
+    drawn_s = 0.0
+
     def told(played: int, over: int) -> None:
+        nonlocal drawn_s
+        now_s = time.monotonic()
+        if over < runs and now_s - drawn_s < _DRAWN_EVERY_S:
+            return
+        drawn_s = now_s
         share = played * 100 // max(jobs, 1)
         sys.stderr.write("\r\033[K" if over == runs else f"\r{share} %: {over} of {runs} runs, {played:,} of {jobs:,} jobs played\033[K")
         sys.stderr.flush()
