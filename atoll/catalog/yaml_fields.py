@@ -128,6 +128,20 @@ class Fields:
             return []
         return [Fields(item, f"{self.at(key)}[{index}]", self.problems) for index, item in enumerate(node.items)]
 
+    def texts(self, key: str, most: int, expected: str) -> list[str]:
+        """The scalars of a list below a key, or the one that stands there; empty where the key is absent."""
+        self._asked[key] = None
+        if key not in self._entries:
+            return []
+        line, node = self._entries[key]
+        items = node.items if isinstance(node, Sequence) else (node,)
+        found = [item.text for item in items if isinstance(item, Scalar) and not is_empty(item)]
+        if not 1 <= len(found) == len(items) <= most:
+            shown = f"{len(items)} entries" if len(found) == len(items) else kind_of(node)
+            self.problems.add(line, self.at(key), shown, f"a list of 1 to {most}: {expected}")
+            return []
+        return found
+
     def text(self, key: str, expected: str, *, default: str) -> str:
         """Any text; whoever asks for it says what would be right. `default` where the key is absent, or was noted as wrong."""
         return self._scalar(key, expected, default) or default

@@ -66,6 +66,7 @@ class Group:
     """The runs of one policy at one load, one for each seed, in order of seeds."""
 
     name: str
+    policy: str  # as the name, but without the load
     load_milli: int
     runs: tuple[Run, ...]
 
@@ -144,15 +145,23 @@ def _groups(runs: Sequence[Run]) -> tuple[Group, ...]:
             )
         mates.append(run)
     return tuple(
-        Group(name=_name(key, members), load_milli=key[2], runs=tuple(sorted(mates, key=lambda run: run.metadata.seed)))
+        Group(
+            name=_name(key, members),
+            policy=_policy(key, members),
+            load_milli=key[2],
+            runs=tuple(sorted(mates, key=lambda run: run.metadata.seed)),
+        )
         for key, mates in members.items()
     )
 
 
 def _name(key: tuple[str, str, int], keys: Iterable[tuple[str, str, int]]) -> str:
     """As short as tells it from the others."""
-    policy, digest, load_milli = key
-    same_policy = [other for other in keys if other[0] == policy]
-    several = len({other[1] for other in same_policy}) > 1
     loads = len({other[2] for other in keys}) > 1
-    return f"{policy}{f' ({digest[:8]})' if several else ''}{f' at load {load_milli / 1000:g}' if loads else ''}"
+    return f"{_policy(key, keys)}{f' at load {key[2] / 1000:g}' if loads else ''}"
+
+
+def _policy(key: tuple[str, str, int], keys: Iterable[tuple[str, str, int]]) -> str:
+    policy, digest, _ = key
+    several = len({other[1] for other in keys if other[0] == policy}) > 1
+    return f"{policy}{f' ({digest[:8]})' if several else ''}"

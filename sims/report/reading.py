@@ -24,6 +24,11 @@ class Report:
     data: dict[str, Any]
 
 
+def read_comparison(folders: Sequence[Path]) -> Comparison:
+    """Their figures alone, without what charts need."""
+    return compared([run_of(read_result(folder))[0] for folder in folders])
+
+
 def read_report(folders: Sequence[Path]) -> Report:
     """The report of these results. An error names the folder and the file that is not a result."""
     if not folders:

@@ -6,7 +6,6 @@ Decides what fits: for one policy the kinds of jobs, the shares, and where the s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Final
 
 from rich.console import Group as Lines
@@ -29,17 +28,19 @@ def summary(report: Report) -> RenderableType:
     """What a person wants to know first."""
     groups = report.comparison.groups
     if len(groups) > 1:
-        return Lines(_heading(groups), Text(), _compared(report.comparison))
+        return Lines(heading(groups), Text(), _compared(report.comparison))
     return Lines(
-        _heading(groups), Text(), _kinds(groups[0], report), Text(), _shares(groups[0]), Text(), _terms(report), Text(), _busy(report)
+        heading(groups), Text(), _kinds(groups[0], report), Text(), _shares(groups[0]), Text(), _terms(report), Text(), _busy(report)
     )
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Without what a terminal would obey."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-def _heading(groups: tuple[Group, ...]) -> Text:
+def heading(groups: tuple[Group, ...]) -> Text:
+    """What results are of, in a line."""
     runs = [run for group in groups for run in group.runs]
     facts = [
         wording.one_or_many(run.metadata.fleet for run in runs),
@@ -47,14 +48,14 @@ def _heading(groups: tuple[Group, ...]) -> Text:
         f"{sum(run.figures.jobs for run in runs):,} jobs in {sum(run.figures.simulated_s for run in runs) / 3600:,.1f} fleet hours",
         wording.one_or_many(wording.load(run.metadata) for run in runs),
     ]
-    text = Text(" · ".join(_printable(fact) for fact in facts if fact))
+    text = Text(" · ".join(printable(fact) for fact in facts if fact))
     if any(run.metadata.synthetic for run in runs):
         text.append("  synthetic fleet", style="yellow")
     return text
 
 
 def _kinds(group: Group, report: Report) -> Table:
-    table = _table("jobs", "n", "p50", "p99", "mean by term")
+    table = columns("jobs", "n", "p50", "p99", "mean by term")
     for bar in report.data["seconds"]:
         cells = [
             wording.value(metric, group.mean(metric))
@@ -80,7 +81,7 @@ def _terms(report: Report) -> Table:
     """Seconds of all jobs together, by term."""
     sums = {term: sum(bar["mean"][term] * bar["n"] for bar in report.data["seconds"]) for term in TERMS}
     whole = sum(sums.values())
-    table = _table("where the seconds went", "share", "")
+    table = columns("where the seconds went", "share", "")
     for term, seconds in sums.items():
         if seconds:
             table.add_row(term, f"{seconds / whole * 100:.1f} %", Text("█" * round(seconds / whole * _BAR_CHARS), style="cyan"))
@@ -104,25 +105,26 @@ def _mark(shares: list[float | None]) -> str:
 
 def _compared(comparison: Comparison) -> Table:
     present = [metric for metric in METRICS if any(group.by_seed(metric) for group in comparison.groups)]
-    table = _table("", *(_printable(group.name) for group in comparison.groups))
+    table = columns("", *(printable(group.name) for group in comparison.groups))
     table.add_row("seeds", *(str(len(group.runs)) for group in comparison.groups))
     for metric in present:
-        table.add_row(metric.title, *_cells(comparison, metric))
+        table.add_row(metric.title, *(cell(comparison, group, metric) for group in comparison.groups))
     return table
 
 
-def _cells(comparison: Comparison, metric: Metric) -> Iterator[Text]:
-    for group in comparison.groups:
-        text = Text(wording.value(metric, group.mean(metric)))
-        difference = comparison.differences.get((group.name, metric.key))
-        if difference is not None:
-            change = wording.change(metric, difference.baseline_mean, difference.other_mean)
-            style = ("green" if wording.is_better(metric, difference) else "red") if difference.is_significant else "dim"
-            text.append(f"  {change}{'*' if difference.is_significant else ''}", style=style)
-        yield text
+def cell(comparison: Comparison, group: Group, metric: Metric) -> Text:
+    """A figure of a policy, and how it differs from the baseline's; with a star where that is hardly chance."""
+    text = Text(wording.value(metric, group.mean(metric)))
+    difference = comparison.differences.get((group.name, metric.key))
+    if difference is not None:
+        change = wording.change(metric, difference.baseline_mean, difference.other_mean)
+        style = ("green" if wording.is_better(metric, difference) else "red") if difference.is_significant else "dim"
+        text.append(f"  {change}{'*' if difference.is_significant else ''}", style=style)
+    return text
 
 
-def _table(*titles: str) -> Table:
+def columns(*titles: str) -> Table:
+    """A table without lines: the first column to the left, figures to the right."""
     table = Table(box=None, pad_edge=False, show_edge=False)
     for index, title in enumerate(titles):
         table.add_column(Text(title), justify="left" if index == 0 or not title else "right", no_wrap=True)

@@ -51,7 +51,7 @@ def policy_load(
     study: Study,
     policy: Policy,
     seed: int,
-    ideal: PooledLoad,
+    ideal_milli: int,
     *,
     known: Shares,
     found: Callable[[int, float], None],
@@ -68,17 +68,17 @@ def policy_load(
             found(load_milli, known[load_milli])
         return known[load_milli]
 
-    low_milli = ideal.load_milli * _LEAST_MILLI // 1_000
-    high_milli = max(ideal.load_milli * _BEYOND_MILLI // 1_000, low_milli + _TOLERANCE_MILLI)
+    low_milli = ideal_milli * _LEAST_MILLI // 1_000
+    high_milli = max(ideal_milli * _BEYOND_MILLI // 1_000, low_milli + _TOLERANCE_MILLI)
     reached = highest_load(share, low_milli=low_milli, high_milli=high_milli, tolerance_milli=_TOLERANCE_MILLI)
     return replace(reached, load_milli=0) if reached.load_milli == low_milli else reached
 
 
 def pooled(study: Study, run: Run, folder: Path, told: Told | None = None) -> None:
     """The result in a folder, amended by the highest loads of its policy and of the ideal."""
-    ideal = ideal_load(study, run.seed)
-    policy = policy_load(study, run.policy, run.seed, ideal, known={}, found=lambda *_: None, told=told)
-    with_loads(folder, policy.load_milli, ideal.load_milli)
+    ideal_milli = ideal_load(study, run.seed).load_milli
+    policy = policy_load(study, run.policy, run.seed, ideal_milli, known={}, found=lambda *_: None, told=told)
+    with_loads(folder, policy.load_milli, ideal_milli)
 
 
 def with_loads(folder: Path, pooled_milli: int, ideal_milli: int) -> None:

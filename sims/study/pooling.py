@@ -18,7 +18,7 @@ from sims.study.ideal import IdealJob, Rule, ideal
 ALLOWANCE_US: Final = 10_000_000
 IN_TIME_MILLI: Final = 950
 # Twice the capacity: beyond it no schedule has more than about half of the jobs in time.
-_LOAD_MAX_MILLI: Final = 2_000
+LOAD_MAX_MILLI: Final = 2_000
 # One run for each halving: 2,000 is found to the hundredth in eight of them, and seeds differ by more than that.
 _TOLERANCE_MILLI: Final = 10
 
@@ -68,7 +68,7 @@ def highest_load(
     share_met: Callable[[int], float],
     *,
     low_milli: int = 0,
-    high_milli: int = _LOAD_MAX_MILLI,
+    high_milli: int = LOAD_MAX_MILLI,
     tolerance_milli: int = _TOLERANCE_MILLI,
     in_time_milli: int = IN_TIME_MILLI,
 ) -> PooledLoad:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from atoll.cli.session import verb
-from atoll.cli.sim import replay, report, run, trace, whatif
+from atoll.cli.sim import compare, replay, report, run, sweep, trace, whatif
 from atoll.cli.verbs import Noun
 
 app = typer.Typer(cls=Noun, name="sim", help="Traces in, decisions about the fleet out: the simulator.", no_args_is_help=True)
@@ -21,6 +21,23 @@ def register(root: typer.Typer) -> None:
         atoll sim run day.parquet --policy own.yaml --seed 1 --out result -o json
         """,
     )(run.run)
+    verb(
+        app,
+        "compare",
+        epilog="""
+        atoll sim compare day.parquet --fleet fleet-small --policies default,least-loaded,random --seeds 5 --loads 0.5,0.9 --warm-up 20%
+        atoll sim compare day.parquet --fleet fleet-small --policies own.yaml,default --ideal --out study
+        """,
+    )(compare.compare)
+    verb(
+        app,
+        "sweep",
+        epilog="""
+        atoll sim sweep study.yaml  # on all cores; the same again goes on where it was stopped
+        atoll sim sweep study.yaml --ablate --workers 4
+        atoll sim sweep study.yaml --ray 10.0.0.1:6379
+        """,
+    )(sweep.sweep)
     verb(
         app,
         "report",

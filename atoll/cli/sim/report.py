@@ -18,6 +18,7 @@ from atoll.cli.session import session
 from atoll.model.errors import FieldError
 
 if TYPE_CHECKING:
+    from sims.report.comparison import Comparison
     from sims.report.reading import Report
 
 
@@ -40,7 +41,7 @@ def report(
         raise FieldError("-o", form.value, "table, wide, json or yaml: a report has no name")
     found = read_report(results)
     if form in {Form.JSON, Form.YAML}:
-        show_plain(form, _plain(found))
+        show_plain(form, plain(found.comparison))
     else:
         from rich.console import Console
 
@@ -63,8 +64,8 @@ def _write(found: Report, out: Path) -> None:
     note(f"wrote {out}")
 
 
-def _plain(found: Report) -> dict[str, Any]:
-    comparison = found.comparison
+def plain(comparison: Comparison) -> dict[str, Any]:
+    """Results side by side, for programs."""
     runs = [
         {
             "policy": run.metadata.policy,
