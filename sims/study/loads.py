@@ -17,6 +17,8 @@ from sims.traces.job import ARRIVAL_US_MAX, TraceJob
 # From a thousandth of the fleet to ten times what it can do.
 LOAD_MILLI: Final = (1, 10_000)
 AS_TRACED: Final = 0
+# A trace shows a load only if it lasts longer than its jobs may: a queue that grows must have the time to make them late.
+_SPANS_MIN: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,10 @@ class Measured:
     def load_milli(self) -> int:
         """As the trace has it; 0 where all jobs come at once."""
         return self.work_us * 1_000 // (self.last_us * self.slots) if self.last_us else 0
+
+    def copies_for(self, load_milli: int) -> int:
+        """How many times the trace would have to come at once to last long enough at this load; 1: it does."""
+        return -(-_SPANS_MIN * self.due_us // max(self.span_us(load_milli), 1)) or 1
 
     def span_us(self, load_milli: int) -> int:
         """When the last job arrives at this load. FieldError where no such trace can be."""

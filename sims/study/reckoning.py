@@ -16,6 +16,7 @@ from atoll.model.limits import PREDICTED_US_MAX
 from atoll.model.modelspec import ModelSpec
 from atoll.model.shape import Precision, Shape
 from atoll.model.site import PoolSpec, SiteSpec
+from atoll.model.splits import check_gang
 from atoll.physics.execution import execution_us
 from atoll.physics.hidden import HiddenWorld
 from atoll.physics.memory import peak_bytes
@@ -62,6 +63,7 @@ class Reckoner:
         name, shape, precision, gang_size = key
         try:
             model.check_shape(shape.check())
+            check_gang(model, shape, gang_size)
         except FieldError:  # nobody makes it: it is refused
             return IdealJob(arrival_us=0, execution_us={})
         need_bytes = model.resident_bytes + peak_bytes(model, shape)

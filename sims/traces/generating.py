@@ -14,11 +14,14 @@ from typing import Final
 from atoll.model.errors import FieldError
 from atoll.model.gpu import GpuType
 from atoll.model.ids import AdapterId, ModelId, TenantId
+from atoll.model.job import Priority
 from atoll.model.modelspec import AdapterUse, Modality, ModelSpec
+from atoll.model.shape import Shape
+from atoll.model.splits import check_gang
 from atoll.physics.estimate import predict_us
 from atoll.physics.fitted import FITTED
 from atoll.physics.terms import Run
-from sims.traces.catalogue import Asked, asked_of, base_for, default_shape, kinds_of_ranks
+from sims.traces.catalogue import Asked, asked_of, base_for, default_shape, kinds_of_ranks, weighted
 from sims.traces.customers import Customer, Customers
 from sims.traces.job import TraceJob
 from sims.traces.metadata import TraceMeta
@@ -42,6 +45,8 @@ SESSION_TAIL: Final = 1.1
 SESSION_JOBS_MAX: Final = 300
 SESSIONS_PER_JOB_PER_H: Final = 0.2
 _SESSIONS_MIN: Final = 4
+# Of films that are made on several GPUs at once so many are on each number of them: eight are a node, which is seldom free.
+_GANGS: Final = {2: 5, 4: 3, 8: 2}
 _US: Final = 1_000_000
 _H_US: Final = 3_600 * _US
 # By which deadlines are reckoned: most published times are of one.
@@ -58,7 +63,10 @@ TENANTS_MAX: Final = 100_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a trace is made with. `video_share` and `share_4k`: of all jobs, and of pictures."""
+    """What a trace is made with. `video_share` and `share_4k`: of all jobs, and of pictures; `gang_share`: of films, those on GPUs at once.
+
+    `urgent_share` and `batch_share`: of sessions, those whose jobs are in a hurry or have time.
+    """
 
     models: int = 600
     hours: float = 24.0
@@ -72,6 +80,9 @@ class Settings:
     launches: bool = True
     diurnal: bool = True
     deadlines: bool = False
+    gang_share: float = 0.0
+    urgent_share: float = 0.0
+    batch_share: float = 0.0
 
     def check(self) -> Settings:
         """Self, if it can be made; else FieldError for the first figure that cannot."""
@@ -84,6 +95,9 @@ class Settings:
             ("share_4k", 0, 1),
             ("gap_cv", 0, 100),
             ("zipf_exponent", 0, 8),
+            ("gang_share", 0, 1),
+            ("urgent_share", 0, 1),
+            ("batch_share", 0, 1 - self.urgent_share),
         ):
             value = getattr(self, name)
             if not math.isfinite(value) or not low <= value <= high:
@@ -96,7 +110,9 @@ class _Session:
     number: int
     who: Customer
     left: int  # jobs that it has still to submit
+    priority: Priority
     asked: dict[int, Asked] = field(default_factory=dict)
+    gangs: dict[int, int] = field(default_factory=dict)
 
 
 def meta_of(settings: Settings) -> TraceMeta:
@@ -115,6 +131,8 @@ class Generator:
         self._arrivals = self._stream("arrivals")
         self._choices = self._stream("choices")
         self._names = self._stream("models")
+        self._priorities = self._stream("priorities")
+        self._gangs = self._stream("gangs")
         self._popularity: Popularity = popularity(
             settings.models, settings.zipf_exponent, launches=settings.launches, random=self._stream("launches")
         )
@@ -186,8 +204,10 @@ class Generator:
             height=asked.height,
             frames=asked.frames,
             batch=asked.batch,
+            gang_size=self._gang_size(session, number, base, asked) if self.settings.gang_share else 1,
             adapters=tuple(AdapterUse(adapter_id=AdapterId(name)) for name in adapters),
             origin=tuple(REGIONS)[who.region],
+            priority=session.priority,
             deadline_ms=self._deadline_ms(base, asked) if self.settings.deadlines else 0,
             session=f"s{session.number}",
         )
@@ -211,7 +231,25 @@ class Generator:
     def _begin(self, now_us: int) -> _Session:
         self._sessions_begun += 1
         left = min(int(self._choices.paretovariate(SESSION_TAIL)), SESSION_JOBS_MAX)
-        return _Session(number=self._sessions_begun, who=self._customers.draw(self._region_weights(now_us)), left=left)
+        who = self._customers.draw(self._region_weights(now_us))
+        return _Session(number=self._sessions_begun, who=who, left=left, priority=self._priority())
+
+    def _priority(self) -> Priority:
+        at = self._priorities.random()
+        if at < self.settings.urgent_share:
+            return Priority.URGENT
+        return Priority.BATCH if at < self.settings.urgent_share + self.settings.batch_share else Priority.NORMAL
+
+    def _gang_size(self, session: _Session, number: int, base: ModelSpec, asked: Asked) -> int:
+        """A session's films of one model are on as many GPUs each; as many as the model can share its work among."""
+        found = session.gangs.get(number)
+        if found is None:
+            is_gang = base.modality is Modality.VIDEO and self._gangs.random() < self.settings.gang_share
+            found = weighted(_GANGS, self._gangs) if is_gang else 1
+            while found > 1 and not _can_share(base, default_shape(asked, base), found):
+                found //= 2
+            session.gangs[number] = found
+        return found
 
     def _base(self, number: int) -> ModelSpec:
         while number >= len(self._bases):
@@ -226,3 +264,11 @@ class Generator:
             run = Run(model=base, shape=default_shape(asked, base), gpu=self._reference, precision=base.precision)
             found = self._execution_us[key] = predict_us(FITTED, run)
         return _DEADLINE_FACTOR * found // 1_000 + _DEADLINE_MS
+
+
+def _can_share(model: ModelSpec, shape: Shape, gang_size: int) -> bool:
+    try:
+        check_gang(model, shape, gang_size)
+    except FieldError:
+        return False
+    return True

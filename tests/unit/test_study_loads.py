@@ -38,15 +38,15 @@ def _reckoner(world: HiddenWorld | None = None) -> Reckoner:
 @pytest.mark.parametrize("gang_size", [1, 4])
 def test_each_job_counts_at_its_fastest_and_once_for_each_of_its_gpus(gang_size: int) -> None:
     assert FLEET is not None
-    model = MODELS[ModelId("sdxl-base-1.0")]
+    model = MODELS[ModelId("flux.1-dev")]
     able = {
         pool.gpu_type
         for site in FLEET.sites
         for pool in site.pools
-        if pool.gpus_per_node >= gang_size and (pool.gpu_memory_bytes or PACKAGED.gpus[pool.gpu_type].memory_bytes) > 20 * 10**9
+        if pool.gpus_per_node >= gang_size and (pool.gpu_memory_bytes or PACKAGED.gpus[pool.gpu_type].memory_bytes) > 50 * 10**9
     }
     fastest_us = min(execution_us(model, model.default_shape, PACKAGED.gpus[name], model.precision, gang_size=gang_size) for name in able)
-    found = measured(_jobs(11, gang_size=gang_size), _reckoner())
+    found = measured(_jobs(11, "flux.1-dev", gang_size), _reckoner())
     slots = sum(pool.slots for site in FLEET.sites for pool in site.pools)
     assert found == Measured(jobs=11, last_us=10 * SECOND, work_us=11 * fastest_us * gang_size, due_us=found.due_us, slots=slots)
     reference_us = execution_us(model, model.default_shape, PACKAGED.gpus[GpuTypeId(REFERENCE_GPU)], model.precision, gang_size=gang_size)

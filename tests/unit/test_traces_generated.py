@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import pytest
@@ -13,7 +13,9 @@ from atoll.catalog.gpus import parse_gpus
 from atoll.catalog.models import parse_models_csv
 from atoll.model.errors import FieldError
 from atoll.model.ids import GpuTypeId, ModelId
+from atoll.model.job import Priority
 from atoll.model.modelspec import Modality
+from atoll.model.splits import check_gang
 from atoll.physics.estimate import predict_us
 from atoll.physics.fitted import FITTED
 from atoll.physics.terms import Run
@@ -151,3 +153,23 @@ def test_gaps_vary_as_much_as_asked_for() -> None:
         gaps = [later.arrival_us - job.arrival_us for job, later in itertools.pairwise(jobs)]
         mean = sum(gaps) / len(gaps)
         assert (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5 / mean == pytest.approx(cv, rel=0.1, abs=0.001)
+
+
+def test_sessions_have_priorities_and_films_are_made_on_several_gpus() -> None:
+    settings = Settings(jobs_per_hour=3_000, hours=2, urgent_share=0.1, batch_share=0.3, gang_share=0.5, video_share=0.5)
+    jobs = made(settings)
+    of_sessions = {job.session: job.priority for job in jobs}
+    assert all(job.priority is of_sessions[job.session] for job in jobs)
+    counts = Counter(of_sessions.values())
+    assert counts[Priority.URGENT] / len(of_sessions) == pytest.approx(0.1, abs=0.03)
+    assert counts[Priority.BATCH] / len(of_sessions) == pytest.approx(0.3, abs=0.04)
+    gangs = [job for job in jobs if job.gang_size > 1]
+    films = [job for job in jobs if spec_of(job.model_id, CATALOGUE).modality is Modality.VIDEO]
+    assert {job.gang_size for job in gangs} >= {2, 4} and {job.gang_size for job in gangs} <= {2, 4, 8}
+    assert len(gangs) / len(films) == pytest.approx(0.5, abs=0.15)
+    for job in gangs:
+        model = spec_of(job.model_id, CATALOGUE)
+        check_gang(model, job.shape_with(model.default_shape), job.gang_size)
+    # Everything else is as it is without them.
+    plain = made(replace(settings, urgent_share=0, batch_share=0, gang_share=0))
+    assert [replace(job, priority=Priority.NORMAL, gang_size=1) for job in jobs] == plain

@@ -68,6 +68,7 @@ def run(
         trace=trace, fleet=fleet, scale=scale, sigma=sigma, warm_up=warm_up, weather=weather, sample=sample, copies=copies,
         skip_bad=skip_bad, rows_max=rows_max, dense=dense,
     ).study()  # fmt: skip
+    world.note_if_short(study, (one.load_milli, 1_000 if ideal else 0))
     with _folder(out) as folder:
         with told("played", study.trace.jobs) as heard:
             carry_out(study, one, folder, heard)

@@ -20,6 +20,7 @@ from atoll.cli.exits import CliError, Exit
 from atoll.cli.figures import count
 from atoll.cli.output import Form, note, say, show_plain
 from atoll.cli.session import session
+from atoll.cli.sim import world
 from atoll.cli.sim.report import plain
 from atoll.model.errors import FieldError
 
@@ -55,6 +56,7 @@ def conduct(study: Study, plan: Plan, out: Path | None, workers: str | None, ray
         raise CliError("--workers is given with --ray: expected one of them", code=Exit.USAGE)
     hands = arguments.whole("--workers", workers, 1, WORKERS_MAX, cores())
 
+    world.note_if_short(study, (*plan.loads_milli, 1_000 if plan.ideal else 0))
     with _folder(out) as folder:
 
         def work(tasks: Sequence[Task]) -> None:

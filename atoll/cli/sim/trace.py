@@ -128,6 +128,16 @@ def _generate(
     share_4k: Annotated[
         str | None, typer.Option("--4k-share", metavar="SHARE", show_default=False, help="4K, of all pictures. (default 0.02)")
     ] = None,
+    gang_share: Annotated[
+        str | None,
+        typer.Option("--gang-share", metavar="SHARE", show_default=False, help="Films on 2, 4 or 8 GPUs, of all films. (default 0)"),
+    ] = None,
+    urgent_share: Annotated[
+        str | None, typer.Option("--urgent-share", metavar="SHARE", show_default=False, help="Sessions in a hurry. (default 0)")
+    ] = None,
+    batch_share: Annotated[
+        str | None, typer.Option("--batch-share", metavar="SHARE", show_default=False, help="Sessions that have time. (default 0)")
+    ] = None,
     gap_cv: Annotated[
         str | None,
         typer.Option("--gap-cv", metavar="CV", show_default=False, help="Variation of gaps: 1 is Poisson, more are bursts. (default 12)"),
@@ -161,6 +171,9 @@ def _generate(
         launches=not no_launches,
         diurnal=not flat,
         deadlines=deadlines,
+        gang_share=_figure("--gang-share", gang_share, 0, 1, base.gang_share),
+        urgent_share=_figure("--urgent-share", urgent_share, 0, 1, base.urgent_share),
+        batch_share=_figure("--batch-share", batch_share, 0, 1, base.batch_share),
     )
     reference = next(gpu for name, gpu in parse_gpus(data.gpus_csv(), "gpus.csv").items() if name == REFERENCE_GPU)
     jobs = Generator(settings, packaged_models(), reference).jobs()

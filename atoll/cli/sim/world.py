@@ -6,6 +6,7 @@ Decides how these are written; what comes of them is `sims.study`'s matter, whic
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from atoll.cli import arguments
+from atoll.cli.figures import duration
 from atoll.cli.fleetfile import read_fleet
+from atoll.cli.output import note
 from atoll.cli.sim.trace import packaged_models, rules_of, say_skipped
 from atoll.model.errors import FieldError
 
@@ -159,6 +162,20 @@ def listed(option: str, text: str, most: int) -> list[str]:
     if not all(parts) or len(parts) > most:
         raise FieldError(option, text, f"1 to {most} values with commas between them")
     return parts
+
+
+def note_if_short(study: Study, loads_milli: Iterable[int]) -> None:
+    """A word where the trace ends before a load can show: the figures are true, but of a beginning."""
+    from sims.study.loads import AS_TRACED
+
+    highest_milli = max(loads_milli)
+    copies = study.trace.copies_for(highest_milli) if highest_milli != AS_TRACED else 1
+    if copies > 1:
+        span, due = duration(study.trace.span_us(highest_milli)), duration(study.trace.due_us)
+        note(
+            f"at load {highest_milli / 1_000:g} this trace lasts {span}, and jobs in time take up to {due}: no queue has the time to grow; "
+            f"--copies {copies * study.source.copies} makes it long enough"
+        )
 
 
 def _weather(name: str) -> Weather:
