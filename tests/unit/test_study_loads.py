@@ -48,7 +48,9 @@ def test_each_job_counts_at_its_fastest_and_once_for_each_of_its_gpus(gang_size:
     fastest_us = min(execution_us(model, model.default_shape, PACKAGED.gpus[name], model.precision, gang_size=gang_size) for name in able)
     found = measured(_jobs(11, "flux.1-dev", gang_size), _reckoner())
     slots = sum(pool.slots for site in FLEET.sites for pool in site.pools)
-    assert found == Measured(jobs=11, last_us=10 * SECOND, work_us=11 * fastest_us * gang_size, due_us=found.due_us, slots=slots)
+    assert found == Measured(
+        jobs=11, last_us=10 * SECOND, work_us=11 * fastest_us * gang_size, due_us=found.due_us, most_due_us=found.due_us, slots=slots
+    )
     reference_us = execution_us(model, model.default_shape, PACKAGED.gpus[GpuTypeId(REFERENCE_GPU)], model.precision, gang_size=gang_size)
     assert found.due_us == due_us(reference_us)
 
@@ -85,6 +87,16 @@ def test_jobs_at_a_load_keep_their_order_and_all_they_ask_for() -> None:
     assert [replace(job, arrival_us=0) for job in found] == [replace(job, arrival_us=0) for job in jobs]
     assert [job.arrival_us for job in found] == sorted(job.arrival_us for job in found)
     assert list(at_load(jobs, trace, AS_TRACED)) == jobs
+
+
+def test_a_trace_must_last_longer_than_its_jobs_may() -> None:
+    """Of 100 jobs the 96th is the one that counts: one film of an hour does not make a trace of pictures too short."""
+    jobs = [*_jobs(100), replace(_jobs(1, "wan2.1-t2v-14b-480p")[0], arrival_us=100 * SECOND)]
+    trace = measured(jobs, _reckoner())
+    assert trace.due_us > 10 * trace.most_due_us
+    copies = trace.copies_for(500)
+    assert copies * trace.span_us(500) >= 4 * trace.most_due_us > (copies - 1) * trace.span_us(500)
+    assert replace(trace, work_us=trace.work_us * copies).copies_for(500) == 1
 
 
 def test_no_load_is_made_of_nothing() -> None:

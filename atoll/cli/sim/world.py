@@ -171,7 +171,7 @@ def note_if_short(study: Study, loads_milli: Iterable[int]) -> None:
     highest_milli = max(loads_milli)
     copies = study.trace.copies_for(highest_milli) if highest_milli != AS_TRACED else 1
     if copies > 1:
-        span, due = duration(study.trace.span_us(highest_milli)), duration(study.trace.due_us)
+        span, due = duration(study.trace.span_us(highest_milli)), duration(study.trace.most_due_us)
         note(
             f"at load {highest_milli / 1_000:g} this trace lasts {span}, and jobs in time take up to {due}: no queue has the time to grow; "
             f"--copies {copies * study.source.copies} makes it long enough"
