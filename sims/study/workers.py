@@ -113,26 +113,26 @@ class _Worker:
 
     def _lost(self) -> TaskFailedError:
         self._process.join(_GRACE_S)
-        return TaskFailedError(
-            self.task, f"its process ended with {self._process.exitcode}; was there too little memory? fewer workers need less"
-        )
+        code = self._process.exitcode or 0
+        why = f"was killed by signal {-code}; is there too little memory? Fewer workers need less" if code < 0 else f"ended with {code}"
+        return TaskFailedError(self.task, f"its process {why}")
 
 
 def _work(study: Study, out: Path, pipe: Connection) -> None:
     # Ctrl-C reaches all processes of a terminal; the one that leads decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
-    while True:
-        try:
+    try:
+        while True:
             task: Task = pipe.recv()
-        except EOFError:
-            return
-        try:
-            perform(study, task, out, pipe.send)
-        except (AtollError, OSError) as error:
-            pipe.send(str(error))
-            return
-        pipe.send(None)
+            try:
+                perform(study, task, out, pipe.send)
+            except (AtollError, OSError) as error:
+                pipe.send(str(error))
+                return
+            pipe.send(None)
+    except (EOFError, BrokenPipeError):  # who leads is gone
+        return
 
 
 def _end(*_: object) -> NoReturn:

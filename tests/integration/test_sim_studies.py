@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,39 @@ def test_pooling_efficiency_of_every_policy_and_a_search_that_goes_on(capsys: Sh
     assert all((again := read_found(path)) is not None and again.tried[3] == 0.123 for path in Path("kept/highest-loads").iterdir())
 
 
-def test_on_a_ray_cluster_it_is_the_same_study(capsys: Shown, tmp_path_factory: pytest.TempPathFactory) -> None:
+CLUSTER = """
+import sys, ray
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[1])
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 32}
+
+
+@pytest.fixture
+def cluster(short_path: Path) -> Iterator[str]:
+    """The address of a Ray cluster of two cores, which ends when nobody speaks to its head any more."""
+    command = [sys.executable, "-c", CLUSTER, str(short_path / "ray")]
+    environment = {**os.environ, **TOKEN, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as head:
+        assert head.stdin is not None and head.stdout is not None
+        yield head.stdout.readline().strip()
+        head.stdin.close()
+        head.wait(PATIENCE_S)
+
+
+def test_on_a_ray_cluster_it_is_the_same_study(capsys: Shown, cluster: str) -> None:
     here = answer(capsys, "sweep", "study.yaml", "--workers", "1", "--out", "here")
-    there = answer(capsys, "sweep", "study.yaml", "--ray", "local", "--out", "there")
-    assert here["digest"] == there["digest"]
+    # A process of its own: Ray reads its environment once.
+    command = [sys.executable, "-m", "atoll.cli", "sim", "sweep", "study.yaml", "--ray", cluster, "--out", "there", "-o", "json"]
+    environment = {**os.environ, **TOKEN, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["digest"] == here["digest"]
     assert sorted(path.name for path in Path("here/runs").iterdir()) == sorted(path.name for path in Path("there/runs").iterdir())
 
 

@@ -51,7 +51,7 @@ def test_a_worker_that_is_killed_ends_the_study_with_a_word(study: Study, tmp_pa
             for worker in _workers():
                 os.kill(worker.pid, signal.SIGKILL)
 
-    with pytest.raises(TaskFailedError, match=r"its process ended with -9; was there too little memory\? fewer workers need less"):
+    with pytest.raises(TaskFailedError, match=r"its process was killed by signal 9; is there too little memory\?"):
         do_here(study, _tasks(study, 60), tmp_path / "out", 2, kill)
 
 
