@@ -7,13 +7,16 @@ from __future__ import annotations
 
 # A value is quoted in an error so that a person recognises it; more than this many characters only hide the message.
 _QUOTED_CHARS = 80
+# Of a longer one so much of its end is kept: what tells one long path from another is the name in it.
+_QUOTED_END_CHARS = 30
 
 
 def quoted(value: object) -> str:
     """`value` as one short printable line, whatever it holds (newlines, NUL, a megabyte of text)."""
     text = repr(value)
     if len(text) > _QUOTED_CHARS:
-        text = f"{text[:_QUOTED_CHARS]}... ({len(text)} characters)"
+        start, end = text[: _QUOTED_CHARS - _QUOTED_END_CHARS], text[-_QUOTED_END_CHARS:]
+        text = f"{start}...{end} ({len(text)} characters)"
     return text
 
 

@@ -267,7 +267,7 @@ async def test_the_fleet_and_a_backup(tmp_path: Path, atoll: Callable[[Running],
         assert (await answer(run, "store", "backup", str(copy)))["bytes"] == copy.stat().st_size
         code, _, err = await run("store", "backup", str(copy))
         assert code == Exit.USAGE
-        assert str(copy) in err
+        assert copy.name in err  # an error quotes a long path only in part
 
 
 async def test_a_credential_is_asked_for_and_a_join_token_shown_once(tmp_path: Path, atoll: Callable[[Running], Atoll]) -> None:
