@@ -40,6 +40,9 @@ _FLEET = Path(__file__).parents[2] / "clusters.yaml"
 _MODEL_BYTES_MAX = 60 * 10**9
 _GB = 10**9
 _ON_EVERY_DISK = 60
+_SIZES = 100
+_ALMOST_FULL = 990_000  # of the million that the queue holds: what arrives while it is measured must find room
+_TENANTS = 4  # one alone may fill half of the queue
 
 
 class Rounds:
@@ -173,14 +176,15 @@ def models_of(count: int) -> tuple[ModelSpec, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What is measured: copies of the reference fleet, models, whether decisions are explained, impossible jobs that wait meanwhile,
-    jobs of one tenant, each of another size, that wait for one small site, and which part of the jobs are gangs. `noisy`: every report
-    moves the rate of a site's link."""
+    """What is measured: copies of the reference fleet, models, whether decisions are explained, jobs in a hundred sizes that wait
+    meanwhile (impossible ones, and such as one small site could run, was it free), jobs of one tenant, each of another size, that wait
+    for that site, and which part of the jobs are gangs. `noisy`: every report moves the rate of a site's link."""
 
     copies: int = 1
     models: int = 600
     explained: bool = True
     queued: int = 0
+    waiting: int = 0
     kinds: int = 0
     noisy: bool = False
     gang_every: int = 0
@@ -212,11 +216,25 @@ def prepare(case: Case) -> Load:
     noise = random.Random(3) if case.noisy else None
     load = Load(fleet=fleet, models=models, gap_us=2_000, gang_every=case.gang_every, reports=load_reports, noise=noise)
     load.run(0, case.warm_up, random.Random(1))
-    # Of no place: real results of a model that has no weights, in a hundred shapes.
-    _queue(fleet, [spec("m0", shape=Shape(width=512 + 8 * (number % 100), height=512, steps=20)) for number in range(case.queued)])
-    if case.kinds:
-        _queue(fleet, _kinds(fleet, case.kinds))
+    # Of no place: real results of a model that has no weights.
+    _queue(fleet, [spec("m0", shape=_one_of(_SIZES, number), tenant=_one_of_crowd(number)) for number in range(case.queued)])
+    if case.waiting or case.kinds:
+        only = _smallest(fleet)
+        some = [
+            spec("m0", simulated=True, constraints=only, shape=_one_of(_SIZES, number), tenant=_one_of_crowd(number))
+            for number in range(case.waiting)
+        ]
+        _queue(fleet, some)
+        _queue(
+            fleet,
+            [
+                spec("m0", simulated=True, constraints=only, shape=_one_of(case.kinds, number), tenant=TenantId("crowd"))
+                for number in range(case.kinds)
+            ],
+        )
         load.run(case.warm_up, case.jobs, random.Random(2))
+    waiting = len(fleet.machine.context.queue)
+    assert waiting > (case.queued + case.waiting + case.kinds) * 0.95, f"{waiting:,} wait"
     return load
 
 
@@ -229,17 +247,24 @@ def _queue(fleet: Fleet, specs: list[JobSpec]) -> None:
         fleet.machine.handle(events.JobsSubmitted(request=RequestRef(1), submissions=jobs), fleet.now_us)
 
 
-def _kinds(fleet: Fleet, count: int) -> list[JobSpec]:
-    """For the smallest site that can run them: it has work for longer than the measurement takes."""
+def _smallest(fleet: Fleet) -> Constraints:
+    """The smallest site that can run such jobs: it has work for longer than the measurement takes."""
 
     def may_run(only: Constraints) -> bool:
         quote = fleet.machine.quote_job(spec("m0", simulated=True, constraints=only), fleet.now_us)
         return isinstance(quote, Quote) and quote.verdict is not Verdict.IMPOSSIBLE
 
     by_size = sorted(fleet.agents.values(), key=lambda agent: sum(pool.slots for pool in agent.site.pools))
-    only = next(filter(may_run, (Constraints(sites=(agent.site.site_id,)) for agent in by_size)))
-    shapes = (Shape(width=64 + 8 * (number % 200), height=64 + 8 * (number // 200 % 200), steps=20) for number in range(count))
-    return [spec("m0", simulated=True, constraints=only, shape=shape, tenant=TenantId("crowd")) for shape in shapes]
+    return next(filter(may_run, (Constraints(sites=(agent.site.site_id,)) for agent in by_size)))
+
+
+def _one_of(sizes: int, number: int) -> Shape:
+    number %= sizes
+    return Shape(width=64 + 8 * (number % 200), height=64 + 8 * (number // 200 % 200), steps=20)
+
+
+def _one_of_crowd(number: int) -> TenantId:
+    return TenantId(f"crowd{number % _TENANTS}")
 
 
 def measure(case: Case) -> tuple[float, float]:
@@ -251,6 +276,7 @@ def measure(case: Case) -> tuple[float, float]:
     gpus = sum(pool.slots for agent in load.fleet.agents.values() for pool in agent.site.pools)
     decisions = load.placed + rounds.waits
     queued = f", {case.queued:,} impossible ones queued" if case.queued else ""
+    queued += f", {case.waiting:,} waiting for one site" if case.waiting else ""
     queued += f", {case.kinds:,} of as many kinds waiting for one site" if case.kinds else ""
     queued += ", rates that move" if case.noisy else ""
     queued += f", one of {case.gang_every} a gang of two" if case.gang_every else ""
@@ -269,7 +295,8 @@ CASES: Final = {
     "36-sites": Case(),
     "not-explained": Case(explained=False),
     "10000-models": Case(models=10_000),
-    "million-queued": Case(queued=1_000_000),
+    "million-queued": Case(queued=_ALMOST_FULL),
+    "million-waiting": Case(waiting=_ALMOST_FULL),
     "20000-kinds": Case(kinds=20_000),
     "moving-rates": Case(noisy=True),
     "gangs": Case(gang_every=33),
