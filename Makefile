@@ -27,12 +27,12 @@ check: setup  ## ruff, mypy --strict and the import contracts
 	@echo "check: import contracts"
 	@$(BIN)/lint-imports --verbose >.venv/import-contracts.log 2>&1 || { cat .venv/import-contracts.log; exit 1; }
 
-# What only computes runs on all cores; what starts servers, Ray and agents mostly waits for them, two modules at once. 5: no test was asked for.
+# What only computes runs on several cores at once; what starts servers, Ray and agents one after the other. 5: no test was asked for.
 test: check  ## check, then the whole test suite
 	@echo "test: pytest, what computes"
 	@$(BIN)/python -m pytest -n logical --maxprocesses=4 $(PYTEST_ARGS) $(COMPUTING) || test $$? -eq 5
 	@echo "test: pytest, what serves"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) tests/integration || test $$? -eq 5
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/integration || test $$? -eq 5
 
 format: setup  ## rewrite the sources in the project's layout
 	@$(BIN)/ruff format --quiet .
