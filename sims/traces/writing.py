@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,7 @@ def _sink(part: Path, name: str, meta: TraceMeta) -> Sink:
     return (_CsvSink if ".csv" in name else _JsonSink)(text, raw, meta)
 
 
-class _TextSink:
+class _TextSink(ABC):
     """Text, packed or not; closing it closes the file beneath a packed one too."""
 
     def __init__(self, text: io.TextIOWrapper, raw: IO[bytes], meta: TraceMeta) -> None:
@@ -93,8 +94,13 @@ class _TextSink:
 
     abandon = close
 
+    @abstractmethod
+    def add(self, job: TraceJob) -> None:
+        """One more job."""
+
+    @abstractmethod
     def _begin(self, meta: TraceMeta) -> None:
-        raise NotImplementedError
+        """What stands before the first job."""
 
 
 class _CsvSink(_TextSink):

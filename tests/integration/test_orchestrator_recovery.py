@@ -145,14 +145,20 @@ async def test_running_work_goes_on_over_a_restart(tmp_path: Path) -> None:
         assert (await running.get(job_id)).state == types_pb2.JOB_STATE_SUCCEEDED
 
 
+async def _two_held(running: Running) -> tuple[ScriptedAgent, str, str]:
+    """An agent that holds two jobs."""
+    await running.add_models(model("m"))
+    await running.apply(site("a"))
+    agent = ScriptedAgent(running, "a", hold=True)
+    await agent.connect()
+    told, silent = [(await running.jobs.Submit(job(key))).job_id for key in ("told", "silent")]
+    await until(lambda: len(agent.attempts) == 2)
+    return agent, told, silent
+
+
 async def test_the_attempt_of_a_cancelled_job_ends_when_its_site_says_so_be_it_after_a_restart(tmp_path: Path) -> None:
     async with orchestrator(tmp_path) as running:
-        await running.add_models(model("m"))
-        await running.apply(site("a"))
-        agent = ScriptedAgent(running, "a", hold=True)
-        await agent.connect()
-        told, silent = [(await running.jobs.Submit(job(key))).job_id for key in ("told", "silent")]
-        await until(lambda: len(agent.attempts) == 2)
+        agent, told, silent = await _two_held(running)
         (late,) = [key for key in agent.attempts if key.job_id == silent]
         await running.jobs.Cancel(jobs_pb.CancelJobRequest(job_id=told))
         stopped = await _stopped(running, told)
@@ -180,12 +186,7 @@ async def _heard(watching: Any, state: int) -> types_pb2.Job:
 async def test_watchers_hear_how_an_attempt_ended_after_its_job(tmp_path: Path) -> None:
     """Of one whose site says so, and of one that is lost with its site, which is removed only after a restart."""
     async with orchestrator(tmp_path) as running:
-        await running.add_models(model("m"))
-        await running.apply(site("a"))
-        agent = ScriptedAgent(running, "a", hold=True)
-        await agent.connect()
-        told, silent = [(await running.jobs.Submit(job(key))).job_id for key in ("told", "silent")]
-        await until(lambda: len(agent.attempts) == 2)
+        agent, told, silent = await _two_held(running)
         watching = running.jobs.Watch(jobs_pb.WatchJobsRequest(job_ids=[told]), timeout=PATIENCE_S)
         await _heard(watching, types_pb2.ATTEMPT_STATE_LEASED)
         await running.jobs.Cancel(jobs_pb.CancelJobRequest(job_id=told))
