@@ -30,7 +30,7 @@ check: setup  ## ruff, mypy --strict and the import contracts
 # What only computes runs on several cores at once; what starts servers, Ray and agents one after the other. 5: no test was asked for.
 test: check  ## check, then the whole test suite
 	@echo "test: pytest, what computes"
-	@$(BIN)/python -m pytest -n logical --maxprocesses=4 $(PYTEST_ARGS) $(COMPUTING) || test $$? -eq 5
+	@$(BIN)/python -m pytest -n logical --maxprocesses=4 --dist worksteal $(PYTEST_ARGS) $(COMPUTING) || test $$? -eq 5
 	@echo "test: pytest, what serves"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/integration || test $$? -eq 5
 

@@ -11,7 +11,7 @@ from orchestrator.core.placement.policies import POLICIES
 from sims.run import Options, Outcome, run_seed
 
 SEEDS = range(50)
-CHUNK = 10
+CHUNK = 5
 _OF_BASELINES = 100
 REGRESSIONS = Path(sims.__file__).parent / "regressions.txt"
 
