@@ -15,7 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from multiprocessing.sharedctypes import RawArray, RawValue
 from typing import Any, Final
 
 from atoll.model.errors import AtollError
@@ -100,7 +101,8 @@ def _alone(experiment: Experiment, tasks: list[tuple[Variant, int]], told: Calla
 
 # --- several at once --------------------------------------------------------------------------------------------------------------
 
-# What a worker was begun with: the experiment, how many jobs have arrived in all workers, and whether they are to end.
+# What a worker was begun with: the experiment, how many jobs have arrived by task, and whether it is to end. Numbers without a lock: a
+# worker that is killed while it holds one would hold everybody for ever, and each has one writer.
 _begun: tuple[Experiment, Any, Any] | None = None
 
 
@@ -108,21 +110,24 @@ def _side_by_side(
     experiment: Experiment, tasks: list[tuple[Variant, int]], processes: int, told: Callable[[int, int], None]
 ) -> Iterator[Measured]:
     context = get_context("spawn")  # threads of the caller's, gRPC's among them, may hold any lock
-    played, stop = context.Value("q", 0), context.Event()
-    over = 0
+    played, stop = RawArray("q", len(tasks)), RawValue("b", 0)
+    over, others = 0, set(active_children())
     with ProcessPoolExecutor(min(processes, len(tasks)), context, _begin, (experiment, played, stop)) as pool:
         try:
             with _deaf():
-                running: set[Future[Measured]] = {pool.submit(_task, variant, seed) for variant, seed in tasks}
+                running: set[Future[Measured]] = {pool.submit(_task, number, *task) for number, task in enumerate(tasks)}
             while running:
                 ended, running = wait(running, _LOOK_S, FIRST_COMPLETED)
                 over += len(ended)
-                told(played.value, over)
+                told(sum(played), over)
                 yield from (future.result() for future in ended)
         except BrokenProcessPool:
+            # The pool ends those it knew when it broke; one that it was just starting would be waited for without end.
+            for process in set(active_children()) - others:
+                process.kill()
             raise AtollError("a process that played was killed, for want of memory perhaps: fewer at once need less") from None
         finally:
-            stop.set()
+            stop.value = 1
             pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -142,17 +147,16 @@ def _begin(experiment: Experiment, played: Any, stop: Any) -> None:
     _begun = (experiment, played, stop)
 
 
-def _task(variant: Variant, seed: int) -> Measured:
+def _task(number: int, variant: Variant, seed: int) -> Measured:
     assert _begun is not None, "a worker begins with its experiment"
     experiment, played, stop = _begun
     parent = os.getppid()
 
     def counted() -> Iterator[TraceJob]:
         for job in experiment.jobs:
-            if stop.is_set() or os.getppid() != parent:
+            if stop.value or os.getppid() != parent:
                 raise StoppedError
-            with played.get_lock():
-                played.value += 1
+            played[number] += 1
             yield job
 
     return play(experiment, variant, seed, counted())

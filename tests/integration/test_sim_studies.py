@@ -59,7 +59,7 @@ def answer(shown: Shown, *arguments: object) -> dict[str, Any]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("clusters.yaml").write_text(FLEET)
-    rows = "".join(f"{number * 4_000_000},sdxl-base-1.0--m{number % 3},t,Here\n" for number in range(20))
+    rows = "".join(f"{number * 4_000_000},sdxl-base-1.0--m{number % 3},t,Here\n" for number in range(30))
     Path("trace.csv").write_text("arrival_us,model_id,tenant,origin\n" + rows)
     Path("study.yaml").write_text(STUDY)
     return tmp_path
@@ -69,7 +69,7 @@ def test_policies_are_compared_seed_by_seed_on_any_number_of_processes(capsys: S
     asked = ("compare", "trace.csv", "--policies", "default,random", "--loads", "0.5", "--seeds", "3", "--warm-up", "10%")
     alone = answer(capsys, *asked, "--workers", "1")
     together = answer(capsys, *asked, "--workers", "3", "--out", "kept")
-    assert alone["digest"] == together["digest"] and alone["jobs"] == 6 * 18
+    assert alone["digest"] == together["digest"] and alone["jobs"] == 6 * 27
     assert [(run["policy"], run["seed"], run["load_milli"]) for run in together["runs"]] == [
         (policy, seed, 500) for policy in ("default", "random") for seed in range(3)
     ]
@@ -99,7 +99,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(capsys: Shown) -> None:
     Path("study.yaml").write_text(STUDY.replace("seeds: 2", "seeds: 3"))
     assert len(answer(capsys, "sweep", "study.yaml", "--workers", "2", "--out", "whole")["runs"]) == 12
     assert [name for name in kept if (Path("whole/runs") / name / JOBS_FILE).stat().st_mtime_ns != written[name]] == []
-    Path("trace.csv").write_text(Path("trace.csv").read_text() + "80000000,sd-1.5,t,Here\n")
+    Path("trace.csv").write_text(Path("trace.csv").read_text() + "120000000,sd-1.5,t,Here\n")
     answer(capsys, "sweep", "study.yaml", "--workers", "2", "--out", "whole")
     assert len(list(Path("whole/runs").iterdir())) == 24
 
