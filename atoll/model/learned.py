@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from atoll.model.ids import ModelId, SiteId
+from atoll.model.ids import ModelId, PoolId, SiteId
+from atoll.model.modelspec import Modality
 
 # Attempts that a gate needs. With fewer a coverage of 90 % is within its gate by chance only: sqrt(0.09 / 200) is two points.
 GATE_ATTEMPTS: Final = 200
@@ -42,6 +43,17 @@ class QuotePart(StrEnum):
     BEFORE = "before"  # execution: waiting, fetching, loading
     EXECUTION = "execution"  # with its result
     WHOLE = "whole"  # in margins: how far P90 of the parts lies above their P50
+
+
+class Start(StrEnum):
+    """How an attempt begins: on a warm replica, or with a load from where the weights are. What is copied from another node of the site
+    comes from a peer."""
+
+    WARM = "warm"
+    HOST = "host"
+    DISK = "disk"
+    PEER = "peer"
+    ORIGIN = "origin"
 
 
 class Level(StrEnum):
@@ -145,6 +157,32 @@ class LearnedQuote:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedStart:
+    """How one part of decisions that began so came out against its prediction. Logs of the quantiles in force, in 2^-16 octaves."""
+
+    start: Start
+    modality: Modality
+    part: QuotePart
+    spread: LearnedSpread
+    p50_log: int
+    p95_log: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedPool:
+    """How wide the errors of one part are at one pool: observations times 2^10, their sum of squares in widths (2^-26), and the scale in
+    force."""
+
+    site_id: SiteId
+    pool_id: PoolId
+    part: QuotePart
+    weight: int
+    square_sum: int
+    scale_milli: int
+    moved: bool = False  # evidence came since `scale_milli` was compared with it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedCrowd:
     """How many jobs of a model were decided in one window of time: they share their error."""
 
@@ -161,6 +199,8 @@ class Estimates:
     quotes: tuple[LearnedQuote, ...] = ()
     gate: LearnedSpread | None = None  # of quoted totals
     crowds: tuple[LearnedCrowd, ...] = ()  # not in checkpoints: what is forgotten weighs as if it had come alone
+    starts: tuple[LearnedStart, ...] = ()
+    pools: tuple[LearnedPool, ...] = ()
     quotes_us: int = 0
     refreshed_us: int = 0
     saved_us: int = 0

@@ -26,7 +26,6 @@ from orchestrator.core.state import ReplicaKey, Slot
 LENT_TABLE: Final = -1
 # Blocks of waiting gangs whose idle slots a class is scored against in one look.
 _LENDERS_MAX: Final = 2
-_WHOLE_MILLI: Final = 1_000
 
 
 def lenders(ctx: Context, key: ClassKey, board: Board, otherwise: int | None) -> list[Kept]:
@@ -62,7 +61,9 @@ def takes(ctx: Context, key: ClassKey, board: Board, row: int, lender: Kept, col
     spares = all(victim.model_id != lender.key.model_id for slot in slots_of(board, row) for victim in victims_in(board, row, slot))
     held = ctx.state.claims[lender]
     there = members(ctx, held.block)
-    return spares and there is not None and (_passes(ctx, key, lender.key) or _is_over_in_time(ctx, held, there, board.delay_us(row)))
+    if not spares or there is None:
+        return False
+    return _passes(ctx, key, lender.key) or _is_over_in_time(ctx, held, there, supposing.latest_us(ctx.scorer, key, board, row))
 
 
 def _passes(ctx: Context, key: ClassKey, lender: ClassKey) -> bool:
@@ -71,11 +72,11 @@ def _passes(ctx: Context, key: ClassKey, lender: ClassKey) -> bool:
     return key.rank < lender.rank and known is not None and not ctx.queue.is_aged(known)
 
 
-def _is_over_in_time(ctx: Context, held: Claimed, there: tuple[Column, list[Slot]], delay_us: int) -> bool:
+def _is_over_in_time(ctx: Context, held: Claimed, there: tuple[Column, list[Slot]], latest_us: int) -> bool:
     """Never measured against a later beginning than the claim was made with: work that is late would else make room for more of it."""
     column, slots = there
     begins_us = min(held.block.begins_us, max(free_at_us(ctx, column, slot) for slot in slots))
-    return delay_us * ctx.policy.spread_milli < (begins_us - ctx.now_us) * _WHOLE_MILLI
+    return latest_us < begins_us - ctx.now_us
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from __future__ import annotations
 from atoll.model.attempt import AttemptState, FailureKind, PhaseTimes
 from atoll.model.audit import Severity
 from atoll.model.compiled import needed_form
-from atoll.model.learned import Component, Shift
+from atoll.model.learned import Component, Shift, Start
 from atoll.model.modelspec import Modality
+from atoll.model.placement import Candidate
 from orchestrator.core.context import Context
 from orchestrator.core.demand import PutDemand
 from orchestrator.core.etas import parts_us
@@ -19,6 +20,7 @@ from orchestrator.core.learning.corrections import Place
 from orchestrator.core.learning.observation import COMPONENTS, Cut, is_cut, observed
 from orchestrator.core.learning.quotes import Completion
 from orchestrator.core.outputs import Done, EstimateShifted, JobPlaced, PutEstimates, RefusalCode
+from orchestrator.core.placement.registry import FETCH
 from orchestrator.core.state import LiveAttempt, Pool, Site
 
 _FETCH = COMPONENTS.index(Component.FETCH)
@@ -46,6 +48,7 @@ def note_placed(ctx: Context) -> None:
         if _expects_a_mean(ctx, site, pool, live):
             # The job compiles or it does not: neither is what a mean of the two predicted, and only the first would be heard of.
             unheard.add(_COMPILE)
+        live.start = _start_of(pool, live, chosen)
         live.factors_milli = tuple(0 if index in unheard else factor for index, factor in enumerate(factors))
         ctx.book.decided(live.model_id, ctx.now_us)
 
@@ -59,6 +62,18 @@ def _expects_a_mean(ctx: Context, site: Site, pool: Pool, live: LiveAttempt) -> 
     form = needed_form(model, live.spec.shape, live.spec.gang_size, (adapter.rank for adapter in used if adapter is not None))
     held = sum(form in node.compiled for node in pool.nodes)
     return 0 < held < len(pool.nodes)
+
+
+def _start_of(pool: Pool, live: LiveAttempt, chosen: Candidate) -> Start:
+    """Where the weights are that it begins with."""
+    if not chosen.cold:
+        return Start.WARM
+    if chosen.fetch_from is not None or _is_copied(pool, live):
+        return Start.PEER
+    if chosen.terms_us[FETCH]:
+        return Start.ORIGIN
+    node = pool.nodes[pool.node_index[live.attempt.slot.node_id]]
+    return Start.HOST if live.model_id in node.host_models else Start.DISK
 
 
 def _is_copied(pool: Pool, live: LiveAttempt) -> bool:
@@ -122,6 +137,8 @@ def _completion(live: LiveAttempt, modality: Modality, times: PhaseTimes, until_
     """A decision that was carried out until an instant, in its two parts."""
     attempt = live.attempt
     before_us, execution_us = parts_us(live)
+    # After a restart from the store nobody knows how it began: cold, most came from the origin store.
+    start = live.start or (Start.ORIGIN if attempt.cold else Start.WARM)
     total_us = until_us - attempt.leased_us
     begun_us = -1
     if not at_least and times.run_us >= 0:
@@ -129,9 +146,10 @@ def _completion(live: LiveAttempt, modality: Modality, times: PhaseTimes, until_
     elif attempt.running_us:
         begun_us = attempt.running_us - attempt.leased_us
     return Completion(
-        cold=attempt.cold,
+        start=start,
         modality=modality,
         model_id=live.model_id,
+        pool=(attempt.site_id, attempt.slot.pool_id),
         decided_us=attempt.leased_us,
         before_us=before_us,
         execution_us=execution_us,

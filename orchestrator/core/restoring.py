@@ -41,13 +41,13 @@ def _empty(state: State, policy: Policy, estimates: Estimates) -> Context:
     loop = residency.Residency()
     wanted = Wishes(rate_per_hour_milli=demand.rate_per_hour_milli, busy_eighths=loop.busy_eighths, pins=state.pins, pushes=state.pushes)
     columns = Columns(policy, state.models, wanted)
-    book = restored_book(estimates, learning=policy.learning)
+    book = restored_book(estimates, learning=policy.learning, spread_milli=policy.spread_milli)
     return Context(
         state=state,
         policy=policy,
         columns=columns,
         estimator=Estimator(columns, policy, state.links, state.adapters, PoolFactors(book)),
-        scorer=Scorer(columns, policy, loop.target),
+        scorer=Scorer(columns, policy, loop.target, book),
         queue=Queue(policy.check()),
         book=book,
         demand=demand,

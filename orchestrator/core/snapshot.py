@@ -314,6 +314,7 @@ def copy_live(live: LiveAttempt) -> LiveAttempt:
         adopted=live.adopted,
         gives_way_to=live.gives_way_to,
         factors_milli=live.factors_milli,
+        start=live.start,
         phase=live.phase,
         phase_us=live.phase_us,
         on_stop=live.on_stop,

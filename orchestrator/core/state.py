@@ -31,6 +31,7 @@ from atoll.model.ids import (
     Term,
 )
 from atoll.model.job import Job, JobSpec
+from atoll.model.learned import Start
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import FetchFrom
 from atoll.model.replica import ReplicaState
@@ -209,6 +210,7 @@ class LiveAttempt:
     adopted: bool = False  # from the store: how far it is only the site's first report can say
     gives_way_to: JobId | None = None  # its slot goes to this job next: nobody else is bound there until it is empty
     factors_milli: tuple[int, ...] = ()  # what the priors of its decision were multiplied by, by `learning.observation.COMPONENTS`
+    start: Start | None = None  # how it begins; None after a restart from the store
     phase: AttemptState | None = None  # the last that a report told of, and since when it has been in it
     phase_us: int = 0
     on_stop: FailureKind | None = None

@@ -16,6 +16,8 @@ from orchestrator.core.placement.rows import (
     NO_DEADLINE,
     RATES,
     ROOM_WIDTH,
+    STARTS,
+    WIDTHS_EACH,
     Bools,
     Dyn,
     Fix,
@@ -32,7 +34,8 @@ from orchestrator.core.placement.rows import (
 _FIX_MOST = {
     Fix.SERIAL: 10**8, Fix.INPUT: 10**6, Fix.NET: 10**7, Fix.HAZARD: 10**7, Fix.FAIL_PPM: 10**5, Fix.OCCUPANCY: 10**8,
     Fix.FETCH: 2**45, Fix.RELOAD: 10**8, Fix.HOST_SAVING: 10**4, Fix.USD: 3, Fix.HASH: 2**32, Fix.COPY: 10**9, Fix.CROWD: 2**45,
-    Fix.NEAR_SAVING: 10**4, Fix.LEAVING: 10**7, Fix.PAY: 2**32,
+    Fix.NEAR_SAVING: 10**4, Fix.LEAVING: 10**7, Fix.PAY: 2**32, Fix.EXECUTION: 10**8,
+    Fix.PEERS: 2,
 }  # fmt: skip
 
 
@@ -64,7 +67,10 @@ def fleets(draw: st.DrawFn) -> Fleet:
     rates[Rate.FRAGMENT_MILLI] = rng.choice([0, 1_000])
     rates[Rate.MONEY], rates[Rate.WEIGHT_MILLI] = rng.choice([0, 60, 100_000]), rng.choice([200, 1_000, 5_000])
     rates[Rate.SLACK] = draw(st.sampled_from([NO_DEADLINE, -5, 10**6, 10**8, 10**12]))
-    rates[Rate.SPREAD_MILLI], rates[Rate.TARDY_MILLI] = 1_500, 3_000
+    widths = rng.integers(0, 3_000, (len(STARTS), WIDTHS_EACH))
+    widths = np.sort(widths, axis=0) if draw(st.booleans()) else widths  # nearer sources are surer, or anything goes
+    rates[Rate.TARDY_MILLI], rates[Rate.WIDTHS :] = 3_000, widths.ravel()
+    dyn[:, [Dyn.WIDE_BEFORE, Dyn.WIDE_EXECUTION]] = rng.integers(250, 4_000, (pools, 2))
     rates[Rate.TIE_US], rates[Rate.TIE_MILLI] = draw(st.sampled_from([0, 50_000, 10**8])), 20
     rooms, node_rooms = rng.integers(0, 60, (pools, ROOM_WIDTH)), rng.integers(0, 60, (nodes, ROOM_WIDTH))
     # What leaves costs nothing, or as much as a fetch.

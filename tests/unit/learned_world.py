@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, field
 
 from atoll.model.ids import GpuTypeId, ModelId, SiteId
-from atoll.model.learned import Component, Shift
+from atoll.model.learned import Component, Shift, Start
 from atoll.model.modelspec import Modality
 from orchestrator.core.learning.book import Book
 from orchestrator.core.learning.corrections import Place
@@ -60,7 +60,7 @@ def completion(
 ) -> Completion:
     """A decision that was carried out."""
     return Completion(
-        cold=cold,
+        start=Start.ORIGIN if cold else Start.WARM,
         modality=modality,
         model_id=ModelId(model),
         decided_us=decided_us,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from dataclasses import dataclass, replace
 
 import pytest
@@ -111,6 +112,12 @@ def _load_s(size_gb: float) -> tuple[float, float]:
     return size_gb / min(DISK, BUS), 0.2 + size_gb * 0.185
 
 
+def _lateness_s(middle: float, width: float, due: float) -> float:
+    """Expected lateness of a normal error of which 95 of 100 are below the width."""
+    normal = statistics.NormalDist(middle, width / 1.645)
+    return normal.variance * normal.pdf(due) + (middle - due) * (1 - normal.cdf(due))
+
+
 def _by_hand(example: Example) -> dict[str, float]:
     place, cold = PLACES[example.site], example.cold
     weight = DEFAULT.priority_weight_milli[example.priority] / 1_000
@@ -131,8 +138,9 @@ def _by_hand(example: Example) -> dict[str, float]:
     failed = DEFAULT.load_failure_ppm / 1e6 if cold else 0.0
     late = 0.0
     if example.due_s < math.inf:
-        in_time = delay * DEFAULT.spread_milli / 1_000 <= example.due_s
-        late = -delay if in_time else DEFAULT.tardy_milli / 1_000 * max(delay - example.due_s, 0)
+        after, beyond = place.execution_s + output, DEFAULT.spread_milli / 1_000 - 1
+        width = beyond * math.hypot(delay - after, after)
+        late = -delay if delay + width <= example.due_s else DEFAULT.tardy_milli / 1_000 * _lateness_s(delay, width, example.due_s)
     terms = {
         "queue": queue,
         "fetch": fetch,

@@ -15,11 +15,13 @@ from atoll.model.limits import MODELS_MAX
 from atoll.model.modelspec import Modality
 from orchestrator.core.learning import corrections as of_component
 from orchestrator.core.learning import quotes as of_totals
+from orchestrator.core.learning import widths as of_widths
 from orchestrator.core.learning.cells import CellKey
 from orchestrator.core.learning.corrections import Corrections, Place, Sample, factor_log_of
 from orchestrator.core.learning.logs import log_ratio, milli, times
 from orchestrator.core.learning.observation import COMPONENTS, Observation
 from orchestrator.core.learning.quotes import Completion, Quotes, Spread
+from orchestrator.core.learning.widths import Widths
 
 # News are published this often at most, of all components at once: what is published makes estimates be computed again. That is a third of
 # a millisecond for a class of jobs at 36 sites and some ten at 3,600, so a large book publishes more slowly: five seconds for each of
@@ -40,16 +42,20 @@ _KNOWN_MAX: Final = 65_536
 # needed, and in each job a tenth of a second of prompts and files. Added to what was predicted as to what it took, so that jobs of a
 # fraction of a second say little: theirs alone made SDXL on an H200 look 2.4 times as slow as it is. A correction that is right stays so.
 _BESIDE_US: Final = {Component.EXECUTION: 500_000}
+# What 95 of 100 completions take at most of what was predicted, where no policy says it.
+SPREAD_MILLI: Final = 2_000
 _NO_FACTORS: Final = (1_000,) * len(COMPONENTS)
 
 
 class Book:
     """See the module. `learning` off: everything is observed and judged, and every factor is 1."""
 
-    def __init__(self, *, learning: bool = True) -> None:
+    def __init__(self, *, learning: bool = True, spread_milli: int = SPREAD_MILLI) -> None:
         self.learning = learning
+        self._spread_milli = spread_milli
         self.components: dict[Component, Corrections] = {component: Corrections(component) for component in COMPONENTS}
-        self.quotes = Quotes()
+        self.quotes = Quotes(spread_milli)
+        self.widths = Widths(spread_milli)
         self.refreshed_us = 0
         self.saved_us = 0
         self.unsaved = False
@@ -113,6 +119,7 @@ class Book:
     def observe_total(self, seen: Completion) -> None:
         """Learn from how long a chosen decision took in all."""
         self.quotes.observe(seen)
+        self.widths.observe(seen, self.quotes.weight_of(seen.model_id, seen.decided_us))
         self.unsaved = True
 
     def refresh(self, now_us: int) -> None:
@@ -128,6 +135,8 @@ class Book:
                 self._bump_model(model_id)
         if now_us - self.quotes.refreshed_us >= of_totals.REFRESH_US:
             self.quotes.refresh(now_us)
+            if self.learning:
+                self.widths.refresh(self.quotes)
 
     @property
     def cells(self) -> int:
@@ -142,7 +151,10 @@ class Book:
             else:
                 self.components[name].forget_site(site_id)
         if component is None and site_id is None:
-            self.quotes = Quotes()
+            self.quotes = Quotes(self._spread_milli)
+            self.widths = Widths(self._spread_milli, self.widths.version + 1)
+        elif component is None and site_id is not None:
+            self.widths.forget_site(site_id)
         self._bump_all()
         self.unsaved = True
 
@@ -169,11 +181,14 @@ class Book:
     def take(self, leaves_max: int | None = None) -> Estimates:
         """As a frozen value; `leaves_max`: without the oldest cells of the lowest levels."""
         kinds, gate, crowds = self.quotes.take(crowds=leaves_max is None)
+        starts, pools = self.widths.take(leaves_max)
         return Estimates(
             components=tuple(one.take(leaves_max) for one in self.components.values()),
             quotes=kinds,
             gate=gate,
             crowds=crowds,
+            starts=starts,
+            pools=pools,
             quotes_us=self.quotes.refreshed_us,
             refreshed_us=self.refreshed_us,
             saved_us=self.saved_us,
@@ -192,14 +207,15 @@ class Book:
         return self.take(SAVED_LEAVES_MAX)
 
 
-def restored(estimates: Estimates, *, learning: bool = True) -> Book:
+def restored(estimates: Estimates, *, learning: bool = True, spread_milli: int = SPREAD_MILLI) -> Book:
     """A book that goes on where the value was taken; components that the value does not know begin anew."""
-    book = Book(learning=learning)
+    book = Book(learning=learning, spread_milli=spread_milli)
     for told in estimates.components:
         if told.component in book.components:
             book.components[told.component] = of_component.restored(told)
     gate = estimates.gate or LearnedSpread(bins=())
-    book.quotes = of_totals.restored(estimates.quotes, gate, estimates.crowds, estimates.quotes_us)
+    book.quotes = of_totals.restored(estimates.quotes, gate, estimates.crowds, estimates.quotes_us, spread_milli)
+    book.widths = of_widths.restored(estimates.starts, estimates.pools, spread_milli)
     book.refreshed_us = estimates.refreshed_us
     book.saved_us, book.unsaved = estimates.saved_us, estimates.unsaved
     return book

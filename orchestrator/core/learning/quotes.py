@@ -28,13 +28,13 @@ Must not know how a prediction was made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from typing import Final
 
-from atoll.model.ids import ModelId
-from atoll.model.learned import LearnedCrowd, LearnedQuote, LearnedSpread, QuotePart
+from atoll.model.ids import ModelId, PoolId, SiteId
+from atoll.model.learned import LearnedCrowd, LearnedQuote, LearnedSpread, QuotePart, Start
 from atoll.model.modelspec import Modality
 from orchestrator.core.learning import sketch
 from orchestrator.core.learning.cells import RESIDUAL_MAX, SHRINK
@@ -83,7 +83,7 @@ class Completion:
     `actual_before_us`: until it executed; -1: it was cut off before that, or nobody measured it.
     """
 
-    cold: bool
+    start: Start
     modality: Modality
     model_id: ModelId
     decided_us: int
@@ -92,6 +92,22 @@ class Completion:
     actual_us: int
     actual_before_us: int = -1
     at_least: bool = False
+    pool: tuple[SiteId, PoolId] | None = None
+
+    @property
+    def cold(self) -> bool:
+        """Whether it had to load."""
+        return self.start is not Start.WARM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Error:
+    """The log of what a part took over what was predicted of it, and its share of the whole prediction, by which it counts."""
+
+    part: QuotePart
+    log: int
+    share_milli: int
+    at_least: bool
 
 
 def key_of(cold: bool, modality: Modality) -> QuoteKey:
@@ -114,16 +130,17 @@ def _nearest(key: QuoteKey, part: QuotePart) -> tuple[QuoteKey, ...]:
     return tuple(other for other in _KINDS if other != key and other[of] == key[of])
 
 
-class _Part:
-    """One part of one kind: its histogram, and the quantiles in force."""
+class Part:
+    """One part of one kind: its histogram, and the quantiles in force. P95 is of decisions (`widths`), told to nobody, and not kept: it is
+    read again with the others before it is asked for."""
 
-    __slots__ = ("guess", "p50_fine", "p50_log", "p90_fine", "p90_log", "spread")
+    __slots__ = ("guess", "p50_fine", "p50_log", "p90_fine", "p90_log", "p95_log", "spread")
 
-    def __init__(self, part: QuotePart) -> None:
+    def __init__(self, part: QuotePart, late_log: int) -> None:
         self.spread = Sketch()
         guess = Sketch(_guess(part))
-        self.guess = guess.quantile(500), guess.quantile(900)
-        self.p50_log, self.p90_log = self.guess
+        self.guess = guess.quantile(500), guess.quantile(900), late_log
+        self.p50_log, self.p90_log, self.p95_log = self.guess
         self.hold()
 
     def hold(self) -> None:
@@ -132,20 +149,23 @@ class _Part:
 
     def read(self, near: Sequence[int]) -> None:
         """The quantiles of its histogram, drawn toward those of its neighbours' and of the prior."""
-        held = min(sum(near), SHRINK * UNIT)
-        p50_log, p90_log = (_drawn(sketch.quantile(near, share), guess, held) for share, guess in zip((500, 900), self.guess, strict=True))
-        self.p50_log = _drawn(self.spread.quantile(500), p50_log, self.spread.held)
-        self.p90_log = max(_drawn(self.spread.quantile(900), p90_log, self.spread.held), self.p50_log)
+        held, own = min(sum(near), SHRINK * UNIT), self.spread
+        self.p50_log, p90_log, p95_log = (
+            drawn(own.quantile(share), drawn(sketch.quantile(near, share), guess, held), own.held)
+            for share, guess in zip((500, 900, 950), self.guess, strict=True)
+        )
+        self.p90_log, self.p95_log = max(p90_log, self.p50_log), max(p95_log, self.p50_log)
         self.hold()
 
 
 class Quotes:
-    """The calibration of quoted times."""
+    """The calibration of quoted times. `spread_milli`: what 95 of 100 take at most of what was predicted, before anything was seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, spread_milli: int) -> None:
         self.gate = Sketch()
         self.refreshed_us = 0
-        self._kinds: dict[QuoteKey, dict[QuotePart, _Part]] = {key: {part: _Part(part) for part in QuotePart} for key in _KINDS}
+        late_log = log_ratio(spread_milli, 1_000)
+        self._kinds: dict[QuoteKey, dict[QuotePart, Part]] = {key: {part: Part(part, late_log) for part in QuotePart} for key in _KINDS}
         self._crowds: dict[_Crowd, int] = {}
 
     # --- what is told ----------------------------------------------------------------------------------------------------------
@@ -169,7 +189,11 @@ class Quotes:
             del self._crowds[next(iter(self._crowds))]
         self._crowds[crowd] = self._crowds.get(crowd, 0) + 1
 
-    def _weight(self, model_id: ModelId, decided_us: int) -> int:
+    def part_of(self, cold: bool, modality: Modality, part: QuotePart) -> Part:
+        """What is in force of a part of a kind."""
+        return self._kinds[(COLD if cold else WARM), modality][part]
+
+    def weight_of(self, model_id: ModelId, decided_us: int) -> int:
         """What one job of its cluster counts, in `UNIT`."""
         others = max(self._crowds.get((model_id, decided_us // CROWD_US), 1) - 1, 0)
         return UNIT * _CROWD_PARTS // (_CROWD_PARTS + others)
@@ -181,26 +205,13 @@ class Quotes:
         if not seen.at_least:
             self.gate.add(_bounded(log_ratio(max(seen.actual_us, 1), max(stated.p50_us, 1))))
             self.gate.cover(seen.actual_us <= stated.p90_us)
-        weight = self._weight(seen.model_id, seen.decided_us)
+        weight = self.weight_of(seen.model_id, seen.decided_us)
         before, execution = _stretched(seen.before_us, kind[QuotePart.BEFORE]), _stretched(seen.execution_us, kind[QuotePart.EXECUTION])
         middle_us, outer_us = _added(before, execution)
         margin_us = max(outer_us - middle_us, middle_us // _MARGIN_LEAST, 1)
         _add(kind[QuotePart.WHOLE], _bounded((seen.actual_us - middle_us) * ONE // margin_us), weight, at_least=seen.at_least)
-        self._observe_parts(kind, seen, weight)
-
-    def _observe_parts(self, kind: dict[QuotePart, _Part], seen: Completion, weight: int) -> None:
-        predicted_us = max(seen.before_us + seen.execution_us, 1)
-        waits = seen.before_us >= LEAST_US
-        begun = seen.actual_before_us >= 0
-        if waits and (begun or seen.at_least):
-            actual_us = seen.actual_before_us if begun else seen.actual_us
-            error = _bounded(log_ratio(max(actual_us, 1), seen.before_us))
-            _add(kind[QuotePart.BEFORE], error, weight * seen.before_us // predicted_us, at_least=not begun)
-        if seen.execution_us >= LEAST_US and (begun or not waits):
-            # Where no wait was predicted all of it is the execution's: messages, an agent that takes its time.
-            actual_us = seen.actual_us - seen.actual_before_us if waits else seen.actual_us
-            error = _bounded(log_ratio(max(actual_us, 1), seen.execution_us))
-            _add(kind[QuotePart.EXECUTION], error, weight * seen.execution_us // predicted_us, at_least=seen.at_least)
+        for error in errors(seen):
+            _add(kind[error.part], error.log, weight * error.share_milli // 1_000, at_least=error.at_least)
 
     def refresh(self, now_us: int) -> None:
         """Read the quantiles anew."""
@@ -228,16 +239,18 @@ class Quotes:
             LearnedQuote(start=key[0], modality=key[1], part=part.value, spread=one.spread.take(), p50_log=one.p50_log, p90_log=one.p90_log)
             for key, parts in self._kinds.items()
             for part, one in parts.items()
-            if one.spread.held or (one.p50_log, one.p90_log) != one.guess
+            if one.spread.held or (one.p50_log, one.p90_log) != one.guess[:2]
         )
         known = self._crowds.items() if crowds else ()
         together = tuple(LearnedCrowd(model_id=model_id, window=window, jobs=jobs) for (model_id, window), jobs in known)
         return kinds, self.gate.take(), together
 
 
-def restored(kinds: tuple[LearnedQuote, ...], gate: LearnedSpread | None, crowds: tuple[LearnedCrowd, ...], refreshed_us: int) -> Quotes:
+def restored(
+    kinds: tuple[LearnedQuote, ...], gate: LearnedSpread | None, crowds: tuple[LearnedCrowd, ...], refreshed_us: int, spread_milli: int
+) -> Quotes:
     """Quotes that go on where the value was taken. What it holds of parts that are not known here is learned again."""
-    quotes = Quotes()
+    quotes = Quotes(spread_milli)
     quotes.refreshed_us = refreshed_us
     if gate is not None:
         quotes.gate = sketch.restored(gate)
@@ -253,11 +266,26 @@ def restored(kinds: tuple[LearnedQuote, ...], gate: LearnedSpread | None, crowds
     return quotes
 
 
+def errors(seen: Completion) -> Iterator[Error]:
+    """What a completion says of each part."""
+    predicted_us = max(seen.before_us + seen.execution_us, 1)
+    waits, begun = seen.before_us >= LEAST_US, seen.actual_before_us >= 0
+    if waits and (begun or seen.at_least):
+        actual_us = seen.actual_before_us if begun else seen.actual_us
+        log = _bounded(log_ratio(max(actual_us, 1), seen.before_us))
+        yield Error(part=QuotePart.BEFORE, log=log, share_milli=seen.before_us * 1_000 // predicted_us, at_least=not begun)
+    if seen.execution_us >= LEAST_US and (begun or not waits):
+        # Where no wait was predicted all of it is the execution's: messages, an agent that takes its time.
+        actual_us = seen.actual_us - seen.actual_before_us if waits else seen.actual_us
+        log = _bounded(log_ratio(max(actual_us, 1), seen.execution_us))
+        yield Error(part=QuotePart.EXECUTION, log=log, share_milli=seen.execution_us * 1_000 // predicted_us, at_least=seen.at_least)
+
+
 def _bounded(log: int) -> int:
     return min(max(log, -RESIDUAL_MAX), RESIDUAL_MAX)
 
 
-def _add(one: _Part, log: int, weight: int, *, at_least: bool) -> None:
+def _add(one: Part, log: int, weight: int, *, at_least: bool) -> None:
     if weight <= 0:
         return
     if at_least:
@@ -266,12 +294,12 @@ def _add(one: _Part, log: int, weight: int, *, at_least: bool) -> None:
         one.spread.add(log, weight)
 
 
-def _drawn(own: int, toward: int, held: int) -> int:
+def drawn(own: int, toward: int, held: int) -> int:
     """A quantile drawn toward another by n / (n + 8)."""
     return (own * held + toward * SHRINK * UNIT) // (held + SHRINK * UNIT)
 
 
-def _stretched(predicted_us: int, one: _Part) -> tuple[int, int]:
+def _stretched(predicted_us: int, one: Part) -> tuple[int, int]:
     """(P50, P90) of a part."""
     predicted_us = max(predicted_us, 0)
     return predicted_us * one.p50_fine >> _FINE_BITS, predicted_us * one.p90_fine >> _FINE_BITS
@@ -289,12 +317,12 @@ def _widened(parts: tuple[int, int], margins: int) -> tuple[int, int]:
     return middle_us, middle_us + ((outer_us - middle_us) * margins >> 16)
 
 
-def _margins(whole: _Part) -> int:
+def _margins(whole: Part) -> int:
     """How many margins nine tenths of totals lie above the middle, within bounds."""
     return min(max(whole.p90_log, _MARGINS[0]), _MARGINS[1])
 
 
-def _told(part: QuotePart, one: _Part) -> tuple[int, int]:
+def _told(part: QuotePart, one: Part) -> tuple[int, int]:
     if part is QuotePart.WHOLE:
         return one.p50_log * 1_000 // ONE, _margins(one) * 1_000 // ONE
     return milli(one.p50_log), milli(one.p90_log)

@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 
 from atoll.model.ids import ModelId
-from atoll.model.job import Priority
 from atoll.model.placement import AWAITS, Awaits, Candidate, FetchFrom, PackedCandidates, Reason, Rejection, candidate_of
 from atoll.model.replica import ReplicaState
+from orchestrator.core.learning.book import Book
 from orchestrator.core.placement import kernel, listing
 from orchestrator.core.placement.blocks import Members
 from orchestrator.core.placement.classes import ClassKey
@@ -33,7 +33,6 @@ from orchestrator.core.placement.rows import (
     LEAD,
     NO_DEADLINE,
     OVERDUE_US,
-    RATES,
     READY,
     UNREACHABLE,
     Bools,
@@ -45,6 +44,7 @@ from orchestrator.core.placement.rows import (
     State,
 )
 from orchestrator.core.placement.rules import NO_LOT, RULES, Chooser, Lot, Table, choose
+from orchestrator.core.placement.worths import Worths
 from orchestrator.core.state import ReplicaKey, Slot
 
 # Rows besides the best among which one of another pool is: a pool has three at most.
@@ -182,14 +182,14 @@ def _rejections(counts: bytes) -> tuple[Rejection, ...]:
 class Scorer:
     """Scores classes against the fleet. Tables are kept between calls: a Board is good until the next one is made in the same table."""
 
-    __slots__ = ("_chooser", "_columns", "_everything", "_guards", "_outs", "_policy", "_target", "_worth", "timed")
+    __slots__ = ("_chooser", "_columns", "_everything", "_guards", "_outs", "_policy", "_target", "timed", "worths")
 
-    def __init__(self, columns: Columns, policy: Policy, target: Callable[[ModelId], int]) -> None:
+    def __init__(self, columns: Columns, policy: Policy, target: Callable[[ModelId], int], book: Book) -> None:
         self._columns = columns
         self._target = target
         self._policy = policy
         self._chooser = RULES.get(policy.rule)
-        self._worth: dict[tuple[Priority, bool], Ints] = {}
+        self.worths = Worths(columns, policy, book)
         self._guards, self.timed = "churn" in policy.terms, "deadline" in policy.terms
         self._outs: dict[tuple[int, int], Ints] = {}  # by number of the table, and its rows
         self._everything = np.zeros(0, dtype=np.bool_)
@@ -207,7 +207,7 @@ class Scorer:
     ) -> Board:
         """Cost every row of a class. `slack_us`: until the job's deadline; `mask`: the rows that may be chosen; `lot`: whose decision
         it is, for the policies that choose by chance or in turn; `table`: which of the tables is written."""
-        columns, rates = self._columns, self.worth_of(key)
+        columns, rates = self._columns, self.worths.of(key, estimate.model.modality)
         presence = columns.where.presence(estimate.variant, columns.gangs)
         dyn, rooms, node_rooms = columns.dyn, columns.rooms, columns.node_rooms
         if key.gang_size > 1:
@@ -245,23 +245,6 @@ class Scorer:
             self._everything = np.ones(rows, dtype=np.bool_)
         return out
 
-    def worth_of(self, key: ClassKey) -> Ints:
-        """What a class's time, money and neighbours are worth; the rates of single decisions are written into their places."""
-        single = key.gang_size == 1
-        rates = self._worth.get((key.priority, single))
-        if rates is not None:
-            return rates
-        policy, rates = self._policy, np.zeros(RATES, dtype=np.int64)
-        rates[Rate.TIE_US], rates[Rate.TIE_MILLI] = policy.tie_us, policy.tie_milli
-        rates[Rate.SPREAD_MILLI], rates[Rate.TARDY_MILLI] = policy.spread_milli, policy.tardy_milli
-        rates[Rate.MONEY] = policy.seconds_per_dollar if "money" in policy.terms else 0
-        rates[Rate.WEIGHT_MILLI] = policy.weight_milli(key.priority)
-        rates[Rate.EVICT_MILLI] = self._evict_milli(key)
-        rates[Rate.FRAGMENT_MILLI] = self._fragment_milli(key)
-        rates[Rate.LINK_MILLI] = policy.link_milli if "link" in policy.terms else 0
-        self._worth[key.priority, single] = rates
-        return rates
-
     def _choose(self, chooser: Chooser, board: Board, mask: Bools, lot: Lot) -> None:
         """Where the policy's rule is not least cost: what it takes of the same rows."""
         columns, estimate, states = self._columns, board.estimate, board.out[:, Out.STATE]
@@ -279,16 +262,6 @@ class Scorer:
         )
         taken = choose(chooser, table, mask & (states == State.WAITS), board.patient)
         board.bound, board.patient, board.keys = taken.bound, taken.patient, taken.keys
-
-    def _fragment_milli(self, key: ClassKey) -> int:
-        if key.gang_size > 1 or "fragmentation" not in self._policy.terms:
-            return 0
-        return self._policy.fragmentation_milli * 1_000 // self._policy.weight_milli(key.priority)
-
-    def _evict_milli(self, key: ClassKey) -> int:
-        if "evict" not in self._policy.terms:
-            return 0
-        return self._policy.k_e_milli * 1_000 // self._policy.weight_milli(key.priority)
 
     def _beyond_target(self, model_id: ModelId) -> bool:
         """Whether one more copy would be more than the target and one."""

@@ -150,6 +150,7 @@ class Columns:
 
     def _allot(self, count: int) -> None:
         self.dyn = np.zeros((count, len(Dyn)), dtype=np.int64)
+        self.dyn[:, [Dyn.WIDE_BEFORE, Dyn.WIDE_EXECUTION]] = 1_000
         self.rooms = np.zeros((count, ROOM_WIDTH), dtype=np.int64)
         # One line more than there are nodes, so that a table of no nodes can be looked at too.
         self.node_rooms = np.zeros((sum(len(column.pool.nodes) for column in self.columns) + 1, ROOM_WIDTH), dtype=np.int64)

@@ -26,7 +26,7 @@ from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.filters import static_reasons
 from orchestrator.core.placement.inputs import Inputs
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.placement.registry import Still, still
+from orchestrator.core.placement.registry import EXECUTION, OUTPUT, Still, still
 from orchestrator.core.placement.rows import BARE, COLD, FETCH_MAX_US, NO_BUDGET, READY, Bools, Fix, Ints
 from orchestrator.core.placement.sets import transfer_us
 from orchestrator.core.placement.sources import AdapterWays, Sources, Ways
@@ -262,6 +262,7 @@ class Estimator:
             (Fix.NEAR_SAVING, _rows(near_saving, kinds)),
             (Fix.USD, inputs.usd_micros_per_hour),
             (Fix.HASH, _rows(standing.hashes, kinds)),
+            (Fix.EXECUTION, known.terms[:, EXECUTION] + known.terms[:, OUTPUT]),
         ):
             fix[:, column] = figures
         self._fetching(fix, ways, inputs.weight_milli)
@@ -271,6 +272,7 @@ class Estimator:
         """Fill in the columns that depend on where the weights come from."""
         kinds = len(fix) // max(len(ways.us), 1)
         fix[:, Fix.FETCH] = _rows(ways.us, kinds)
+        fix[:, Fix.PEERS] = 0 if ways.peers is None else _rows(np.asarray((ways.peers >= 0).any(axis=1), dtype=np.bool_), kinds)
         fix[:, Fix.CROWD] = _rows(ways.us // weight_milli * 1_000, kinds)
         fix[:, Fix.LEAVING] = _rows(self._sources.price_us(ways) * 1_000 // weight_milli, kinds)
 

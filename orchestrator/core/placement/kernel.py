@@ -13,7 +13,9 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from orchestrator.core.placement import vectors
+from orchestrator.core.placement.clearing import room
 from orchestrator.core.placement.hazard import X_PPM_MAX, within_ppm
+from orchestrator.core.placement.lateness import in_order, tardy_us
 from orchestrator.core.placement.leasts import best
 from orchestrator.core.placement.machine_code import COMPILED, jit
 from orchestrator.core.placement.rows import (
@@ -29,7 +31,6 @@ from orchestrator.core.placement.rows import (
     NO_DEADLINE,
     OVERDUE_US,
     UNREACHABLE,
-    VICTIMS,
     WAIT_MAX_US,
     Bools,
     Dyn,
@@ -53,8 +54,7 @@ _F_PAY, _F_BUDGET, _O_PAID, _O_MONEY = int(Fix.PAY), int(Fix.BUDGET), int(Out.PA
 _R_MONEY, _R_WEIGHT = int(Rate.MONEY), int(Rate.WEIGHT_MILLI)
 _F_RELOAD, _F_SAVING, _F_NEAR = int(Fix.RELOAD), int(Fix.HOST_SAVING), int(Fix.NEAR_SAVING)
 _D_ACCEPTING, _D_FREE, _D_SOONEST, _D_FLOWS = int(Dyn.ACCEPTING), int(Dyn.FREE), int(Dyn.SOONEST), int(Dyn.FLOWS)
-_ROOM_FREE, _MOST, _LEAST, _VICTIM = int(Room.FREE), int(Room.MOST), int(Room.LEAST), int(Room.VICTIM)
-_KEPT_LEAST, _KEPT_VICTIM = int(Room.KEPT_LEAST), int(Room.KEPT_VICTIM)
+_ROOM_FREE = int(Room.FREE)
 _S_POOL, _S_NODE, _S_SOURCE, _S_SOURCE_US = int(Spot.POOL), int(Spot.NODE), int(Spot.SOURCE), int(Spot.SOURCE_US)
 _F_COPY, _F_CROWD, _F_LEAVING, _R_LINK = int(Fix.COPY), int(Fix.CROWD), int(Fix.LEAVING), int(Rate.LINK_MILLI)
 _O_LINK, _O_SOURCE, _O_NODE = int(Out.LINK), int(Out.SOURCE), int(Out.NODE)
@@ -66,7 +66,7 @@ _O_BYTES, _O_CHURN, _O_RISK, _O_TARDY = int(Out.EVICTED_BYTES), int(Out.CHURN), 
 _O_DELAY, _O_TOTAL, _O_FRAGMENT = int(Out.DELAY), int(Out.TOTAL), int(Out.FRAGMENT)
 _D_WHOLE, _D_COPIES, _R_FRAGMENT = int(Dyn.WHOLE), int(Dyn.COPIES), int(Rate.FRAGMENT_MILLI)
 _R_NOW, _R_NEED, _R_EVICT, _R_CHURN = int(Rate.NOW), int(Rate.NEED), int(Rate.EVICT_MILLI), int(Rate.CHURN)
-_R_SLACK, _R_SPREAD, _R_TARDY = int(Rate.SLACK), int(Rate.SPREAD_MILLI), int(Rate.TARDY_MILLI)
+_R_SLACK = int(Rate.SLACK)
 _FULL, _OPEN, _FREE = int(Slots.FULL), int(Slots.OPEN), int(Slots.FREE)
 _FETCHING, _SITE_FETCHING = int(Source.FETCHING), int(Source.SITE_FETCHING)
 _SITE, _DISK, _HOST = int(Source.SITE), int(Source.DISK), int(Source.HOST)
@@ -82,35 +82,6 @@ class Decide(Protocol):
     def __call__(
         self, fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, spots: Ints, rates: Ints, mask: Bools, out: Ints
     ) -> tuple[int, int]: ...
-
-
-@jit
-def _clearing(rooms: Ints, line: int, least: int, victim: int, need: int) -> tuple[int, int]:
-    """(price, bytes) of making room in one slot: its victims leave in their order until it fits."""
-    short = need - rooms[line, least]
-    price, gone = 0, 0
-    for number in range(VICTIMS):
-        if short <= 0:
-            break
-        size = rooms[line, victim + 2 * number]
-        price += rooms[line, victim + 2 * number + 1]
-        gone += size
-        short -= size
-    if short > 0:
-        return FORBIDDEN_US, gone
-    return min(price, FORBIDDEN_US), gone
-
-
-@jit
-def _room(rooms: Ints, line: int, need: int) -> tuple[int, int]:
-    """(price, bytes) of making room among the free slots of a line: the cheapest of the three that it tells of."""
-    if need <= rooms[line, _MOST]:
-        return 0, 0
-    price, gone = _clearing(rooms, line, _LEAST, _VICTIM, need)
-    kept, kept_gone = _clearing(rooms, line, _KEPT_LEAST, _KEPT_VICTIM, need)
-    if kept < price:
-        return kept, kept_gone
-    return price, gone
 
 
 @jit
@@ -136,7 +107,7 @@ def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints) -> Non
         wait = 0 if dyn[pool, _D_FREE] > 0 else max(dyn[pool, _D_SOONEST] - rates[_R_NOW], OVERDUE_US)
         out[row, _O_WAIT] = wait
         out[row, _O_FETCH] = min(fix[row, _F_FETCH] * (dyn[pool, _D_FLOWS] + 1), FETCH_MAX_US)
-        price, gone = _room(rooms, pool, rates[_R_NEED])
+        price, gone = room(rooms, pool, rates[_R_NEED])
         if wait == 0:
             out[row, _O_EVICT], out[row, _O_BYTES] = min(price, EVICT_MAX_US) * rates[_R_EVICT] // 1_000, gone
             out[row, _O_STATE] = _BINDABLE if price < FORBIDDEN_US else _IMPOSSIBLE
@@ -153,7 +124,8 @@ def _figures(
     """(paid, money, fragment, link, delay, risk, tardy, total) of a row that begins after this wait and fetch; `paid` may be beyond the
     budget. Cold rows hold their slot for a fetch, crowd the way to the origin, and break blocks.
 
-    More wait, fetch or evictions and less saving never make any of it less, nor a row that is late in time: `_spots` rests on it.
+    More wait, fetch or evictions and less saving never make any of it less, nor a row that is late in time, while the source is the same:
+    `_spots` rests on it.
     """
     pools = len(dyn)
     cold, pool = row // pools == _COLD, row % pools
@@ -172,12 +144,7 @@ def _figures(
     lost = _within_ppm(min(fix[row, _F_HAZARD] * (occupied // 1_000) // MS_PER_HOUR, X_PPM_MAX))
     # In milliseconds: parts per million of a year in microseconds would overflow.
     risk = lost * ((occupied // 2 + delay) // 1_000) // 1_000 + fix[row, _F_FAIL] * (delay // 1_000) // 1_000
-    tardy, slack = 0, rates[_R_SLACK]
-    if slack != NO_DEADLINE:
-        if delay // 1_000 * rates[_R_SPREAD] <= slack:
-            tardy = -delay  # in time for sure: the delay costs nothing
-        else:
-            tardy = rates[_R_TARDY] * (max(delay - slack, 0) // 1_000)
+    tardy = tardy_us(fix, dyn, rates, row, delay, source)
     return paid, money, fragment, link, delay, risk, tardy, delay + money + fix[row, _F_NET] + evict + fragment + link + risk + tardy
 
 
@@ -255,8 +222,9 @@ def _cold_line(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, out: Ints, line: i
         wait, fetch = out[row, _O_WAIT], out[row, _O_FETCH]
         nearer, link = copy < fetch, _link_us(fix, dyn, rates, row)
         longer = _delay_us(fix, row, wait, copy, out[row, _O_SAVING]) - _delay_us(fix, row, wait, fetch, out[row, _O_SAVING])
-        if not nearer and link and (longer < link or rates[_R_SLACK] != NO_DEADLINE):
-            # It takes longer, but crowds no way and costs no peer, and where nothing is late it may take longer.
+        timed = rates[_R_SLACK] != NO_DEADLINE
+        if (not nearer and link and (longer < link or timed)) or not in_order(rates):
+            # It takes longer, but crowds no way and costs no peer; and with a deadline it matters how sure either is.
             mine = _rank(
                 fix, dyn, rates, row, out[row, _O_STATE], wait, copy, out[row, _O_SAVING], out[row, _O_EVICT], out[row, _O_BYTES], source,
                 least, safe,
@@ -273,13 +241,15 @@ def _cold_line(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, out: Ints, line: i
 @jit
 def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Ints, least: int, safe: bool) -> None:
     """Nodes with the weights, each against what the cold row of its pool means so far, by all that it costs (`_rank`); the first that was
-    looked at among equals. Whoever is no better, or no worse, in anything is not reckoned: that is so for nearly all, and takes a tenth."""
+    looked at among equals. Whoever is no better, or no worse, in anything is not reckoned: that is so for nearly all, and takes a tenth.
+    With a deadline others may be surer, so that holds of the same source, or where those that are nearer are as sure (`in_order`)."""
     pools, now, done, untimed = len(dyn), rates[_R_NOW], -1, rates[_R_SLACK] == NO_DEADLINE
+    ordered, finished = in_order(rates), -1
     for line in range(len(spots)):
         pool = spots[line, _S_POOL]
-        if pool == done:
-            continue
         source, row = spots[line, _S_SOURCE], pools + pool
+        if pool == done and (ordered or source == finished):
+            continue
         if not fix[row, _F_FEASIBLE] or not dyn[pool, _D_ACCEPTING]:
             continue
         node, free, told = spots[line, _S_NODE], dyn[pool, _D_FREE] > 0, out[row, _O_SOURCE]
@@ -287,17 +257,23 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
         saving = fix[row, _F_SAVING] if source == _HOST else 0
         wait = 0 if free else out[row, _O_WAIT]
         state = _BINDABLE if wait == 0 else _WAITS
-        same = state == out[row, _O_STATE]
-        behind = same and told in (_FETCHING, _DISK, _HOST) and fetch >= out[row, _O_FETCH] and saving <= out[row, _O_SAVING]
+        same, alike = state == out[row, _O_STATE], untimed or source == told
+        behind = (
+            same
+            and (alike or (ordered and source < told))
+            and told in (_FETCHING, _DISK, _HOST)
+            and fetch >= out[row, _O_FETCH]
+            and saving <= out[row, _O_SAVING]
+        )
         evict, gone = out[row, _O_EVICT], out[row, _O_BYTES]
         if behind and evict == 0 and gone == 0:
             # Nor are those that come after it in the pool, whose source is no nearer; only of fetches a later one may end first.
-            done = done if source == _FETCHING else pool
+            done, finished = (done, finished) if source == _FETCHING else (pool, source)
             continue
         if free:
             if nodes[node, _ROOM_FREE] == 0:
                 continue
-            price, gone = _room(nodes, node, rates[_R_NEED])
+            price, gone = room(nodes, node, rates[_R_NEED])
             if price >= FORBIDDEN_US:
                 continue
             evict = min(price, EVICT_MAX_US) * rates[_R_EVICT] // 1_000
@@ -306,9 +282,8 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
         if behind and evict >= out[row, _O_EVICT] and gone >= out[row, _O_BYTES]:
             continue
         # All that is not worse is as cheap at least: then it costs less if it takes less time than it evicts more, or evicts less.
-        ahead = (
-            same and fetch <= out[row, _O_FETCH] and saving >= out[row, _O_SAVING] and not (source == _FETCHING and told == _SITE_FETCHING)
-        )
+        ahead = same and (alike or (ordered and source > told)) and fetch <= out[row, _O_FETCH] and saving >= out[row, _O_SAVING]
+        ahead = ahead and not (source == _FETCHING and (told == _SITE_FETCHING or not alike))
         dearer, gain = evict - out[row, _O_EVICT], 0
         if ahead and untimed:
             gain = _delay_us(fix, row, wait, out[row, _O_FETCH], out[row, _O_SAVING]) - _delay_us(fix, row, wait, fetch, saving)

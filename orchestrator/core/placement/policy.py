@@ -174,7 +174,7 @@ class Policy:
     k_e_milli: int = 1_000
     # A second past the deadline weighs as three before it.
     tardy_milli: int = 3_000
-    # 95 of 100 completions take at most twice what was predicted: the hidden factors' spread (sigma 0.35), and loads with two modes.
+    # Until it is learned: 95 of 100 take at most twice what was predicted of a part, with errors of 35 % and loads of two modes.
     spread_milli: int = 2_000
     # A GPU or its node fails about twice a year, beside what its owner takes back: 2 / 8,760 h.
     hazard_per_million_hours: int = 228

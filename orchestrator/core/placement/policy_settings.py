@@ -42,7 +42,7 @@ SECTIONS: Final = (
             _("seconds_per_dollar", "seconds_per_dollar", 1, "A minute of delay weighs as much as a dollar of GPU."),
             _("k_e", "k_e_milli", _MILLI, "A second that others wait because a model gave way weighs as one of this job."),
             _("late_weight", "tardy_milli", _MILLI, "A second past the deadline weighs as three before it (w_D)."),
-            _("late_spread", "spread_milli", _MILLI, "95 of 100 completions take at most twice what was predicted."),
+            _("late_spread", "spread_milli", _MILLI, "Before it is learned: 95 of 100 take at most twice what was predicted of each part."),
             _("hazard_per_million_hours", "hazard_per_million_hours", 1, "A GPU fails twice a year, beside what its owner takes back."),
             _("load_failure_ppm", "load_failure_ppm", 1, "One load in 500 fails."),
             _("link", "link_milli", _MILLI, "A tenth of the delay that a fetch causes to other fetches of the site counts."),

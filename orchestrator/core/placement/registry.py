@@ -68,6 +68,7 @@ TERMS: Final = (
 # What concurrency saves, never positive: with it the printed terms add up to the total exactly.
 OVERLAP: Final = "overlap"
 TERM_NAMES: Final = (*(term.name for term in TERMS), OVERLAP)
+FETCH: Final = TERM_NAMES.index(fetch.NAME)
 STAGE: Final = TERM_NAMES.index(stage.NAME)
 ADAPT: Final = TERM_NAMES.index(adapt.NAME)
 EXECUTION: Final = TERM_NAMES.index(execution.NAME)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from atoll.model import limits
+from atoll.model.learned import Start
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -53,6 +54,8 @@ class Fix(IntEnum):
     LEAVING = 15  # what the owners of peer sites charge for the weights to leave them
     PAY = 16  # micro-dollars per hour of all GPUs that are taken, PAY_MAX at most
     BUDGET = 17  # micro-dollars of GPU time that the job's price limit leaves; NO_BUDGET: there is none
+    EXECUTION = 18  # of SERIAL, what passes once it executes, until the result is there
+    PEERS = 19  # 1: what comes from outside of the site comes from peer sites
 
 
 class Dyn(IntEnum):
@@ -64,6 +67,8 @@ class Dyn(IntEnum):
     FLOWS = 3  # fetches from the origin in flight at the site
     COPIES = 4  # copies between nodes of the site in flight
     WHOLE = 5  # 1: its free slots are one whole block of a gang that has a replica there
+    WIDE_BEFORE = 6  # thousandths: how wide errors of what comes before execution are here, of everybody's
+    WIDE_EXECUTION = 7  # and those of execution
 
 
 class Room(IntEnum):
@@ -161,17 +166,19 @@ class Rate(IntEnum):
     EVICT_MILLI = 2  # exchange rate of evictions for this job: k_e over the priority's weight; 0: the term is off
     CHURN = 3  # 1: another copy must beat the best existing one by more than half its reload time
     SLACK = 4  # microseconds until the job's deadline; NO_DEADLINE: it has none
-    SPREAD_MILLI = 5  # 95 % of the completions take at most this much of their prediction
-    TARDY_MILLI = 6
-    TIE_US = 7
-    TIE_MILLI = 8
-    LINK_MILLI = 9  # price of crowding the way to the origin
-    FRAGMENT_MILLI = 10  # price of breaking the last whole block of a pool, by half of the occupancy, over the weight; 0 for gangs
-    MONEY = 11  # seconds per dollar
-    WEIGHT_MILLI = 12  # of the job's priority
+    TARDY_MILLI = 5
+    TIE_US = 6
+    TIE_MILLI = 7
+    LINK_MILLI = 8  # price of crowding the way to the origin
+    FRAGMENT_MILLI = 9  # price of breaking the last whole block of a pool, by half of the occupancy, over the weight; 0 for gangs
+    MONEY = 10  # seconds per dollar
+    WEIGHT_MILLI = 11  # of the job's priority
+    WIDTHS = 12  # from here on, start after start: middle and width of what comes before execution, and of execution, thousandths of each
 
 
-RATES: Final = len(Rate)
+STARTS: Final = tuple(Start)
+WIDTHS_EACH: Final = 4
+RATES: Final = Rate.WIDTHS + WIDTHS_EACH * len(STARTS)
 NO_DEADLINE: Final = 2**60
 # A fetch of a year is as good as none, however many share the way; sums and products with it stay far from overflowing.
 FETCH_MAX_US: Final = limits.PREDICTED_US_MAX

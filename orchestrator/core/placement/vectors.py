@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from orchestrator.core.placement.hazard import X_PPM_MAX, within_ppm
+from orchestrator.core.placement.lateness import tardies_us
 from orchestrator.core.placement.rows import (
     BARE,
     COLD,
@@ -21,7 +22,6 @@ from orchestrator.core.placement.rows import (
     LINK_MAX_US,
     MONEY_MAX_US,
     MS_PER_HOUR,
-    NO_DEADLINE,
     OVERDUE_US,
     TIED_MAX_US,
     UNREACHABLE,
@@ -243,11 +243,7 @@ def _figures(fix: Ints, dyn: Ints, rates: Ints, rows: Ints, way: _Ways) -> _Figu
     lost = within_ppm(np.minimum(fix[:, Fix.HAZARD] * (occupied // 1_000) // MS_PER_HOUR, X_PPM_MAX))
     risk = lost * ((occupied // 2 + delay) // 1_000) // 1_000
     risk = risk + fix[:, Fix.FAIL_PPM] * (delay // 1_000) // 1_000
-    slack = rates[Rate.SLACK]
-    tardy = np.zeros(len(rows), dtype=np.int64)
-    if slack != NO_DEADLINE:
-        late = rates[Rate.TARDY_MILLI] * (np.maximum(delay - slack, 0) // 1_000)
-        tardy = np.where(delay // 1_000 * rates[Rate.SPREAD_MILLI] <= slack, -delay, late)
+    tardy = tardies_us(fix, dyn, rates, rows, delay, way.source)
     total = delay + money + fix[:, Fix.NET] + way.evict + fragment + link + risk + tardy
     return _Figures(paid, money, fragment, link, delay, risk, tardy, total)
 
