@@ -52,6 +52,9 @@ def _serve(ctx: Context, slot: Slot, work: Work) -> bool:
     at_hand = resident or weights.at_hand(ctx.node(slot.ref), model)
     if (message := _pins(ctx, slot, assigned, model)) is not None:
         return _refuse(ctx, work, message)
+    if not at_hand:
+        # Nobody leaves for weights that may never come: the attempt may be moved or stopped, or its fetch fail.
+        victims = [victim for victim in victims if victim == wanted]
     if victims:
         if at_hand and work.load_from_us < 0:
             ctx.state.works[work.key] = replace(work, load_from_us=ctx.now_us)

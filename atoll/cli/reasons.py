@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from atoll.cli.figures import size
+from atoll.cli.figures import duration, size
 from atoll.model.placement import MEANINGS, Reason
 from atoll.model.quote import Quote
 
@@ -23,6 +23,7 @@ _REMEDIES: Final[dict[Reason, str]] = {
     Reason.PRICE_TOO_HIGH: "raise --max-price, or make the job smaller",
     Reason.LOAD_TOO_DEAR: "raise --max-price, or wait: they may come",
     Reason.MEMORY_TOO_SMALL: "a smaller --size, --frames or --batch, or larger GPUs",
+    Reason.EVICTION_IN_VAIN: "a later --deadline or --start-timeout, or wait for memory that nobody uses",
     Reason.MEMORY_BUSY: "wait: it is looked at again when one of them is idle",
     Reason.PRECISION_UNSUPPORTED: "another --precision, or newer GPUs",
     Reason.GANG_TOO_LARGE: "a smaller gang, or larger nodes",
@@ -53,6 +54,8 @@ def advice(reason: str, quote: Quote | None) -> str:
     if quote is not None and reason in {Reason.PRICE_TOO_HIGH, Reason.LOAD_TOO_DEAR} and quote.price_usd_micros:
         wait = ", or wait: they may come" if reason == Reason.LOAD_TOO_DEAR else ", or make the job smaller"
         return f"raise --max-price to {_enough(quote.price_usd_micros)}{wait}"
+    if quote is not None and reason == Reason.EVICTION_IN_VAIN and quote.short_us:
+        return f"a --deadline or --start-timeout that is {duration(quote.short_us)} later, or wait for memory that nobody uses"
     if quote is not None and reason == Reason.MEMORY_TOO_SMALL and quote.memory_bytes:
         larger = f"GPUs of {size(quote.memory_bytes)} and more, the largest of these has {size(quote.gpu_memory_bytes)}"
         if quote.resident_bytes > quote.gpu_memory_bytes:

@@ -27,6 +27,7 @@ class Reason(StrEnum):
     PRICE_TOO_HIGH = "price_too_high"
     LOAD_TOO_DEAR = "load_too_dear"  # the price is too high while the weights are far: the GPU is taken until they have come
     MEMORY_TOO_SMALL = "memory_too_small"
+    EVICTION_IN_VAIN = "eviction_in_vain"  # others would have to leave, and the job's time would be over before it is done, or begins
     MEMORY_BUSY = "memory_busy"  # would fit if pinned or busy replicas went
     PRECISION_UNSUPPORTED = "precision_unsupported"
     GANG_TOO_LARGE = "gang_too_large"
@@ -51,6 +52,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.PRICE_TOO_HIGH: "it would cost more than the job may",
     Reason.LOAD_TOO_DEAR: "the price is too high while the weights are far",
     Reason.MEMORY_TOO_SMALL: "the GPU is too small for the model at this shape",
+    Reason.EVICTION_IN_VAIN: "others would have to leave for a job that comes too late all the same",
     Reason.MEMORY_BUSY: "the memory is held by replicas at work",
     Reason.PRECISION_UNSUPPORTED: "the GPU cannot compute in this precision",
     Reason.GANG_TOO_LARGE: "its nodes have fewer GPUs than the job wants at once",

@@ -107,6 +107,7 @@ class Quote:
     resident_bytes: int = 0  # of the model in GPU memory, whatever the shape
     memory_bytes: int = 0  # what the job needs of each GPU; 0: none is too small
     gpu_memory_bytes: int = 0  # what the largest has of those that are too small
+    short_us: int = 0  # with so much more time at least one place would not evict in vain; 0: none would
     price_usd_micros: int = 0  # a limit with which the cheapest place that costs too much would do; 0: none costs too much
 
 

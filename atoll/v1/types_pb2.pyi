@@ -1028,6 +1028,7 @@ class Quote(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     PRICE_USD_MICROS_FIELD_NUMBER: _builtins.int
+    SHORT_US_FIELD_NUMBER: _builtins.int
     at_us: _builtins.int
     verdict: Global___Verdict.ValueType
     policy: _builtins.str
@@ -1054,6 +1055,8 @@ class Quote(_message.Message):
     """what the largest has of those that are too small"""
     price_usd_micros: _builtins.int
     """a limit with which the cheapest place that costs too much would do; 0: none costs too much"""
+    short_us: _builtins.int
+    """with so much more time at least one place would not evict in vain; 0: none would"""
     @_builtins.property
     def term_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -1098,10 +1101,11 @@ class Quote(_message.Message):
         memory_bytes: _builtins.int = ...,
         gpu_memory_bytes: _builtins.int = ...,
         price_usd_micros: _builtins.int = ...,
+        short_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "eta", b"eta"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "at_us", b"at_us", "chosen", b"chosen", "egress_usd_micros", b"egress_usd_micros", "eta", b"eta", "evicted", b"evicted", "gpu_memory_bytes", b"gpu_memory_bytes", "gpu_usd_micros", b"gpu_usd_micros", "memory_bytes", b"memory_bytes", "others", b"others", "policy", b"policy", "predicted_us", b"predicted_us", "price_usd_micros", b"price_usd_micros", "queue_length", b"queue_length", "refusal", b"refusal", "rejections", b"rejections", "resident_bytes", b"resident_bytes", "retry_after_ms", b"retry_after_ms", "rule", b"rule", "term_names", b"term_names", "turn_us", b"turn_us", "verdict", b"verdict", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "at_us", b"at_us", "chosen", b"chosen", "egress_usd_micros", b"egress_usd_micros", "eta", b"eta", "evicted", b"evicted", "gpu_memory_bytes", b"gpu_memory_bytes", "gpu_usd_micros", b"gpu_usd_micros", "memory_bytes", b"memory_bytes", "others", b"others", "policy", b"policy", "predicted_us", b"predicted_us", "price_usd_micros", b"price_usd_micros", "queue_length", b"queue_length", "refusal", b"refusal", "rejections", b"rejections", "resident_bytes", b"resident_bytes", "retry_after_ms", b"retry_after_ms", "rule", b"rule", "short_us", b"short_us", "term_names", b"term_names", "turn_us", b"turn_us", "verdict", b"verdict", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -71,6 +71,7 @@ def quote_to_proto(quote: Quote) -> pb.Quote:
         memory_bytes=quote.memory_bytes,
         gpu_memory_bytes=quote.gpu_memory_bytes,
         price_usd_micros=quote.price_usd_micros,
+        short_us=quote.short_us,
     )
 
 
@@ -100,6 +101,7 @@ def quote_from_proto(msg: pb.Quote) -> Quote:
         memory_bytes=_count("memory_bytes", msg.memory_bytes),
         gpu_memory_bytes=_count("gpu_memory_bytes", msg.gpu_memory_bytes),
         price_usd_micros=_count("price_usd_micros", msg.price_usd_micros),
+        short_us=bounds.number("short_us", msg.short_us, 0, bounds.TIME_US_MAX),
     )
 
 

@@ -276,6 +276,12 @@ def retry_due(ctx: Context, job_id: JobId) -> None:
         enqueue(ctx, entry)
 
 
+def begin_us(job: Job, now_us: int) -> int:
+    """How long until a job is ended if it does not execute; NO_DEADLINE where it has no start timeout, or has executed."""
+    timeout_us = job.spec.start_timeout_ms * 1_000
+    return job.accepted_us + timeout_us - now_us if timeout_us and not job.started_us else NO_DEADLINE
+
+
 def slack_us(job: Job, now_us: int) -> int:
     """How long until the deadline of a job; NO_DEADLINE where it has none."""
     return job.accepted_us + job.spec.deadline_ms * 1_000 - now_us if job.spec.deadline_ms else NO_DEADLINE

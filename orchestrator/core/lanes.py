@@ -129,6 +129,10 @@ class JobClass:
         *_, found = self._turns(min(position, len(self.members) - 1, _NTH_MAX))
         return found
 
+    def in_turn(self) -> Iterator[JobId]:
+        """The first jobs in the order of their turns: a few, however long the class."""
+        return self._turns(min(len(self.members) - 1, _NTH_MAX))
+
     def rank_key(self) -> Key:
         """Where the class stands among others: favour, priority, what the tenant whose turn it is has had, acceptance."""
         return (0, 0, 0, self.oldest[0]) if self.favour is Favour.AGED else (1, self.key.rank, self.favour, *self.fair_key())

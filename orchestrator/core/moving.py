@@ -87,8 +87,8 @@ def _pays(ctx: Context, where: Column, live: LiveAttempt, wait_us: int, column: 
     job = ctx.state.jobs[live.key.job_id].job
     job_class = class_of(live.spec, jobs.avoidance_of(job, ctx.now_us))
     estimate = ctx.estimator.of(job_class, model)
-    slack_us = jobs.slack_us(job, ctx.now_us)
-    board = ctx.scorer.score(job_class, estimate, ctx.now_us, slack_us=slack_us)
+    slack_us, begin_us = jobs.slack_us(job, ctx.now_us), jobs.begin_us(job, ctx.now_us)
+    board = ctx.scorer.score(job_class, estimate, ctx.now_us, slack_us=slack_us, begin_us=begin_us)
     row = board.bound
     if row is None or board.column(row) is not column or board.wait_us(row):
         return False

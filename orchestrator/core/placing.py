@@ -9,28 +9,24 @@ from dataclasses import replace
 from operator import itemgetter
 from typing import Final
 
-from atoll.model.attempt import Attempt, AttemptState
-from atoll.model.ids import AttemptKey, JobId, Ordinal
+from atoll.model.ids import JobId, Ordinal
 from atoll.model.job import JobState
 from atoll.model.modelspec import ModelSpec
-from atoll.model.placement import Candidate, Deferral, Explanation, Reason
-from orchestrator.core import breakers, claims, etas, jobs, leases, lending, loading, preempting, sites, turnover, wishes
+from atoll.model.placement import Candidate, Deferral, Reason
+from orchestrator.core import binding, claims, jobs, lending, loading, preempting
 from orchestrator.core.claimed import ClaimDropped, Claimed, Kept
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.lines import stand_of
-from orchestrator.core.outputs import JobPlaced, JobsDeferred
+from orchestrator.core.outputs import JobsDeferred
 from orchestrator.core.patience import patience
-from orchestrator.core.placement.choose import Board, awaited_slot, busy_slot, slots_of, victims_in
-from orchestrator.core.placement.column import Column
+from orchestrator.core.placement.choose import Board, awaited_slot, busy_slot
 from orchestrator.core.placement.columns import REASON_CODE
 from orchestrator.core.placement.estimate import Estimate
 from orchestrator.core.placement.policy import Rule
-from orchestrator.core.placement.registry import TERM_NAMES
-from orchestrator.core.placement.rows import COLD, READY
+from orchestrator.core.placement.rows import COLD, NO_DEADLINE, READY
 from orchestrator.core.placement.rules import NO_LOT, Lot
-from orchestrator.core.queue import NO_POOL, JobClass, Queue
+from orchestrator.core.queue import NO_POOL, Favour, JobClass, Queue
 from orchestrator.core.standing import NO_STAND
-from orchestrator.core.state import JobEntry, LiveAttempt, Replica, Slot
 
 # Scorings in one step: about 10 ms of work, or 80 where each class is seen for the first time. What is left goes on in the next step, so
 # that reports and results are heard in between.
@@ -40,6 +36,8 @@ _SCORINGS_PER_STEP: Final = 64
 _RECHECKED_MAX: Final = 2_000
 # While nothing can be bound, all wait, however many.
 _ENDLESS: Final = 2**40
+# Jobs behind one that comes too late that are looked at one after the other: mostly the first of those with more time has it.
+_TRIED_MAX: Final = 2
 
 
 def place_ready(ctx: Context, arrivals: int = 0) -> None:
@@ -92,21 +90,25 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int, known: Board | No
     spent = 0
     while spent < budget:
         spent += 1
-        if known is not None and known.holds(_slack_us(ctx, waiting)):
+        if known is not None and known.holds(*_due(ctx, waiting.head[1])):
             board, known = known, None
         else:
             board = _score(ctx, waiting, ctx.estimator.of(key, model))
+        passed, board = _in_time(ctx, waiting, board)
+        spent += passed > 0
         bound, patient, estimate = board.bound, board.patient, board.estimate
         if _correct_overdue(ctx, board, bound) or _correct_overdue(ctx, board, patient):
             continue
-        position = _who_binds(ctx.queue, board, bound, patient, waiting)
+        position = passed + _who_binds(ctx.queue, board, bound, patient, waiting)
         row = bound if position < len(waiting.members) else None
         lenders = lending.lenders(ctx, key, board, row) if ctx.state.claims else []
         spent += len(lenders)
-        if not any(_borrow(ctx, waiting, model, estimate, lender) for lender in lenders):
+        if not any(_borrow(ctx, waiting, model, estimate, lender, passed) for lender in lenders):
             if row is None:
                 ctx.queue.looked_at(waiting)
-                _rest(ctx, waiting, board, patient, position)
+                # Who comes later may have the time that those who wait have not.
+                patience = min(position, len(waiting.members)) if board.short_us() > 0 else position
+                _rest(ctx, waiting, board, patient, patience, waiting.nth(passed))
                 return spent
             _bind_one(ctx, waiting, model, board, row, position)
         if spent < budget and ctx.queue.first_ready() is not waiting:
@@ -114,18 +116,45 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int, known: Board | No
     return spent
 
 
-def _score(ctx: Context, waiting: JobClass, estimate: Estimate, table: int = 0) -> Board:
-    lot = NO_LOT if ctx.policy.rule is Rule.COST else lot_of(ctx, waiting.head[1])
-    board = ctx.scorer.score(waiting.key, estimate, ctx.now_us, slack_us=_slack_us(ctx, waiting), lot=lot, table=table)
+def _score(ctx: Context, waiting: JobClass, estimate: Estimate, table: int = 0, job_id: JobId | None = None) -> Board:
+    """A class as it is for the job whose turn it is, or another one of it."""
+    job_id = job_id or waiting.head[1]
+    lot = NO_LOT if ctx.policy.rule is Rule.COST else lot_of(ctx, job_id)
+    slack_us, begin_us = _due(ctx, job_id)
+    board = ctx.scorer.score(waiting.key, estimate, ctx.now_us, slack_us=slack_us, begin_us=begin_us, lot=lot, table=table)
     if ctx.state.claims and waiting.key in ctx.state.claims:
         claims.correct(ctx, board, waiting.key)
     return board
 
 
+def _in_time(ctx: Context, waiting: JobClass, board: Board) -> tuple[int, Board]:
+    """The turn of a job that comes too late wherever it goes passes to the first behind it that does not: (its position, as it is scored).
+    Else one that is about to be ended would keep those that have time from their slots. Where nobody has, it is the head's turn."""
+    short_us = board.short_us()
+    if short_us <= 0 or len(waiting.members) == 1 or waiting.favour is Favour.AGED:
+        return 0, board
+    head = waiting.head[1]
+    had, rejections, tried = (board.slack_us, board.begin_us), board.rejections(), 0
+    for position, job_id in enumerate(waiting.in_turn()):
+        has = _due(ctx, job_id)
+        later = any(limit_us + short_us <= now_us for limit_us, now_us in zip(had, has, strict=True) if limit_us < NO_DEADLINE)
+        if has[0] < had[0] or has[1] < had[1] or not later:
+            continue
+        tried += 1
+        found = _score(ctx, waiting, board.estimate, job_id=job_id)
+        if found.short_us() <= 0:
+            until_us = ctx.now_us + ctx.policy.recheck_idle_ms * 1_000
+            _tell(ctx, head, Deferral(since_us=ctx.now_us, until_us=until_us, waits_for=None, rejections=rejections))
+            return position, found
+        if tried == _TRIED_MAX:
+            break
+    return (0, _score(ctx, waiting, board.estimate)) if tried else (0, board)
+
+
 def _bind_one(ctx: Context, waiting: JobClass, model: ModelSpec, board: Board, row: int, position: int) -> None:
     """One job of a class takes a place. There are no more claims of gangs than gangs that wait."""
     job_id = ctx.binding = waiting.nth(position)
-    _bind(ctx, ctx.state.jobs[job_id], model, board, row)
+    binding.bind(ctx, ctx.state.jobs[job_id], model, board, row)
     ctx.queue.bound(waiting)
     if ctx.state.claims and waiting.key in ctx.state.claims:
         claims.shed(ctx, waiting.key, f"job {job_id} found another place")
@@ -147,21 +176,23 @@ def _place_claimed(ctx: Context, kept: Kept) -> None:
     ctx.queue.wake(key)
 
 
-def _borrow(ctx: Context, waiting: JobClass, model: ModelSpec, estimate: Estimate, lender: Kept) -> bool:
-    """Bind a job of a class to an idle slot of a block that is kept for a gang, if that is best for it and over in time."""
+def _borrow(ctx: Context, waiting: JobClass, model: ModelSpec, estimate: Estimate, lender: Kept, passed: int) -> bool:
+    """Bind a job of a class to an idle slot of a block that is kept for a gang, if that is best for it and over in time. `passed`: so many
+    whose turn has passed to it."""
     with lending.lent(ctx, lender) as column:
-        board = _score(ctx, waiting, estimate, table=lending.LENT_TABLE)
+        board = _score(ctx, waiting, estimate, table=lending.LENT_TABLE, job_id=waiting.nth(passed))
         row = board.bound
-        position = _who_binds(ctx.queue, board, row, board.patient, waiting)
+        position = passed + _who_binds(ctx.queue, board, row, board.patient, waiting)
         if row is None or position >= len(waiting.members) or not lending.takes(ctx, waiting.key, board, row, lender, column):
             return False
         _bind_one(ctx, waiting, model, board, row, position)
         return True
 
 
-def _slack_us(ctx: Context, waiting: JobClass) -> int:
-    """How long until the deadline of the job whose turn it is in a class."""
-    return jobs.slack_us(ctx.state.jobs[waiting.head[1]].job, ctx.now_us)
+def _due(ctx: Context, job_id: JobId) -> tuple[int, int]:
+    """How long until the deadline of a job, and until its start timeout."""
+    job = ctx.state.jobs[job_id].job
+    return jobs.slack_us(job, ctx.now_us), jobs.begin_us(job, ctx.now_us)
 
 
 def lot_of(ctx: Context, job_id: JobId) -> Lot:
@@ -196,14 +227,15 @@ def _who_binds(queue: Queue, board: Board, bound: int | None, patient: int | Non
     return _ENDLESS if bound is None else patience(queue, board, bound, patient, waiting.key)
 
 
-def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, patience: int) -> None:
-    """Nothing to bind: say why, and when it is looked at again. Woken too early for the same place, it rests on without a word."""
+def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, patience: int, job_id: JobId) -> None:
+    """Nothing to bind: say the job whose turn it is why, and when it is looked at again. Woken too early for the same place, it rests on
+    without a word."""
     if patient is None and _only_avoided(waiting, board):
         # Where it failed a moment ago is the only place there is: the back-off has passed, so it is tried there again.
         claims.drop_all(ctx, waiting.key, "its jobs may go elsewhere")
-        for job_id in list(waiting.members):
-            ctx.queue.discard(job_id)
-            jobs.enqueue(ctx, ctx.state.jobs[job_id], avoiding=False)
+        for one in list(waiting.members):
+            ctx.queue.discard(one)
+            jobs.enqueue(ctx, ctx.state.jobs[one], avoiding=False)
         ctx.arm(ctx.now_us, TimerKind.PLACING)
         return
     policy = ctx.policy
@@ -217,7 +249,7 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
     if patient is not None:
         pool, stand = patient % board.pools, stand_of(board, patient, waiting.key, board.bound)
         column, cold, wait_us = board.column(patient), board.is_cold(patient), board.wait_us(patient)
-        told = ctx.state.jobs[waiting.head[1]].job.deferral
+        told = ctx.state.jobs[job_id].job.deferral
         early = told is not None and told.claim is None and ctx.now_us < told.until_us and board.is_at(patient, told.waits_for)
         if not early:
             preempting.make_room(ctx, waiting, column, cold=cold, wait_us=wait_us, hold_us=board.delay_us(patient) - wait_us)
@@ -232,7 +264,7 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
     deferral = Deferral(since_us=ctx.now_us, until_us=ctx.now_us + rest_us, waits_for=candidate, rejections=board.rejections())
     ctx.queue.rest(waiting.key, ctx.now_us + rest_us, pool, patience, stand)
     ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
-    _tell_head(ctx, waiting.head[1], deferral)
+    _tell(ctx, job_id, deferral)
 
 
 def _rest_claimed(ctx: Context, waiting: JobClass, board: Board, claimed: Claimed, patience: int) -> None:
@@ -252,7 +284,7 @@ def _rest_claimed(ctx: Context, waiting: JobClass, board: Board, claimed: Claime
     deferral = Deferral(since_us=ctx.now_us, until_us=until_us, waits_for=claimed.candidate, rejections=board.rejections(), claim=block)
     ctx.queue.rest(waiting.key, until_us, NO_POOL, patience, stand)
     ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
-    _tell_head(ctx, waiting.head[1], deferral)
+    _tell(ctx, waiting.head[1], deferral)
 
 
 def _only_avoided(waiting: JobClass, board: Board) -> bool:
@@ -261,7 +293,7 @@ def _only_avoided(waiting: JobClass, board: Board) -> bool:
     return bool(waiting.key.avoid) and bool((avoided & board.columns.accepting).any())
 
 
-def _tell_head(ctx: Context, job_id: JobId, deferral: Deferral) -> None:
+def _tell(ctx: Context, job_id: JobId, deferral: Deferral) -> None:
     """The first job of a class carries its class's deferral, for those who ask; the others wait behind it."""
     entry = ctx.state.jobs[job_id]
     old = entry.job.deferral
@@ -278,101 +310,6 @@ def _tell_head(ctx: Context, job_id: JobId, deferral: Deferral) -> None:
 
 def _place(candidate: Candidate | None) -> tuple[str, str] | None:
     return None if candidate is None else (candidate.site_id, candidate.pool_id)
-
-
-def _bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: int) -> None:
-    """Lease the next attempt of this job to the slot that the row means, and reserve everything it needs in the same step."""
-    column, members = board.column(row), slots_of(board, row)
-    assert members, "a bindable row has a slot"
-    slot = members[0]
-    victims = [victim for member in members for victim in victims_in(board, row, member)]
-    evict = tuple({victim.model_id: None for victim in victims})
-    exec_us = int(board.estimate.execution_us[row])
-    delay_us = board.delay_us(row)
-    chosen, others = board.told(row, ctx.policy.candidates_kept)
-    executing_us = exec_us + int(board.estimate.output_us[row])
-    told = etas.spread(ctx, delay_us, executing_us, cold=board.is_cold(row), modality=model.modality)
-    job = entry.job
-    key = AttemptKey(job_id=job.job_id, ordinal=Ordinal(len(job.attempts) + 1))
-    explanation = Explanation(
-        decided_us=ctx.now_us,
-        policy=ctx.policy.name,
-        rule=ctx.policy.rule,
-        term_names=TERM_NAMES,
-        chosen=chosen,
-        node_id=slot.ref.node_id,
-        others=others,
-        rejections=board.rejections(),
-        evicted=tuple(victim.told() for victim in victims),
-        deferrals=entry.deferrals,
-        queued_us=ctx.now_us - max(job.accepted_us, entry.not_before_us),
-        weights_bytes=model.weights_bytes,
-        p50_us=told.p50_us,
-        p90_us=told.p90_us,
-    )
-    attempt = Attempt(
-        key=key,
-        site_id=column.site.site_id,
-        slot=slot.ref,
-        state=AttemptState.LEASED,
-        cold=board.is_cold(row),
-        leased_us=ctx.now_us,
-        predicted_us=delay_us,
-        explanation=explanation,
-    )
-    live = LiveAttempt(
-        attempt=attempt,
-        spec=job.spec,
-        request_id=job.request_id,
-        evict=evict,
-        exec_us=exec_us,
-        charge_us=ctx.queue.charge(job.spec.tenant, exec_us, column.pool.gpu, job.spec.gang_size),
-        lost_after_us=leases.lost_after_us(ctx, delay_us),
-    )
-    entry.job = job.decided(JobState.PLACED, (*job.attempts, attempt), None)
-    ctx.state.last_place = (column.site.site_id, column.pool.pool_id)
-    ctx.queue.discard(job.job_id)
-    ctx.save_job(entry)
-    ctx.decisions.append(JobPlaced(key=key, explanation=explanation))
-    _reserve(ctx, members, live, model, board, row)
-    preempting.bound(ctx, column, slot, live, board.wait_us(row))
-    breakers.bound(ctx, column, key)
-
-
-def _reserve(ctx: Context, members: tuple[Slot, ...], live: LiveAttempt, model: ModelSpec, board: Board, row: int) -> None:
-    """Every slot of the attempt is taken in this step, and what leaves it is gone from what can be promised."""
-    column, cold = board.column(row), board.is_cold(row)
-    site = column.site
-    site.attempts[live.key] = live
-    loading_us = board.delay_us(row) - live.exec_us - int(board.estimate.output_us[row]) if cold else 0
-    replica_key = live.replica
-    adapters, gone = [use.adapter_id for use in live.spec.adapters], list[Replica]()
-    for slot in members:
-        was_free, begins_us = slot.ready and slot.idle, ctx.now_us if slot.idle else max(slot.busy_until_us, ctx.now_us)
-        if slot.ready and not slot.attempts:
-            gone += turnover.take_out(slot, live.evict, besides=replica_key)
-        sites.reserve(slot, replica_key, model.resident_bytes)
-        replica = slot.replicas[replica_key]
-        replica.last_used_us = ctx.now_us
-        if adapters:
-            replica.adapters = tuple(sorted({*adapters, *replica.adapters}))
-        slot.attempts.append(live.key)
-        slot.busy_until_us = begins_us + live.exec_us + loading_us
-        ctx.columns.slot_changed(column, slot, was_free)
-    turnover.left(ctx, column, gone)
-    if cold:
-        _note_fetch(ctx, column, members[0], model, board, row)
-    site.changed[live.key] = None
-    ctx.touch_assignment(site)
-
-
-def _note_fetch(ctx: Context, column: Column, slot: Slot, model: ModelSpec, board: Board, row: int) -> None:
-    """Others that need this model on this node join the fetch; others at the site share its rate, as do those that read the same peers."""
-    node, fetch_us = column.pool.nodes[slot.node_index], board.fetch_us(row)
-    there = model.model_id in node.disk_models or model.model_id in node.host_models
-    if fetch_us == 0 or there or model.model_id in node.fetching:
-        return
-    wishes.note_fetch(ctx, column, slot.node_index, model, fetch_us, board.fetch_from(row))
 
 
 def wake_due(ctx: Context) -> None:

@@ -24,7 +24,7 @@ from orchestrator.core.placement.choose import Board, slots_of, victims_in
 from orchestrator.core.placement.classes import NO_AVOIDANCE, ClassKey, class_of
 from orchestrator.core.placement.columns import REASONS
 from orchestrator.core.placement.registry import TERM_NAMES
-from orchestrator.core.placement.rows import NO_DEADLINE, Out, State
+from orchestrator.core.placement.rows import COLD, NO_DEADLINE, Out, State
 from orchestrator.core.placing import lot_of
 
 
@@ -36,6 +36,7 @@ class _Asked:
     model: ModelSpec
     job_id: JobId  # "": one that is not there yet
     slack_us: int
+    begin_us: int
     ahead: int  # jobs likely to go before it
     alike: int  # of its class, before it
     joins: bool  # it stands, or would, in a class that rests, and waits on
@@ -49,8 +50,8 @@ def quote(ctx: Context, spec: JobSpec, now_us: int) -> Quote | Refusal:
     if refusal is not None:
         return refusal
     met = jobs.met_bound(ctx, spec.tenant, now_us)
-    slack_us = spec.deadline_ms * 1_000 if spec.deadline_ms else NO_DEADLINE
-    offered = _offer(ctx, _newcomer(ctx, class_of(spec), spec, slack_us, JobId("")), now_us)
+    due = (spec.deadline_ms * 1_000 or NO_DEADLINE, spec.start_timeout_ms * 1_000 or NO_DEADLINE)
+    offered = _offer(ctx, _newcomer(ctx, class_of(spec), spec, due, JobId("")), now_us)
     if met is None:
         return offered
     return _refused(offered, met[1])
@@ -92,14 +93,15 @@ def held_until_us(ctx: Context, job_id: JobId) -> int:
     return entry.not_before_us if entry is not None and waits else 0
 
 
-def _newcomer(ctx: Context, key: ClassKey, spec: JobSpec, slack_us: int, job_id: JobId) -> _Asked:
+def _newcomer(ctx: Context, key: ClassKey, spec: JobSpec, due: tuple[int, int], job_id: JobId) -> _Asked:
     known = ctx.queue.classes.get(key)
     alike = len(known.members) if known is not None else 0
     return _Asked(
         key=key,
         model=ctx.state.models[spec.model_id],
         job_id=job_id,
-        slack_us=slack_us,
+        slack_us=due[0],
+        begin_us=due[1],
         ahead=ctx.queue.ahead_of_next(spec.tenant, PRIORITY_RANK[spec.priority]),
         alike=alike,
         joins=known is not None and bool(known.stand.lines) and known.takes_on(spec.tenant),
@@ -112,20 +114,20 @@ def _of_job(ctx: Context, job_id: JobId, spec: JobSpec, now_us: int) -> _Asked |
     if refusal is not None:
         return refusal
     entry = ctx.state.jobs.get(job_id)
-    slack_us = NO_DEADLINE
-    if spec.deadline_ms:
-        accepted_us = entry.job.accepted_us if entry is not None else now_us
-        slack_us = accepted_us + spec.deadline_ms * 1_000 - now_us
+    due = (spec.deadline_ms * 1_000 or NO_DEADLINE, spec.start_timeout_ms * 1_000 or NO_DEADLINE)
+    if entry is not None:
+        due = jobs.slack_us(entry.job, now_us), jobs.begin_us(entry.job, now_us)
     key = ctx.queue.class_key(job_id)
     if key is None:
         avoided = jobs.avoidance_of(entry.job, now_us) if entry is not None and entry.job.state is JobState.QUEUED else NO_AVOIDANCE
-        return _newcomer(ctx, class_of(spec, avoided), spec, slack_us, job_id)
+        return _newcomer(ctx, class_of(spec, avoided), spec, due, job_id)
     known = ctx.queue.classes[key]
     return _Asked(
         key=key,
         model=ctx.state.models[spec.model_id],
         job_id=job_id,
-        slack_us=slack_us,
+        slack_us=due[0],
+        begin_us=due[1],
         ahead=ctx.queue.ahead_of(job_id),
         alike=len(known.members) - 1,
         joins=known.resting and bool(known.stand.lines) and min(len(known.members) - 1, ctx.queue.ahead_of(job_id)) < known.patience,
@@ -136,7 +138,9 @@ def _of_job(ctx: Context, job_id: JobId, spec: JobSpec, now_us: int) -> _Asked |
 
 def _score(ctx: Context, asked: _Asked, now_us: int, table: int = 0) -> Board:
     estimate = ctx.estimator.of(asked.key, asked.model)
-    board = ctx.scorer.score(asked.key, estimate, now_us, slack_us=asked.slack_us, lot=lot_of(ctx, asked.job_id), table=table)
+    board = ctx.scorer.score(
+        asked.key, estimate, now_us, slack_us=asked.slack_us, begin_us=asked.begin_us, lot=lot_of(ctx, asked.job_id), table=table
+    )
     claims.correct(ctx, board, asked.key)
     return board
 
@@ -173,6 +177,7 @@ def _quote(ctx: Context, asked: _Asked, board: Board, row: int | None, verdict: 
             memory_bytes=short.memory_bytes,
             gpu_memory_bytes=short.gpu_memory_bytes,
             price_usd_micros=short.price_usd_micros,
+            short_us=short.late_us,
             ahead=asked.ahead,
             queue_length=len(ctx.queue),
         )
@@ -195,6 +200,7 @@ def _quote(ctx: Context, asked: _Asked, board: Board, row: int | None, verdict: 
         memory_bytes=short.memory_bytes,
         gpu_memory_bytes=short.gpu_memory_bytes,
         price_usd_micros=short.price_usd_micros,
+        short_us=short.late_us,
         evicted=tuple(victim.told() for member in members for victim in victims_in(board, row, member)),
         weights_bytes=asked.model.weights_bytes,
         predicted_us=delay_us,
@@ -241,7 +247,10 @@ def _place(board: Board, pool: int) -> PlaceView:
         reason = REASONS[int(board.estimate.codes[pool])]
     elif not any(board.out[row, Out.STATE] == State.BINDABLE for row in rows):
         reason = REASONS[int(board.columns.reason[pool])]
-        if not rows and reason is Reason.NO_SLOT and column.free_slots and board.estimate.variant.gang_size == 1:
+        cold = board.out[COLD * board.pools + pool]
+        if cold[Out.STATE] == State.IMPOSSIBLE and cold[Out.SHORT] > 0:
+            reason = Reason.EVICTION_IN_VAIN
+        elif not rows and reason is Reason.NO_SLOT and column.free_slots and board.estimate.variant.gang_size == 1:
             # A slot is free, but what is in its memory may not go.
             reason = Reason.MEMORY_BUSY
     return PlaceView(

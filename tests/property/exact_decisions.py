@@ -122,6 +122,8 @@ def worst_tables(draw: st.DrawFn) -> tuple[Any, ...]:
     weight = draw(st.sampled_from(PRIORITY_WEIGHT_MILLI))
     rates[Rate.WEIGHT_MILLI], rates[Rate.CHURN] = weight, draw(st.integers(0, 1))
     rates[Rate.SLACK] = draw(st.sampled_from((NO_DEADLINE, 0, 1_000 * limits.DEADLINE_MS_MAX)))
+    rates[Rate.DONE_WITHIN] = rates[Rate.SLACK]
+    rates[Rate.BEGUN_WITHIN] = draw(st.sampled_from((NO_DEADLINE, 0, 1_000 * limits.DEADLINE_MS_MAX)))
     for rate, name, unit in (
         (Rate.EVICT_MILLI, "k_e_milli", 1_000), (Rate.FRAGMENT_MILLI, "fragmentation_milli", 1_000), (Rate.MONEY, "seconds_per_dollar", 0),
         (Rate.LINK_MILLI, "link_milli", 0), (Rate.TARDY_MILLI, "tardy_milli", 0),

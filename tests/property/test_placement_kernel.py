@@ -67,6 +67,9 @@ def fleets(draw: st.DrawFn) -> Fleet:
     rates[Rate.FRAGMENT_MILLI] = rng.choice([0, 1_000])
     rates[Rate.MONEY], rates[Rate.WEIGHT_MILLI] = rng.choice([0, 60, 100_000]), rng.choice([200, 1_000, 5_000])
     rates[Rate.SLACK] = draw(st.sampled_from([NO_DEADLINE, -5, 10**6, 10**8, 10**12]))
+    # A policy that knows no deadlines has jobs with them all the same.
+    rates[Rate.DONE_WITHIN] = draw(st.sampled_from([NO_DEADLINE, 10**8])) if rates[Rate.SLACK] == NO_DEADLINE else rates[Rate.SLACK]
+    rates[Rate.BEGUN_WITHIN] = draw(st.sampled_from([NO_DEADLINE, -5, 10**7, 10**10]))
     widths = rng.integers(0, 3_000, (len(STARTS), WIDTHS_EACH))
     widths = np.sort(widths, axis=0) if draw(st.booleans()) else widths  # nearer sources are surer, or anything goes
     rates[Rate.TARDY_MILLI], rates[Rate.WIDTHS :] = 3_000, widths.ravel()
@@ -114,8 +117,8 @@ def test_machine_code_and_numpy_give_the_same(fleet: Fleet) -> None:
         assert all(np.array_equal(ours[:found], theirs[:found]) for ours, theirs in zip(*told, strict=True))
     codes, reasons = 1 - fleet[0][: len(fleet[1]), Fix.FEASIBLE], 2 + np.arange(len(fleet[1]), dtype=np.int64) % 2
     counts, same = np.zeros(6, dtype=np.int64), np.zeros(6, dtype=np.int64)
-    listing.count_reasons(codes, reasons, fleet[1], here, (2, 4, 5), counts)
-    vectors.count(codes, reasons, fleet[1], there, (2, 4, 5), same)
+    listing.count_reasons(codes, reasons, fleet[1], here, (2, 4, 5, 1), counts)
+    vectors.count(codes, reasons, fleet[1], there, (2, 4, 5, 1), same)
     assert np.array_equal(counts, same) and counts.sum() <= len(codes)
 
 

@@ -59,13 +59,13 @@ def test_costs_that_are_told_to_hold_are_those_that_would_be_found_again(seed: i
     """What was scored to order classes by regret decides for them, unless something changed; scoring each anew changes no decision."""
     asked, holds = list[bool](), Board.holds
 
-    def noted(board: Board, slack_us: int) -> bool:
-        asked.append(holds(board, slack_us))
+    def noted(board: Board, slack_us: int, begin_us: int) -> bool:
+        asked.append(holds(board, slack_us, begin_us))
         return asked[-1]
 
     monkeypatch.setattr(Board, "holds", noted)
     kept = run_seed(seed, Options(jobs=JOBS)).digest
     assert any(asked), "no board was used twice"
     assert not all(asked), "nothing changed before a board was used again"
-    monkeypatch.setattr(Board, "holds", lambda board, slack_us: False)
+    monkeypatch.setattr(Board, "holds", lambda board, slack_us, begin_us: False)
     assert run_seed(seed, Options(jobs=JOBS)).digest == kept

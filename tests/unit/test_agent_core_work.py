@@ -72,11 +72,21 @@ def test_the_next_attempt_is_fetched_while_one_executes_and_loaded_after(site: A
 def test_replicas_that_an_attempt_names_give_way_before_it_loads(site: AgentSite) -> None:
     site.warm("m").warm("n")
     site.assign(attempt("a", "o", evict=(ModelId("m"),)))
-    assert [command.model_id for command in site.said(EvictReplica)] == ["m"]
     site.fetched("o")
+    assert [command.model_id for command in site.said(EvictReplica)] == ["m"]
     assert not site.said(LoadReplica)
     site.evicted("m")
     assert [command.model.model_id for command in site.said(LoadReplica)] == ["o"]
+
+
+def test_nobody_leaves_for_weights_that_have_yet_to_come(site: AgentSite) -> None:
+    site.warm("m")
+    site.assign(attempt("a", "o", evict=(ModelId("m"),)))
+    assert site.said(FetchWeights)
+    site.fetch_failed(FailureKind.FETCH_FAILED, "o")
+    assert site.end_of("a").state is AttemptState.FAILED and not site.said(EvictReplica)
+    site.assign(attempt("b", "m"))
+    assert site.said(RunAttempt), "what was to leave is warm for others"
 
 
 def test_a_model_that_does_not_fit_after_the_evictions_is_refused(site: AgentSite) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from orchestrator.core.placement.lateness import outlook, tardy_us
-from orchestrator.core.placement.rows import RATES, Dyn, Fix, Ints, Rate, Source
+from orchestrator.core.placement.rows import NO_DEADLINE, RATES, Dyn, Fix, Ints, Rate, Source
 
 SECOND = 1_000_000
 WARM_ROW, COLD_ROW = 0, 1
@@ -22,7 +22,8 @@ def _tables(slack_s: float, *, width_milli: int = 1_000, after_s: int = 50, scal
     fix, dyn, rates = (np.zeros(shape, dtype=np.int64) for shape in ((2, len(Fix)), (1, len(Dyn)), RATES))
     fix[:, Fix.EXECUTION] = after_s * SECOND
     dyn[:, [Dyn.WIDE_BEFORE, Dyn.WIDE_EXECUTION]] = scale_milli
-    rates[Rate.SLACK], rates[Rate.TARDY_MILLI] = int(slack_s * SECOND), 1_000
+    rates[Rate.SLACK], rates[Rate.TARDY_MILLI], rates[Rate.BEGUN_WITHIN] = int(slack_s * SECOND), 1_000, NO_DEADLINE
+    rates[Rate.DONE_WITHIN] = rates[Rate.SLACK]
     rates[Rate.WIDTHS :: 2], rates[Rate.WIDTHS + 1 :: 2] = 1_000, width_milli
     return fix, dyn, rates
 

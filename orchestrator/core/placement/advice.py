@@ -22,6 +22,7 @@ class Shortfall:
 
     memory_bytes: int = 0  # what the job needs of each GPU
     gpu_memory_bytes: int = 0  # what the largest of those has that are too small
+    late_us: int = 0  # with so much more time nobody would leave in vain at one of the places that reject it for that
     price_usd_micros: int = 0  # with so much the cheapest place that costs too much would do
 
 
@@ -31,8 +32,14 @@ def shortfall(board: Board) -> Shortfall:
     return Shortfall(
         memory_bytes=board.estimate.memory_bytes if small.any() else 0,
         gpu_memory_bytes=int(board.columns.memory[small].max()) if small.any() else 0,
+        late_us=_late_us(board),
         price_usd_micros=_price_usd_micros(board),
     )
+
+
+def _late_us(board: Board) -> int:
+    vain = board.out[(board.out[:, Out.STATE] == State.IMPOSSIBLE) & (board.out[:, Out.SHORT] > 0), Out.SHORT]
+    return int(vain.min()) if len(vain) else 0
 
 
 def _price_usd_micros(board: Board) -> int:

@@ -50,12 +50,18 @@ from orchestrator.core.state import ReplicaKey, Slot
 # Rows besides the best among which one of another pool is: a pool has three at most.
 _OTHERS_MAX: Final = 4
 # As plain integers: a member of an IntEnum costs a look-up where a list is indexed.
-_TOLD_APART = (REASON_CODE[Reason.NO_SLOT], REASON_CODE[Reason.MEMORY_BUSY], REASON_CODE[Reason.LOAD_TOO_DEAR])
+_TOLD_APART = (
+    REASON_CODE[Reason.NO_SLOT],
+    REASON_CODE[Reason.MEMORY_BUSY],
+    REASON_CODE[Reason.LOAD_TOO_DEAR],
+    REASON_CODE[Reason.EVICTION_IN_VAIN],
+)
 _ON_ITS_WAY: Final = (ReplicaState.ABSENT, ReplicaState.LOADING)
 _WIDTH: Final = LEAD + len(TERM_NAMES)
 _TOLD_WAIT, _TOLD_AWAITS = 1, 3
 _AWAITS: Final = {awaits: number for number, awaits in enumerate(AWAITS)}
 _NOW, _NEED, _CHURN, _SLACK = int(Rate.NOW), int(Rate.NEED), int(Rate.CHURN), int(Rate.SLACK)
+_DONE_WITHIN, _BEGUN_WITHIN = int(Rate.DONE_WITHIN), int(Rate.BEGUN_WITHIN)
 _FETCH, _SOURCE, _ORIGIN = int(Out.FETCH), int(Out.SOURCE), int(Source.ORIGIN)
 _TOTAL, _WAIT, _DELAY, _PAID = int(Out.TOTAL), int(Out.WAIT), int(Out.DELAY), int(Out.PAID)
 
@@ -73,12 +79,13 @@ class Board:
     pools: int  # rows are kind x pools + pool
     changes: int  # of `columns`, for which this was true
     slack_us: int  # until the deadline
+    begin_us: int  # until it is ended if it does not execute
     serving: tuple[int, listing.Serving] | None = None  # kept for who asks again: of which row, and what serves it as well
     keys: Ints | None = None  # where a rule that is not least cost weighs waiting: by what
 
-    def holds(self, slack_us: int) -> bool:
+    def holds(self, slack_us: int, begin_us: int) -> bool:
         """Whether scoring again in the same step would find the same."""
-        return self.columns.changes == self.changes and slack_us == self.slack_us
+        return self.columns.changes == self.changes and (slack_us, begin_us) == (self.slack_us, self.begin_us)
 
     def column(self, row: int) -> Column:
         """The pool of a row."""
@@ -165,6 +172,14 @@ class Board:
                 return max(self.total_us(row) - self.total_us(self.bound), 0)
         return UNREACHABLE
 
+    def short_us(self) -> int:
+        """By how much the job comes too late wherever it goes, by what is likely; not positive: there is a place, now or later, for which
+        it has the time, or it has time for ever. 0 too where there is no place at all."""
+        if (self.slack_us, self.begin_us) == (NO_DEADLINE, NO_DEADLINE):
+            return 0
+        short = self.out[:, Out.SHORT][(self.out[:, Out.STATE] != State.IMPOSSIBLE) | (self.out[:, Out.SHORT] > 0)]
+        return int(short.min()) if len(short) else 0
+
     def rejections(self) -> tuple[Rejection, ...]:
         """Pools that cannot be bound now, counted by reason; the order is that of `Reason`."""
         counts = np.zeros(len(REASONS), dtype=np.int64)
@@ -182,7 +197,7 @@ def _rejections(counts: bytes) -> tuple[Rejection, ...]:
 class Scorer:
     """Scores classes against the fleet. Tables are kept between calls: a Board is good until the next one is made in the same table."""
 
-    __slots__ = ("_chooser", "_columns", "_everything", "_guards", "_outs", "_policy", "_target", "timed", "worths")
+    __slots__ = ("_chooser", "_columns", "_everything", "_guards", "_outs", "_policy", "_target", "_timed", "worths")
 
     def __init__(self, columns: Columns, policy: Policy, target: Callable[[ModelId], int], book: Book) -> None:
         self._columns = columns
@@ -190,7 +205,7 @@ class Scorer:
         self._policy = policy
         self._chooser = RULES.get(policy.rule)
         self.worths = Worths(columns, policy, book)
-        self._guards, self.timed = "churn" in policy.terms, "deadline" in policy.terms
+        self._guards, self._timed = "churn" in policy.terms, "deadline" in policy.terms
         self._outs: dict[tuple[int, int], Ints] = {}  # by number of the table, and its rows
         self._everything = np.zeros(0, dtype=np.bool_)
 
@@ -201,12 +216,13 @@ class Scorer:
         now_us: int,
         *,
         slack_us: int = NO_DEADLINE,
+        begin_us: int = NO_DEADLINE,
         mask: Bools | None = None,
         lot: Lot = NO_LOT,
         table: int = 0,
     ) -> Board:
-        """Cost every row of a class. `slack_us`: until the job's deadline; `mask`: the rows that may be chosen; `lot`: whose decision
-        it is, for the policies that choose by chance or in turn; `table`: which of the tables is written."""
+        """Cost every row of a class. `slack_us`: until the job's deadline, `begin_us`: until its start timeout; `mask`: rows that may be
+        chosen; `lot`: whose decision it is, for the policies that choose by chance or in turn; `table`: which of the tables is written."""
         columns, rates = self._columns, self.worths.of(key, estimate.model.modality)
         presence = columns.where.presence(estimate.variant, columns.gangs)
         dyn, rooms, node_rooms = columns.dyn, columns.rooms, columns.node_rooms
@@ -218,7 +234,7 @@ class Scorer:
             out = self._allot(table, rows)
         rates[_NOW], rates[_NEED] = now_us, estimate.memory_bytes
         rates[_CHURN] = self._guards and self._beyond_target(key.model_id)
-        rates[_SLACK] = slack_us if self.timed else NO_DEADLINE
+        self.time(rates, slack_us, begin_us)
         chosen = self._everything[:rows] if mask is None else mask
         bound, patient = kernel.decide(estimate.fix, dyn, rooms, node_rooms, presence.table, presence.spots, rates, chosen, out)
         board = Board(
@@ -231,10 +247,16 @@ class Scorer:
             pools=len(columns.columns),
             changes=columns.changes,
             slack_us=slack_us,
+            begin_us=begin_us,
         )
         if self._chooser is not None:
             self._choose(self._chooser, board, chosen, lot)
         return board
+
+    def time(self, rates: Ints, slack_us: int, begin_us: int) -> None:
+        """Write down how long a job has. A policy may not care about being late; whoever would have to leave for it in vain does."""
+        rates[_SLACK] = slack_us if self._timed else NO_DEADLINE
+        rates[_DONE_WITHIN], rates[_BEGUN_WITHIN] = slack_us, begin_us
 
     def _allot(self, table: int, rows: int) -> Ints:
         """A table of so many rows. Classes have two or three for each pool: tables for another number of pools are of no use."""

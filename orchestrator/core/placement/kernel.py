@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from orchestrator.core.placement import vectors
 from orchestrator.core.placement.clearing import room
 from orchestrator.core.placement.hazard import X_PPM_MAX, within_ppm
-from orchestrator.core.placement.lateness import in_order, tardy_us
+from orchestrator.core.placement.lateness import in_order, is_timed, short_us, tardy_us
 from orchestrator.core.placement.leasts import best
 from orchestrator.core.placement.machine_code import COMPILED, jit
 from orchestrator.core.placement.rows import (
@@ -28,7 +28,6 @@ from orchestrator.core.placement.rows import (
     LINK_MAX_US,
     MONEY_MAX_US,
     MS_PER_HOUR,
-    NO_DEADLINE,
     OVERDUE_US,
     UNREACHABLE,
     WAIT_MAX_US,
@@ -63,10 +62,9 @@ _P_BARE, _P_BARE_UNTIL, _P_SOURCE, _P_SOURCE_US = int(Pres.BARE), int(Pres.BARE_
 _P_NEAR = int(Pres.BARE_NEAR)
 _O_STATE, _O_WAIT, _O_FETCH, _O_SAVING, _O_EVICT = int(Out.STATE), int(Out.WAIT), int(Out.FETCH), int(Out.SAVING), int(Out.EVICT)
 _O_BYTES, _O_CHURN, _O_RISK, _O_TARDY = int(Out.EVICTED_BYTES), int(Out.CHURN), int(Out.RISK), int(Out.TARDY)
-_O_DELAY, _O_TOTAL, _O_FRAGMENT = int(Out.DELAY), int(Out.TOTAL), int(Out.FRAGMENT)
+_O_DELAY, _O_TOTAL, _O_FRAGMENT, _O_SHORT = int(Out.DELAY), int(Out.TOTAL), int(Out.FRAGMENT), int(Out.SHORT)
 _D_WHOLE, _D_COPIES, _R_FRAGMENT = int(Dyn.WHOLE), int(Dyn.COPIES), int(Rate.FRAGMENT_MILLI)
 _R_NOW, _R_NEED, _R_EVICT, _R_CHURN = int(Rate.NOW), int(Rate.NEED), int(Rate.EVICT_MILLI), int(Rate.CHURN)
-_R_SLACK = int(Rate.SLACK)
 _FULL, _OPEN, _FREE = int(Slots.FULL), int(Slots.OPEN), int(Slots.FREE)
 _FETCHING, _SITE_FETCHING = int(Source.FETCHING), int(Source.SITE_FETCHING)
 _SITE, _DISK, _HOST = int(Source.SITE), int(Source.DISK), int(Source.HOST)
@@ -191,10 +189,13 @@ def _rank(
     least: int, safe: bool,
 ) -> tuple[int, int, int, int, int]:  # fmt: skip
     """What one way to load costs, all of it, so that a lower one goes first: what can begin before what waits, what is in time before what
-    is not, then the cheaper; of equals what has less to fetch, then what evicts less. Beyond the price limit it is no way at all."""
+    is not, then the cheaper; of equals what has less to fetch, then what evicts less. Beyond the price limit it is no way at all, nor with
+    an eviction in vain."""
     if state == _IMPOSSIBLE:
         return _IMPOSSIBLE, 1, 2 * UNREACHABLE, fetch, gone
-    paid, _, _, _, _, _, tardy, total = _figures(fix, dyn, rates, row, wait, fetch, saving, evict, source)
+    paid, _, _, _, delay, _, tardy, total = _figures(fix, dyn, rates, row, wait, fetch, saving, evict, source)
+    if gone > 0 and is_timed(rates) and short_us(fix, dyn, rates, row, delay, source) > 0:
+        state = _IMPOSSIBLE
     total += _handicap(fix, row, fetch, saving, tardy < 0, total, least, safe)
     return -state if paid <= fix[row, _F_BUDGET] else _IMPOSSIBLE, int(tardy >= 0), total, fetch, gone
 
@@ -222,8 +223,7 @@ def _cold_line(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, out: Ints, line: i
         wait, fetch = out[row, _O_WAIT], out[row, _O_FETCH]
         nearer, link = copy < fetch, _link_us(fix, dyn, rates, row)
         longer = _delay_us(fix, row, wait, copy, out[row, _O_SAVING]) - _delay_us(fix, row, wait, fetch, out[row, _O_SAVING])
-        timed = rates[_R_SLACK] != NO_DEADLINE
-        if (not nearer and link and (longer < link or timed)) or not in_order(rates):
+        if (not nearer and link and (longer < link or is_timed(rates))) or not in_order(rates):
             # It takes longer, but crowds no way and costs no peer; and with a deadline it matters how sure either is.
             mine = _rank(
                 fix, dyn, rates, row, out[row, _O_STATE], wait, copy, out[row, _O_SAVING], out[row, _O_EVICT], out[row, _O_BYTES], source,
@@ -243,7 +243,7 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
     """Nodes with the weights, each against what the cold row of its pool means so far, by all that it costs (`_rank`); the first that was
     looked at among equals. Whoever is no better, or no worse, in anything is not reckoned: that is so for nearly all, and takes a tenth.
     With a deadline others may be surer, so that holds of the same source, or where those that are nearer are as sure (`in_order`)."""
-    pools, now, done, untimed = len(dyn), rates[_R_NOW], -1, rates[_R_SLACK] == NO_DEADLINE
+    pools, now, done, untimed = len(dyn), rates[_R_NOW], -1, not is_timed(rates)
     ordered, finished = in_order(rates), -1
     for line in range(len(spots)):
         pool = spots[line, _S_POOL]
@@ -283,7 +283,7 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
             continue
         # All that is not worse is as cheap at least: then it costs less if it takes less time than it evicts more, or evicts less.
         ahead = same and (alike or (ordered and source > told)) and fetch <= out[row, _O_FETCH] and saving >= out[row, _O_SAVING]
-        ahead = ahead and not (source == _FETCHING and (told == _SITE_FETCHING or not alike))
+        ahead = ahead and not (source == _FETCHING and (told == _SITE_FETCHING or not alike)) and (untimed or gone <= out[row, _O_BYTES])
         dearer, gain = evict - out[row, _O_EVICT], 0
         if ahead and untimed:
             gain = _delay_us(fix, row, wait, out[row, _O_FETCH], out[row, _O_SAVING]) - _delay_us(fix, row, wait, fetch, saving)
@@ -299,7 +299,7 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
 @jit
 def _cost_rows(fix: Ints, dyn: Ints, rates: Ints, out: Ints, first: int, last: int, least: int, safe: bool) -> None:
     """The costs of a range of rows; `least` and `safe`: the best copy, against which loads are guarded."""
-    pools = len(dyn)
+    pools, timed = len(dyn), is_timed(rates)
     for row in range(first, last):
         if out[row, _O_STATE] == _IMPOSSIBLE:
             continue
@@ -307,6 +307,10 @@ def _cost_rows(fix: Ints, dyn: Ints, rates: Ints, out: Ints, first: int, last: i
         paid, money, fragment, link, delay, risk, tardy, total = _figures(
             fix, dyn, rates, row, out[row, _O_WAIT], fetch, saving, out[row, _O_EVICT], out[row, _O_SOURCE]
         )
+        short = short_us(fix, dyn, rates, row, delay, out[row, _O_SOURCE]) if timed else 0
+        if short > 0 and out[row, _O_BYTES] > 0:
+            out[row, _O_STATE], out[row, _O_SHORT] = _IMPOSSIBLE, short
+            continue
         out[row, _O_PAID] = paid
         if paid > fix[row, _F_BUDGET]:
             out[row, _O_STATE] = _IMPOSSIBLE
@@ -314,7 +318,7 @@ def _cost_rows(fix: Ints, dyn: Ints, rates: Ints, out: Ints, first: int, last: i
         churn = _handicap(fix, row, fetch, saving, tardy < 0, total, least, safe) if row // pools == _COLD else 0
         out[row, _O_FRAGMENT], out[row, _O_LINK], out[row, _O_CHURN] = fragment, link, churn
         out[row, _O_DELAY], out[row, _O_RISK], out[row, _O_TARDY] = delay, risk, tardy
-        out[row, _O_MONEY], out[row, _O_TOTAL] = money, total + churn
+        out[row, _O_MONEY], out[row, _O_TOTAL], out[row, _O_SHORT] = money, total + churn, short
 
 
 @jit

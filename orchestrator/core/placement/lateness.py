@@ -1,5 +1,8 @@
 """What a deadline makes of a predicted delay: whether it is in time for sure, and how late it is on average if not.
 
+A job is ended at its deadline, and if it has not begun by its start timeout. Where that is more likely than not (the middle is later)
+nobody has to leave for it: `short_us` says by how much.
+
 Decides how the widths of predictions (`learning.widths`) become one: middles add up, and widths of errors that know nothing of one another
 by their squares. In time is what 95 of 100 such completions are. Else the expected lateness is that of a normal error,
 
@@ -12,7 +15,7 @@ sigma, in the tails. Integers only: the scalar form is for `kernel`, the other f
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -37,6 +40,7 @@ _DISK, _HOST = int(Source.DISK), int(Source.HOST)
 _F_EXECUTION, _F_PEERS = int(Fix.EXECUTION), int(Fix.PEERS)
 _D_BEFORE, _D_EXECUTION = int(Dyn.WIDE_BEFORE), int(Dyn.WIDE_EXECUTION)
 _R_SLACK, _R_TARDY = int(Rate.SLACK), int(Rate.TARDY_MILLI)
+_R_DONE, _R_BEGUN = int(Rate.DONE_WITHIN), int(Rate.BEGUN_WITHIN)
 
 
 @jit
@@ -53,10 +57,16 @@ def _start(fix: Ints, row: int, pools: int, source: int) -> int:
 
 
 @jit
+def is_timed(rates: Ints) -> bool:
+    """Whether the job is ended at some time."""
+    return bool(rates[_R_DONE] != NO_DEADLINE or rates[_R_BEGUN] != NO_DEADLINE)
+
+
+@jit
 def in_order(rates: Ints) -> bool:
-    """Whether a nearer source is nowhere less sure than one that is farther away, host memory to origin store; without a deadline nobody
-    asks."""
-    if rates[_R_SLACK] == NO_DEADLINE:
+    """Whether a nearer source is nowhere less sure than one that is farther away, host memory to origin store; of a job that has time for
+    ever nobody asks."""
+    if not is_timed(rates):
         return True
     for at in range(_WIDTHS + _EACH * _FROM_HOST, _WIDTHS + _EACH * _FROM_ORIGIN):  # noqa: SIM110 - numba compiles no generators
         if rates[at] > rates[at + _EACH]:
@@ -93,12 +103,29 @@ def tardy_us(fix: Ints, dyn: Ints, rates: Ints, row: int, delay: int, source: in
     return int(rates[_R_TARDY] * (late // 1_000))
 
 
-def tardies_us(fix: Ints, dyn: Ints, rates: Ints, rows: Ints, delay: Ints, source: Ints) -> Ints:
-    """As `tardy_us`, of many rows; `fix` has a line for each of them."""
-    slack = rates[Rate.SLACK]
-    if slack == NO_DEADLINE:
-        return np.zeros(len(rows), dtype=np.int64)
-    pools = max(len(dyn), 1)
+@jit
+def short_us(fix: Ints, dyn: Ints, rates: Ints, row: int, delay: int, source: int) -> int:
+    """By how much a row's job is likely to be too late, with its end or its beginning; negative: by how much it is not."""
+    at = _WIDTHS + _EACH * _start(fix, row, len(dyn), source)
+    after = min(fix[row, _F_EXECUTION], delay)
+    begins = min((delay - after) // 1_000, _DELAY_MAX_MS) * rates[at]
+    ends = begins + min(after // 1_000, _DELAY_MAX_MS) * rates[at + 2]
+    return int(max(ends - rates[_R_DONE], begins - rates[_R_BEGUN]))
+
+
+class Outlook(NamedTuple):
+    """`tardy_us` and `short_us` of many rows."""
+
+    tardy: Ints
+    short: Ints
+
+
+def outlooks(fix: Ints, dyn: Ints, rates: Ints, rows: Ints, delay: Ints, source: Ints) -> Outlook:
+    """As `tardy_us` and `short_us` (0 of a job that has time for ever), of many rows; `fix` has a line for each of them."""
+    none = np.zeros(len(rows), dtype=np.int64)
+    if not is_timed(rates):
+        return Outlook(none, none)
+    slack, pools = rates[Rate.SLACK], max(len(dyn), 1)
     pool = rows % pools
     peers = (source == Source.SITE) | (source == Source.SITE_FETCHING) | ((source == Source.ORIGIN) & (fix[:, Fix.PEERS] != 0))
     start = np.where(peers, _FROM_PEER, _FROM_ORIGIN)
@@ -106,12 +133,17 @@ def tardies_us(fix: Ints, dyn: Ints, rates: Ints, rows: Ints, delay: Ints, sourc
     at = _WIDTHS + _EACH * np.where(rows // pools == COLD, start, _WARM)
     after = np.minimum(fix[:, Fix.EXECUTION], delay)
     before, after = np.minimum((delay - after) // 1_000, _DELAY_MAX_MS), np.minimum(after // 1_000, _DELAY_MAX_MS)
+    begins = before * rates[at]
+    middle = begins + after * rates[at + 2]
+    short = np.maximum(middle - rates[Rate.DONE_WITHIN], begins - rates[Rate.BEGUN_WITHIN])
+    if slack == NO_DEADLINE:
+        return Outlook(none, short)
     first = before * np.minimum(rates[at + 1] * dyn[pool, Dyn.WIDE_BEFORE] // 1_000, _WIDTH_MAX_MILLI)
     second = after * np.minimum(rates[at + 3] * dyn[pool, Dyn.WIDE_EXECUTION] // 1_000, _WIDTH_MAX_MILLI)
     wide, narrow = np.maximum(first, second), np.minimum(first, second)
-    middle, width = before * rates[at] + after * rates[at + 2], np.maximum(wide, wide - (wide >> 3) + (narrow >> 1))
+    width = np.maximum(wide, wide - (wide >> 3) + (narrow >> 1))
     over = middle - slack
     late = np.maximum(over, 0)
     for height, slope in zip(_HEIGHTS, _SLOPES, strict=True):
         late = np.maximum(late, (height * width + slope * over) >> _SHIFT)
-    return np.asarray(np.where(middle + width <= slack, -delay, rates[Rate.TARDY_MILLI] * (late // 1_000)))
+    return Outlook(np.where(middle + width <= slack, -delay, rates[Rate.TARDY_MILLI] * (late // 1_000)), short)

@@ -15,7 +15,7 @@ from orchestrator.core.placement.rows import COLD, LEAD, Dyn, Ints, Layout, Out,
 
 # numba sees plain integers: an IntEnum's members cost it a lookup each.
 _STATE, _TOTAL, _PAID, _FREE = int(Out.STATE), int(Out.TOTAL), int(Out.PAID), int(Dyn.FREE)
-_WAIT, _SAVING, _DELAY = int(Out.WAIT), int(Out.SAVING), int(Out.DELAY)
+_WAIT, _SAVING, _DELAY, _SHORT = int(Out.WAIT), int(Out.SAVING), int(Out.DELAY), int(Out.SHORT)
 _MOVING, _COLUMN = int(Layout.MOVING), int(Layout.COLUMN)
 _CONCURRENT, _SAVED_BY = int(Layout.CONCURRENT), int(Layout.SAVED_BY)
 _IMPOSSIBLE, _BINDABLE = int(State.IMPOSSIBLE), int(State.BINDABLE)
@@ -100,12 +100,13 @@ def tell_rows(out: Ints, still: Ints, pools: int, rows: Ints, layout: Ints, figu
 
 
 @jit
-def count_reasons(codes: Ints, reasons: Ints, dyn: Ints, out: Ints, told: tuple[int, int, int], counts: Ints) -> None:
+def count_reasons(codes: Ints, reasons: Ints, dyn: Ints, out: Ints, told: tuple[int, int, int, int], counts: Ints) -> None:
     """Adds up by number why pools cannot be bound: `codes` of static rejection, else `reasons` where no row of the pool is bindable. A
-    pool of which that is `taken` and that has a free slot which nothing may leave is full of another kind: `held`; and one that the price
-    limit alone rules out, as things are now, is too `dear`. `told`: the numbers of these three."""
+    pool of which that is `taken` and that has a free slot which nothing may leave is full of another kind: `held`; one that the price
+    limit alone rules out, as things are now, is too `dear`; and one in which others would have to leave for a job that comes too late all
+    the same, `vain`. `told`: the numbers of these four."""
     pools = len(codes)
-    taken, held, dear = told
+    taken, held, dear, vain = told
     for pool in range(pools):
         if codes[pool]:
             counts[codes[pool]] += 1
@@ -114,7 +115,9 @@ def count_reasons(codes: Ints, reasons: Ints, dyn: Ints, out: Ints, told: tuple[
         for row in range(pool, len(out), pools):
             best = max(best, out[row, _STATE])
             priced_out = priced_out or (out[row, _STATE] == _IMPOSSIBLE and out[row, _PAID] > 0)
-        if best == _IMPOSSIBLE and priced_out:
+        if best != _BINDABLE and out[pools + pool, _STATE] == _IMPOSSIBLE and out[pools + pool, _SHORT] > 0:
+            counts[vain] += 1
+        elif best == _IMPOSSIBLE and priced_out:
             counts[dear] += 1
         elif best != _BINDABLE:
             cold = pools + pool
@@ -126,4 +129,4 @@ def count_reasons(codes: Ints, reasons: Ints, dyn: Ints, out: Ints, told: tuple[
 nearest: Final[Callable[[Ints, int, Ints], int]] = nearest_rows if COMPILED else vectors.nearest
 alike: Final[Callable[[Ints, int, int, int, int, Ints], int]] = alike_rows if COMPILED else vectors.alike
 tell: Final[Callable[[Ints, Ints, int, Ints, Ints, Ints], int]] = tell_rows if COMPILED else vectors.tell
-count: Final[Callable[[Ints, Ints, Ints, Ints, tuple[int, int, int], Ints], None]] = count_reasons if COMPILED else vectors.count
+count: Final[Callable[[Ints, Ints, Ints, Ints, tuple[int, int, int, int], Ints], None]] = count_reasons if COMPILED else vectors.count

@@ -125,6 +125,7 @@ class Out(IntEnum):
     NODE = 14  # of a cold row: number of the node that is meant, plus 1; 0: any
     PAID = 15  # micro-dollars of GPU time; of an impossible row: what it would cost, if that is what makes it impossible
     MONEY = 16
+    SHORT = 17  # by how much a job that is ended at some time comes too late; of an impossible row: so late that an eviction is in vain
 
 
 ROOM_WIDTH: Final = Room.KEPT_VICTIM + 2 * VICTIMS
@@ -165,7 +166,7 @@ class Rate(IntEnum):
     NEED = 1  # bytes: weights, adapters, activations
     EVICT_MILLI = 2  # exchange rate of evictions for this job: k_e over the priority's weight; 0: the term is off
     CHURN = 3  # 1: another copy must beat the best existing one by more than half its reload time
-    SLACK = 4  # microseconds until the job's deadline; NO_DEADLINE: it has none
+    SLACK = 4  # microseconds until the job's deadline; NO_DEADLINE: it has none, or the policy knows none
     TARDY_MILLI = 5
     TIE_US = 6
     TIE_MILLI = 7
@@ -173,7 +174,9 @@ class Rate(IntEnum):
     FRAGMENT_MILLI = 9  # price of breaking the last whole block of a pool, by half of the occupancy, over the weight; 0 for gangs
     MONEY = 10  # seconds per dollar
     WEIGHT_MILLI = 11  # of the job's priority
-    WIDTHS = 12  # from here on, start after start: middle and width of what comes before execution, and of execution, thousandths of each
+    DONE_WITHIN = 12  # microseconds until the job is ended if it is not done, whatever the policy; NO_DEADLINE: never
+    BEGUN_WITHIN = 13  # and if it does not execute
+    WIDTHS = 14  # from here on, start after start: middle and width of what comes before execution, and of execution, thousandths of each
 
 
 STARTS: Final = tuple(Start)

@@ -13,7 +13,7 @@ from orchestrator.core.placement import kernel
 from orchestrator.core.placement.choose import Board, Scorer
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.lateness import outlook
-from orchestrator.core.placement.rows import FETCH_MAX_US, NO_DEADLINE, UNREACHABLE, Fix, Ints, Out, Rate, Source, State
+from orchestrator.core.placement.rows import FETCH_MAX_US, UNREACHABLE, Fix, Ints, Out, Rate, Source, State
 
 
 class Cost(NamedTuple):
@@ -72,5 +72,5 @@ def latest_us(scorer: Scorer, key: ClassKey, board: Board, row: int) -> int:
 
 def _rates(scorer: Scorer, key: ClassKey, board: Board) -> Ints:
     rates = scorer.worths.of(key, board.estimate.model.modality).copy()
-    rates[Rate.SLACK] = board.slack_us if scorer.timed else NO_DEADLINE
+    scorer.time(rates, board.slack_us, board.begin_us)
     return rates

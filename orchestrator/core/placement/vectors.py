@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from orchestrator.core.placement.hazard import X_PPM_MAX, within_ppm
-from orchestrator.core.placement.lateness import tardies_us
+from orchestrator.core.placement.lateness import outlooks
 from orchestrator.core.placement.rows import (
     BARE,
     COLD,
@@ -86,6 +86,8 @@ def _cost(fix: Ints, dyn: Ints, rates: Ints, out: Ints, rows: slice, copy: tuple
     told = _Ways(line[:, Out.WAIT], line[:, Out.FETCH], line[:, Out.SAVING], line[:, Out.EVICT], line[:, Out.SOURCE])
     figures = _figures(fix, dyn, rates, here, told)
     possible = line[:, Out.STATE] != State.IMPOSSIBLE
+    vain = possible & (line[:, Out.EVICTED_BYTES] > 0) & (figures.short > 0)
+    possible = possible & ~vain
     line[:, Out.PAID] = np.where(possible, figures.paid, 0)
     possible = possible & (line[:, Out.PAID] <= fix[rows, Fix.BUDGET])
     line[~possible, Out.STATE] = State.IMPOSSIBLE
@@ -96,6 +98,7 @@ def _cost(fix: Ints, dyn: Ints, rates: Ints, out: Ints, rows: slice, copy: tuple
         (Out.RISK, figures.risk), (Out.TARDY, figures.tardy), (Out.MONEY, figures.money), (Out.TOTAL, figures.total + churn),
     ):  # fmt: skip
         line[:, column] = np.where(possible, values, 0)
+    line[:, Out.SHORT] = np.where(possible | vain, figures.short, 0)
 
 
 def _clearing(rooms: Ints, least: int, victim: int, need: int) -> tuple[Ints, Ints]:
@@ -220,6 +223,7 @@ class _Figures(NamedTuple):
     delay: Ints
     risk: Ints
     tardy: Ints
+    short: Ints
     total: Ints
 
 
@@ -243,9 +247,9 @@ def _figures(fix: Ints, dyn: Ints, rates: Ints, rows: Ints, way: _Ways) -> _Figu
     lost = within_ppm(np.minimum(fix[:, Fix.HAZARD] * (occupied // 1_000) // MS_PER_HOUR, X_PPM_MAX))
     risk = lost * ((occupied // 2 + delay) // 1_000) // 1_000
     risk = risk + fix[:, Fix.FAIL_PPM] * (delay // 1_000) // 1_000
-    tardy = tardies_us(fix, dyn, rates, rows, delay, way.source)
+    tardy, short = outlooks(fix, dyn, rates, rows, delay, way.source)
     total = delay + money + fix[:, Fix.NET] + way.evict + fragment + link + risk + tardy
-    return _Figures(paid, money, fragment, link, delay, risk, tardy, total)
+    return _Figures(paid, money, fragment, link, delay, risk, tardy, short, total)
 
 
 def _handicap(fix: Ints, way: _Ways, figures: _Figures, copy: tuple[int, bool]) -> Ints:
@@ -260,8 +264,9 @@ def _handicap(fix: Ints, way: _Ways, figures: _Figures, copy: tuple[int, bool]) 
 def _ranks(fix: Ints, dyn: Ints, rates: Ints, rows: Ints, state: Ints, way: _Ways, gone: Ints, copy: tuple[int, bool]) -> list[Ints]:
     """See `kernel._rank`."""
     figures, possible = _figures(fix, dyn, rates, rows, way), state != State.IMPOSSIBLE
+    vain = (gone > 0) & (figures.short > 0)
     return [
-        np.where(possible & (figures.paid <= fix[rows, Fix.BUDGET]), -state, State.IMPOSSIBLE),
+        np.where(possible & ~vain & (figures.paid <= fix[rows, Fix.BUDGET]), -state, State.IMPOSSIBLE),
         np.where(possible & (figures.tardy < 0), 0, 1),
         np.where(possible, figures.total + _handicap(fix[rows], way, figures, copy), 2 * UNREACHABLE),
         way.fetch,
@@ -359,15 +364,16 @@ def tell(out: Ints, still: Ints, pools: int, rows: Ints, layout: Ints, figures: 
     return found
 
 
-def count(codes: Ints, reasons: Ints, dyn: Ints, out: Ints, told: tuple[int, int, int], counts: Ints) -> None:
+def count(codes: Ints, reasons: Ints, dyn: Ints, out: Ints, told: tuple[int, int, int, int], counts: Ints) -> None:
     """See `listing.count_reasons`."""
     pools = len(codes)
     counts += np.bincount(codes[codes != 0], minlength=len(counts))
-    taken, held, dear = told
+    taken, held, dear, late = told
     states = out[:, Out.STATE].reshape(-1, max(pools, 1))
     bindable, possible = (states == State.BINDABLE).any(axis=0), (states != State.IMPOSSIBLE).any(axis=0)
     priced_out = ((states == State.IMPOSSIBLE) & (out[:, Out.PAID].reshape(states.shape) > 0)).any(axis=0) & ~possible
     cold = out[pools : 2 * pools]
     full = (reasons == taken) & (dyn[:, Dyn.FREE] > 0) & (cold[:, Out.STATE] == State.IMPOSSIBLE) & (cold[:, Out.PAID] == 0)
-    why = np.where(priced_out, dear, np.where(full, held, reasons))
+    vain = (cold[:, Out.STATE] == State.IMPOSSIBLE) & (cold[:, Out.SHORT] > 0)
+    why = np.where(vain, late, np.where(priced_out, dear, np.where(full, held, reasons)))
     counts += np.bincount(why[(codes == 0) & ~bindable], minlength=len(counts))
