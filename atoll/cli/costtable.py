@@ -168,7 +168,7 @@ def made_room(evicted: Sequence[Evicted], verb: str) -> None:
 
 
 # Why a pool cannot be bound though it is a place to wait for: its slots have all their work, or what is in their memory may not go.
-_WAITED_FOR: Final = (Reason.NO_SLOT, Reason.MEMORY_BUSY)
+_WAITED_FOR: Final = (Reason.NO_SLOT, Reason.NO_BLOCK, Reason.MEMORY_BUSY)
 
 
 def rejections(found: Sequence[Rejection], title: str, listed: Sequence[Candidate], quote: Quote | None = None) -> None:

@@ -34,6 +34,7 @@ _REMEDIES: Final[dict[Reason, str]] = {
     Reason.REAL_SITE: "start twins with 'atoll rehearse', or submit without --simulated",
     Reason.RECENT_FAILURE: "wait: it may be tried there again later",
     Reason.NO_SLOT: "wait: the job goes there when a slot is free",
+    Reason.NO_BLOCK: "wait: once it is its turn a block is kept for it until the last GPU is free; or a smaller gang",
 }
 
 

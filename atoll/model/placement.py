@@ -38,6 +38,7 @@ class Reason(StrEnum):
     REAL_SITE = "real_site"  # a real site, and the job is a rehearsal
     RECENT_FAILURE = "recent_failure"  # this job failed there a moment ago
     NO_SLOT = "no_slot"  # every slot has as much work as may be bound
+    NO_BLOCK = "no_block"  # so many GPUs of one node, side by side, are not free at once: single ones may be
 
 
 # What is so where a pool rejects a job, for people. Programs read the codes.
@@ -63,6 +64,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.REAL_SITE: "it is a real site, which runs no rehearsals",
     Reason.RECENT_FAILURE: "this job failed there a moment ago",
     Reason.NO_SLOT: "every slot has all the work that may be bound to it",
+    Reason.NO_BLOCK: "single GPUs may be free, but no block of as many on one node as the gang wants at once",
 }
 
 

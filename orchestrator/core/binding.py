@@ -97,6 +97,7 @@ def _reserve(ctx: Context, members: tuple[Slot, ...], live: LiveAttempt, model: 
             replica.adapters = tuple(sorted({*adapters, *replica.adapters}))
         slot.attempts.append(live.key)
         slot.busy_until_us = begins_us + live.exec_us + loading_us
+        live.ends_us = max(live.ends_us, slot.busy_until_us)
         ctx.columns.slot_changed(column, slot, was_free)
     turnover.left(ctx, column, gone)
     if cold:

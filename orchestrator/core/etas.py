@@ -77,16 +77,18 @@ def of_attempt(ctx: Context, live: LiveAttempt, now_us: int) -> Eta:
         taken = Spread(
             begin_p50_us=min(taken.begin_p50_us, p50_us), begin_p90_us=min(taken.begin_p90_us, p90_us), p50_us=p50_us, p90_us=p90_us
         )
-    return after_us(attempt.leased_us + _late_us(ctx, live), taken)
+    # What has yet to begin begins now at the earliest.
+    return after_us(max(attempt.leased_us + _late_us(ctx, live), now_us - taken.begin_p50_us), taken)
 
 
 def _late_us(ctx: Context, live: LiveAttempt) -> int:
-    """By how much an attempt that has yet to execute is later, as its slots stand now, than it was predicted to be: what it waits for takes
-    longer than was thought."""
+    """By how much an attempt that has yet to execute is later, as its slots stand now, than they stood at its decision: what it waits for
+    takes longer than was thought, or (less than nothing) is over sooner. After a restart only what is later is known."""
     pool = ctx.state.sites[live.attempt.site_id].pools.get(live.attempt.slot.pool_id)
-    late_us, attempts = 0, ctx.state.sites[live.attempt.site_id].attempts
+    ends_us, attempts = 0, ctx.state.sites[live.attempt.site_id].attempts
     for slot in pool.members(live.attempt.slot, live.spec.gang_size) if pool is not None else ():
         behind = slot.attempts[slot.attempts.index(live.key) + 1 :]
-        end_us = slot.busy_until_us - sum(attempts[key].exec_us for key in behind) + _output_us(live)
-        late_us = max(late_us, end_us - live.attempt.leased_us - live.attempt.predicted_us)
-    return late_us
+        ends_us = max(ends_us, slot.busy_until_us - sum(attempts[key].exec_us for key in behind))
+    if live.ends_us:
+        return ends_us - live.ends_us if ends_us else 0
+    return max(ends_us + _output_us(live) - live.attempt.leased_us - live.attempt.predicted_us, 0)

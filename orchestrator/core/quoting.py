@@ -253,6 +253,8 @@ def _place(board: Board, pool: int) -> PlaceView:
         elif not rows and reason is Reason.NO_SLOT and column.free_slots and board.estimate.variant.gang_size == 1:
             # A slot is free, but what is in its memory may not go.
             reason = Reason.MEMORY_BUSY
+        elif reason is Reason.NO_SLOT and board.estimate.variant.gang_size > 1:
+            reason = Reason.NO_BLOCK
     return PlaceView(
         pool_id=column.pool.pool_id,
         gpu_type=column.pool.gpu.gpu_type,

@@ -14,6 +14,7 @@ import numpy as np
 
 from atoll.model.ids import ModelId, SiteId, TenantId
 from atoll.model.job import JobSpec
+from atoll.model.learned import Component
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import FetchFrom, Reason
 from atoll.model.replica import ReplicaState, Tier
@@ -109,15 +110,15 @@ def reasons(ctx: Context, model: ModelSpec) -> list[Reason | None]:
 
 
 def times(ctx: Context, model: ModelSpec, column: Column) -> Times:
-    """What a copy in this pool takes, by the rates that placing reckons with."""
+    """What a copy in this pool takes, by the rates that placing reckons with, and corrected by what was learned as placing does."""
     columns, index, pool = ctx.columns, column.index, column.pool
-    ways, node = ctx.estimator.ways(model), pool.spec.node
+    ways, node, learned = ctx.estimator.ways(model), pool.spec.node, ctx.estimator.factors(model)
     h2d = int(columns.h2d_rate[index]) or node.h2d_bytes_per_s or pool.gpu.h2d_bytes_per_s
     return Times(
-        execution_us=execution_us(model, model.default_shape, pool.gpu, model.precision),
+        execution_us=learned.at(Component.EXECUTION, index, execution_us(model, model.default_shape, pool.gpu, model.precision)),
         fetch_us=min(int(ways.us[index]) * (1 + column.site.fetches), FETCH_MAX_US),
         fetch_from=ways.source(index),
-        load_us=stage_us(model, int(columns.disk_rate[index]), h2d, from_host=False) + init_us(model),
+        load_us=learned.at(Component.LOAD, index, stage_us(model, int(columns.disk_rate[index]), h2d, from_host=False) + init_us(model)),
     )
 
 
@@ -129,7 +130,8 @@ def in_order(ctx: Context, model: ModelSpec, pools: Ints, taken: Counter[str]) -
     for index in columns.where.by_model.get(model.model_id, ()):
         if model.model_id in columns.columns[index].disk:
             fetch_us[index] = 0
-    cost_us = np.array(by_type or [0], dtype=np.int64)[columns.gpu] + fetch_us // _USES
+    executing_us = ctx.estimator.factors(model).times(Component.EXECUTION, np.array(by_type or [0], dtype=np.int64)[columns.gpu])
+    cost_us = executing_us + fetch_us // _USES
     if taken:
         cost_us = cost_us * np.array([1 + taken[region] for region in columns.regions], dtype=np.int64)
     return [int(index) for index in pools[np.argsort(cost_us[pools], kind="stable")]]

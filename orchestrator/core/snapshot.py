@@ -315,6 +315,7 @@ def copy_live(live: LiveAttempt) -> LiveAttempt:
         gives_way_to=live.gives_way_to,
         factors_milli=live.factors_milli,
         start=live.start,
+        ends_us=live.ends_us,
         phase=live.phase,
         phase_us=live.phase_us,
         on_stop=live.on_stop,

@@ -210,6 +210,7 @@ class LiveAttempt:
     adopted: bool = False  # from the store: how far it is only the site's first report can say
     gives_way_to: JobId | None = None  # its slot goes to this job next: nobody else is bound there until it is empty
     factors_milli: tuple[int, ...] = ()  # what the priors of its decision were multiplied by, by `learning.observation.COMPONENTS`
+    ends_us: int = 0  # when the last of its slots should have done its work, as of its decision; 0 after a restart from the store
     start: Start | None = None  # how it begins; None after a restart from the store
     phase: AttemptState | None = None  # the last that a report told of, and since when it has been in it
     phase_us: int = 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from atoll.cli.reasons import meaning, remedy
 from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import SiteId
 from atoll.model.job import JobState
@@ -13,6 +16,7 @@ from atoll.model.placement import Reason
 from atoll.model.quote import Quote
 from atoll.model.shape import Shape
 from orchestrator.core.machine import restore
+from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.registry import TERM_NAMES
 from tests.unit.fleet_of_machines import GPUS, Fleet, model, pool, site, spec
 
@@ -279,3 +283,14 @@ def test_another_pool_that_is_as_good_is_taken_before_the_last_whole_block() -> 
         fleet.report(gang_site)
         single = fleet.job(_submit(fleet, model_id="x"))
         assert single.attempts[-1].site_id != gang_site
+
+
+def test_a_gang_is_told_of_blocks_and_not_of_slots_that_are_free() -> None:
+    fleet = Fleet(site("a", pool("p", gpus=2)), site("b", pool("p", gpus=1)), policy=Policy(silent_after_ms=10**9))
+    fleet.submit(spec(prompt="one", constraints=replace(spec().constraints, sites=(SiteId("a"),))))
+    quote = fleet.machine.quote_job(spec(gang_size=2), fleet.now_us)
+    assert isinstance(quote, Quote)
+    assert {one.reason: one.pools for one in quote.rejections} == {Reason.NO_BLOCK: 1, Reason.GANG_TOO_LARGE: 1}
+    assert "block" in meaning("no_block") and remedy("no_block")
+    single = fleet.machine.quote_job(spec(), fleet.now_us)
+    assert isinstance(single, Quote) and not single.rejections

@@ -40,6 +40,10 @@ class Factors:
 
     milli: dict[Component, Ints]
 
+    def at(self, component: Component, pool: int, prior_us: int) -> int:
+        """The prior of one pool with its correction; a year at most."""
+        return min(min(prior_us, PREDICTED_US_MAX) * int(self.milli[component][pool]) // 1_000, PREDICTED_US_MAX)
+
     def times(self, component: Component, prior_us: Ints) -> Ints:
         """A prior per pool (or per row, with the rows of all pools one kind after the other) with its correction; a year at most."""
         factor = self.milli[component]

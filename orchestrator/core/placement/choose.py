@@ -50,12 +50,8 @@ from orchestrator.core.state import ReplicaKey, Slot
 # Rows besides the best among which one of another pool is: a pool has three at most.
 _OTHERS_MAX: Final = 4
 # As plain integers: a member of an IntEnum costs a look-up where a list is indexed.
-_TOLD_APART = (
-    REASON_CODE[Reason.NO_SLOT],
-    REASON_CODE[Reason.MEMORY_BUSY],
-    REASON_CODE[Reason.LOAD_TOO_DEAR],
-    REASON_CODE[Reason.EVICTION_IN_VAIN],
-)
+_NO_SLOT, _NO_BLOCK = REASON_CODE[Reason.NO_SLOT], REASON_CODE[Reason.NO_BLOCK]
+_TOLD_APART = (REASON_CODE[Reason.MEMORY_BUSY], REASON_CODE[Reason.LOAD_TOO_DEAR], REASON_CODE[Reason.EVICTION_IN_VAIN])
 _ON_ITS_WAY: Final = (ReplicaState.ABSENT, ReplicaState.LOADING)
 _WIDTH: Final = LEAD + len(TERM_NAMES)
 _TOLD_WAIT, _TOLD_AWAITS = 1, 3
@@ -73,6 +69,7 @@ class Board:
     columns: Columns
     estimate: Estimate
     now_us: int
+    dyn: Ints  # what the pools are like for this class: a gang's free blocks in the place of slots
     out: Ints
     bound: int | None
     patient: int | None
@@ -183,8 +180,11 @@ class Board:
     def rejections(self) -> tuple[Rejection, ...]:
         """Pools that cannot be bound now, counted by reason; the order is that of `Reason`."""
         counts = np.zeros(len(REASONS), dtype=np.int64)
-        columns = self.columns
-        listing.count(self.estimate.codes, columns.reason, columns.dyn, self.out, _TOLD_APART, counts)
+        taken, reasons = _NO_SLOT, self.columns.reason
+        if self.estimate.variant.gang_size > 1:
+            # A gang is told of blocks: its pools may well have slots that are free.
+            taken, reasons = _NO_BLOCK, np.where(reasons == _NO_SLOT, _NO_BLOCK, reasons)
+        listing.count(self.estimate.codes, reasons, self.dyn, self.out, (taken, *_TOLD_APART), counts)
         return _rejections(counts.tobytes())
 
 
@@ -241,6 +241,7 @@ class Scorer:
             columns=columns,
             estimate=estimate,
             now_us=now_us,
+            dyn=dyn,
             out=out,
             bound=None if bound < 0 else int(bound),
             patient=None if patient < 0 else int(patient),

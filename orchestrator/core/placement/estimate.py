@@ -276,6 +276,10 @@ class Estimator:
         fix[:, Fix.CROWD] = _rows(ways.us // weight_milli * 1_000, kinds)
         fix[:, Fix.LEAVING] = _rows(self._sources.price_us(ways) * 1_000 // weight_milli, kinds)
 
+    def factors(self, model: ModelSpec) -> Factors:
+        """What was learned of the model in each pool."""
+        return self._factors.of(model.model_id, self._columns.columns)
+
     def ways(self, model: ModelSpec) -> Ways:
         """How long the weights of a model take to each pool, and from where."""
         return self._sources.of(model)

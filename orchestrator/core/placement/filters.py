@@ -47,6 +47,8 @@ def static_reasons(
         reject(np.array([site in key.avoid for site in columns.site_ids], dtype=np.bool_), Reason.RECENT_FAILURE)
     capable = [gpu.supports(key.precision) for gpu in columns.gpu_types]
     reject(~np.array(capable or [True], dtype=np.bool_)[columns.gpu], Reason.PRECISION_UNSUPPORTED)
+    # A gang is on one node: it is too large where a whole node has fewer GPUs, however many the pool has. Whether a block of as many is
+    # free just now is dynamic (`NO_BLOCK`).
     reject(columns.gpus_per_node < key.gang_size, Reason.GANG_TOO_LARGE)
     reject(columns.memory < memory_bytes, Reason.MEMORY_TOO_SMALL)
     if execution_us is not None:
