@@ -22,6 +22,7 @@ from atoll.model.learned import (
     GATE_ATTEMPTS,
     MEDIAN_MAX_MILLI,
     TOTAL,
+    WAIT,
     Calibration,
     Component,
     Gate,
@@ -49,7 +50,7 @@ _PARTS = {
     QuotePart.WHOLE: "both",
 }
 # Gates are named as components are, but for the one of what people are told.
-_GATES = {TOTAL: "all of it, as quoted"}
+_GATES = {TOTAL: "all of it, as quoted", WAIT: "waiting, as quoted"}
 _MEDIAN = f"{round((exp(MEDIAN_MAX_MILLI / 1_000) - 1) * 100)} %"
 _COVERED = f"{COVERAGE_MILLI[0] // 10} to {COVERAGE_MILLI[1] // 10} %"
 # What the headings mean, under the lines.
@@ -190,6 +191,9 @@ def judged(found: Calibration) -> bool:
 
 def _hint(failing: list[str]) -> str:
     """Where to look. Quotes are fitted to totals, so they follow by themselves."""
+    if failing == [WAIT]:
+        return "work takes as long as stated, the queue does not: a load that comes and goes; quotes of waits follow the last of them"
+    failing = [name for name in failing if name != WAIT]
     if failing == [TOTAL]:
         where = "its parts hold: time passes between them, such as messages or a busy machine ('the rest' in 'atoll jobs explain JOB')"
     else:

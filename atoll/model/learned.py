@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Final
 
 from atoll.model.ids import ModelId, PoolId, SiteId
+from atoll.model.job import Priority
 from atoll.model.modelspec import Modality
 
 # Attempts that a gate needs. With fewer a coverage of 90 % is within its gate by chance only: sqrt(0.09 / 200) is two points.
@@ -19,6 +20,8 @@ MEDIAN_MAX_MILLI: Final = 50
 COVERAGE_MILLI: Final = (870, 930)
 # The gate of whole completions, beside those of components.
 TOTAL: Final = "total"
+# And that of waits before a place is bound.
+WAIT: Final = "wait"
 
 
 class Component(StrEnum):
@@ -169,6 +172,17 @@ class LearnedStart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedWait:
+    """How waits before a place was bound came out against their prediction, by priority and for one GPU or a gang."""
+
+    priority: Priority
+    gang: bool
+    spread: LearnedSpread
+    p50_log: int
+    p90_log: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedPool:
     """How wide the errors of one part are at one pool: observations times 2^10, their sum of squares in widths (2^-26), and the scale in
     force."""
@@ -201,6 +215,9 @@ class Estimates:
     crowds: tuple[LearnedCrowd, ...] = ()  # not in checkpoints: what is forgotten weighs as if it had come alone
     starts: tuple[LearnedStart, ...] = ()
     pools: tuple[LearnedPool, ...] = ()
+    waits: tuple[LearnedWait, ...] = ()
+    all_waits: LearnedSpread | None = None
+    wait_gate: LearnedSpread | None = None
     quotes_us: int = 0
     refreshed_us: int = 0
     saved_us: int = 0

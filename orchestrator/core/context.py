@@ -43,6 +43,7 @@ from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.estimate import Estimator
 from orchestrator.core.placement.policy import Policy
+from orchestrator.core.promised import Promises, no_promises
 from orchestrator.core.queue import JobClass, Queue
 from orchestrator.core.state import JobEntry, Site, Slot, State
 
@@ -79,6 +80,7 @@ class Context:
     scorer: Scorer
     queue: Queue
     book: Book
+    promises: Promises = field(default_factory=no_promises)
     bound: Bound = field(default_factory=Bound)
     demand: Demand
     residency: Residency

@@ -12,6 +12,7 @@ from atoll.model.modelspec import Modality
 from atoll.model.quote import Eta
 from orchestrator.core.context import Context
 from orchestrator.core.learning.quotes import Spread
+from orchestrator.core.learning.waits import WaitKey
 from orchestrator.core.placement.registry import OUTPUT
 from orchestrator.core.state import LiveAttempt
 
@@ -23,7 +24,10 @@ def spread(ctx: Context, predicted_us: int, execution_us: int, *, cold: bool, mo
     """Quantiles of a completion that is predicted to take this long from its decision on, `execution_us` of it from when it executes."""
     predicted_us = min(max(predicted_us, 0), NEVER_US)
     execution_us = min(max(execution_us, 0), predicted_us)
-    found = ctx.book.quote(predicted_us - execution_us, execution_us, cold, modality)
+    return _bounded(ctx.book.quote(predicted_us - execution_us, execution_us, cold, modality))
+
+
+def _bounded(found: Spread) -> Spread:
     if found.p90_us <= NEVER_US:
         return found
     return Spread(
@@ -32,6 +36,12 @@ def spread(ctx: Context, predicted_us: int, execution_us: int, *, cold: bool, mo
         p50_us=min(found.p50_us, NEVER_US),
         p90_us=min(found.p90_us, NEVER_US),
     )
+
+
+def after_wait(ctx: Context, kind: WaitKey, wait_us: int, execution_us: int, *, cold: bool, modality: Modality) -> Spread:
+    """Quantiles of a completion that waits for its place first, and is predicted to execute after `wait_us`."""
+    wait = ctx.book.waits.quote(kind, min(max(wait_us, 0), NEVER_US))
+    return _bounded(ctx.book.quotes.after_wait(wait, min(max(execution_us, 0), NEVER_US), cold, modality))
 
 
 def parts_us(live: LiveAttempt) -> tuple[int, int]:

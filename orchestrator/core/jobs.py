@@ -15,7 +15,7 @@ from atoll.model.job import IMAGE_INPUT, Job, JobSpec, JobState, check_job_state
 from atoll.model.modelspec import IMAGE_TO_IMAGE, ModelSpec
 from atoll.model.splits import check_gang
 from atoll.model.words import count, duration, size
-from orchestrator.core import attempts, residency
+from orchestrator.core import attempts, promises, residency
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.events import JobCancelRequested, JobsSubmitted, Submission
 from orchestrator.core.outputs import (
@@ -205,6 +205,7 @@ def end(
     ctx.state.jobs_ended += 1
     _count_down(ctx, job.spec.tenant)
     _retire_key(ctx, job)
+    promises.settled(ctx, job)
     ctx.save_ended(job)
     ctx.decisions.append(JobSettled(job_id=job.job_id, state=state, queued_to_end_us=ctx.now_us - job.accepted_us))
 

@@ -105,6 +105,7 @@ class Machine:
         ctx.looked_at = ctx.binding = None
         moving.fill_vacated(ctx)
         residuals.note_placed(ctx)
+        quoting.promise(ctx, _came(event))
         movements.placed(ctx)
         assignments.send_touched(ctx)
         return ctx.take_step()

@@ -7,6 +7,7 @@ other, and preemption, ageing and jobs that are still to come are left out.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from atoll.model.ids import JobId, SiteId
@@ -14,7 +15,7 @@ from atoll.model.job import PRIORITY_RANK, JobSpec, JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason, is_lasting
 from atoll.model.quote import Eta, PlaceView, Quote, Verdict
-from orchestrator.core import claims, etas, jobs, lending
+from orchestrator.core import claims, etas, jobs, lending, promises
 from orchestrator.core.context import Context
 from orchestrator.core.lines import line_at
 from orchestrator.core.outputs import Refusal, RefusalCode
@@ -61,6 +62,23 @@ def outlook(ctx: Context, job_id: JobId, spec: JobSpec, now_us: int) -> Quote | 
     """What a job is offered as of now: where it waits, with its place in the queue; else as if it were submitted now."""
     asked = _of_job(ctx, job_id, spec, now_us)
     return asked if isinstance(asked, Refusal) else _offer(ctx, asked, now_us)
+
+
+def promise(ctx: Context, came: Iterable[JobId]) -> None:
+    """Note of some of the jobs that came just now, and wait, when they should execute: how waits come out is learned from them."""
+    for job_id in came:
+        entry = ctx.state.jobs.get(job_id)
+        if entry is None or job_id not in ctx.queue or not promises.is_due(ctx, entry.job):
+            continue
+        asked = _of_job(ctx, job_id, entry.job.spec, ctx.now_us)
+        if isinstance(asked, Refusal):
+            continue
+        board = _score(ctx, asked, ctx.now_us)
+        row, verdict = _where(ctx, asked, board)
+        if row is not None and verdict is Verdict.WAITS:
+            executing_us = int(board.estimate.execution_us[row]) + int(board.estimate.output_us[row])
+            turn_us = min(_turn_us(ctx, asked, board, row), etas.NEVER_US)
+            promises.made(ctx, entry.job, max(turn_us + board.delay_us(row) - executing_us, 0))
 
 
 def places(ctx: Context, job_id: JobId, spec: JobSpec, site_id: SiteId, now_us: int) -> tuple[PlaceView, ...] | Refusal:
@@ -185,6 +203,9 @@ def _quote(ctx: Context, asked: _Asked, board: Board, row: int | None, verdict: 
     turn_us = min(_turn_us(ctx, asked, board, row), etas.NEVER_US) if verdict is Verdict.WAITS else 0
     executing_us = int(board.estimate.execution_us[row]) + int(board.estimate.output_us[row])
     taken = etas.spread(ctx, turn_us + delay_us, executing_us, cold=cold, modality=asked.model.modality)
+    if verdict is Verdict.WAITS:
+        kind = asked.key.priority, asked.key.gang_size > 1
+        taken = etas.after_wait(ctx, kind, turn_us + delay_us - executing_us, executing_us, cold=cold, modality=asked.model.modality)
     members = slots_of(board, row) if verdict is Verdict.NOW else ()
     chosen, others = board.told(row, ctx.policy.candidates_kept)
     return Quote(

@@ -25,6 +25,7 @@ from orchestrator.core.placement.estimate import Estimator
 from orchestrator.core.placement.eviction import Wishes
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.registry import TERM_NAMES
+from orchestrator.core.promised import Kind
 from orchestrator.core.queue import Queue
 from orchestrator.core.snapshot import NodeSnapshot, SiteSnapshot, Snapshot, copy_live
 from orchestrator.core.state import JobEntry, KeyEntry, LiveAttempt, Node, Replica, ReplicaKey, Site, State
@@ -101,6 +102,8 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
             ctx.bound.add(site, live)
             if live.charge_us:
                 ctx.queue.shares.adopt(live.spec.tenant)
+    for promised in snapshot.promises:
+        ctx.promises[promised.priority, promised.gang] = Kind(open=dict(promised.open), last_us=promised.last_us)
     for claim in snapshot.claims:
         claims.restore(ctx, claim.job_id, claim.claimed)
     resting = ((rest.job_id, rest.wake_us, rest.pool, rest.patience, rest.stand) for rest in snapshot.resting)

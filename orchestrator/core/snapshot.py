@@ -26,7 +26,7 @@ from atoll.model.ids import (
     SiteId,
     Term,
 )
-from atoll.model.job import Job
+from atoll.model.job import Job, Priority
 from atoll.model.learned import Estimates
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaState
@@ -40,6 +40,7 @@ from orchestrator.core.events import SessionRef
 from orchestrator.core.health import Breaker
 from orchestrator.core.outflow import OutflowSnapshot
 from orchestrator.core.placement.policy import Identity
+from orchestrator.core.promised import Promise
 from orchestrator.core.queue import QueueSnapshot
 from orchestrator.core.residency import ResidencySnapshot
 from orchestrator.core.standing import Stand
@@ -194,10 +195,21 @@ class Snapshot:
     pushes: tuple[Push, ...]
     demand: KeptDemand
     residency: ResidencySnapshot
+    promises: tuple[PromiseSnapshot, ...]  # of each kind
     estimates: Estimates = Estimates()
     last_place: tuple[SiteId, PoolId] | None = None
     policy: Identity | None = None
     failing: tuple[tuple[ModelId, tuple[tuple[SiteId, PoolId], ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromiseSnapshot:
+    """Open promises of a kind of waits, and when the last was made."""
+
+    priority: Priority
+    gang: bool
+    open: tuple[tuple[JobId, Promise], ...]
+    last_us: int
 
 
 def take(ctx: Context) -> Snapshot:
@@ -233,6 +245,10 @@ def take(ctx: Context) -> Snapshot:
         pins=tuple(state.pins.values()),
         pushes=tuple(state.pushes.values()),
         demand=ctx.demand.take(),
+        promises=tuple(
+            PromiseSnapshot(priority=priority, gang=gang, open=tuple(kind.open.items()), last_us=kind.last_us)
+            for (priority, gang), kind in ctx.promises.items()
+        ),
         residency=ctx.residency.take(),
         estimates=ctx.book.take(),
         last_place=state.last_place,

@@ -17,8 +17,9 @@ from agents.core.outputs import RunAttempt
 from agents.twin.plant import Plant
 from agents.twin.truth import Truth
 from atoll.model.attempt import Artifact, ResultManifest
-from atoll.model.ids import SiteId
+from atoll.model.ids import JobId, SiteId
 from atoll.model.job import Job
+from atoll.model.quote import Quote
 from atoll.physics.hidden import HiddenWorld
 from orchestrator.core.events import (
     AdaptersAdded,
@@ -69,7 +70,7 @@ class Played:
 
 
 class Player:
-    """One run. `told` hears now and then how many jobs have arrived."""
+    """One run. `told` hears now and then how many jobs have arrived, `quoted` what each of them is offered."""
 
     def __init__(
         self,
@@ -79,11 +80,13 @@ class Player:
         *,
         truth: Truth | None = None,
         told: Callable[[int], None] | None = None,
+        quoted: Callable[[JobId, Quote], None] | None = None,
         checked: bool = False,
     ) -> None:
         self._scenario = scenario.check()
         self._jobs: Iterator[TraceJob] = iter(jobs)
         self._told = told
+        self._quoted = quoted
         self._sink = _Hashed(sink)
         self._arrived = 0
         self._exhausted = False
@@ -189,10 +192,19 @@ class Player:
             self._told(self._arrived)
         self._declare(asked)
         if self._asking.makes(asked):
+            self._quote(asked)
             self.brain.ask(lambda reference: JobsSubmitted(request=reference, submissions=(submission,)), partial(self._answered, asked))
         else:
             self._collector.refused(submission.job_id)
         self._plan_next()
+
+    def _quote(self, asked: Asked) -> None:
+        """Whoever wants to know is told what is offered in the moment before it is submitted; asking changes nothing."""
+        if self._quoted is None:
+            return
+        quote = self.brain.machine.quote_job(asked.submission.spec, self.timeline.now)
+        if isinstance(quote, Quote):
+            self._quoted(asked.submission.job_id, quote)
 
     def _declare(self, asked: Asked) -> None:
         """What is asked for the first time is a launch: it is declared in the moment before."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from tests.bench import core, learning, machine, servers
+from tests.bench import core, learning, machine, quotes, servers
 
 # Besides the cases of the placing core.
-_OTHERS: Final = {"learning": learning.main, "servers": servers.main}
+_OTHERS: Final = {"learning": learning.main, "quotes": quotes.main, "servers": servers.main}
 _NAMES: Final = (*core.CASES, *_OTHERS)
 
 

@@ -15,12 +15,14 @@ from atoll.model.limits import MODELS_MAX
 from atoll.model.modelspec import Modality
 from orchestrator.core.learning import corrections as of_component
 from orchestrator.core.learning import quotes as of_totals
+from orchestrator.core.learning import waits as of_waits
 from orchestrator.core.learning import widths as of_widths
 from orchestrator.core.learning.cells import CellKey
 from orchestrator.core.learning.corrections import Corrections, Place, Sample, factor_log_of
 from orchestrator.core.learning.logs import log_ratio, milli, times
 from orchestrator.core.learning.observation import COMPONENTS, Observation
 from orchestrator.core.learning.quotes import Completion, Quotes, Spread
+from orchestrator.core.learning.waits import WaitKey, Waits
 from orchestrator.core.learning.widths import Widths
 
 # News are published this often at most, of all components at once: what is published makes estimates be computed again. That is a third of
@@ -56,6 +58,7 @@ class Book:
         self.components: dict[Component, Corrections] = {component: Corrections(component) for component in COMPONENTS}
         self.quotes = Quotes(spread_milli)
         self.widths = Widths(spread_milli)
+        self.waits = Waits()
         self.refreshed_us = 0
         self.saved_us = 0
         self.unsaved = False
@@ -122,6 +125,11 @@ class Book:
         self.widths.observe(seen, self.quotes.weight_of(seen.model_id, seen.decided_us))
         self.unsaved = True
 
+    def observe_wait(self, key: WaitKey, predicted_us: int, actual_us: int, *, at_least: bool = False) -> None:
+        """Learn from how long a job waited that had come to wait."""
+        self.waits.observe(key, predicted_us, actual_us, at_least=at_least)
+        self.unsaved = True
+
     def refresh(self, now_us: int) -> None:
         """Publish what is due."""
         if now_us - self.refreshed_us < min(REFRESH_US, _LOOK_US):
@@ -135,6 +143,7 @@ class Book:
                 self._bump_model(model_id)
         if now_us - self.quotes.refreshed_us >= of_totals.REFRESH_US:
             self.quotes.refresh(now_us)
+            self.waits.refresh()
             if self.learning:
                 self.widths.refresh(self.quotes)
 
@@ -153,6 +162,7 @@ class Book:
         if component is None and site_id is None:
             self.quotes = Quotes(self._spread_milli)
             self.widths = Widths(self._spread_milli, self.widths.version + 1)
+            self.waits = Waits()
         elif component is None and site_id is not None:
             self.widths.forget_site(site_id)
         self._bump_all()
@@ -182,6 +192,7 @@ class Book:
         """As a frozen value; `leaves_max`: without the oldest cells of the lowest levels."""
         kinds, gate, crowds = self.quotes.take(crowds=leaves_max is None)
         starts, pools = self.widths.take(leaves_max)
+        waits, all_waits, wait_gate = self.waits.take()
         return Estimates(
             components=tuple(one.take(leaves_max) for one in self.components.values()),
             quotes=kinds,
@@ -189,6 +200,9 @@ class Book:
             crowds=crowds,
             starts=starts,
             pools=pools,
+            waits=waits,
+            all_waits=all_waits,
+            wait_gate=wait_gate,
             quotes_us=self.quotes.refreshed_us,
             refreshed_us=self.refreshed_us,
             saved_us=self.saved_us,
@@ -215,6 +229,7 @@ def restored(estimates: Estimates, *, learning: bool = True, spread_milli: int =
             book.components[told.component] = of_component.restored(told)
     gate = estimates.gate or LearnedSpread(bins=())
     book.quotes = of_totals.restored(estimates.quotes, gate, estimates.crowds, estimates.quotes_us, spread_milli)
+    book.waits = of_waits.restored(estimates.waits, estimates.all_waits, estimates.wait_gate)
     book.widths = of_widths.restored(estimates.starts, estimates.pools, spread_milli)
     book.refreshed_us = estimates.refreshed_us
     book.saved_us, book.unsaved = estimates.saved_us, estimates.unsaved

@@ -180,6 +180,12 @@ class Quotes:
         begin_p50_us, begin_p90_us = _widened(before, margins)
         return Spread(begin_p50_us=begin_p50_us, begin_p90_us=min(begin_p90_us, p90_us), p50_us=p50_us, p90_us=p90_us)
 
+    def after_wait(self, wait: tuple[int, int], execution_us: int, cold: bool, modality: Modality) -> Spread:
+        """Of a completion that waits first, with P50 and P90 of until it executes."""
+        kind = self._kinds[(COLD if cold else WARM), modality]
+        p50_us, p90_us = _added(wait, _stretched(execution_us, kind[QuotePart.EXECUTION]))
+        return Spread(begin_p50_us=wait[0], begin_p90_us=min(wait[1], p90_us), p50_us=p50_us, p90_us=p90_us)
+
     # --- what is learned -------------------------------------------------------------------------------------------------------
 
     def decided(self, model_id: ModelId, now_us: int) -> None:

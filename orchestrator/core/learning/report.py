@@ -14,6 +14,7 @@ from atoll.model.learned import (
     GATE_ATTEMPTS,
     MEDIAN_MAX_MILLI,
     TOTAL,
+    WAIT,
     Calibration,
     Component,
     Gate,
@@ -80,7 +81,7 @@ def calibration(book: Book) -> Calibration:
         for key, part, evidence, p50, p90 in book.quotes.kinds()
     )
     return Calibration(
-        gates=(*gates, _gate(TOTAL, book.quotes.gate)),
+        gates=(*gates, _gate(TOTAL, book.quotes.gate), _gate(WAIT, book.waits.gate)),
         quotes=quotes,
         factors=book.cells,
         shifts=sum(one.shifts for one in book.components.values()),
