@@ -1,8 +1,8 @@
 """Whether quotes hold: each job of a busy fleet is asked about in the moment before it is submitted, and its quote held against its end.
 
-Three sites with 24 GPUs, hidden factors, nine models, gangs, three priorities, and a load that comes and goes: about half of all jobs wait.
-The first third of the jobs, in which the fleet learns, is not counted. P50 should hold for half of each class and P90 for nine tenths:
-chance alone moves a share of n by sqrt(0.09 / n) and more, since jobs that wait together are late together.
+Three sites with 24 GPUs, hidden factors, nine models, gangs, three priorities, and a load that comes and goes: one of six jobs waits for
+a place. The first third of the jobs, in which the fleet learns, is not counted. P50 should hold for half of each class and P90 for nine
+tenths: chance alone moves a share of n by sqrt(0.09 / n) and more, since jobs that wait together are late together.
 """
 
 from __future__ import annotations

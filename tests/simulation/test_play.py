@@ -12,8 +12,9 @@ from itertools import pairwise
 
 import pytest
 
-from atoll.model.ids import ModelId, TenantId
+from atoll.model.ids import JobId, ModelId, TenantId
 from atoll.model.job import JobState
+from atoll.model.quote import Quote
 from atoll.model.report import SlotFacts
 from orchestrator.core import sites
 from orchestrator.core.context import Context
@@ -33,6 +34,20 @@ def played(scenario: Scenario, jobs: list[TraceJob], **options: object) -> tuple
     rows = Rows()
     player = Player(scenario, jobs, rows, **options)  # type: ignore[arg-type]  # by name
     return player.play(), rows, player
+
+
+def test_asking_what_each_job_is_offered_changes_nothing_and_nearly_all_are_done_by_their_p90() -> None:
+    offered: dict[JobId, Quote] = {}
+    rows = Rows()
+    asked = Player(three_sites(), mixed(150, gap_s=4.0), rows, quoted=offered.__setitem__).play()
+    assert asked.digest == Player(three_sites(), mixed(150, gap_s=4.0), Rows()).play().digest
+    assert len(offered) == 150
+    held = []
+    for row in rows.jobs:
+        eta = offered[JobId(f"j{row.number:09}")].eta
+        if row.state == JobState.SUCCEEDED and eta is not None:
+            held.append(row.arrival_us <= eta.end_p50_us <= eta.end_p90_us and row.ended_us <= eta.end_p90_us)
+    assert len(held) > 100 and sum(held) > 0.75 * len(held)
 
 
 def test_every_job_ends_once_and_its_seconds_add_up() -> None:
