@@ -27,12 +27,17 @@ check: setup  ## ruff, mypy --strict and the import contracts
 	@echo "check: import contracts"
 	@$(BIN)/lint-imports --verbose >.venv/import-contracts.log 2>&1 || { cat .venv/import-contracts.log; exit 1; }
 
-# What only computes runs on several cores at once; what starts servers, Ray and agents one after the other. 5: no test was asked for.
+# What starts servers, Ray and agents runs one after the other and mostly waits for them; what only computes takes the time that this
+# leaves, on several cores, politely, so that nothing served is late for it. 5: no test was asked for.
 test: check  ## check, then the whole test suite
-	@echo "test: pytest, what computes"
-	@$(BIN)/python -m pytest -n logical --maxprocesses=4 --dist worksteal $(PYTEST_ARGS) $(COMPUTING) || test $$? -eq 5
-	@echo "test: pytest, what serves"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/integration || test $$? -eq 5
+	@echo "test: pytest, what serves; meanwhile what computes, shown when it is over"
+	@nice -n 19 $(BIN)/python -m pytest -n logical --maxprocesses=4 --dist worksteal -o timeout=900 $(PYTEST_ARGS) $(COMPUTING) \
+	  >.venv/computing.log 2>&1 & computing=$$!; \
+	trap 'kill $$computing 2>/dev/null; wait $$computing; exit 130' INT TERM; \
+	served=0; $(BIN)/python -m pytest $(PYTEST_ARGS) tests/integration || served=$$?; \
+	computed=0; wait $$computing || computed=$$?; \
+	echo "test: pytest, what computes"; cat .venv/computing.log; \
+	for code in $$served $$computed; do test $$code -eq 0 -o $$code -eq 5 || exit $$code; done
 
 format: setup  ## rewrite the sources in the project's layout
 	@$(BIN)/ruff format --quiet .

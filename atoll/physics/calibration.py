@@ -158,11 +158,16 @@ def fit(
     *,
     flat: bool = False,
     spreads: Mapping[str, Spread] | None = None,
+    near: Mapping[str, int] | None = None,
 ) -> Coefficients:
-    """Effects of these rows (all of them; the caller leaves out what is not for fitting) and of the priors of everything else known."""
+    """Effects of these rows (all of them; the caller leaves out what is not for fitting) and of the priors of everything else known.
+
+    `near`: effects in thousandths of a fit to nearly the same rows. Beginning there takes a third of the steps and ends in the same place.
+    """
     rows, seen = _read(observations)
     priors = [prior_of(key, gpus, flat=flat) for key in seen]
-    values = [prior.mean for prior in priors]
+    begun = near or {}
+    values = [begun[key] / 1_000 if key in begun else prior.mean for key, prior in zip(seen, priors, strict=True)]
     for _ in range(_ROUNDS_MAX):
         better = _improved(values, rows, priors)
         moved = max((abs(new - old) for new, old in zip(better, values, strict=True)), default=0.0)

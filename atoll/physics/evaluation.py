@@ -123,8 +123,9 @@ def leave_out(
 ) -> tuple[Judged, ...]:
     """Each source (or model, or GPU type) predicted from the rest alone: everything is fitted again without it."""
     found: list[Judged] = []
+    whole = fit([*observations, *others], gpus, flat=flat).effects_milli
     for inside, outside in _folds(observations, others, what):
-        coefficients = fit(inside, gpus, flat=flat)
+        coefficients = fit(inside, gpus, flat=flat, near=whole)
         found += [
             Judged(
                 observation=one,

@@ -70,7 +70,7 @@ def _wishes(fleet: Fleet) -> list[tuple[object, ...]]:
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(_ACTION, max_size=25))
 def test_no_model_in_demand_is_named_to_lose_its_last_warm_copy(actions: list[tuple]) -> None:  # type: ignore[type-arg]
     fleet = _fleet(_NAMES)

@@ -36,7 +36,7 @@ def _digest_in_fresh_interpreter(seed: int, hash_seed: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 3])
 def test_same_seed_same_digest(seed: int) -> None:
     here = run_seed(seed, Options(jobs=JOBS)).digest
     assert run_seed(seed, Options(jobs=JOBS)).digest == here
@@ -48,7 +48,7 @@ def test_other_seed_other_digest() -> None:
     assert run_seed(1, Options(jobs=JOBS)).digest != run_seed(2, Options(jobs=JOBS)).digest
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 3])
 def test_snapshot_covers_everything(seed: int) -> None:
     """A machine restored from its snapshot after each event goes on as if nothing had happened."""
     assert run_seed(seed, Options(jobs=JOBS, resnapshot=True)).digest == run_seed(seed, Options(jobs=JOBS)).digest

@@ -135,10 +135,9 @@ def test_servers_are_the_queue_of_the_same_arrivals_and_services(servers: int) -
     assert sorted(law.drawn.values()) == sorted(row.execution_us for row in rows.jobs)
 
 
-@pytest.mark.parametrize(("servers", "load"), [(1, 0.5), (4, 0.6)])
-def test_waiting_is_what_erlang_says(servers: int, load: float) -> None:
+@pytest.mark.parametrize(("servers", "load", "count"), [(1, 0.5, 2_000), (4, 0.6, 4_000)])
+def test_waiting_is_what_erlang_says(servers: int, load: float, count: int) -> None:
     """M/M/c. The tolerance is four standard errors of the mean of batches, which waits of neighbours being alike make wide."""
-    count = 4_000
     jobs = poisson(count, round(SERVICE_US / servers / load), seed=11)
     _, rows, _ = played(one_pool(servers), jobs, truth=Law(SERVICE_US, exponential=True))
     waits = [row.ended_us - row.arrival_us - row.execution_us for row in sorted(rows.jobs, key=lambda row: row.number)]

@@ -129,7 +129,7 @@ def test_a_gang_makes_room_for_urgent_work_when_that_pays() -> None:
 MIX = st.lists(st.tuples(st.integers(1, 8), st.sampled_from([1, 2, 4, 8]), st.integers(5, 80)), min_size=1, max_size=8)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(MIX, st.integers(0, 2**16), st.integers(1, 2))
 def test_every_gang_begins_within_a_bound_that_what_comes_later_does_not_move(
     mix: list[tuple[int, int, int]], seed: int, nodes: int
