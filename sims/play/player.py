@@ -165,11 +165,16 @@ class Player:
         scenario = self._scenario
         return SitesApplied(request=reference, actor=_ACTOR, reason="the scenario", sites=scenario.sites, links=scenario.links)
 
+    @property
+    def open_jobs(self) -> int:
+        """Jobs that have arrived and not ended."""
+        return len(self._collector.open)
+
     # --- arrivals --------------------------------------------------------------------------------------------------------------
 
     @property
     def _over(self) -> bool:
-        return self._exhausted and not self._collector.open
+        return self._exhausted and not self.open_jobs
 
     def _plan_next(self) -> None:
         job = next(self._jobs, None)

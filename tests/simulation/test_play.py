@@ -28,6 +28,8 @@ from tests.architecture.sources import REPOSITORY
 from tests.simulation.played import Law, Rows, mixed, one_pool, poisson, three_sites
 
 SERVICE_US = 20_000_000
+# A service of few reports, for runs of many jobs.
+SHORT_US = 2_000_000
 
 
 def played(scenario: Scenario, jobs: list[TraceJob], **options: object) -> tuple[Played, Rows, Player]:
@@ -90,7 +92,7 @@ def test_the_trace_is_read_one_job_ahead() -> None:
         nonlocal read
         for job in mixed(60):
             read += 1
-            assert read <= len(rows.jobs) + len(player._collector.open) + 1
+            assert read <= len(rows.jobs) + player.open_jobs + 1
             yield job
 
     rows = Rows()
@@ -107,7 +109,7 @@ def test_littles_law() -> None:
     seen: list[int] = []
 
     def look() -> None:
-        seen.append(len(player._collector.open))
+        seen.append(player.open_jobs)
         player.timeline.after(250_000, look)
 
     look()
@@ -138,13 +140,13 @@ def test_servers_are_the_queue_of_the_same_arrivals_and_services(servers: int) -
 @pytest.mark.parametrize(("servers", "load", "count"), [(1, 0.5, 2_000), (4, 0.6, 4_000)])
 def test_waiting_is_what_erlang_says(servers: int, load: float, count: int) -> None:
     """M/M/c. The tolerance is four standard errors of the mean of batches, which waits of neighbours being alike make wide."""
-    jobs = poisson(count, round(SERVICE_US / servers / load), seed=11)
-    _, rows, _ = played(one_pool(servers), jobs, truth=Law(SERVICE_US, exponential=True))
+    jobs = poisson(count, round(SHORT_US / servers / load), seed=11)
+    _, rows, _ = played(one_pool(servers), jobs, truth=Law(SHORT_US, exponential=True))
     waits = [row.ended_us - row.arrival_us - row.execution_us for row in sorted(rows.jobs, key=lambda row: row.number)]
     offered = servers * load
     last = offered**servers / math.factorial(servers) / (1 - load)
     must_wait = last / (sum(offered**number / math.factorial(number) for number in range(servers)) + last)
-    theory_us = must_wait * SERVICE_US / (servers * (1 - load))
+    theory_us = must_wait * SHORT_US / (servers * (1 - load))
     batches = [sum(waits[start : start + count // 20]) / (count // 20) for start in range(0, count, count // 20)]
     mean_us = sum(batches) / len(batches)
     error_us = math.sqrt(sum((batch - mean_us) ** 2 for batch in batches) / (len(batches) - 1) / len(batches))
