@@ -48,7 +48,7 @@ def as_by_hand(found_us: list[int], asked: Queue, *, setup_us: int = 0) -> tuple
     """Job by job; the jobs that found the server idle."""
     schedule = asked.by_hand(setup_us=setup_us)
     late_us = [found - wanted for found, wanted in zip(found_us, schedule.waits_us, strict=True)]
-    assert 0 <= min(late_us) and max(late_us) <= COLD_US
+    assert min(late_us) >= 0 and max(late_us) <= COLD_US
     return schedule.found_idle
 
 

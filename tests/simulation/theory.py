@@ -1,4 +1,4 @@
-"""Queues by hand: laws whose draws a test chooses, schedules to compare a run with job by job, and how far a mean may be from what theory says."""
+"""Queues by hand: laws whose draws a test chooses, schedules to compare a run with, and how far a mean may be from what theory says."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from orchestrator.core.durable import Stored
 from orchestrator.core.machine import Machine, new_machine
 from orchestrator.core.outputs import AppendAudit, PutPolicy
 from orchestrator.core.placement.policies import DEFAULT, POLICIES
-from orchestrator.core.placement.policy import ALL_TERMS, BOUNDS, Identity, Policy, Rule
+from orchestrator.core.placement.policy import ALL_TERMS, BOUNDS, Eviction, Identity, Policy, Rule
 from orchestrator.core.placement.policy_file import differences, parse_policy, write_policy
 from orchestrator.core.placement.policy_settings import BY_FIELD, OTHER_KEYS, SETTINGS
 from tests.unit.fleet_of_machines import GPUS
@@ -53,6 +53,7 @@ def policies(draw: st.DrawFn) -> Policy:
         base,
         name=draw(names.filter(lambda name: name not in POLICIES)),
         rule=draw(st.sampled_from(Rule)),
+        eviction=draw(st.sampled_from(Eviction)),
         learning=draw(st.booleans()),
         terms=frozenset(draw(st.sets(st.sampled_from(sorted(ALL_TERMS))))),
         priority_weight_milli={priority: draw(st.integers(10, 100_000)) for priority in Priority},
@@ -129,6 +130,7 @@ def test_what_is_left_out_is_as_in_the_base() -> None:
         ("tie_share: 1e30", "own.yaml:3: tie_share is '1e30': expected a number from 0 to 1"),
         ("ageing_s: [1]", "own.yaml:3: ageing_s is 'a list': expected a number above 0, at most 604800"),
         ("rule: randm", "own.yaml:3: rule is 'randm': expected a known rule; did you mean 'random'?"),
+        ("eviction: lur", "own.yaml:3: eviction is 'lur': expected a known eviction; did you mean 'lru'?"),
         ("base: defualt", "own.yaml:3: base is 'defualt': expected a known policy; did you mean 'default'?"),
         ("learning: yes", "own.yaml:3: learning is 'yes': expected true or false"),
         ("terms: {mony: false}", "own.yaml:3: terms.mony is 'mony': expected a known key; did you mean 'money'?"),

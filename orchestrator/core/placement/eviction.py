@@ -4,6 +4,7 @@
     share = 1 / warm copies: that part of the model's requests would have come here
     residence = how long replicas stay in the pool until they make room, as measured, at least a minute; the policy's until then
     P(no other warm slack) = (others that are busy + 1) / (others + 1)
+    The policy's `eviction` may have those leave first that were used longest ago, for comparison: their price counts all the same.
 
 in microseconds of expected delay of normal-priority jobs; the policy's k_e and the job's own weight are applied where a job is scored.
 Source: `core.demand`, `core.turnover`, `atoll.physics.coldstart`. Fails where demand jumps: a model that nobody has asked for in days
@@ -25,7 +26,7 @@ from atoll.model.replica import Tier
 from atoll.model.residency import Pin, Push
 from atoll.physics.coldstart import init_us, stage_us
 from orchestrator.core.placement.hazard import X_PPM_MAX, within_ppm
-from orchestrator.core.placement.policy import Policy
+from orchestrator.core.placement.policy import Eviction, Policy
 from orchestrator.core.placement.rows import FORBIDDEN_US, VICTIMS
 from orchestrator.core.state import Pool, Replica, ReplicaKey, Slot
 
@@ -72,13 +73,14 @@ class Prices:
     copies count by powers of two: a price is then a function of what a snapshot holds, and slots are sorted again only where one changed.
     """
 
-    __slots__ = ("_busy", "_copies", "_last_milli", "_models", "_pins", "_pushes", "_rate", "_reload", "_residence_ms", "_wanted")
+    __slots__ = ("_busy", "_copies", "_last_milli", "_lru", "_models", "_pins", "_pushes", "_rate", "_reload", "_residence_ms", "_wanted")
 
     def __init__(self, policy: Policy, models: Mapping[ModelId, ModelSpec], wishes: Wishes) -> None:
         self._models = models
         self._rate, self._busy = wishes.rate_per_hour_milli, wishes.busy_eighths
         self._pins, self._pushes = wishes.pins, wishes.pushes
         self._residence_ms, self._last_milli = policy.residence_ms, policy.last_copy_milli
+        self._lru = policy.eviction is Eviction.LRU
         self._copies: dict[ModelId, int] = {}
         self._wanted: dict[ModelId, dict[int, int]] = {}  # by how long replicas stay in the pool
         # By model and pool: the model it was computed for, and the microseconds.
@@ -142,7 +144,8 @@ class Prices:
         return known
 
     def victims(self, slot: Slot, pool: Pool, besides: ReplicaKey | None = None) -> list[Victim]:
-        """What could leave the slot, the cheapest first, among equals the longest idle."""
+        """What could leave the slot, the cheapest first, among equals the longest idle; or, where age decides, the longest idle first and
+        what must stay last."""
         found = [
             Victim(
                 price_us=self.price_us(replica, pool),
@@ -154,8 +157,16 @@ class Prices:
             if replica.key != besides
         ]
         if len(found) > 1:
-            found.sort(key=lambda victim: (victim.price_us, victim.last_used_us, victim.model_id))
+            found.sort(key=_by_use if self._lru else _by_price)
         return found
+
+
+def _by_price(victim: Victim) -> tuple[int, int, ModelId]:
+    return (victim.price_us, victim.last_used_us, victim.model_id)
+
+
+def _by_use(victim: Victim) -> tuple[bool, int, ModelId]:
+    return (victim.price_us >= FORBIDDEN_US, victim.last_used_us, victim.model_id)
 
 
 def rounded(number: int) -> int:

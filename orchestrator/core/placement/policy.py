@@ -154,6 +154,13 @@ class Rule(StrEnum):
     TWO_CHOICES = "two-choices"
 
 
+class Eviction(StrEnum):
+    """Which of a slot's replicas makes room first. `lru` is a baseline: the one used longest ago, whatever it costs others."""
+
+    PRICE = "price"
+    LRU = "lru"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """Figures of one named policy. Durations are fleet time."""
@@ -161,6 +168,8 @@ class Policy:
     name: str = "default"
     # Least expected cost, unless somebody wants to see what that is worth.
     rule: Rule = Rule.COST
+    # What others ask for and what a reload takes is known, so neither is left to how old a use is.
+    eviction: Eviction = Eviction.PRICE
     # Rules that draw derive chance from it; any number is as good as another.
     seed: int = 0
     # Whether estimates are corrected by what settled attempts say. Off, they are judged all the same: that is how learning is measured.

@@ -11,7 +11,8 @@ Decides how a policy is written; what may be set is `policy_settings`, what is l
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final
+from enum import StrEnum
+from typing import Any, Final, TypeVar
 
 from atoll.catalog.figures import range_text, written
 from atoll.catalog.problems import Problems
@@ -30,6 +31,7 @@ from orchestrator.core.placement.policy import (
     TENANT_WEIGHT_MILLI,
     TENANTS_MAX,
     WHOLE_MILLI,
+    Eviction,
     Policy,
     Rule,
 )
@@ -39,6 +41,7 @@ VERSION: Final = 1
 # A policy of every key with its comments is 8 KB; one of 100,000 tenants 4 MB.
 FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 _MILLI: Final = 1_000
+Word = TypeVar("Word", bound=StrEnum)
 _TERMS_IN_ORDER: Final = (
     "input", "stage", "init", "adapt", "compile", "execution", "output",
     "money", "net", "link", "evict", "churn", "fragmentation", "risk", "deadline",
@@ -58,7 +61,8 @@ def parse_policy(text: str, file_name: str, *, in_use: bool = False) -> Policy:
     name = fields.name("name")
     base = POLICIES.get((fields.word("base", POLICIES, "policy") or "") if fields.has("base") else DEFAULT.name, DEFAULT)
     fields.asked("base")
-    found: dict[str, Any] = {"name": name, "learning": fields.flag("learning", default=base.learning), "rule": _rule(fields, base)}
+    found: dict[str, Any] = {"name": name, "learning": fields.flag("learning", default=base.learning)}
+    found["rule"], found["eviction"] = _one_of(fields, "rule", base.rule), _one_of(fields, "eviction", base.eviction)
     for setting in SETTINGS:
         found[setting.field] = _number(fields, setting, getattr(base, setting.field))
     found["terms"] = _terms(fields, base)
@@ -96,11 +100,13 @@ def _number(fields: Fields, setting: Setting, default: int) -> int:
     return fields.figure(setting.key, setting.unit, low, high, default)
 
 
-def _rule(fields: Fields, base: Policy) -> Rule:
-    if not fields.has("rule"):
-        fields.asked("rule")
-        return base.rule
-    return Rule(fields.word("rule", (rule.value for rule in Rule), "rule") or base.rule)
+def _one_of(fields: Fields, key: str, default: Word) -> Word:
+    """One of the words of an enumeration."""
+    if not fields.has(key):
+        fields.asked(key)
+        return default
+    kind = type(default)
+    return kind(fields.word(key, (each.value for each in kind), key) or default)
 
 
 def _terms(fields: Fields, base: Policy) -> frozenset[str]:
@@ -173,6 +179,8 @@ def write_policy(policy: Policy) -> str:
         "",
         f"# How a place is chosen among those that can be bound: {', '.join(Rule)}.",
         f"rule: {policy.rule}",
+        f"# Which of a GPU's models makes room first: {', '.join(Eviction)}.",
+        f"eviction: {policy.eviction}",
         "# Whether predictions are corrected by what settled attempts took. They are judged all the same.",
         f"learning: {_flag(policy.learning)}",
         "# What counts in a cost. Waiting and fetching always do.",

@@ -116,6 +116,7 @@ BY_FIELD: Final = {setting.field: setting for setting in SETTINGS}
 OTHER_KEYS: Final = {
     "name": "name",
     "rule": "rule",
+    "eviction": "eviction",
     "learning": "learning",
     "terms": "terms",
     "priority_weight_milli": "priority_weights",
