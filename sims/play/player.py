@@ -37,7 +37,7 @@ from sims.play.brain import Brain
 from sims.play.collecting import Collector, CountedPeers, Open, Sink, result_bytes
 from sims.play.scenario import SECOND_US, Scenario
 from sims.play.site import PlayedSite
-from sims.play.sky import Sky
+from sims.play.sky import Sky, late_us
 from sims.play.timeline import Timeline
 from sims.play.truths import NotedTruth
 from sims.play.weather import CALM
@@ -115,6 +115,7 @@ class Player:
                 one_way_us=one_way_us[spec.site_id],
                 build=build,
                 watch=self._collector.watch(spec.site_id),
+                late_us=late_us(scenario.weather, scenario.seed, spec.site_id),
                 checked=checked,
             )
             for spec in scenario.sites

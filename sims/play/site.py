@@ -1,7 +1,7 @@
 """A site in virtual time: the agent's driver around its machine and its plant, and its end of the stream to the orchestrator.
 
-Decides when events are handled and when messages arrive: one way takes half a round trip, in order. Must not know what is decided, nor what
-is measured of it.
+Decides when events are handled and when messages arrive: one way takes half a round trip, in order. A report may come later, or not at
+all, and then nothing that was said after it comes before it. Must not know what is decided, nor what is measured of it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,13 @@ from sims.play.timeline import Timeline, Timer
 Watch = Callable[[AgentEvent | AgentCommand], None]
 
 
+def _at_once() -> int:
+    return 0
+
+
 class PlayedSite:
-    """One site. `build` makes its plant, given its timers and who hears it; `watch` sees every event and command of the machine."""
+    """One site. `build` makes its plant, given its timers and who hears it; `watch` sees every event and command of the machine;
+    `late_us` says of each report how much longer than the way it takes, None: it is lost."""
 
     def __init__(
         self,
@@ -38,6 +43,7 @@ class PlayedSite:
         one_way_us: int,
         build: Callable[[PlayedSite], Plant],
         watch: Watch,
+        late_us: Callable[[], int | None] = _at_once,
         checked: bool = False,
     ) -> None:
         self.spec = spec
@@ -46,6 +52,8 @@ class PlayedSite:
         self._brain = brain
         self._one_way_us = one_way_us
         self._watch = watch
+        self._late_us = late_us
+        self._heard_us = 0  # when the last message so far arrives
         self._checked = checked
         self._inbox: deque[AgentEvent] = deque()
         self._session: SessionRef | None = None
@@ -99,13 +107,20 @@ class PlayedSite:
     def _perform(self, command: AgentCommand) -> None:
         match command:
             case SendReport() | SendEvents() | RequestResync():
-                if self._session is not None:
-                    self._timeline.after(self._one_way_us, partial(self._arrived_up, self._session, command))
+                self._say(command)
             case RefuseOrchestrator():
                 raise AssertionError(f"{self.spec.site_id} refuses its only orchestrator: {command.message}")
             case _:
                 self._watch(command)
                 self.plant.perform(command)
+
+    def _say(self, command: SendReport | SendEvents | RequestResync) -> None:
+        """Up the stream, if there is one."""
+        late_us = self._late_us() if isinstance(command, SendReport) else 0
+        if self._session is not None and late_us is not None:
+            now_us = self._timeline.now
+            self._heard_us = max(self._heard_us, now_us + self._one_way_us + late_us)
+            self._timeline.after(self._heard_us - now_us, partial(self._arrived_up, self._session, command))
 
     def _arm(self) -> None:
         """As the orchestrator's."""
@@ -131,6 +146,7 @@ class PlayedSite:
     def dial(self) -> None:
         """Open a stream: the hello travels up, the welcome down."""
         self._streams += 1
+        self._heard_us = 0
         state = self.machine.state
         hello = SiteHello(
             site_id=self.spec.site_id,

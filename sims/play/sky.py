@@ -136,6 +136,19 @@ class Sky:
         self._brain.ask(lambda reference: SiteUncordoned(request=reference, actor=_ACTOR, reason="done", site_id=site_id), _whatever)
 
 
+def late_us(weather: Weather, seed: int, site_id: SiteId) -> Callable[[], int | None]:
+    """By how much each report of a site is late; None: it is lost."""
+    chance = random.Random(f"{seed}/reports/{site_id}")
+    mean_us, lost_milli = weather.reports_late_ms * 1_000, weather.reports_lost_milli
+
+    def drawn() -> int | None:
+        if lost_milli and chance.randrange(1_000) < lost_milli:
+            return None
+        return round(chance.expovariate(1 / mean_us)) if mean_us else 0
+
+    return drawn
+
+
 def _whatever(reply: Reply) -> None:
     """A drain of a site that is drained already is refused, and no harm."""
     del reply

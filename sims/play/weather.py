@@ -1,5 +1,5 @@
 """What befalls sites that nobody decided, and how often: the way to them breaks, nodes are taken back, GPUs are slow for a while, people
-work on them.
+work on them, what they report comes late or not at all.
 
 Decides figures only; `sky` makes them happen.
 """
@@ -13,6 +13,8 @@ from atoll.model.shape import parse_int
 
 _PER_DAY_MILLI: Final = (0, 1_000_000)
 _LASTING_S: Final = (1, 30 * 86_400)
+# Later than that a site is silent by any policy.
+_LATE_MS_MAX: Final = 3_600_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,10 @@ class Weather:
     drift_milli: int = 0
     maintenances_per_day_milli: int = 0
     maintenance_s: int = 3_600
+    # Reports of a site: by how much more than the way takes they are late (a mean), and how many in a thousand are lost. What a site
+    # says later never comes earlier, and ends of attempts are not lost: they are said until they are acknowledged.
+    reports_late_ms: int = 0
+    reports_lost_milli: int = 0
 
     def check(self) -> Weather:
         """Self, or FieldError for the first figure that nothing can be made of."""
@@ -42,6 +48,8 @@ class Weather:
             parse_int(f"weather.{name}", getattr(self, name), *_LASTING_S)
         parse_int("weather.slow_milli", self.slow_milli, 1_000, 100_000)
         parse_int("weather.drift_milli", self.drift_milli, 0, 500)
+        parse_int("weather.reports_late_ms", self.reports_late_ms, 0, _LATE_MS_MAX)
+        parse_int("weather.reports_lost_milli", self.reports_lost_milli, 0, 1_000)
         return self
 
 
@@ -54,4 +62,6 @@ ORDINARY: Final = Weather(
 ROUGH: Final = Weather(
     outages_per_day_milli=2_000, reclaims=True, slow_per_day_milli=4_000, slow_milli=2_500, drift_milli=50, maintenances_per_day_milli=1_000
 )  # fmt: skip
-WEATHERS: Final = {"calm": CALM, "ordinary": ORDINARY, "rough": ROUGH}
+# Nothing befalls sites, but what is known of them is old: half of the reports are a second late or more, and one in twenty never comes.
+HAZY: Final = Weather(reports_late_ms=1_500, reports_lost_milli=50)
+WEATHERS: Final = {"calm": CALM, "ordinary": ORDINARY, "rough": ROUGH, "hazy": HAZY}

@@ -131,7 +131,7 @@ def test_the_small_fleet_has_a_name(folder: Path, capsys: Shown) -> None:
         (["once.csv", "--load", "0.5"], "load is '0.5': expected a trace whose jobs arrive one after the other"),
         (["trace.csv", "--copies", "0"], "--copies is '0': expected a whole number from 1"),
         (["trace.csv", "--sample", "1ms"], "--sample is '1ms'"),
-        (["trace.csv", "--weather", "storm"], "--weather is 'storm': expected one of calm, ordinary, rough"),
+        (["trace.csv", "--weather", "storm"], "--weather is 'storm': expected one of calm, ordinary, rough, hazy"),
         (["trace.csv", "--policy", "defalt"], "policy is 'defalt': expected a file that exists"),
         (["trace.csv", "--fleet", "no.yaml"], "no.yaml"),
         (["trace.csv", "--fleet", "trace.csv"], "trace.csv:1"),

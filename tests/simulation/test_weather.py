@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 
 from agents.core.events import AttemptFinished, ReplicaLoaded, SlotLost, SlotReady
-from agents.core.outputs import LoadReplica, RunAttempt
+from agents.core.outputs import LoadReplica, RequestResync, RunAttempt, SendEvents, SendReport
 from agents.twin.plant import Plant
 from atoll.model.errors import FieldError
 from atoll.model.ids import AttemptKey, JobId, Ordinal, SlotRef
+from orchestrator.core.events import SessionRef
 from sims.play.player import Played, Player
+from sims.play.site import PlayedSite
 from sims.play.timeline import Timeline
 from sims.play.weather import WEATHERS, Weather
 from tests.simulation.played import CATALOGUE, Law, Rows, mixed, three_sites
-from tests.unit.fleet_of_machines import GPUS, pool, site, spec
+from tests.unit.fleet_of_machines import GPUS, pool, spec
+from tests.unit.fleet_of_machines import site as site_of
 
 DAY_MILLI = 24 * 1_000
 
@@ -67,6 +71,52 @@ def test_drift_is_small_and_the_same_for_the_same_seed() -> None:
     assert sum(row.execution_us for row in one.jobs) == pytest.approx(sum(row.execution_us for row in calm.jobs), rel=0.2)
 
 
+def _told(weather: Weather) -> tuple[Played, PlayedSite, list[tuple[int, int, bool]]]:
+    """A run, and of each message of the first site when it was said, when it was heard, and whether it is a report."""
+    player = Player(replace(three_sites(), weather=weather), mixed(60), Rows())
+    (first, *_), said, heard = player.sites, dict[int, int](), list[tuple[int, int, bool]]()
+    say, arrived = first._say, first._arrived_up
+
+    def noted(command: SendReport | SendEvents | RequestResync) -> None:
+        said[id(command)] = player.timeline.now
+        kept.append(command)
+        say(command)
+
+    def came(session: SessionRef, command: SendReport | SendEvents | RequestResync) -> None:
+        heard.append((said[id(command)], player.timeline.now, isinstance(command, SendReport)))
+        arrived(session, command)
+
+    kept: list[object] = []  # so that no other one gets its id
+    first._say, first._arrived_up = noted, came  # type: ignore[method-assign]  # listened to
+    return player.play(), first, heard
+
+
+def test_reports_come_late_and_nothing_overtakes_them() -> None:
+    late_ms = 800
+    _, _, calm = _told(Weather())
+    (way_us,) = {came_us - said_us for said_us, came_us, _ in calm}
+    found, _, hazy = _told(Weather(reports_late_ms=late_ms))
+    assert found.jobs == sum(found.states.values()) and found.states["succeeded"] > 40
+    assert [said_us for said_us, _, _ in hazy] == sorted(said_us for said_us, _, _ in hazy)
+    assert [came_us for _, came_us, _ in hazy] == sorted(came_us for _, came_us, _ in hazy)
+    late_us = [came_us - said_us - way_us for said_us, came_us, _ in hazy]
+    assert min(late_us) >= 0
+    # Exponential lateness, and behind whatever is later: the mean is no less than that, but for its error.
+    reports = [late for late, (_, _, is_report) in zip(late_us, hazy, strict=True) if is_report]
+    assert sum(reports) / len(reports) > 1_000 * late_ms * (1 - 4 / len(reports) ** 0.5)
+    # Where no report is behind it, the end of an attempt comes as soon as ever.
+    assert 0 in late_us
+
+
+def test_lost_reports_are_as_many_as_are_said_to_be_and_no_end_is_among_them() -> None:
+    lost = 0.3
+    found, site, heard = _told(Weather(reports_lost_milli=round(1_000 * lost)))
+    said = site.machine.state.report_seq
+    came = sum(is_report for _, _, is_report in heard)
+    assert abs(said - came - said * lost) < 4 * math.sqrt(said * lost * (1 - lost))
+    assert found.states["succeeded"] > 40
+
+
 def test_the_weathers_by_name_are_possible_and_others_are_named() -> None:
     for weather in WEATHERS.values():
         weather.check()
@@ -76,7 +126,7 @@ def test_the_weathers_by_name_are_possible_and_others_are_named() -> None:
 
 def test_a_plant_forgets_what_a_taken_node_was_doing() -> None:
     timeline, told = Timeline(), list[object]()
-    plant = Plant(site("s", pool("p")), gpus=GPUS, truth=Law(10, exponential=False), timers=timeline, tell=told.append)
+    plant = Plant(site_of("s", pool("p")), gpus=GPUS, truth=Law(10, exponential=False), timers=timeline, tell=told.append)
     model = next(iter(CATALOGUE.values()))
     node_id = pool("p").node_id(0)
     slots = [SlotRef(pool_id=pool("p").pool_id, node_id=node_id, index=index) for index in range(2)]

@@ -48,7 +48,8 @@ WarmUpText = Annotated[
     typer.Option("--warm-up", metavar="TIME", show_default=False, help="What arrives before is in no figure: 10m, or 20%. (default 0s)"),
 ]
 WeatherName = Annotated[
-    str, typer.Option("--weather", metavar="HOW", help="What befalls sites besides: calm (nothing), ordinary or rough.")
+    str,
+    typer.Option("--weather", metavar="HOW", help="What befalls sites besides: calm (nothing), ordinary, rough, or hazy (late reports)."),
 ]
 Sample = Annotated[str, typer.Option("--sample", metavar="DURATION", help="How often each site is looked at, for the table of sites.")]
 Copies = Annotated[
