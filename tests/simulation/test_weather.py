@@ -104,8 +104,6 @@ def test_reports_come_late_and_nothing_overtakes_them() -> None:
     # Exponential lateness, and behind whatever is later: the mean is no less than that, but for its error.
     reports = [late for late, (_, _, is_report) in zip(late_us, hazy, strict=True) if is_report]
     assert sum(reports) / len(reports) > 1_000 * late_ms * (1 - 4 / len(reports) ** 0.5)
-    # Where no report is behind it, the end of an attempt comes as soon as ever.
-    assert 0 in late_us
 
 
 def test_lost_reports_are_as_many_as_are_said_to_be_and_no_end_is_among_them() -> None:
