@@ -52,13 +52,16 @@ def want(ctx: Context, slot: Slot, work: Work) -> None:
             told = work.assigned.adapters_from if work.assigned is not None else ()
             peer = next((one.peer for one in told if one.adapter_id == adapter.adapter_id), None)
             ctx.commands.append(FetchAdapter(node_id=node.node_id, adapter=adapter, fetch_from=peer))
-        if work.fetch_from_us < 0:
-            work = replace(work, fetch_from_us=ctx.now_us)
-            attempts.advance_to(ctx, work, AttemptState.FETCHING)
+        attempts.advance_to(ctx, work, AttemptState.FETCHING)
 
 
 def adapt(ctx: Context, slot: Slot, work: Work, replica: Replica, missing: list[AdapterSpec]) -> bool:
-    """Have a resident replica take what the head of the queue lacks, once it is on disk. True: the attempt ended instead."""
+    """Have a resident replica take what the head of the queue lacks, once it is on disk. True: the attempt ended instead.
+
+    What that takes is measured from here on, fetches that are not over included: nothing else keeps the attempt from running.
+    """
+    if work.lacking_from_us < 0:
+        work = ctx.state.works[work.key] = replace(work, lacking_from_us=ctx.now_us)
     if not all(on_disk(ctx.node(slot.ref), adapter) for adapter in missing):
         return False
     new = {adapter.adapter_id for adapter in missing}
@@ -130,9 +133,6 @@ def fetched(ctx: Context, event: AdapterFetched) -> None:
         message = f"asked for adapter {event.adapter_id} {wanted.weights_digest}, got {event.weights_digest}"
         _fail_waiting(ctx, node, wanted, Failure(kind=FailureKind.BAD_WEIGHTS, message=message))
         return
-    for work in _waiting(ctx, node, event.adapter_id, event.weights_digest):
-        if work.fetch_from_us >= 0:
-            ctx.state.works[work.key] = replace(work, fetch_us=ctx.now_us - work.fetch_from_us)
 
 
 def fetch_failed(ctx: Context, event: AdapterFetchFailed) -> None:
@@ -178,7 +178,7 @@ def adapted(ctx: Context, event: ReplicaAdapted) -> None:
     absent = [adapter.adapter_id for adapter in order.adapters if adapter.adapter_id not in event.adapters] if order is not None else []
     if work is None:
         return
-    work = replace(work, adapt_us=ctx.now_us - work.adapt_from_us)
+    work = replace(work, adapt_us=ctx.now_us - work.lacking_from_us)
     ctx.state.works[work.key] = work
     if absent:
         failure = Failure(kind=FailureKind.INTERNAL, message=f"slot {slot.ref.index} took the order and lacks {', '.join(absent)}")
@@ -190,7 +190,7 @@ def adapt_failed(ctx: Context, event: ReplicaAdaptFailed) -> None:
     settled = _settle(ctx, event)
     work = settled[2] if settled is not None else None
     if work is not None:
-        attempts.end(ctx, replace(work, adapt_us=ctx.now_us - work.adapt_from_us), AttemptState.FAILED, failure=event.failure)
+        attempts.end(ctx, replace(work, adapt_us=ctx.now_us - work.lacking_from_us), AttemptState.FAILED, failure=event.failure)
 
 
 def _settle(ctx: Context, event: ReplicaAdapted | ReplicaAdaptFailed) -> tuple[Slot, AdaptReplica | None, Work | None] | None:

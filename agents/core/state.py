@@ -94,6 +94,7 @@ class Work:
     fetch_us: int = -1
     load_from_us: int = -1
     load_us: int = -1
+    lacking_from_us: int = -1  # when nothing but adapters was missing any more
     adapt_from_us: int = -1
     adapt_us: int = -1
     run_from_us: int = -1

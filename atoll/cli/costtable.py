@@ -20,6 +20,7 @@ from atoll.model.quote import Quote
 
 _LEGEND_CHARS: Final = 110
 _WHOLE: Final = 1_000
+_NAMED_MAX: Final = 2
 # A correction of less is shown as x1.00.
 _SHOWN_MILLI: Final = 5
 # What each term of the cost stands for, for the legend under the table.
@@ -29,7 +30,7 @@ _TERMS: Final = {
     "input": "the job's own files",
     "stage": "weights from disk or host memory into the GPU",
     "init": "start of the pipeline",
-    "adapt": "adapters put on it",
+    "adapt": "adapters that the replica lacks, fetched and put on it",
     "compile": "making the denoiser's code, or reading it",
     "execution": "the diffusion itself",
     "output": "the result's way back",
@@ -78,6 +79,11 @@ def sources(fetch_from: FetchFrom) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
+def few(adapters: Sequence[str]) -> str:
+    """ "a", "a and b", "7 adapters": a table has room for two names."""
+    return " and ".join(adapters) if len(adapters) <= _NAMED_MAX else f"{len(adapters)} adapters"
+
+
 def weights(names: Sequence[str], candidate: Candidate) -> str:
     """Where the model is as that place sees it, and when the place is free."""
     state = "loading already" if candidate.awaits is Awaits.LOAD else "warm"
@@ -87,6 +93,8 @@ def weights(names: Sequence[str], candidate: Candidate) -> str:
             state += f" from {sources(candidate.fetch_from)}"
     if candidate.awaits is Awaits.FETCH:
         return f"cold, fetched by another node there, at hand in {duration(candidate.wait_us)}"
+    if candidate.lacks and not candidate.cold:
+        state += f", lacks {few(candidate.lacks)}"
     kept = ", kept for a gang" if candidate.awaits is Awaits.GANG else ""
     return state + kept + (f", free in {duration(candidate.wait_us)}" if candidate.wait_us else "")
 
@@ -158,6 +166,12 @@ def before_it(names: Sequence[str], chosen: Candidate, turn_us: int, ahead: int)
     turn, whole = both - passes, in_seconds(both, unit)
     jobs = f"the {ahead} jobs" if ahead > 1 else "the job"
     say(f"    To its TIME of {in_seconds(passes, unit)} come {in_seconds(turn, unit)} for {jobs} before it: {whole} in all.")
+
+
+def brought(names: Sequence[str], chosen: Candidate) -> None:
+    """Which adapters the place that was chosen lacked, all by name, and what bringing them was predicted to take."""
+    if chosen.lacks:
+        say(f"  Adapters to bring: {', '.join(chosen.lacks)}, in {duration(term(names, chosen, 'adapt'))} (adapt)")
 
 
 def made_room(evicted: Sequence[Evicted], verb: str) -> None:

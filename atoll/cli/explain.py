@@ -303,6 +303,7 @@ def _attempt(attempt: Attempt, legend: Legend) -> None:
     deferred = f", after {count(told.deferrals, 'deferral')}" if told.deferrals else ""
     say(f"  Places when it was decided{deferred}. Policy: {outlook.policy(told.policy, told.rule)}")
     costtable.candidates(told.term_names, [told.chosen, *told.others], legend)
+    costtable.brought(told.term_names, told.chosen)
     costtable.made_room(told.evicted, "Made room:")
     if attempt.ended_us and attempt.state in (AttemptState.SUCCEEDED, AttemptState.FAILED):
         costtable.phases(attempt, told)

@@ -154,9 +154,9 @@ class PhaseTimes:
     """Actual durations of an attempt by phase, fleet time, measured at the site. -1: the phase did not happen."""
 
     waiting_us: int = -1  # accepted by the agent, behind other work of its slot
-    fetch_us: int = -1
+    fetch_us: int = -1  # of the weights
     load_us: int = -1
-    adapt_us: int = -1  # from the resident base to all adapters on it
+    adapt_us: int = -1  # from the resident base to all adapters on it, what is left of their fetches included
     compile_us: int = -1
     run_us: int = -1
     upload_us: int = -1

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, overload
 
-from atoll.model.ids import ModelId, NodeId, PoolId, SiteId
+from atoll.model.ids import AdapterId, ModelId, NodeId, PoolId, SiteId
 
 
 class Reason(StrEnum):
@@ -121,6 +121,7 @@ class Candidate:
     wait_us: int = 0  # > 0: no slot can be bound now, this is the deferral's price
     awaits: Awaits = Awaits.NOTHING
     fetch_from: FetchFrom | None = None  # None: the origin store alone, or no fetch
+    lacks: tuple[AdapterId, ...] = ()  # adapters of the job that its replica is still to be given
 
 
 AWAITS: Final = tuple(Awaits)
@@ -132,12 +133,13 @@ class PackedCandidates(Sequence[Candidate]):
     and each keeps eight. Equal to a tuple of equal candidates.
 
     `figures`: int64 of this machine, a line for each place: total, wait, cold, what it awaits by its number in `AWAITS`, terms.
-    `fetch_from`: () where none has a peer site to fetch from.
+    `fetch_from`: () where none has a peer site to fetch from; `lacks`: () where the job has no adapters.
     """
 
     figures: bytes
     places: tuple[tuple[SiteId, PoolId], ...]
     fetch_from: tuple[FetchFrom | None, ...] = ()
+    lacks: tuple[tuple[AdapterId, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.places)
@@ -154,7 +156,8 @@ class PackedCandidates(Sequence[Candidate]):
         width = len(figures) // max(len(self.places), 1)
         for number, place in enumerate(self.places):
             fetch_from = self.fetch_from[number] if self.fetch_from else None
-            yield candidate_of(place, figures[number * width : (number + 1) * width], fetch_from)
+            lacks = self.lacks[number] if self.lacks else ()
+            yield candidate_of(place, figures[number * width : (number + 1) * width], fetch_from, lacks)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, tuple | PackedCandidates) and tuple(self) == tuple(other)
@@ -166,7 +169,9 @@ class PackedCandidates(Sequence[Candidate]):
         return repr(tuple(self))
 
 
-def candidate_of(place: tuple[SiteId, PoolId], line: list[int], fetch_from: FetchFrom | None) -> Candidate:
+def candidate_of(
+    place: tuple[SiteId, PoolId], line: list[int], fetch_from: FetchFrom | None, lacks: tuple[AdapterId, ...] = ()
+) -> Candidate:
     """A line of figures as a candidate (see `PackedCandidates`)."""
     total_us, wait_us, cold, awaits, *terms_us = line
     return Candidate(
@@ -178,6 +183,7 @@ def candidate_of(place: tuple[SiteId, PoolId], line: list[int], fetch_from: Fetc
         wait_us=wait_us,
         awaits=AWAITS[awaits],
         fetch_from=fetch_from,
+        lacks=lacks,
     )
 
 

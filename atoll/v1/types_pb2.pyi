@@ -743,6 +743,7 @@ class Candidate(_message.Message):
     AWAITS_FIELD_NUMBER: _builtins.int
     FETCH_FROM_FIELD_NUMBER: _builtins.int
     ORIGIN_TOO_FIELD_NUMBER: _builtins.int
+    LACKS_FIELD_NUMBER: _builtins.int
     site_id: _builtins.str
     pool_id: _builtins.str
     total_us: _builtins.int
@@ -760,6 +761,10 @@ class Candidate(_message.Message):
     def fetch_from(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """sites whose disks the weights come from, all at once; none: the origin store, or no fetch"""
 
+    @_builtins.property
+    def lacks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """adapters of the job that its replica is still to be given"""
+
     def __init__(
         self,
         *,
@@ -772,10 +777,11 @@ class Candidate(_message.Message):
         awaits: _builtins.str = ...,
         fetch_from: _abc.Iterable[_builtins.str] | None = ...,
         origin_too: _builtins.bool = ...,
+        lacks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits", b"awaits", "cold", b"cold", "fetch_from", b"fetch_from", "origin_too", b"origin_too", "pool_id", b"pool_id", "site_id", b"site_id", "terms_us", b"terms_us", "total_us", b"total_us", "wait_us", b"wait_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits", b"awaits", "cold", b"cold", "fetch_from", b"fetch_from", "lacks", b"lacks", "origin_too", b"origin_too", "pool_id", b"pool_id", "site_id", b"site_id", "terms_us", b"terms_us", "total_us", b"total_us", "wait_us", b"wait_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

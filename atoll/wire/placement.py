@@ -9,7 +9,7 @@ from typing import Final
 
 from atoll.model import limits
 from atoll.model.errors import FieldError
-from atoll.model.ids import ModelId, NodeId, PoolId, SiteId, parse_name
+from atoll.model.ids import AdapterId, ModelId, NodeId, PoolId, SiteId, parse_name
 from atoll.model.placement import Awaits, Candidate, Claim, Deferral, Evicted, Explanation, FetchFrom, Reason, Rejection
 from atoll.v1 import types_pb2 as pb
 from atoll.wire import bounds
@@ -33,6 +33,7 @@ def candidate_to_proto(candidate: Candidate) -> pb.Candidate:
         awaits=candidate.awaits.value,
         fetch_from=candidate.fetch_from.sites if candidate.fetch_from is not None else (),
         origin_too=candidate.fetch_from is not None and candidate.fetch_from.origin_too,
+        lacks=candidate.lacks,
     )
 
 
@@ -48,6 +49,7 @@ def candidate_from_proto(msg: pb.Candidate) -> Candidate:
         wait_us=msg.wait_us,
         awaits=_awaits_from_proto(msg.awaits),
         fetch_from=_fetch_from(msg),
+        lacks=tuple([AdapterId(name) for name in bounds.names("lacks", msg.lacks, limits.ADAPTERS_MAX)]),
     )
 
 

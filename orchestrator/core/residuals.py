@@ -20,12 +20,13 @@ from orchestrator.core.learning.corrections import Place
 from orchestrator.core.learning.observation import COMPONENTS, Cut, is_cut, observed
 from orchestrator.core.learning.quotes import Completion
 from orchestrator.core.outputs import Done, EstimateShifted, JobPlaced, PutEstimates, RefusalCode
-from orchestrator.core.placement.registry import FETCH
+from orchestrator.core.placement.registry import FETCH, QUEUE
 from orchestrator.core.state import LiveAttempt, Pool, Site
 
 _FETCH = COMPONENTS.index(Component.FETCH)
 _PEER = COMPONENTS.index(Component.PEER)
 _COMPILE = COMPONENTS.index(Component.COMPILE)
+_ADAPT = COMPONENTS.index(Component.ADAPT)
 
 
 def note_placed(ctx: Context) -> None:
@@ -48,6 +49,8 @@ def note_placed(ctx: Context) -> None:
         if _expects_a_mean(ctx, site, pool, live):
             # The job compiles or it does not: neither is what a mean of the two predicted, and only the first would be heard of.
             unheard.add(_COMPILE)
+        if _comes_beside(pool, live, chosen):
+            unheard.add(_ADAPT)
         live.start = _start_of(pool, live, chosen)
         live.factors_milli = tuple(0 if index in unheard else factor for index, factor in enumerate(factors))
         ctx.book.decided(live.model_id, ctx.now_us)
@@ -74,6 +77,13 @@ def _start_of(pool: Pool, live: LiveAttempt, chosen: Candidate) -> Start:
         return Start.ORIGIN
     node = pool.nodes[pool.node_index[live.attempt.slot.node_id]]
     return Start.HOST if live.model_id in node.host_models else Start.DISK
+
+
+def _comes_beside(pool: Pool, live: LiveAttempt, chosen: Candidate) -> bool:
+    """Whether adapters come while the attempt waits for its slot or its weights: only what is left of that is measured, while all of it was
+    predicted, one after the other."""
+    near = pool.nodes[pool.node_index[live.attempt.slot.node_id]].disk_adapters
+    return bool(chosen.lacks) and (chosen.cold or (chosen.terms_us[QUEUE] > 0 and not near.issuperset(chosen.lacks)))
 
 
 def _is_copied(pool: Pool, live: LiveAttempt) -> bool:

@@ -116,6 +116,20 @@ def test_what_was_loaded_and_unloaded_leaves_no_trace(model: LoadedPipeline, ada
     assert pixels(model, tiny_wash=0.7) == wash
 
 
+def test_only_what_is_missing_is_read_and_put_on(model: LoadedPipeline, adapters: dict[AdapterId, StarterAdapter], tmp_path: Path) -> None:
+    ink, wash = file_of(adapters[INK]), file_of(adapters[WASH])
+    model.adapt((ink, wash))
+    together = pixels(model, tiny_ink=0.8, tiny_wash=0.5)
+    model.adapt((), (INK, WASH))
+    copied = replace(ink, path=Path(shutil.copy(ink.path, tmp_path / "copied.safetensors")))
+    model.adapt((copied,))
+    copied.path.unlink()  # what is on the pipeline is not looked for again
+    model.adapt((wash,))
+    model.adapt((copied, wash))
+    assert model.adapters == (INK, WASH)
+    assert pixels(model, tiny_ink=0.8, tiny_wash=0.5) == together
+
+
 def test_another_version_takes_the_place_of_the_first(
     model: LoadedPipeline, adapters: dict[AdapterId, StarterAdapter], tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from atoll.cli import costtable, explain, outlook
 from atoll.cli.reasons import remedy
 from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind, PhaseTimes
-from atoll.model.ids import AttemptKey, GpuTypeId, JobId, Ordinal, PoolId
+from atoll.model.ids import AdapterId, AttemptKey, GpuTypeId, JobId, Ordinal, PoolId
 from atoll.model.job import JobState
 from atoll.model.learned import Component
 from atoll.model.placement import Awaits, Reason, Rejection
@@ -106,6 +106,23 @@ def test_a_model_that_was_loading_for_another_job_was_not_warm(capsys: Shown) ->
     assert f"It would wait for osaka-1/l4, {kept}" in shown and ", kept for a gang, free in 2.00s" in shown
     outlook.show_quote("flux1-dev", replace(GOES, others=(replace(OTHER, awaits=Awaits.LOAD),)))
     assert "sooner than waiting for osaka-1/l4, where the model is loading already." in capsys.readouterr().out
+
+
+def test_what_a_place_lacked_of_the_adapters_is_told_and_by_name_for_the_chosen(capsys: Shown) -> None:
+    told = FIRST.explanation
+    assert told is not None
+    names = (*told.term_names, "adapt")
+    ink, many = (AdapterId("ink"),), tuple(AdapterId(f"s{number}") for number in range(7))
+    warm = replace(OTHER, wait_us=0, terms_us=(*OTHER.terms_us, 1_470_000))
+    chosen, two = replace(warm, lacks=ink), replace(warm, lacks=many[:2])
+    others = (two, replace(warm, lacks=many), replace(CHOSEN, lacks=many), warm)
+    attempt = replace(FIRST, cold=False, explanation=replace(told, term_names=names, chosen=chosen, others=others))
+    explain.show(explain.Moment(job=replace(DONE, attempts=(attempt,)), now_us=20_000_000))
+    lines = capsys.readouterr().out.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.lstrip().startswith(">"))
+    ends = [line.rsplit("   ", 1)[-1] for line in lines[first : first + 5]]
+    assert ends == ["warm, lacks ink", "warm, lacks s0 and s1", "warm, lacks 7 adapters", "cold, to be fetched", "warm"]
+    assert "  Adapters to bring: ink, in 1.47s (adapt)" in lines
 
 
 def test_an_attempt_that_failed_is_compared_as_far_as_it_came(capsys: Shown) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from atoll.model.ids import ModelId
+from atoll.model.ids import AdapterId, ModelId
 from atoll.model.placement import AWAITS, Awaits, Candidate, FetchFrom, PackedCandidates, Reason, Rejection, candidate_of
 from atoll.model.replica import ReplicaState
 from orchestrator.core.learning.book import Book
@@ -25,7 +25,7 @@ from orchestrator.core.placement.estimate import Estimate
 from orchestrator.core.placement.eviction import Victim, leaving
 from orchestrator.core.placement.gangs import spare_slot
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.placement.presence import bare_slot, ready_slot, warm_slot
+from orchestrator.core.placement.presence import lacked, warm_slot
 from orchestrator.core.placement.registry import LAYOUT, TERM_NAMES
 from orchestrator.core.placement.rows import (
     COLD,
@@ -140,11 +140,17 @@ class Board:
             if one // pools != COLD or figures[number, _TOLD_WAIT]:
                 figures[number, _TOLD_AWAITS] = _AWAITS[awaited(self, one)]
         fetch_from = () if self.estimate.ways.peers is None else tuple(map(self.fetch_from, told))
-        chosen = candidate_of(columns[row % pools].place, figures[0].tolist(), fetch_from[0] if fetch_from else None)
+        lacks = () if self.estimate.adapting is None else tuple(map(self.lacks, told))
+        of_first = (fetch_from[0] if fetch_from else None, lacks[0] if lacks else ())
+        chosen = candidate_of(columns[row % pools].place, figures[0].tolist(), *of_first)
         if found == 1:
             return chosen, ()
         places = tuple([columns[one % pools].place for one in told[1:]])
-        return chosen, PackedCandidates(figures[1:found].tobytes(), places, fetch_from[1:])
+        return chosen, PackedCandidates(figures[1:found].tobytes(), places, fetch_from[1:], lacks[1:])
+
+    def lacks(self, row: int) -> tuple[AdapterId, ...]:
+        """The adapters of the class that have to be brought to a row's replica: all of them to one that has to be loaded."""
+        return self.estimate.variant.adapters if self.is_cold(row) else lacked(self.estimate.variant, slots_of(self, row))
 
     def fetch_from(self, row: int) -> FetchFrom | None:
         """The peer sites from which a row's weights have to come; None: the origin store, or they are at the site or on their way."""
@@ -224,7 +230,7 @@ class Scorer:
         """Cost every row of a class. `slack_us`: until the job's deadline, `begin_us`: until its start timeout; `mask`: rows that may be
         chosen; `lot`: whose decision it is, for the policies that choose by chance or in turn; `table`: which of the tables is written."""
         columns, rates = self._columns, self.worths.of(key, estimate.model.modality)
-        presence = columns.where.presence(estimate.variant, columns.gangs)
+        presence = columns.where.presence(estimate.variant, columns.gangs, estimate.adapting)
         dyn, rooms, node_rooms = columns.dyn, columns.rooms, columns.node_rooms
         if key.gang_size > 1:
             dyn, rooms, node_rooms = columns.gangs.tables(key.gang_size, estimate.memory_bytes, dyn, presence.spots)
@@ -296,13 +302,17 @@ def slots_of(board: Board, row: int) -> tuple[Slot, ...]:
     column, variant = board.column(row), board.estimate.variant
     if variant.gang_size > 1:
         return _block(board, row) or ()
-    if board.is_cold(row):
-        slot = _cold_slot(board, column, row)
-    elif not variant.adapters:
-        slot = warm_slot(column, variant.model_id)
-    else:
-        slot = (ready_slot if row // board.pools == READY else bare_slot)(column, variant)
+    slot = _cold_slot(board, column, row) if board.is_cold(row) else _resident_slot(board, row)
     return () if slot is None else (slot,)
+
+
+def _resident_slot(board: Board, row: int) -> Slot | None:
+    """The slot that a row of single jobs means by a resident replica."""
+    column, variant, adapting = board.column(row), board.estimate.variant, board.estimate.adapting
+    if adapting is None:
+        return warm_slot(column, variant.model_id)
+    found = board.columns.where.residents(column, variant, adapting)[0 if row // board.pools == READY else 1]
+    return None if found is None else found.slot
 
 
 def _block(board: Board, row: int) -> Members | None:
@@ -384,10 +394,6 @@ def busy_slot(board: Board, row: int) -> Slot | None:
             return None
         busy = [slot for slot in block if not slot.idle]
         return max(busy, key=lambda slot: slot.busy_until_us, default=None)
-    if board.is_cold(row):
-        slot = column.top(column.busy) if column.free_slots == 0 else None
-    elif not variant.adapters:
-        slot = warm_slot(column, variant.model_id)
-    else:
-        slot = (ready_slot if row // board.pools == READY else bare_slot)(column, variant)
+    idle = board.is_cold(row) and column.free_slots > 0
+    slot = None if idle else column.top(column.busy) if board.is_cold(row) else _resident_slot(board, row)
     return slot if slot is not None and not slot.idle and not slot.claimed_until_us else None

@@ -18,9 +18,10 @@ from atoll.model.ids import AdapterId, FormId, SiteId
 from atoll.model.learned import Component
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec
-from atoll.physics.coldstart import artifact_load_us, compile_us, init_us, patch_us
+from atoll.physics.coldstart import artifact_load_us, compile_us, init_us
 from atoll.physics.memory import peak_bytes
 from orchestrator.core.learning.factors import Factors, PoolFactors
+from orchestrator.core.placement.adapting import AdapterWays, Adapting, adapting
 from orchestrator.core.placement.classes import ClassKey, Variant
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.filters import static_reasons
@@ -29,13 +30,15 @@ from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.registry import EXECUTION, OUTPUT, Still, still
 from orchestrator.core.placement.rows import BARE, COLD, FETCH_MAX_US, NO_BUDGET, READY, Bools, Fix, Ints
 from orchestrator.core.placement.sets import transfer_us
-from orchestrator.core.placement.sources import AdapterWays, Sources, Ways
+from orchestrator.core.placement.sources import Sources, Ways
 from orchestrator.core.placement.standing import Standing, Standings
 from orchestrator.core.placement.terms import money, risk
 
 # Estimates kept, in bytes: 15 KB a class at 36 sites, 1.5 MB at 3,600. Beyond it the oldest is computed again when asked for.
 _KEPT_BYTES: Final = 256 * 1024 * 1024
 _KEPT_MIN: Final = 64
+# Sets of adapters whose figures are kept, by the ways of each: 2 KB at 36 sites. A set that is made anew has its tables made anew too.
+_SETS_KEPT: Final = 256
 Array = TypeVar("Array", Ints, Bools)
 _DELAYS: Final = frozenset({"input", "stage", "init", "adapt", "compile", "execution", "output"})
 
@@ -56,6 +59,7 @@ class Estimate:
     still: Still
     fix: Ints
     ways: Ways  # where the weights come from
+    adapting: Adapting | None  # what bringing the class's adapters takes; None: it has none
     adapters_held: tuple[int, ...]  # versions of who can give the class's adapters
     execution_us: Ints
     output_us: Ints
@@ -66,7 +70,7 @@ class Estimate:
 class Estimator:
     """Estimates by class, computed when first asked for."""
 
-    __slots__ = ("_adapters", "_columns", "_estimates", "_factors", "_policy", "_sources", "_standings")
+    __slots__ = ("_adapters", "_adaptings", "_columns", "_estimates", "_factors", "_policy", "_sources", "_standings")
 
     def __init__(
         self,
@@ -77,6 +81,7 @@ class Estimator:
         factors: PoolFactors,
     ) -> None:
         self._adapters = adapters
+        self._adaptings: dict[tuple[AdapterId, ...], Adapting] = {}
         self._factors = factors
         self._columns = columns
         self._policy = policy
@@ -87,6 +92,7 @@ class Estimator:
     def forget(self) -> None:
         """Links changed: compute everything again when asked."""
         self._estimates.clear()
+        self._adaptings.clear()
         self._sources.forget()
 
     def of(self, key: ClassKey, model: ModelSpec) -> Estimate:
@@ -124,20 +130,20 @@ class Estimator:
         columns = self._columns
         h2d = transfer_us(model.weights_bytes, columns.h2d_rate)
         stage = np.maximum(h2d, transfer_us(model.weights_bytes, columns.disk_rate))
-        near_us, far_us = self._adapting(key)
+        bringing = self._adapting(key)
+        count = len(columns.columns)
+        adapt = bringing.all_us if bringing is not None else np.zeros(count, dtype=np.int64)
         standing = self._standings.of(key, model, known.standing if known is not None else None)
         factors = self._factors.of(model.model_id, columns.columns)
         ways = self._sources.of(model, factors)
         form = self._form(key, model)
-        inputs = _corrected(self._inputs(key, model, standing, stage, far_us, self._compiling(form, model)), factors)
+        inputs = _corrected(self._inputs(key, model, standing, stage, adapt, self._compiling(form, model)), factors)
         host_saving = factors.times(Component.LOAD, stage) - factors.times(Component.LOAD, h2d)
-        near_saving = factors.times(Component.ADAPT, far_us) - factors.times(Component.ADAPT, np.full_like(far_us, near_us))
         adapters = (self._adapters.get(adapter_id) for adapter_id in key.adapters)
         adapters_bytes = sum(adapter.weights_bytes for adapter in adapters if adapter is not None)
         memory = min(model.resident_bytes + adapters_bytes + peak_bytes(model, key.shape), limits.NEEDED_BYTES_MAX)
-        count = len(columns.columns)
         kinds = len(inputs.cold) // max(count, 1)
-        saving_us = np.concatenate([np.zeros_like(host_saving), host_saving, near_saving])[: kinds * count]
+        saving_us = np.where(inputs.cold, _rows(host_saving, kinds), inputs.adapt_us)
         least_usd_micros = money.least_usd_micros(inputs, saving_us) + inputs.egress_usd_micros
         least_usd_micros = least_usd_micros.reshape(kinds, count).min(axis=0) if count else least_usd_micros
         codes = static_reasons(key, model, memory, least_usd_micros, columns, standing.execution_us)
@@ -156,8 +162,9 @@ class Estimator:
             memory_bytes=memory,
             standing=standing,
             still=told,
-            fix=self._fix(standing, inputs, told, feasible, factors, host_saving, near_saving, ways, most_usd_micros),
+            fix=self._fix(standing, inputs, told, feasible, factors, saving_us, ways, most_usd_micros),
             ways=ways,
+            adapting=bringing,
             adapters_held=self._adapters_held(key),
             execution_us=inputs.execution_us,
             output_us=inputs.output_us,
@@ -165,14 +172,18 @@ class Estimator:
             egress_usd_micros=inputs.egress_usd_micros,
         )
 
-    def _adapting(self, key: ClassKey) -> tuple[int, Ints]:
-        """Microseconds to put the class's adapters on a replica: with their files on the node's disk; and per pool, with a fetch first."""
-        known = [self._adapters[adapter_id] for adapter_id in key.adapters if adapter_id in self._adapters]
-        near_us = sum(patch_us(adapter) for adapter in known)
-        far_us = np.full(len(self._columns.columns), near_us, dtype=np.int64)
-        for adapter in known:
-            far_us += self._sources.of_adapter(adapter).us
-        return near_us, far_us
+    def _adapting(self, key: ClassKey) -> Adapting | None:
+        """What bringing the class's adapters takes; the same object as before while nothing of it has changed."""
+        if not key.adapters:
+            return None
+        ways = [self._sources.of_adapter(self._adapters[adapter_id]) for adapter_id in key.adapters if adapter_id in self._adapters]
+        known = self._adaptings.pop(key.adapters, None)
+        if known is None or len(known.ways) != len(ways) or any(one is not other for one, other in zip(known.ways, ways, strict=True)):
+            known = adapting(ways, len(self._columns.columns))
+        while len(self._adaptings) >= _SETS_KEPT:
+            del self._adaptings[next(iter(self._adaptings))]
+        self._adaptings[key.adapters] = known
+        return known
 
     def adapter_ways(self, adapter: AdapterSpec) -> AdapterWays:
         """How long an adapter takes to each pool, and from where."""
@@ -214,7 +225,8 @@ class Estimator:
             input_us=_rows(standing.input_us, kinds),
             stage_us=_rows(stage, kinds),
             init_us=np.full(kinds * count, init_us(model), dtype=np.int64),
-            adapt_us=np.where(kind == READY, 0, _rows(adapt, kinds)),
+            # A gang has the rows of single jobs, but its resident block is one whatever it lacks: the decision tells how much.
+            adapt_us=np.where((kind == READY) & (key.gang_size == 1), 0, _rows(adapt, kinds)),
             compile_us=np.where(kind == COLD, _rows(compiling[1], kinds), _rows(compiling[0], kinds)),
             execution_us=_rows(standing.execution_us, kinds),
             output_us=_rows(standing.output_us, kinds),
@@ -235,8 +247,7 @@ class Estimator:
         known: Still,
         feasible: Bools,
         factors: Factors,
-        host_saving: Ints,
-        near_saving: Ints,
+        saving_us: Ints,
         ways: Ways,
         most_usd_micros: int,
     ) -> Ints:
@@ -258,8 +269,8 @@ class Estimator:
             (Fix.BUDGET, most_usd_micros - inputs.egress_usd_micros if most_usd_micros < NO_BUDGET else NO_BUDGET),
             (Fix.COPY, _rows(copy, kinds)),
             (Fix.RELOAD, inputs.loading_us),
-            (Fix.HOST_SAVING, _rows(host_saving, kinds)),
-            (Fix.NEAR_SAVING, _rows(near_saving, kinds)),
+            (Fix.SAVING, saving_us),
+            (Fix.ADAPT_MILLI, _rows(factors.milli[Component.ADAPT], kinds) if kinds > COLD + 1 else 0),
             (Fix.USD, inputs.usd_micros_per_hour),
             (Fix.HASH, _rows(standing.hashes, kinds)),
             (Fix.EXECUTION, known.terms[:, EXECUTION] + known.terms[:, OUTPUT]),

@@ -51,26 +51,23 @@ _F_FEASIBLE, _F_SERIAL, _F_INPUT, _F_NET = int(Fix.FEASIBLE), int(Fix.SERIAL), i
 _F_HAZARD, _F_FAIL, _F_OCCUPANCY, _F_FETCH = int(Fix.HAZARD), int(Fix.FAIL_PPM), int(Fix.OCCUPANCY), int(Fix.FETCH)
 _F_PAY, _F_BUDGET, _O_PAID, _O_MONEY = int(Fix.PAY), int(Fix.BUDGET), int(Out.PAID), int(Out.MONEY)
 _R_MONEY, _R_WEIGHT = int(Rate.MONEY), int(Rate.WEIGHT_MILLI)
-_F_RELOAD, _F_SAVING, _F_NEAR = int(Fix.RELOAD), int(Fix.HOST_SAVING), int(Fix.NEAR_SAVING)
+_F_RELOAD, _F_SAVING, _F_ADAPT = int(Fix.RELOAD), int(Fix.SAVING), int(Fix.ADAPT_MILLI)
 _D_ACCEPTING, _D_FREE, _D_SOONEST, _D_FLOWS = int(Dyn.ACCEPTING), int(Dyn.FREE), int(Dyn.SOONEST), int(Dyn.FLOWS)
 _ROOM_FREE = int(Room.FREE)
 _S_POOL, _S_NODE, _S_SOURCE, _S_SOURCE_US = int(Spot.POOL), int(Spot.NODE), int(Spot.SOURCE), int(Spot.SOURCE_US)
 _F_COPY, _F_CROWD, _F_LEAVING, _R_LINK = int(Fix.COPY), int(Fix.CROWD), int(Fix.LEAVING), int(Rate.LINK_MILLI)
 _O_LINK, _O_SOURCE, _O_NODE = int(Out.LINK), int(Out.SOURCE), int(Out.NODE)
-_P_POOL, _P_READY, _P_READY_UNTIL = int(Pres.POOL), int(Pres.READY), int(Pres.READY_UNTIL)
+_P_POOL, _P_READY, _P_READY_UNTIL, _P_READY_ADAPT = int(Pres.POOL), int(Pres.READY), int(Pres.READY_UNTIL), int(Pres.READY_ADAPT)
 _P_BARE, _P_BARE_UNTIL, _P_SOURCE, _P_SOURCE_US = int(Pres.BARE), int(Pres.BARE_UNTIL), int(Pres.SOURCE), int(Pres.SOURCE_US)
-_P_NEAR = int(Pres.BARE_NEAR)
 _O_STATE, _O_WAIT, _O_FETCH, _O_SAVING, _O_EVICT = int(Out.STATE), int(Out.WAIT), int(Out.FETCH), int(Out.SAVING), int(Out.EVICT)
 _O_BYTES, _O_CHURN, _O_RISK, _O_TARDY = int(Out.EVICTED_BYTES), int(Out.CHURN), int(Out.RISK), int(Out.TARDY)
 _O_DELAY, _O_TOTAL, _O_FRAGMENT, _O_SHORT = int(Out.DELAY), int(Out.TOTAL), int(Out.FRAGMENT), int(Out.SHORT)
-_D_WHOLE, _D_COPIES, _R_FRAGMENT = int(Dyn.WHOLE), int(Dyn.COPIES), int(Rate.FRAGMENT_MILLI)
+_D_WHOLE, _D_COPIES, _R_FRAGMENT, _P_BARE_ADAPT = int(Dyn.WHOLE), int(Dyn.COPIES), int(Rate.FRAGMENT_MILLI), int(Pres.BARE_ADAPT)
 _R_NOW, _R_NEED, _R_EVICT, _R_CHURN = int(Rate.NOW), int(Rate.NEED), int(Rate.EVICT_MILLI), int(Rate.CHURN)
 _FULL, _OPEN, _FREE = int(Slots.FULL), int(Slots.OPEN), int(Slots.FREE)
 _FETCHING, _SITE_FETCHING = int(Source.FETCHING), int(Source.SITE_FETCHING)
 _SITE, _DISK, _HOST = int(Source.SITE), int(Source.DISK), int(Source.HOST)
 _IMPOSSIBLE, _WAITS, _BINDABLE = int(State.IMPOSSIBLE), int(State.WAITS), int(State.BINDABLE)
-
-
 _within_ppm = jit(within_ppm)
 
 
@@ -88,10 +85,15 @@ def _slot_row(out: Ints, row: int, slots: int, until: int, now: int) -> None:
     if slots == _FREE:
         out[row, _O_STATE], out[row, _O_WAIT] = _BINDABLE, 0
     elif slots in (_OPEN, _FULL):
-        wait = max(until - now, OVERDUE_US)
-        out[row, _O_WAIT] = wait
+        out[row, _O_WAIT] = wait = max(until - now, OVERDUE_US)
         if wait < WAIT_MAX_US:
             out[row, _O_STATE] = _BINDABLE if slots == _OPEN else _WAITS
+
+
+@jit
+def _adapted(fix: Ints, out: Ints, row: int, lacking: int) -> None:
+    """What a replica saves of bringing all adapters by those that it has; what it lacks is corrected by what was learned."""
+    out[row, _O_SAVING] = max(fix[row, _F_SAVING] - lacking * fix[row, _F_ADAPT] // 1_000, 0)
 
 
 @jit
@@ -348,9 +350,11 @@ def decide_rows(
         if fix[pool, _F_FEASIBLE]:
             _slot_row(out, pool, pres[line, _P_READY], pres[line, _P_READY_UNTIL], now)
         bare = _BARE * pools + pool
-        if len(out) > _BARE * pools and fix[bare, _F_FEASIBLE]:
-            _slot_row(out, bare, pres[line, _P_BARE], pres[line, _P_BARE_UNTIL], now)
-            out[bare, _O_SAVING] = fix[bare, _F_NEAR] if pres[line, _P_NEAR] else 0
+        if len(out) > _BARE * pools:
+            _adapted(fix, out, pool, pres[line, _P_READY_ADAPT])
+            _adapted(fix, out, bare, pres[line, _P_BARE_ADAPT])
+            if fix[bare, _F_FEASIBLE]:
+                _slot_row(out, bare, pres[line, _P_BARE], pres[line, _P_BARE_UNTIL], now)
     _cost_rows(fix, dyn, rates, out, 0, pools, UNREACHABLE, False)
     _cost_rows(fix, dyn, rates, out, 2 * pools, len(out), UNREACHABLE, False)
     # Copies are costed before loads: what guards a load is part of its cost, by which the node is chosen that it loads on.
@@ -362,8 +366,7 @@ def decide_rows(
             _cold_line(fix, dyn, pres, rates, out, line, pools + pool, least, safe)
     _spots(fix, dyn, nodes, spots, rates, out, least, safe)
     _cost_rows(fix, dyn, rates, out, pools, 2 * pools, least, safe)
-    bound = best(fix, dyn, rates, mask, out, pools, _BINDABLE)
-    return bound, best(fix, dyn, rates, mask, out, pools, _WAITS)
+    return best(fix, dyn, rates, mask, out, pools, _BINDABLE), best(fix, dyn, rates, mask, out, pools, _WAITS)
 
 
 def cost_rows(fix: Ints, dyn: Ints, rates: Ints, out: Ints) -> None:

@@ -6,12 +6,14 @@ have the weights only when these changed, so that a decision about a model that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
-from atoll.model.ids import ModelId
+from atoll.model.ids import AdapterId, ModelId
+from orchestrator.core.placement.adapting import Adapting
 from orchestrator.core.placement.blocks import Members
 from orchestrator.core.placement.classes import Variant
 from orchestrator.core.placement.column import Column, is_free
@@ -23,11 +25,25 @@ from orchestrator.core.state import ReplicaKey, Slot
 _LINES_AT_FIRST: Final = 4
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resident:
+    """A slot with a resident replica, and what bringing the adapters takes that the replica lacks. Lower ranks go first."""
+
+    rank: tuple[int, ...]
+    adapt_us: int
+    slot: Slot
+
+
+# The best slot where the replica holds all adapters, and the best where it lacks some; None: there is none.
+Residents = tuple[Resident | None, Resident | None]
+
+
 @dataclass(slots=True)
 class Presence:
     """Lines of one model in one form. `lines[:used]` count; `at` says which line is of which pool."""
 
     variant: Variant
+    adapting: Adapting | None = None  # what bringing the variant's adapters takes
     lines: Ints = field(default_factory=lambda: np.zeros((_LINES_AT_FIRST, len(Pres)), dtype=np.int64))
     used: int = 0
     at: dict[int, int] = field(default_factory=dict)
@@ -35,6 +51,7 @@ class Presence:
     stale_spots: dict[int, None] = field(default_factory=dict)  # apart: slots change at each decision, disks and memories seldom
     spots_of: dict[int, list[list[int]]] = field(default_factory=dict)  # of each pool, in the order in which they are looked at
     spots: Ints = field(default_factory=lambda: np.zeros((0, len(Spot)), dtype=np.int64))
+    meant: dict[int, Residents] = field(default_factory=dict)  # of a variant with adapters: by pool, the replicas that its line tells of
 
     def put(self, pool: int, figures: list[int]) -> None:
         """Write the line of a pool."""
@@ -65,6 +82,7 @@ class Presence:
         if line is None:
             return
         self.used -= 1
+        self.meant.pop(pool, None)
         if line != self.used:
             self.lines[line] = self.lines[self.used]
             self.at[int(self.lines[line, Pres.POOL])] = line
@@ -77,18 +95,22 @@ class Presence:
 
 def line_of(column: Column, presence: Presence, near: Near, gangs: GangTables) -> list[int]:
     """The line of a pool. `near`: what the rest of its site has of the model."""
-    variant = presence.variant
-    ready, ready_us, bare, bare_us, saved = Slots.NONE, 0, Slots.NONE, 0, 0
+    variant, adapting = presence.variant, presence.adapting
+    ready, ready_us, ready_adapt_us, bare, bare_us, bare_adapt_us = Slots.NONE, 0, 0, Slots.NONE, 0, 0
     if variant.gang_size > 1:
-        ready, ready_us = _block_standing(gangs.blocks(column, variant.gang_size).ready(variant.model_id))
-    elif variant.adapters:
-        ready, ready_us = _standing(column, variant, ready_slot(column, variant))
-        slot = bare_slot(column, variant)
-        bare, bare_us = _standing(column, variant, slot)
-        saved = int(slot is not None and column.pool.nodes[slot.node_index].disk_adapters.issuperset(variant.adapters))
+        block = gangs.blocks(column, variant.gang_size).ready(variant.model_id)
+        ready, ready_us = _block_standing(block)
+        ready_adapt_us = _of_block(column, variant, adapting, block) if block is not None and adapting is not None else 0
+    elif adapting is not None:
+        full, lacking = presence.meant[column.index] = residents(column, variant, adapting)
+        if full is not None:
+            ready, ready_us = _standing(column, variant, full.slot)
+        if lacking is not None:
+            bare, bare_us = _standing(column, variant, lacking.slot)
+            bare_adapt_us = lacking.adapt_us
     else:
         ready, ready_us = _standing(column, variant, warm_slot(column, variant.model_id))
-    return [column.index, ready, ready_us, bare, bare_us, saved, *source_beside(near)]
+    return [column.index, ready, ready_us, ready_adapt_us, bare, bare_us, bare_adapt_us, *source_beside(near)]
 
 
 def _block_standing(slots: Members | None) -> tuple[Slots, int]:
@@ -128,29 +150,40 @@ def warm_slot(column: Column, model_id: ModelId) -> Slot | None:
     return column.top(warm.free) or column.top(warm.open) or column.top(warm.full)
 
 
-def ready_slot(column: Column, variant: Variant) -> Slot | None:
-    """As `warm_slot`, of the replicas that hold all adapters."""
-    return _best_of(column, variant, with_adapters=True)
-
-
-def bare_slot(column: Column, variant: Variant) -> Slot | None:
-    """As `warm_slot`, of the replicas that lack an adapter."""
-    return _best_of(column, variant, with_adapters=False)
-
-
-def _best_of(column: Column, variant: Variant, *, with_adapters: bool) -> Slot | None:
-    key = ReplicaKey(variant.model_id)
-    warm = column.warm.get(key)
-    found: tuple[tuple[int, int, int, int], Slot] | None = None
+def residents(column: Column, variant: Variant, adapting: Adapting) -> Residents:
+    """The replicas of a pool that are meant. As `warm_slot`, but of those that lack some adapters the one that is adapted soonest: when it
+    is free, and what it lacks."""
+    key, bringing = ReplicaKey(variant.model_id), adapting.bringing(column.index)
+    warm, nodes = column.warm.get(key), column.pool.nodes
+    full: Resident | None = None
+    lacking: Resident | None = None
+    known: dict[tuple[int, tuple[AdapterId, ...]], int] = {}  # most slots of a node hold the same
     for where in warm.slots if warm is not None else ():
         slot = column.slot(*where)
         replica = slot.replicas[key]
-        if set(variant.adapters).issubset(replica.adapters) is not with_adapters:
-            continue
+        held = (where[0], replica.adapters)
+        adapt_us = known.get(held)
+        if adapt_us is None:
+            adapt_us = known[held] = bringing(replica.adapters, nodes[where[0]].disk_adapters)
         if is_free(slot):
-            rank = (0, -replica.last_used_us, *where)
+            rank = (0, adapt_us, -replica.last_used_us, *where)
         else:
-            rank = (1 if column.is_open(slot, key) else 2, slot.free_from_us, *where)
-        if found is None or rank < found[0]:
-            found = rank, slot
-    return None if found is None else found[1]
+            rank = (1 if column.is_open(slot, key) else 2, slot.free_from_us + adapt_us, 0, *where)
+        if adapt_us:
+            if lacking is None or rank < lacking.rank:
+                lacking = Resident(rank=rank, adapt_us=adapt_us, slot=slot)
+        elif full is None or rank < full.rank:
+            full = Resident(rank=rank, adapt_us=0, slot=slot)
+    return full, lacking
+
+
+def _of_block(column: Column, variant: Variant, adapting: Adapting, block: Members) -> int:
+    """What a gang's block lacks: its slots are adapted beside each other, with files that their node fetches once."""
+    key, bringing = ReplicaKey(variant.model_id, variant.gang_size), adapting.bringing(column.index)
+    return max(bringing(slot.replicas[key].adapters, column.pool.nodes[slot.node_index].disk_adapters) for slot in block)
+
+
+def lacked(variant: Variant, slots: Sequence[Slot]) -> tuple[AdapterId, ...]:
+    """The adapters that a resident replica in these slots lacks."""
+    held = [slot.replicas[ReplicaKey(variant.model_id, variant.gang_size)].adapters for slot in slots]
+    return tuple([adapter_id for adapter_id in variant.adapters if not all(adapter_id in one for one in held)])

@@ -68,6 +68,7 @@ TERMS: Final = (
 # What concurrency saves, never positive: with it the printed terms add up to the total exactly.
 OVERLAP: Final = "overlap"
 TERM_NAMES: Final = (*(term.name for term in TERMS), OVERLAP)
+QUEUE: Final = TERM_NAMES.index(queue.NAME)
 FETCH: Final = TERM_NAMES.index(fetch.NAME)
 STAGE: Final = TERM_NAMES.index(stage.NAME)
 ADAPT: Final = TERM_NAMES.index(adapt.NAME)
@@ -79,7 +80,7 @@ _LAYOUT: Final[dict[Layout, list[int]]] = {
     Layout.MOVING: [index for index, term in enumerate(TERMS) if term.moving is not None],
     Layout.COLUMN: [int(term.moving) for term in TERMS if term.moving is not None],
     Layout.CONCURRENT: [index for index, term in enumerate(TERMS) if term.concurrent],
-    Layout.SAVED_BY: [STAGE, STAGE, ADAPT],
+    Layout.SAVED_BY: [ADAPT, STAGE, ADAPT],
 }
 LAYOUT: Final[Ints] = np.array([_LAYOUT[line] + [-1] * (len(TERM_NAMES) - len(_LAYOUT[line])) for line in Layout], dtype=np.int64)
 _SERIAL: Final = [index for index, term in enumerate(TERMS) if term.still is not None and not term.concurrent and not term.price]

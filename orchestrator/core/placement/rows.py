@@ -1,8 +1,9 @@
 """The tables that a decision is computed over: what a class of jobs costs at every row, what pools are like now, what came out.
 
 Decides the form only. A class has `kinds` x P rows over P pools: row r is kind r // P at pool r % P. Kinds: by a replica that is ready (the
-adapters of the job are loaded too), cold, and, where the class has adapters, by a replica that lacks some of them. All figures are int64:
-microseconds, bytes, counts, parts per million. Tables are row-major, so that one row's figures lie together.
+adapters of the job are loaded too; a gang's block is one whatever it lacks of them), cold, and, where the class has adapters, by a replica
+that lacks some of them. All figures are int64: microseconds, bytes, counts, parts per million. Tables are row-major, so that one row's
+figures lie together.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Fix(IntEnum):
     OCCUPANCY = 6  # for how long the slot is taken, beside a fetch
     FETCH = 7  # from where the weights are nearest outside of the site (`sources`), with no other flow
     RELOAD = 8  # what another copy costs in loading, without the fetch
-    HOST_SAVING = 9  # what staging from host memory saves over disk
-    NEAR_SAVING = 10  # what adapters that are on the node's disk save
+    SAVING = 9  # the most that is saved: of a cold row by staging from host memory, of others by adapters that the replica has
+    ADAPT_MILLI = 10  # what was learned of bringing adapters, thousandths; 0 where the class has none
     USD = 11  # price of the GPU, for ties
     HASH = 12  # rendezvous hash of model and pool, for ties
     COPY = 13  # fetch from another node of the site
@@ -89,11 +90,12 @@ class Pres(IntEnum):
     POOL = 0
     READY = 1  # state of the best slot where the replica has all that the class wants
     READY_UNTIL = 2
-    BARE = 3  # the same for replicas that lack adapters
-    BARE_UNTIL = 4
-    BARE_NEAR = 5  # 1: that replica's node has the adapters on its disk
-    SOURCE = 6  # what the site has for nodes that have nothing of the model
-    SOURCE_US = 7  # fleet time at which a fetch in flight should be done
+    READY_ADAPT = 3  # microseconds, before what was learned, to bring what it lacks all the same: of a gang's block
+    BARE = 4  # the same for replicas that lack adapters
+    BARE_UNTIL = 5
+    BARE_ADAPT = 6
+    SOURCE = 7  # what the site has for nodes that have nothing of the model
+    SOURCE_US = 8  # fleet time at which a fetch in flight should be done
 
 
 class Spot(IntEnum):

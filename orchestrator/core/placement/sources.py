@@ -30,6 +30,7 @@ from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import FetchFrom
 from atoll.model.site import LinkSpec
 from orchestrator.core.learning.factors import Factors, PoolFactors
+from orchestrator.core.placement.adapting import AdapterWays
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.policy import Policy
@@ -74,22 +75,6 @@ class Ways:
             sites = tuple([self.sites[number] for number in numbers if number >= 0])
             self._told[pool] = FetchFrom(sites=sites, origin_too=ORIGIN in numbers) if sites else None
         return self._told[pool]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterWays:
-    """As `Ways`, of an adapter, which is read from one source."""
-
-    us: Ints
-    sites: tuple[SiteId, ...] = ()
-    peers: Ints | None = None
-    adapter: AdapterSpec
-    version: int
-    held: int
-
-    def source(self, pool: int) -> SiteId | None:
-        """The peer site from which a pool gets the adapter; None: the origin store."""
-        return None if self.peers is None or self.peers[pool] == NOBODY else self.sites[int(self.peers[pool])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

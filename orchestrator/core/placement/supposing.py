@@ -41,7 +41,7 @@ def after(scorer: Scorer, key: ClassKey, board: Board, row: int, *, wait_us: int
     out = np.zeros((kinds, len(Out)), dtype=np.int64)
     line = out[row // pools]
     line[[Out.STATE, Out.WAIT, Out.FETCH, Out.SOURCE]] = State.WAITS, wait_us, min(fetch_us, FETCH_MAX_US), source
-    line[Out.SAVING] = fix[row // pools, Fix.HOST_SAVING] if source == Source.HOST else 0
+    line[Out.SAVING] = fix[row // pools, Fix.SAVING] if source == Source.HOST else 0
     kernel.cost_rows(fix, board.columns.dyn[pool][np.newaxis], rates, out)
     if line[Out.STATE] == State.IMPOSSIBLE:
         return NEVER

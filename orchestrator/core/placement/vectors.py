@@ -59,8 +59,8 @@ def decide(fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, spots: In
         if len(out) > BARE * pools:
             bare = BARE * pools + where
             _slot_rows(fix, out, bare, lines[:, Pres.BARE], lines[:, Pres.BARE_UNTIL], now)
-            saved = (lines[:, Pres.BARE_NEAR] != 0) & (fix[bare, Fix.FEASIBLE] != 0)
-            out[bare, Out.SAVING] = np.where(saved, fix[bare, Fix.NEAR_SAVING], 0)
+            _adapted(fix, out, where, lines[:, Pres.READY_ADAPT])
+            _adapted(fix, out, bare, lines[:, Pres.BARE_ADAPT])
     _cost(fix, dyn, rates, out, slice(0, pools), NO_COPY)
     _cost(fix, dyn, rates, out, slice(2 * pools, len(out)), NO_COPY)
     copy = _best_copy(pools, out) if rates[Rate.CHURN] else NO_COPY
@@ -151,6 +151,10 @@ def _slot_rows(fix: Ints, out: Ints, rows: Ints, slots: Ints, until: Ints, now: 
     out[rows, Out.WAIT] = np.where(feasible & (slots != Slots.NONE), wait, 0)
 
 
+def _adapted(fix: Ints, out: Ints, rows: Ints, lacking: Ints) -> None:
+    out[rows, Out.SAVING] = np.maximum(fix[rows, Fix.SAVING] - lacking * fix[rows, Fix.ADAPT_MILLI] // 1_000, 0)
+
+
 def _sources(fix: Ints, dyn: Ints, rates: Ints, lines: Ints, out: Ints, rows: Ints, best_copy: tuple[int, bool]) -> None:
     """Cold rows of pools whose site has something of the model."""
     now, told = rates[Rate.NOW], out[rows]
@@ -168,7 +172,7 @@ def _sources(fix: Ints, dyn: Ints, rates: Ints, lines: Ints, out: Ints, rows: In
     out[rows, Out.STATE], out[rows, Out.FETCH] = np.where(joins, State.WAITS, state), fetch
     out[rows, Out.WAIT] = np.where(joins, until - now, wait)
     out[rows, Out.SOURCE] = np.where(beside | there | local, source, out[rows, Out.SOURCE])
-    out[rows, Out.SAVING] = np.where(source == Source.HOST, fix[rows, Fix.HOST_SAVING], out[rows, Out.SAVING])
+    out[rows, Out.SAVING] = np.where(source == Source.HOST, fix[rows, Fix.SAVING], out[rows, Out.SAVING])
 
 
 def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Ints, copy: tuple[int, bool]) -> None:
@@ -177,7 +181,7 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
     pool, source = spots[:, Spot.POOL], spots[:, Spot.SOURCE]
     row = pools + pool
     fetch = np.where(source == Source.FETCHING, np.maximum(spots[:, Spot.SOURCE_US] - now, 0), 0)
-    saving = np.where(source == Source.HOST, fix[row, Fix.HOST_SAVING], 0)
+    saving = np.where(source == Source.HOST, fix[row, Fix.SAVING], 0)
     free = dyn[pool, Dyn.FREE] > 0
     price, gone = room(nodes[spots[:, Spot.NODE]], int(rates[Rate.NEED]))
     able = np.where(

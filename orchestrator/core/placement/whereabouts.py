@@ -10,11 +10,12 @@ from typing import Final
 
 from atoll.model.ids import ModelId, PoolId, SiteId
 from atoll.model.site import SiteRuntime
+from orchestrator.core.placement.adapting import Adapting
 from orchestrator.core.placement.classes import Variant
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.gang_tables import GangTables
 from orchestrator.core.placement.nearness import Near
-from orchestrator.core.placement.presence import Presence, line_of, spots_in
+from orchestrator.core.placement.presence import Presence, Residents, line_of, residents, spots_in
 from orchestrator.core.state import Site
 
 # Models with a table of their own; the oldest is dropped beyond it. A table of a model that is everywhere is some 10 KB.
@@ -131,11 +132,14 @@ class Whereabouts:
                     untrue.append((variant, index))
         return untrue
 
-    def presence(self, variant: Variant, gangs: GangTables) -> Presence:
-        """Where the model is now, in this form."""
+    def presence(self, variant: Variant, gangs: GangTables, adapting: Adapting | None) -> Presence:
+        """Where the model is now, in this form; `adapting`: what bringing the variant's adapters takes, None where it has none."""
         presence = self._presences.get(variant)
         if presence is None:
             presence = self._begin(variant)
+        if presence.adapting is not adapting:
+            presence.adapting = adapting
+            presence.stale.update(self.by_model.get(variant.model_id, {}))
         if presence.stale:
             pools = self.by_model.get(variant.model_id, {})
             for index in presence.stale:
@@ -149,6 +153,15 @@ class Whereabouts:
             presence.put_spots({index: spots_in(self._columns[index], variant.model_id) for index in presence.stale_spots})
             presence.stale_spots = {}
         return presence
+
+    def residents(self, column: Column, variant: Variant, adapting: Adapting) -> Residents:
+        """The replicas of a pool that the table means while it is true, else those that are meant now."""
+        presence = self._presences.get(variant)
+        if presence is not None and presence.adapting is adapting and column.index not in presence.stale:
+            known = presence.meant.get(column.index)
+            if known is not None:
+                return known
+        return residents(column, variant, adapting)
 
     def near(self, column: Column, model_id: ModelId) -> Near:
         """What the pool's site has of a model for those of its nodes that have nothing of it."""
