@@ -74,7 +74,7 @@ def bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: int
     ctx.save_job(entry)
     ctx.decisions.append(JobPlaced(key=key, explanation=explanation))
     _reserve(ctx, members, live, model, board, row)
-    preempting.bound(ctx, column, slot, live, board.wait_us(row))
+    preempting.bound(ctx, column, slot, live, wait_us=board.wait_us(row), need_bytes=board.estimate.memory_bytes)
     breakers.bound(ctx, column, key)
 
 

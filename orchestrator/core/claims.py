@@ -61,7 +61,7 @@ def _claim_next(ctx: Context, waiting: JobClass, board: Board) -> None:
     wait_us = min(place.begins_us for place in places) - ctx.now_us
     best, best_clearing = places[0], None
     for place in places:
-        found = _clearing(ctx, key, place, wait_us)
+        found = _clearing(ctx, key, board, place, wait_us)
         if found is not None and (best_clearing is None or found.worth > best_clearing.worth):
             best, best_clearing = place, found
     if best_clearing is not None:
@@ -84,7 +84,7 @@ def _reconsider(ctx: Context, waiting: JobClass, board: Board) -> None:
         if closed or not claiming.takes(ctx, board.estimate, place):
             drop(ctx, kept, "its pool takes no work now" if closed else "what is in its memory must stay there", waking=False)
             continue
-        clearing = _clearing(ctx, waiting.key, place, place.begins_us - ctx.now_us)
+        clearing = _clearing(ctx, waiting.key, board, place, place.begins_us - ctx.now_us)
         if clearing is not None:
             preempting.clear(ctx, place.column, clearing, waiting.nth(position), waiting.key)
     held = ctx.state.claims.get(worst)
@@ -109,10 +109,11 @@ def _is_much_better(ctx: Context, cost: Cost, own: Cost) -> bool:
     return own.total_us - cost.total_us > enough_us
 
 
-def _clearing(ctx: Context, key: ClassKey, place: Place, wait_us: int) -> preempting.Clearing | None:
+def _clearing(ctx: Context, key: ClassKey, board: Board, place: Place, wait_us: int) -> preempting.Clearing | None:
     if wait_us < ctx.policy.preempt_gain_min_ms * 1_000:
         return None
-    return preempting.clearing(ctx, place.column, place.slots, key, wait_us=wait_us, hold_us=place.hold_us)
+    need_bytes = board.estimate.memory_bytes
+    return preempting.clearing(ctx, place.column, place.slots, key, wait_us=wait_us, hold_us=place.hold_us, need_bytes=need_bytes)
 
 
 def _claim(ctx: Context, waiting: JobClass, board: Board, place: Place, *, moves: int) -> None:

@@ -343,10 +343,13 @@ class RetryScheduled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptPreempted:
-    """An attempt is stopped so that a job of a higher priority gets its slot."""
+    """An attempt is stopped so that a job of a higher priority gets its slot. As it was weighed, `lost_us` of its work must be done again,
+    and loading its model again takes `reload_us`."""
 
     key: AttemptKey
     for_job: JobId
+    lost_us: int
+    reload_us: int
 
 
 class Bound(StrEnum):

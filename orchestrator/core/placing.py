@@ -252,7 +252,8 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
         told = ctx.state.jobs[job_id].job.deferral
         early = told is not None and told.claim is None and ctx.now_us < told.until_us and board.is_at(patient, told.waits_for)
         if not early:
-            preempting.make_room(ctx, waiting, column, cold=cold, wait_us=wait_us, hold_us=board.delay_us(patient) - wait_us)
+            need_bytes, hold_us = board.estimate.memory_bytes, board.delay_us(patient) - wait_us
+            preempting.make_room(ctx, waiting, column, cold=cold, wait_us=wait_us, hold_us=hold_us, need_bytes=need_bytes)
         if preempting.may_keep(waiting, cold=cold):
             preempting.keep_slot(ctx, waiting, column, awaited_slot(board, patient))
         if early and told is not None:

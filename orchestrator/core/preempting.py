@@ -8,13 +8,14 @@ it was emptied goes before all others of its priority. Must not know how places 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
 from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import AttemptKey, JobId
 from atoll.model.job import PRIORITY_RANK, JobSpec
+from atoll.model.words import duration
 from orchestrator.core import attempts
 from orchestrator.core.context import Context
 from orchestrator.core.outputs import AttemptPreempted
@@ -22,6 +23,7 @@ from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
 from orchestrator.core.preemption import Rules, Waiter, Work, choose, worth_of, worth_of_all
 from orchestrator.core.queue import Favour, JobClass
+from orchestrator.core.reloading import Reloads
 from orchestrator.core.state import LiveAttempt, ReplicaKey, Slot
 
 # Attempts looked at in a pool: among so many of a lower priority there is one that is about as good as the best.
@@ -33,14 +35,15 @@ _HEAD: Final = frozenset({AttemptState.LEASED, AttemptState.FETCHING, AttemptSta
 _BEHIND: Final = frozenset({AttemptState.LEASED, AttemptState.FETCHING, AttemptState.LOADING, AttemptState.COMPILING})
 
 
-def make_room(ctx: Context, waiting: JobClass, column: Column, *, cold: bool, wait_us: int, hold_us: int) -> None:
-    """The first jobs of a class are about to wait `wait_us` for a slot of this pool, to hold it for `hold_us`: empty slots for them if it
-    pays. `cold`: any slot of the pool would do, else one that holds their model."""
+def make_room(ctx: Context, waiting: JobClass, column: Column, *, cold: bool, wait_us: int, hold_us: int, need_bytes: int) -> None:
+    """The first jobs of a class are about to wait `wait_us` for a slot of this pool, to hold it for `hold_us` and so much of its memory:
+    empty slots for them if it pays. `cold`: any slot of the pool would do, else one that holds their model."""
     key = waiting.key
     if wait_us < ctx.policy.preempt_gain_min_ms * 1_000 or key.gang_size != 1:
         return
-    slots = _slots_below(ctx, column, key, cold=cold)
+    reloads = Reloads(ctx, column, ReplicaKey(key.model_id, key.gang_size), need_bytes)
     waiter = Waiter(rank=key.rank, weight_milli=ctx.policy.weight_milli(key.priority), wait_us=wait_us, hold_us=hold_us)
+    slots = _slots_below(ctx, column, key, waiter, reloads, cold=cold)
     for position in range(min(len(waiting.members), _ROOM_MAX)):
         if not slots:
             return
@@ -52,10 +55,10 @@ def make_room(ctx: Context, waiting: JobClass, column: Column, *, cold: bool, wa
             return
         slot, works = slots.pop(place)
         stopped_us = ctx.now_us + max(work.stop_us for work in works)
-        for attempt_key in list(slot.attempts):
+        for attempt_key, work in zip(list(slot.attempts), works, strict=True):
             live = column.site.attempts[attempt_key]
             ctx.bound.give_way(live, job_id)
-            _stop(ctx, column, live, job_id, key)
+            _stop(ctx, column, live, work, job_id, key)
             _ends_at(ctx, column, live, stopped_us)
         slot.busy_until_us = stopped_us + hold_us
         ctx.columns.slot_changed(column, slot, was_free=False)
@@ -65,34 +68,44 @@ def make_room(ctx: Context, waiting: JobClass, column: Column, *, cold: bool, wa
 class Clearing:
     """All the work of a block, every piece of which may be stopped for a gang; what that is worth, and how long it takes."""
 
-    lives: tuple[LiveAttempt, ...]
+    lives: tuple[tuple[LiveAttempt, Work], ...]
     worth: int
     stop_us: int
 
 
-def clearing(ctx: Context, column: Column, slots: Sequence[Slot], key: ClassKey, *, wait_us: int, hold_us: int) -> Clearing | None:
-    """What emptying these slots would take for a gang that otherwise begins after `wait_us` and then holds them for `hold_us`; None if
-    some of the work must not be stopped, or it does not pay."""
-    lives: dict[AttemptKey, LiveAttempt] = {}
+def clearing(
+    ctx: Context, column: Column, slots: Sequence[Slot], key: ClassKey, *, wait_us: int, hold_us: int, need_bytes: int
+) -> Clearing | None:
+    """What emptying these slots would take for a gang that otherwise begins after `wait_us` and then holds them for `hold_us`, and so much
+    of each one's memory; None if some of the work must not be stopped, or it does not pay."""
+    seen: set[AttemptKey] = set()
+    taken: list[Slot] = []
     lines: list[list[Work]] = []
     for slot in slots:
-        if slot.attempts and slot.attempts[0] not in lives:
+        if slot.attempts and slot.attempts[0] not in seen:
             works = _works(ctx, column, slot, slot.attempts)
             if works is None:
                 return None
             lines.append(works)
-            lives.update((attempt_key, column.site.attempts[attempt_key]) for attempt_key in slot.attempts)
+            taken.append(slot)
+            seen.update(slot.attempts)
     waiter = Waiter(rank=key.rank, weight_milli=ctx.policy.weight_milli(key.priority), wait_us=wait_us, hold_us=hold_us)
+    if worth_of_all(waiter, lines, _rules(ctx)) is None:
+        return None
+    reloads = Reloads(ctx, column, ReplicaKey(key.model_id, key.gang_size), need_bytes)
+    lines = [_with_loads(column, slot, works, reloads) for slot, works in zip(taken, lines, strict=True)]
     worth = worth_of_all(waiter, lines, _rules(ctx))
     if worth is None:
         return None
+    attempts_of = ((slot.attempts, works) for slot, works in zip(taken, lines, strict=True))
+    lives = {key: (column.site.attempts[key], work) for keys, works in attempts_of for key, work in zip(keys, works, strict=True)}
     return Clearing(lives=tuple(lives.values()), worth=worth, stop_us=max(work.stop_us for line in lines for work in line))
 
 
 def clear(ctx: Context, column: Column, found: Clearing, job_id: JobId, key: ClassKey) -> None:
     """Stop all of it. The slots are claimed, so nobody else comes between."""
-    for live in found.lives:
-        _stop(ctx, column, live, job_id, key)
+    for live, work in found.lives:
+        _stop(ctx, column, live, work, job_id, key)
         _ends_at(ctx, column, live, ctx.now_us + found.stop_us)
 
 
@@ -128,7 +141,7 @@ def keep_slot(ctx: Context, waiting: JobClass, column: Column, slot: Slot | None
     ctx.columns.slot_changed(column, slot, was_free=False)
 
 
-def bound(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, wait_us: int) -> None:
+def bound(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, wait_us: int, need_bytes: int) -> None:
     """An attempt was bound, perhaps behind others in its slot: those of a lower priority are stopped if that pays."""
     ctx.bound.add(column.site, live)
     ahead = slot.attempts[:-1]
@@ -142,8 +155,11 @@ def bound(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, wait_us: 
     waiter = Waiter(rank=rank, weight_milli=weight_milli, wait_us=wait_us, hold_us=live.exec_us)
     if works is None or worth_of(waiter, works, _rules(ctx)) is None:
         return
-    for attempt_key in ahead:
-        _stop(ctx, column, column.site.attempts[attempt_key], live.key.job_id, live.spec)
+    works = _with_loads(column, slot, works, Reloads(ctx, column, live.replica, need_bytes))
+    if worth_of(waiter, works, _rules(ctx)) is None:
+        return
+    for attempt_key, work in zip(ahead, works, strict=True):
+        _stop(ctx, column, column.site.attempts[attempt_key], work, live.key.job_id, live.spec)
     slot.busy_until_us = ctx.now_us + max(work.stop_us for work in works) + live.exec_us
     ctx.columns.slot_changed(column, slot, was_free=False)
 
@@ -158,8 +174,10 @@ def _rules(ctx: Context) -> Rules:
     )
 
 
-def _slots_below(ctx: Context, column: Column, key: ClassKey, *, cold: bool) -> list[tuple[Slot, list[Work]]]:
-    """Slots of the pool that would help a class and hold only work of a lower priority which may be stopped."""
+def _slots_below(
+    ctx: Context, column: Column, key: ClassKey, waiter: Waiter, reloads: Reloads, *, cold: bool
+) -> list[tuple[Slot, list[Work]]]:
+    """Slots of the pool that would help a class and hold only work of a lower priority which may be stopped, where that might pay."""
     found: dict[tuple[int, int], tuple[Slot, list[Work]]] = {}
     below = ctx.bound.below(column.site.site_id, column.pool.pool_id, key.rank)
     for live in islice(below, _LOOKED_AT_MAX):
@@ -172,8 +190,8 @@ def _slots_below(ctx: Context, column: Column, key: ClassKey, *, cold: bool) -> 
         if (slot.node_index, slot.index) in found or not (cold or ReplicaKey(key.model_id, key.gang_size) in slot.replicas):
             continue
         works = _works(ctx, column, slot, slot.attempts)
-        if works is not None and all(work.rank > key.rank for work in works):
-            found[(slot.node_index, slot.index)] = (slot, works)
+        if works is not None and worth_of(waiter, works, _rules(ctx)) is not None:
+            found[(slot.node_index, slot.index)] = (slot, _with_loads(column, slot, works, reloads))
     return list(found.values())
 
 
@@ -187,6 +205,12 @@ def _works(ctx: Context, column: Column, slot: Slot, keys: list[AttemptKey]) -> 
     behind_us = sum(column.site.attempts[key].exec_us for key in slot.attempts[1:])
     first_us = max(slot.busy_until_us - behind_us - ctx.now_us, 0)
     return [_work(ctx, live, first_us if place == 0 else live.exec_us) for place, live in enumerate(lives)]
+
+
+def _with_loads(column: Column, slot: Slot, works: list[Work], reloads: Reloads) -> list[Work]:
+    """The first attempts of a slot, each with the load that follows if it is stopped. Looked at only where it would pay without one."""
+    again = reloads.of_slot(slot, [column.site.attempts[key] for key in slot.attempts[: len(works)]])
+    return [replace(work, reload_us=reload_us) for work, reload_us in zip(works, again, strict=True)]
 
 
 def _work(ctx: Context, live: LiveAttempt, remaining_us: int) -> Work:
@@ -208,6 +232,13 @@ def _work(ctx: Context, live: LiveAttempt, remaining_us: int) -> Work:
     )
 
 
-def _stop(ctx: Context, column: Column, live: LiveAttempt, job_id: JobId, waiter: ClassKey | JobSpec) -> None:
-    attempts.stop(ctx, column.site, live, FailureKind.PREEMPTED, f"made room for {waiter.priority} job {job_id}")
-    ctx.decisions.append(AttemptPreempted(key=live.key, for_job=job_id))
+def _stop(ctx: Context, column: Column, live: LiveAttempt, work: Work, job_id: JobId, waiter: ClassKey | JobSpec) -> None:
+    attempts.stop(ctx, column.site, live, FailureKind.PREEMPTED, f"made room for {waiter.priority} job {job_id}{_at_the_cost(work)}")
+    ctx.decisions.append(AttemptPreempted(key=live.key, for_job=job_id, lost_us=work.lost_us, reload_us=work.reload_us))
+
+
+def _at_the_cost(work: Work) -> str:
+    """What it loses by that, as it was weighed."""
+    again = [f"{duration(work.lost_us)} of work to do again"] if work.lost_us else []
+    again += [f"{duration(work.reload_us)} to load its model again"] if work.reload_us else []
+    return f", at the cost of {' and '.join(again)}" if again else ""

@@ -22,7 +22,8 @@ class Waiter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """An attempt that holds a slot. `lost_us` of it must be done again if it is stopped, which takes `stop_us` (to the end of a step)."""
+    """An attempt that holds a slot. `lost_us` of it must be done again if it is stopped, which takes `stop_us` (to the end of a step), and
+    before that `reload_us` pass for its model, if the waiting job's pushes that out."""
 
     rank: int
     weight_milli: int
@@ -31,7 +32,8 @@ class Work:
     lost_us: int
     stop_us: int
     preempted: int  # how often its job was already
-    gpus: int = 1  # what is done again is done on so many
+    gpus: int = 1  # what is done again is done on so many, and loaded on so many
+    reload_us: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,7 @@ def worth_of_all(waiter: Waiter, slots: Sequence[Sequence[Work]], rules: Rules) 
     if gain_us < max(rules.gain_min_us, 1):
         return None
     won = gain_us * waiter.weight_milli
-    lost = sum((work.lost_us * work.gpus + waiter.hold_us) * work.weight_milli for work in works)
+    lost = sum(((work.lost_us + work.reload_us) * work.gpus + waiter.hold_us) * work.weight_milli for work in works)
     return won - lost if won * 1_000 > lost * (1_000 + rules.margin_milli) else None
 
 

@@ -65,7 +65,9 @@ async def test_batch_fills_a_twin_and_makes_room_for_an_urgent_job_at_the_end_of
     first, second = (jobs[job_id] for job_id in batch)
     assert [attempt.failure.kind for attempt in first.attempts] == [types_pb2.FAILURE_KIND_PREEMPTED, types_pb2.FAILURE_KIND_UNSPECIFIED]
     assert first.attempts[0].running_us and first.attempts[0].times.run_us > 0, "it had begun, and what it had done was thrown away"
-    assert first.attempts[0].failure.message == f"made room for urgent job {urgent}"
+    made_room, _, cost = first.attempts[0].failure.message.partition(", at the cost of ")
+    assert made_room == f"made room for urgent job {urgent}"
+    assert cost.endswith(" of work to do again"), "both models fit beside each other"
     assert jobs[urgent].ended_us < min(first.ended_us, second.ended_us)
     assert first.result.key.ordinal == 2, "its one result is that of its last attempt"
     assert first.ended_us < second.ended_us, "and it kept its place before the other"

@@ -16,6 +16,8 @@ from atoll.model.job import Priority
 from atoll.model.modelspec import AdapterUse, ModelSpec
 from atoll.model.shape import Precision, Shape
 from atoll.model.site import LinkSpec
+from atoll.physics import coldstart
+from atoll.physics.execution import execution_us
 from orchestrator.core.placement.policy import Policy
 from sims.play.scenario import Scenario
 from sims.results.rows import JobRow, SiteRow
@@ -110,6 +112,35 @@ class Law(Truth):
     def factor_milli(self, component: str, site_id: SiteId) -> int:
         del component, site_id
         return 0
+
+
+class AsPredicted(Law):
+    """Everything lasts as physics says: what decisions reckon with is what happens."""
+
+    def __init__(self) -> None:
+        super().__init__(0, exponential=False)
+
+    def execution_us(
+        self, model: ModelSpec, shape: Shape, gpu: GpuType, precision: Precision, site_id: SiteId, key: str, *, gang_size: int = 1
+    ) -> int:
+        del site_id, key
+        return execution_us(model, shape, gpu, precision, gang_size=gang_size)
+
+    def fetch_us(self, size_bytes: int, bytes_per_s: int, rtt_us: int, site_id: SiteId, key: str) -> int:
+        del site_id, key
+        return coldstart.transfer_us(size_bytes, bytes_per_s, rtt_us)
+
+    def stage_us(self, model: ModelSpec, disk_bytes_per_s: int, h2d_bytes_per_s: int, from_host: bool, site_id: SiteId, key: str) -> int:
+        del site_id, key
+        return coldstart.stage_us(model, disk_bytes_per_s, h2d_bytes_per_s, from_host)
+
+    def init_us(self, model: ModelSpec, site_id: SiteId, key: str) -> int:
+        del site_id, key
+        return coldstart.init_us(model)
+
+    def patch_us(self, adapter: AdapterSpec, site_id: SiteId, key: str) -> int:
+        del site_id, key
+        return coldstart.patch_us(adapter)
 
 
 def poisson(count: int, mean_gap_us: int, *, seed: int) -> list[TraceJob]:

@@ -22,27 +22,12 @@ from sims.play.player import Player
 from sims.play.scenario import Beginning, Scenario
 from sims.play.site import Watch
 from sims.traces.job import TraceJob
-from tests.simulation.played import CATALOGUE, Law, Rows, three_sites
+from tests.simulation.played import CATALOGUE, AsPredicted, Rows, three_sites
 from tests.unit.fleet_of_machines import SECOND, adapter, pool
 
 SD = CATALOGUE[ModelId("sd")]
 EIGHT = tuple(replace(adapter(f"s{number}", "sd"), weights_bytes=number * 50_000_000) for number in range(1, 9))
 _ADAPT = TERM_NAMES.index("adapt")
-
-
-class AsPredicted(Law):
-    """Adapters take what physics says, each job's execution two seconds."""
-
-    def __init__(self) -> None:
-        super().__init__(2 * SECOND, exponential=False)
-
-    def fetch_us(self, size_bytes: int, bytes_per_s: int, rtt_us: int, site_id: SiteId, key: str) -> int:
-        del site_id, key
-        return coldstart.transfer_us(size_bytes, bytes_per_s, rtt_us)
-
-    def patch_us(self, adapter: AdapterSpec, site_id: SiteId, key: str) -> int:
-        del site_id, key
-        return coldstart.patch_us(adapter)
 
 
 class Watched(Player):

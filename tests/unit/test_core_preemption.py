@@ -29,6 +29,13 @@ def test_by_hand() -> None:
     assert worth_of(WAITER, [WORK], RULES) == 59 * SECOND * 5_000 - 45 * SECOND * 200
 
 
+def test_loading_again_by_hand() -> None:
+    """As above, and 20 s until the model is back; on four GPUs four times the work and four times the loading."""
+    again = replace(WORK, reload_us=20 * SECOND)
+    assert worth_of(WAITER, [again], RULES) == 59 * SECOND * 5_000 - 65 * SECOND * 200
+    assert worth_of(WAITER, [replace(again, gpus=4)], RULES) == 59 * SECOND * 5_000 - (4 * 60 + 5) * SECOND * 200
+
+
 @pytest.mark.parametrize(
     ("waiter", "work", "why"),
     [
@@ -38,6 +45,7 @@ def test_by_hand() -> None:
         ({}, {"remaining_us": 9 * SECOND}, "its last tenth"),
         ({"wait_us": 2 * SECOND}, {}, "a second is not worth it"),
         ({"weight_milli": 100}, {"weight_milli": 200}, "more is lost than won"),
+        ({"weight_milli": 250}, {"reload_us": 20 * SECOND}, "more is lost than won, with the load"),
         ({"weight_milli": 1_000, "wait_us": 51 * SECOND, "hold_us": 5 * SECOND}, {"weight_milli": 1_000}, "within the margin"),
     ],
 )
@@ -63,7 +71,7 @@ def test_the_slot_of_most_worth_is_chosen() -> None:
 _WORK = st.builds(
     Work,
     rank=st.integers(0, 2), weight_milli=st.integers(1, 10_000), exec_us=st.integers(1, 10**9), remaining_us=st.integers(0, 10**9),
-    lost_us=st.integers(0, 10**9), stop_us=st.integers(0, 10**8), preempted=st.integers(0, 3),
+    lost_us=st.integers(0, 10**9), stop_us=st.integers(0, 10**8), preempted=st.integers(0, 3), reload_us=st.integers(0, 10**9),
 )  # fmt: skip
 _WAITER = st.builds(
     Waiter, rank=st.integers(0, 2), weight_milli=st.integers(1, 10_000), wait_us=st.integers(0, 10**10), hold_us=st.integers(0, 10**9)
@@ -76,7 +84,7 @@ def test_whoever_is_stopped_is_lower_and_more_is_won_than_lost(waiter: Waiter, s
     if place is None:
         return
     won = min(waiter.wait_us, sum(work.remaining_us for work in slots[place])) * waiter.weight_milli
-    lost = sum((work.lost_us + waiter.hold_us) * work.weight_milli for work in slots[place])
+    lost = sum((work.lost_us + work.reload_us + waiter.hold_us) * work.weight_milli for work in slots[place])
     assert won * 4 > lost * 5
     for work in slots[place]:
         assert work.rank > waiter.rank and work.preempted < 2 and work.remaining_us * 10 >= work.exec_us
@@ -89,6 +97,8 @@ def test_waiting_longer_or_losing_less_never_makes_it_pay_less(waiter: Waiter, w
         return
     longer = worth_of(replace(waiter, wait_us=waiter.wait_us + by_us), works, RULES)
     cheaper = worth_of(waiter, [replace(work, lost_us=max(work.lost_us - by_us, 0)) for work in works], RULES)
+    nearer = worth_of(waiter, [replace(work, reload_us=max(work.reload_us - by_us, 0)) for work in works], RULES)
+    assert nearer is not None and nearer >= worth
     assert longer is not None and longer >= worth
     assert cheaper is not None and cheaper >= worth
 
@@ -146,7 +156,7 @@ def test_an_urgent_job_of_another_model_gets_a_slot_and_the_batch_job_ends_later
     assert victim.attempts[0].state is AttemptState.STOPPED
     failure = victim.attempts[0].failure
     assert failure is not None and failure.kind is FailureKind.PREEMPTED
-    assert failure.message == f"made room for urgent job {urgent.job_id}"
+    assert failure.message == f"made room for urgent job {urgent.job_id}, at the cost of 13.8s of work to do again"
 
     fleet.warm("a", "p-0", 0, "x", 5)
     fleet.warm("a", "p-0", 1, "x", 5)
