@@ -11,13 +11,14 @@ from collections.abc import Callable
 
 
 class FairLink:
-    """`work` of a transfer is the time that it would take alone; n at once each take n times as long."""
+    """`work` of a transfer is the time that it would take alone; n at once each take n times as long. `carried`: of all so far."""
 
-    __slots__ = ("_at", "_flows", "_number", "_served")
+    __slots__ = ("_at", "_flows", "_number", "_served", "carried")
 
     def __init__(self) -> None:
         self._flows: list[tuple[float, int, Callable[[], None]]] = []
         self._served = 0.0  # work that a flow present since the beginning would have got
+        self.carried = 0.0
         self._at = 0.0
         self._number = 0
 
@@ -61,4 +62,5 @@ class FairLink:
     def _advance(self, now: float) -> None:
         if self._flows and now > self._at:
             self._served += (now - self._at) / len(self._flows)
+            self.carried += now - self._at
         self._at = max(self._at, now)

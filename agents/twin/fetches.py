@@ -21,12 +21,13 @@ FetchKey = tuple[NodeId, ModelId | AdapterId, bool]  # whether it is of an adapt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flight:
-    """One fetch under way. `work_us` is what the whole of it takes alone."""
+    """One fetch under way. `work_us` is what the whole of it takes alone, `from_us` what was left of that when it came onto the link."""
 
     number: int
     command: Fetch
     began_us: int
     work_us: int
+    from_us: float
 
 
 class TwinFetches:
@@ -42,6 +43,7 @@ class TwinFetches:
         self._link = FairLink()
         self._flights: dict[FetchKey, Flight] = {}
         self._paused: dict[FetchKey, float] = {}  # share of the whole that is left of a fetch that yielded
+        self._booked_us = 0.0  # work of what has ended, yielded or changed its pace
         self._link_timer: Timer | None = None
         self._tell_timer: Timer | None = None
 
@@ -51,7 +53,7 @@ class TwinFetches:
         now_us = self._timers.now_us()
         left_us = work_us * self._paused.pop(key, 1.0)
         number = self._link.add(now_us, left_us, partial(self._ended, key))
-        self._flights[key] = Flight(number=number, command=command, began_us=now_us, work_us=work_us)
+        self._flights[key] = Flight(number=number, command=command, began_us=now_us, work_us=work_us, from_us=left_us)
         self._arm()
         if self._tell_timer is None:
             self._tell_timer = self._timers.after(self._pace_us(), self._tell)
@@ -62,6 +64,7 @@ class TwinFetches:
         if flight is None:
             return False
         left_us = self._link.take_out(self._timers.now_us(), flight.number)
+        self._booked_us += flight.from_us - left_us
         self._paused[(node_id, model_id, False)] = min(left_us / flight.work_us, 1.0) if flight.work_us > 0 else 0.0
         self._arm()
         return True
@@ -74,10 +77,21 @@ class TwinFetches:
             return
         now_us = self._timers.now_us()
         left_us = self._link.take_out(now_us, flight.number)
+        self._booked_us += flight.from_us - left_us
         left_us = left_us / flight.work_us * work_us if flight.work_us > 0 else 0.0
         number = self._link.add(now_us, left_us, partial(self._ended, key))
-        self._flights[key] = replace(flight, number=number, work_us=work_us)
+        self._flights[key] = replace(flight, number=number, work_us=work_us, from_us=left_us)
         self._arm()
+
+    def left(self, node_id: NodeId, model_id: ModelId) -> float:
+        """The share that is left of a fetch that yielded; of any other all."""
+        return self._paused.get((node_id, model_id, False), 1.0)
+
+    def books(self) -> tuple[float, float]:
+        """Microseconds of work that the link has carried, and that have come of fetches: the same, or bytes were lost or made."""
+        now_us = self._timers.now_us()
+        under_way_us = sum(flight.from_us - self._link.left(now_us, flight.number) for flight in self._flights.values())
+        return self._link.carried, self._booked_us + under_way_us
 
     def forget(self, node_id: NodeId, model_id: ModelId) -> None:
         """Nothing is kept of a fetch that yielded: its model was deleted."""
@@ -91,7 +105,9 @@ class TwinFetches:
         self._flights.clear()
 
     def _ended(self, key: FetchKey) -> None:
-        self._done(self._flights.pop(key))
+        flight = self._flights.pop(key)
+        self._booked_us += flight.from_us
+        self._done(flight)
 
     def _arm(self) -> None:
         if self._link_timer is not None:

@@ -56,14 +56,19 @@ class TwinPeers:
         """A twin has a model (None: any) no more: who reads it there goes on with its other sources, or the origin store."""
         self._retime(self._joint.lost(site_id, model_id))
 
-    def begin(self, key: FetchKey, size_bytes: int, peers: Mapping[SiteId, int], origin_us: int, *, origin_too: bool) -> int:
-        """A fetch reads these twins, each of which would take so long alone; how long the whole of it takes as things are."""
+    def begin(
+        self, key: FetchKey, size_bytes: int, peers: Mapping[SiteId, int], origin_us: int, *, origin_too: bool, left: float = 1.0
+    ) -> int:
+        """A fetch reads these twins, each of which would take so long alone; how long the whole of it takes as things are. `left`:
+        the share that has not come yet."""
+        del left
         spec = self._sites[key[0]]
         self._retime(self._joint.begin(key, size_bytes, peers, origin_us, origin_too=origin_too, link_bytes_per_s=spec.wan_bytes_per_s))
         return self._joint.whole_us(key)
 
-    def end(self, key: FetchKey) -> bool:
-        """A fetch is over; whether it read peers to its end."""
+    def end(self, key: FetchKey, *, left: float = 0.0) -> bool:
+        """A fetch is over, or yields with this share left; whether it read peers to its end."""
+        del left
         read = self._joint.reads_peers(key)
         self._retime(self._joint.end(key))
         return read

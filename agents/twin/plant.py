@@ -116,7 +116,7 @@ class Plant:
             uses=lambda node_id, model_id: self._nodes[node_id].uses(model_id),
             learn_origin=lambda rate: self._rates.measured(origin=rate),
         )
-        self._weights = TwinWeights(spec, truth, around, peers or TwinPeers())
+        self.weights = TwinWeights(spec, truth, around, peers or TwinPeers())
         for node_id, holding in (holdings or {}).items():
             self._hold(node_id, holding)
 
@@ -134,7 +134,7 @@ class Plant:
         return pool
 
     def _hold(self, node_id: NodeId, holding: Holding) -> None:
-        self._weights.hold(node_id, holding)
+        self.weights.hold(node_id, holding)
         for slot, models in zip(self._nodes[node_id].slots, holding.slots, strict=False):
             for model in models:
                 if slot.has_room(model):
@@ -145,11 +145,11 @@ class Plant:
     def started(self) -> RuntimeStarted:
         """What is found at the start: all that is held, but for the nodes' memories, which `tell_held` tells."""
         slots = tuple(RecoveredSlot(slot=ref, replicas=slot.facts) for ref, slot in self._slots.items())
-        return RuntimeStarted(slots=slots, disk_models=self._weights.on_disk, host_tier=True)
+        return RuntimeStarted(slots=slots, disk_models=self.weights.on_disk, host_tier=True)
 
     def tell_held(self) -> None:
         """Tell what nodes hold in memory, and what room is left, where anything is held."""
-        self._weights.tell_held()
+        self.weights.tell_held()
 
     def perform(self, command: RuntimeCommand) -> None:
         """Begin a command; the outcome is told."""
@@ -169,13 +169,13 @@ class Plant:
                     if key in self._runs:
                         self._runs[key].renewed_us = self._timers.now_us()
             case _:
-                self._weights.perform(command)
+                self.weights.perform(command)
 
     def close(self) -> None:
         """Everything ends."""
         for run in self._runs.values():
             run.cancel()
-        self._weights.close()
+        self.weights.close()
         if self._expiry_timer is not None:
             self._expiry_timer.cancel()
 
@@ -190,7 +190,7 @@ class Plant:
                 for held in (slot.replicas, slot.adapters, slot.code):
                     held.clear()
                 self._tell(SlotLost(slot=ref, message="the node was taken away"))
-        self._weights.lose_memory(node_id)
+        self.weights.lose_memory(node_id)
 
     def give_back(self, node_id: NodeId) -> None:
         """A node that was taken away is there again."""
@@ -217,7 +217,7 @@ class Plant:
         hardware = node.pool.node
         key = f"{command.slot.node_id}.{command.slot.index}/{model.model_id}#{slot.loads}"
         h2d = hardware.h2d_bytes_per_s or slot.gpu.h2d_bytes_per_s
-        from_host = self._weights.begin_load(command.slot.node_id, model)
+        from_host = self.weights.begin_load(command.slot.node_id, model)
         stage_us = self._truth.stage_us(model, hardware.disk_bytes_per_s, h2d, from_host, self._site_id, key)
         load_us = stage_us + self._truth.init_us(model, self._site_id, key)
         self._after(load_us, self._in_life(slot, partial(self._loaded, command, stage_us, load_us, from_host)))
@@ -249,7 +249,7 @@ class Plant:
             held.pop(gone, None)
         for adapter in command.adapters:
             held[adapter.adapter_id] = adapter.weights_bytes
-            self._weights.use_adapter(command.slot.node_id, adapter.adapter_id)
+            self.weights.use_adapter(command.slot.node_id, adapter.adapter_id)
         self._tell(
             ReplicaAdapted(
                 slot=command.slot,
@@ -268,7 +268,7 @@ class Plant:
         model = self._slots[command.slot].replicas.pop(key, None)
         self._tell(ReplicaEvicted(slot=command.slot, model_id=command.model_id, gang_size=command.gang_size))
         if model is not None:
-            self._weights.left_gpu(command.slot.node_id, model)
+            self.weights.left_gpu(command.slot.node_id, model)
 
     # --- execution ------------------------------------------------------------------------------------------------------------
 

@@ -120,7 +120,8 @@ class TwinWeights:
                 ways = (self._fetching, self._copying)
                 if any(way.yields(command.node_id, command.model_id) for way in ways):
                     del node.incoming[command.model_id]
-                    self._peers.end((self._spec.site_id, command.node_id, command.model_id))
+                    left = self._fetching.left(command.node_id, command.model_id)
+                    self._peers.end((self._spec.site_id, command.node_id, command.model_id), left=left)
                     self._around.tell(FetchYielded(node_id=command.node_id, model_id=command.model_id))
                     self._measure(command.node_id)
             case PinWeights():
@@ -193,11 +194,24 @@ class TwinWeights:
             giving = {src: peer_us for src, peer_us in found.items() if peer_us is not None}
             if giving:
                 where, both = (here, command.node_id, model_id), command.fetch_from.origin_too
-                alone_us = self._peers.begin(where, size_bytes, giving, alone_us, origin_too=both)
+                left = self._fetching.left(command.node_id, model_id)
+                alone_us = self._peers.begin(where, size_bytes, giving, alone_us, origin_too=both, left=left)
         if isinstance(command, FetchAdapter) and command.fetch_from is not None:
             src = command.fetch_from.site_id
             alone_us = self._peers.adapter_us(self._truth, src, self._spec.site_id, command.adapter, key) or alone_us
         (self._copying if copied else self._fetching).begin(command, alone_us)
+
+    def books(self) -> tuple[tuple[float, float], ...]:
+        """Of the way to the site and of that between its nodes, `TwinFetches.books`."""
+        return self._fetching.books(), self._copying.books()
+
+    def held_bytes(self) -> dict[NodeId, int]:
+        """What each node's disk holds, models and adapters."""
+        return {node_id: sum(size for size, _ in node.disk.values()) + sum(node.adapters.values()) for node_id, node in self._nodes.items()}
+
+    def held_models(self) -> tuple[tuple[NodeId, ModelId, int], ...]:
+        """What disks hold of models, with bytes."""
+        return tuple((node_id, model_id, size) for node_id, node in self._nodes.items() for model_id, (size, _) in node.disk.items())
 
     def holds(self, model_id: ModelId) -> bool:
         """Whether one of its disks has the model."""

@@ -96,6 +96,11 @@ class Brain:
         self.feed(SiteConnected(site_id=site_id, session=session, hello=hello))
         return session
 
+    @property
+    def commits(self) -> bool:
+        """Whether steps wait to be durable."""
+        return self._sequencer.in_flight or bool(self._sequencer.waiting)
+
     def disconnected(self, session: SessionRef) -> None:
         """A stream broke, and this end has noticed."""
         held = self._sessions.pop(session, None)

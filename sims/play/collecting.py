@@ -7,7 +7,7 @@ GPUs that its attempts held; money of a site that of all its GPUs and of what le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -15,6 +15,8 @@ from agents.core.events import AdapterFetched, AgentEvent, AttemptFinished, Repl
 from agents.core.outputs import AdaptReplica, AgentCommand, LoadReplica, RunAttempt
 from agents.core.state import State as AgentState
 from agents.twin.peers import TwinPeers
+from agents.twin.truth import Truth
+from atoll.model.adapter import AdapterSpec
 from atoll.model.attempt import Attempt, AttemptState, FailureKind, PhaseTimes
 from atoll.model.gpu import GpuType
 from atoll.model.ids import AttemptKey, GpuTypeId, JobId, ModelId, PoolId, SiteId, SlotRef
@@ -22,7 +24,7 @@ from atoll.model.job import TERMINAL, Job, JobSpec, JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaState
 from atoll.model.shape import Precision, Shape
-from atoll.model.site import PoolSpec, SiteAdmin, SiteSpec
+from atoll.model.site import LinkSpec, PoolSpec, SiteAdmin, SiteSpec
 from atoll.physics.execution import execution_us
 from atoll.physics.joint import FetchKey
 from atoll.physics.output import output_bytes
@@ -260,13 +262,34 @@ class CountedPeers(TwinPeers):
 
     gave: Callable[[SiteId, int], None]
 
-    def begin(self, key: FetchKey, size_bytes: int, peers: Mapping[SiteId, int], origin_us: int, *, origin_too: bool) -> int:
+    def __init__(
+        self, sites: Iterable[SiteSpec] = (), links: Mapping[tuple[SiteId, SiteId], LinkSpec] | None = None, *, here: Iterable[SiteId] = ()
+    ) -> None:
+        super().__init__(sites, links, here=here)
+        self._begun: dict[FetchKey, tuple[int, float, dict[SiteId, float]]] = {}  # bytes, the share to come, the share of each site in that
+
+    def begin(
+        self, key: FetchKey, size_bytes: int, peers: Mapping[SiteId, int], origin_us: int, *, origin_too: bool, left: float = 1.0
+    ) -> int:
         """As the twins' own."""
         rates = {site_id: 1 / max(peer_us, 1) for site_id, peer_us in peers.items()}
         whole = sum(rates.values()) + (1 / max(origin_us, 1) if origin_too else 0)
-        for site_id, rate in rates.items():
-            self.gave(site_id, round(size_bytes * rate / whole))
-        return super().begin(key, size_bytes, peers, origin_us, origin_too=origin_too)
+        self._begun[key] = (size_bytes, left, {site_id: rate / whole for site_id, rate in rates.items()})
+        return super().begin(key, size_bytes, peers, origin_us, origin_too=origin_too, left=left)
+
+    def end(self, key: FetchKey, *, left: float = 0.0) -> bool:
+        """As the twins' own. What has come since it began was given."""
+        size_bytes, to_come, shares = self._begun.pop(key, (0, 0.0, {}))
+        for site_id, share in shares.items():
+            self.gave(site_id, round(size_bytes * (to_come - left) * share))
+        return super().end(key, left=left)
+
+    def adapter_us(self, truth: Truth, src: SiteId, dst: SiteId, adapter: AdapterSpec, key: str) -> int | None:
+        """As the twins' own. An adapter is given at once: it is small, and its fetch never yields."""
+        found = super().adapter_us(truth, src, dst, adapter, key)
+        if found is not None:
+            self.gave(src, adapter.weights_bytes)
+        return found
 
 
 def result_bytes(command: RunAttempt) -> int:

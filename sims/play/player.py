@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from agents.core.outputs import RunAttempt
+from agents.core.events import AgentEvent
+from agents.core.outputs import AgentCommand, RunAttempt
 from agents.twin.plant import Plant
 from agents.twin.truth import Truth
 from atoll.model.attempt import Artifact, ResultManifest
 from atoll.model.ids import JobId, SiteId
-from atoll.model.job import Job
+from atoll.model.job import TERMINAL, Job
 from atoll.model.quote import Quote
 from atoll.physics.hidden import HiddenWorld
 from orchestrator.core.events import (
@@ -35,8 +36,9 @@ from orchestrator.core.outputs import Accepted, Refusal, Reply, SubmitReply
 from sims.play.asking import Asked, Asking
 from sims.play.brain import Brain
 from sims.play.collecting import Collector, CountedPeers, Open, Sink, result_bytes
+from sims.play.ledger import Ledger
 from sims.play.scenario import SECOND_US, Scenario
-from sims.play.site import PlayedSite
+from sims.play.site import PlayedSite, Watch
 from sims.play.sky import Sky, late_us
 from sims.play.timeline import Timeline
 from sims.play.truths import NotedTruth
@@ -100,6 +102,7 @@ class Player:
         )
         peers.gave = self._collector.gave
         one_way_us = scenario.one_way_us()
+        self.ledger = Ledger(self.timeline.now_us)
 
         def build(site: PlayedSite) -> Plant:
             held = scenario.beginning.holdings.get(site.spec.site_id)
@@ -114,12 +117,22 @@ class Player:
                 self.brain,
                 one_way_us=one_way_us[spec.site_id],
                 build=build,
-                watch=self._collector.watch(spec.site_id),
+                watch=self._watch,
                 late_us=late_us(scenario.weather, scenario.seed, spec.site_id),
                 checked=checked,
             )
             for spec in scenario.sites
         )
+
+    def _watch(self, site: PlayedSite) -> Watch:
+        """Who hears what a site's machine handles and commands: the rows are made of it, and the books are kept."""
+        counted, booked = self._collector.watch(site.spec.site_id), self.ledger.watch(site.spec.site_id, site.plant)
+
+        def heard(what: AgentEvent | AgentCommand) -> None:
+            counted(what)
+            booked(what)
+
+        return heard
 
     def play(self) -> Played:
         """All of it."""
@@ -136,6 +149,8 @@ class Player:
         if not self._over:
             timeline.run(_FOREVER_US)
         state = self.brain.machine.context.state
+        # What has ended in a step that is being committed is told to nobody yet.
+        self.ledger.close(self._arrived, self._collector.open if self.brain.commits else state.jobs)
         self._collector.left_over({job_id: entry.job for job_id, entry in state.jobs.items()})
         return Played(
             digest=self._sink.digest.hexdigest(),
@@ -201,6 +216,7 @@ class Player:
             self._quote(asked)
             self.brain.ask(lambda reference: JobsSubmitted(request=reference, submissions=(submission,)), partial(self._answered, asked))
         else:
+            self.ledger.took(submission.job_id, accepted=False)
             self._collector.refused(submission.job_id)
         self._plan_next()
 
@@ -222,11 +238,15 @@ class Player:
 
     def _answered(self, asked: Asked, reply: Reply) -> None:
         job_id = asked.submission.job_id
-        if not isinstance(reply, SubmitReply) or not isinstance(reply.outcomes[0], Accepted):
+        accepted = isinstance(reply, SubmitReply) and isinstance(reply.outcomes[0], Accepted)
+        self.ledger.took(job_id, accepted=accepted)
+        if not accepted:
             self._collector.refused(job_id)
             self._stop_if_over()
 
     def _published(self, job: Job) -> None:
+        if job.state in TERMINAL:
+            self.ledger.published(job)
         self._collector.published(job)
         self._stop_if_over()
 

@@ -31,7 +31,7 @@ def _at_once() -> int:
 
 
 class PlayedSite:
-    """One site. `build` makes its plant, given its timers and who hears it; `watch` sees every event and command of the machine;
+    """One site. `build` makes its plant, given its timers and who hears it; `watch` says who hears every event and command of its machine;
     `late_us` says of each report how much longer than the way it takes, None: it is lost."""
 
     def __init__(
@@ -42,7 +42,7 @@ class PlayedSite:
         *,
         one_way_us: int,
         build: Callable[[PlayedSite], Plant],
-        watch: Watch,
+        watch: Callable[[PlayedSite], Watch],
         late_us: Callable[[], int | None] = _at_once,
         checked: bool = False,
     ) -> None:
@@ -51,7 +51,6 @@ class PlayedSite:
         self._timeline = timeline
         self._brain = brain
         self._one_way_us = one_way_us
-        self._watch = watch
         self._late_us = late_us
         self._heard_us = 0  # when the last message so far arrives
         self._checked = checked
@@ -61,6 +60,7 @@ class PlayedSite:
         self._timer: Timer | None = None
         self._timer_us = 0
         self.plant = build(self)
+        self._watch = watch(self)
         self.machine = AgentMachine(site_id=spec.site_id, pools=self.plant.pools)
 
     def start(self) -> None:
