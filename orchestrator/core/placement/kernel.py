@@ -225,7 +225,7 @@ def _cold_line(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, out: Ints, line: i
         wait, fetch = out[row, _O_WAIT], out[row, _O_FETCH]
         nearer, link = copy < fetch, _link_us(fix, dyn, rates, row)
         longer = _delay_us(fix, row, wait, copy, out[row, _O_SAVING]) - _delay_us(fix, row, wait, fetch, out[row, _O_SAVING])
-        if (not nearer and link and (longer < link or is_timed(rates))) or not in_order(rates):
+        if (not nearer and (longer < link or is_timed(rates))) or not in_order(rates):
             # It takes longer, but crowds no way and costs no peer; and with a deadline it matters how sure either is.
             mine = _rank(
                 fix, dyn, rates, row, out[row, _O_STATE], wait, copy, out[row, _O_SAVING], out[row, _O_EVICT], out[row, _O_BYTES], source,
