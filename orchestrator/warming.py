@@ -36,6 +36,7 @@ from orchestrator.core.events import Event, RequestRef, SessionRef, Submission
 from orchestrator.core.machine import Machine, new_machine
 from orchestrator.core.placement.machine_code import COMPILED
 from orchestrator.core.placement.policy import Policy
+from orchestrator.stale_code import forget_stale
 
 _GB: Final = 10**9
 _GPU: Final = GpuTypeId("warming")
@@ -51,9 +52,10 @@ _STEP_US: Final = 100_000
 
 
 def warm_up(policy: Policy) -> None:
-    """Returns when every loop of placing is machine code; at once where there is no compiler."""
+    """Returns when every loop of placing is machine code, and none is kept of other versions; at once where there is no compiler."""
     if not COMPILED:
         return
+    forget_stale()
     machine = _fleet(policy)
     now_us = _STEP_US
     for number in range(_ROUNDS):

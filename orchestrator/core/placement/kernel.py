@@ -118,6 +118,32 @@ def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints) -> Non
 
 
 @jit
+def _delay_us(fix: Ints, row: int, wait: int, fetch: int, saving: int) -> int:
+    """What passes until the result. A policy may leave staging out, which is saved all the same: nothing takes less than no time."""
+    return int(max(max(wait, fetch, fix[row, _F_INPUT]) + fix[row, _F_SERIAL] - saving, 1))
+
+
+@jit
+def _link_us(fix: Ints, dyn: Ints, rates: Ints, row: int) -> int:
+    """What a fetch from the origin, or peers, costs others."""
+    flows = dyn[row - len(dyn), _D_FLOWS]
+    crowd = fix[row, _F_CROWD] * flows // (flows + 1) // 1_000 * rates[_R_LINK]
+    return int(min(fix[row, _F_LEAVING] + crowd, LINK_MAX_US))
+
+
+@jit
+def _held_us(fix: Ints, dyn: Ints, row: int, wait: int, fetch: int, source: int) -> int:
+    """For how much of its fetch a cold row holds the slot: all of one that begins when it is bound, what is left of one in flight, and
+    where another node of the site fetches, the copy that follows."""
+    held = fetch
+    if source == _SITE_FETCHING:
+        held = min(fix[row, _F_COPY] * (dyn[row - len(dyn), _D_COPIES] + 1), held)
+    elif source == _FETCHING:
+        held = max(held - wait, 0)
+    return int(held)
+
+
+@jit
 def _figures(
     fix: Ints, dyn: Ints, rates: Ints, row: int, wait: int, fetch: int, saving: int, evict: int, source: int
 ) -> tuple[int, int, int, int, int, int, int, int]:
@@ -146,32 +172,6 @@ def _figures(
     risk = lost * ((occupied // 2 + delay) // 1_000) // 1_000 + fix[row, _F_FAIL] * (delay // 1_000) // 1_000
     tardy = tardy_us(fix, dyn, rates, row, delay, source)
     return paid, money, fragment, link, delay, risk, tardy, delay + money + fix[row, _F_NET] + evict + fragment + link + risk + tardy
-
-
-@jit
-def _delay_us(fix: Ints, row: int, wait: int, fetch: int, saving: int) -> int:
-    """What passes until the result. A policy may leave staging out, which is saved all the same: nothing takes less than no time."""
-    return int(max(max(wait, fetch, fix[row, _F_INPUT]) + fix[row, _F_SERIAL] - saving, 1))
-
-
-@jit
-def _link_us(fix: Ints, dyn: Ints, rates: Ints, row: int) -> int:
-    """What a fetch from the origin, or peers, costs others."""
-    flows = dyn[row - len(dyn), _D_FLOWS]
-    crowd = fix[row, _F_CROWD] * flows // (flows + 1) // 1_000 * rates[_R_LINK]
-    return int(min(fix[row, _F_LEAVING] + crowd, LINK_MAX_US))
-
-
-@jit
-def _held_us(fix: Ints, dyn: Ints, row: int, wait: int, fetch: int, source: int) -> int:
-    """For how much of its fetch a cold row holds the slot: all of one that begins when it is bound, what is left of one in flight, and
-    where another node of the site fetches, the copy that follows."""
-    held = fetch
-    if source == _SITE_FETCHING:
-        held = min(fix[row, _F_COPY] * (dyn[row - len(dyn), _D_COPIES] + 1), held)
-    elif source == _FETCHING:
-        held = max(held - wait, 0)
-    return int(held)
 
 
 @jit

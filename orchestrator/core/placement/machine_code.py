@@ -1,12 +1,17 @@
-"""Loops over tables as machine code, where numba is installed.
+"""Loops over tables as machine code, where numba is installed, and when code that was kept may be used again.
 
-Decides only whether they are: everything that is compiled has a twin in `vectors`, and runs as plain Python too. Must not know what
-they do.
+Decides only these: everything that is compiled has a twin in `vectors`, and runs as plain Python too. Must not know what they do.
+
+A compiled loop holds whatever it calls and the constants that it reads, also those of other modules; numba asks only whether the loop's own
+file is as it was. So what is kept goes by a digest of all of it: an upgrade in place compiles again just what has become different. What a
+loop calls must stand above it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final, TypeVar, cast
 
 try:
@@ -16,8 +21,57 @@ except ImportError:  # the optional extra `fast` is not installed
 
 COMPILED: Final = numba is not None
 F = TypeVar("F", bound=Callable[..., Any])
+# Of 64 bits: no two versions of a loop will ever have the same.
+_DIGITS: Final = 16
+# What was compiled, by the name it is kept under: a file's name begins with it.
+KEPT: Final[dict[str, Any]] = {}
 
 
 def jit(function: F) -> F:
-    """`function` as machine code where numba is installed. Compiled code is kept beside this file, so that only the first start pays."""
-    return function if numba is None else cast(F, numba.njit(cache=True)(function))
+    """`function` as machine code where numba is installed. What is compiled is kept beside the sources, or where they are read-only in the
+    user's cache folder, so that only the first start pays; each start pays where neither can be written."""
+    if numba is None:
+        return function
+    plain = cast(FunctionType, function)
+    # numba names the files that it keeps by the function's name.
+    named = FunctionType(plain.__code__, plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__)
+    named.__qualname__ = f"{plain.__name__}_{digest(plain)}"
+    named.__module__, named.__doc__, named.__annotations__ = plain.__module__, plain.__doc__, plain.__annotations__
+    try:
+        compiled = numba.njit(cache=True)(named)
+    except RuntimeError:  # no folder can be written to
+        compiled = numba.njit(named)
+    KEPT[named.__qualname__] = compiled
+    return cast(F, compiled)
+
+
+def digest(function: FunctionType) -> str:
+    """Of all that the machine code of a function is made from: its own code, the constants of modules that it reads, and what it calls.
+
+    TypeError: it reads something else, of which nobody could say whether it is as it was."""
+    if function.__closure__:
+        raise TypeError(f"{function.__qualname__} reads variables of another function: pass them to it")
+    parts: list[object] = []
+    _tell_code(function.__code__, function, parts)
+    return sha256(repr(parts).encode()).hexdigest()[:_DIGITS]
+
+
+def _tell_code(code: CodeType, function: FunctionType, parts: list[object]) -> None:
+    parts += (code.co_code, code.co_names, code.co_varnames, function.__defaults__)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            _tell_code(constant, function, parts)
+        else:
+            parts.append(constant)
+    for name in code.co_names:
+        if name not in function.__globals__:
+            continue  # of the language, or an attribute
+        value = function.__globals__[name]
+        if isinstance(value, int):
+            parts += (type(value).__name__, int(value))
+        elif isinstance(value, tuple) and all(type(part) is int for part in value):
+            parts.append(value)
+        elif hasattr(value, "py_func"):
+            parts.append(value.py_func.__qualname__)
+        elif not isinstance(value, ModuleType | type):
+            raise TypeError(f"{function.__qualname__} reads {name}: compiled code reads whole numbers and calls what is compiled, no more")
