@@ -10,18 +10,18 @@ by (GPU type, model class, stack, precision) and drawn towards the level above w
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from atoll.model.compiled import runs_compiled
 from atoll.model.gpu import CPU, GpuType
-from atoll.model.modelspec import DenoiserKind, ModelSpec
+from atoll.model.modelspec import DenoiserKind, Modality, ModelPhysics, ModelSpec
 from atoll.model.shape import Precision, Shape
 from atoll.physics.coefficients import factor_milli
 from atoll.physics.estimate import predict_us
 from atoll.physics.fitted import FITTED
 from atoll.physics.peaks import used_precision
 from atoll.physics.stack import ENGINE_COMPILED, ENGINE_STACK, Stack, used_stack
-from atoll.physics.terms import CPU_MILLI, MATMUL_MILLI, Run, denoise_keys, device_key, part_keys
+from atoll.physics.terms import CPU_MILLI, MATMUL_MILLI, Run, denoise_keys, device_key, part_keys, plain_milli
 
 _MILLI: Final = 1_000
 # Predictions that are kept: each class of jobs and each look at a model asks for all types of GPU again. 1,000 models on 23 types in two
@@ -52,6 +52,21 @@ def _known_us(model: ModelSpec, shape: Shape, gpu: GpuType, precision: Precision
     stack = stack_of(model, gpu, gang_size) if stack is None else stack
     run = Run(model=model, shape=shape, gpu=gpu, precision=precision, stack=stack, gang_size=gang_size)
     return predict_us(FITTED, run)
+
+
+class Likeness(NamedTuple):
+    """All that execution goes by of a model: fine-tunes of one model are alike."""
+
+    physics: ModelPhysics
+    modality: Modality
+    family: str
+    plain_milli: int
+    compiled: bool
+
+
+def likeness(model: ModelSpec) -> Likeness:
+    """Models of equal likeness take equally long in the same shape, on any GPU."""
+    return Likeness(model.physics, model.modality, model.family, plain_milli(model), model.compiled)
 
 
 def gang_speedup_milli(

@@ -194,7 +194,7 @@ def _gpu_terms(run: Run) -> list[Term]:
     product = flops.forward_flops(physics, shape) * forwards - attention
     stream_bytes = flops.stream_elements(physics, shape) * forwards * max(weight_bits(precision), 16) // 8
     peak, wide_peak = peak_flops(gpu, precision), peak_flops(gpu, wide)
-    traffic = stream_bytes * STREAM_PASSES * traits.traffic_milli * _plain_milli(run.model) // _MILLI**2
+    traffic = stream_bytes * STREAM_PASSES * traits.traffic_milli * plain_milli(run.model) // _MILLI**2
     found = [
         Term(stage=Stage.TEXT, base_ns=_ns(flops.text_flops(physics) * shape.batch, wide_peak, MATMUL_MILLI), effects=("matmul", device)),
         Term(stage=Stage.DENOISE, base_ns=_ns(product, peak, MATMUL_MILLI) // gang, effects=(*part_keys("matmul", run.stack), *keys)),
@@ -261,7 +261,8 @@ def _attention_milli(run: Run) -> int:
     return _MILLI if slow else TRAITS[run.stack].attention_milli
 
 
-def _plain_milli(model: ModelSpec) -> int:
+def plain_milli(model: ModelSpec) -> int:
+    """How many of a layer's element-wise kernels a model has, in thousandths."""
     return PLAIN_MILLI if model.family in _PLAIN_FAMILIES or model.model_id.startswith(_PLAIN_MODELS) else _MILLI
 
 

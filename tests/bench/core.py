@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
+from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -291,7 +292,7 @@ def measure(case: Case) -> tuple[float, float]:
 
 
 # By the names that `python -m tests.bench` takes. The first is what the others are compared with.
-CASES: Final = {
+_ONE_BY_ONE: Final = {
     "36-sites": Case(),
     "not-explained": Case(explained=False),
     "10000-models": Case(models=10_000),
@@ -303,12 +304,33 @@ CASES: Final = {
     "360-sites": Case(copies=10),
     "3600-sites": Case(copies=100, jobs=2_000, warm_up=1_000),
 }
+_SITES: Final = ("", "360-sites", "3600-sites")
+_QUEUES: Final = ("", "million-queued", "million-waiting")
 
 
-def main(names: Iterable[str] = CASES) -> None:
+def _combinations() -> dict[str, Case]:
+    """Each size of the fleet with each number of models, explained or not, and each queue, by names such as `360-sites+not-explained`."""
+    found = {}
+    for sites, models, explained, queue in product(_SITES, ("", "10000-models"), ("", "not-explained"), _QUEUES):
+        waits = _ONE_BY_ONE[queue or "36-sites"]
+        found["+".join(filter(None, (sites, models, explained, queue)))] = replace(
+            _ONE_BY_ONE[sites or "36-sites"],
+            models=_ONE_BY_ONE[models or "36-sites"].models,
+            explained=not explained,
+            queued=waits.queued,
+            waiting=waits.waiting,
+        )
+    return {name: case for name, case in found.items() if "+" in name}
+
+
+USUAL: Final = tuple(_ONE_BY_ONE)
+CASES: Final = {**_ONE_BY_ONE, **_combinations()}
+
+
+def main(names: Iterable[str] = USUAL) -> None:
     """The table of cases, and how the cost grows from that of the first."""
     found = {name: measure(CASES[name]) for name in names}
-    first = next(iter(CASES))
+    first = USUAL[0]
     if first not in found:
         return
     decision_us, job_us = found.pop(first)

@@ -121,6 +121,21 @@ def test_no_output_costs_more_than_a_job_may() -> None:
     assert isinstance(quoted, Quote) and quoted.egress_usd_micros == limits.PRICE_USD_MICROS_MAX
 
 
+def test_a_link_that_is_declared_anew_counts_at_once_for_classes_that_are_known() -> None:
+    a, b = site("a"), site("b")
+    fleet = Fleet(a, b, models=(model("m"),))
+
+    def home_us(bytes_per_s: int) -> int:
+        links = (LinkSpec(src=SiteId("b"), dst=SiteId("a"), rtt_us=0, bytes_per_s=bytes_per_s),)
+        fleet.happen(events.SitesApplied(request=fleet.request(), actor="t", reason="", sites=(a, b), links=links))
+        quoted = fleet.machine.quote_job(spec(origin_site=SiteId("a"), constraints=Constraints(sites=(SiteId("b"),))), fleet.now_us)
+        assert isinstance(quoted, Quote) and quoted.chosen is not None
+        return quoted.chosen.terms_us[TERM_NAMES.index("output")]
+
+    slow_us, quick_us = home_us(10**6), home_us(10**7)
+    assert slow_us // 10 == quick_us
+
+
 def test_a_result_takes_a_year_to_come_home_and_no_longer() -> None:
     fleet = Fleet(site("a"), site("b"), models=(model("m"),))
     slow = LinkSpec(src=SiteId("b"), dst=SiteId("a"), rtt_us=2**60, bytes_per_s=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
@@ -12,12 +13,15 @@ from atoll.model.modelspec import DenoiserKind, Modality, ModelPhysics, ModelSpe
 from atoll.model.shape import Precision, Shape
 from atoll.packaged import load_packaged
 from atoll.physics.coldstart import init_us, stage_us, transfer_us
-from atoll.physics.execution import eta_milli, execution_us
+from atoll.physics.estimate import predict_us
+from atoll.physics.execution import eta_milli, execution_us, likeness
+from atoll.physics.fitted import FITTED
 from atoll.physics.flops import decode_flops, forward_flops, generation_flops, latent_frames, text_flops, tokens
 from atoll.physics.memory import peak_bytes
 from atoll.physics.output import output_bytes
 from atoll.physics.peaks import peak_flops
 from atoll.physics.stack import Stack
+from atoll.physics.terms import Run
 
 TERA = 10**12
 GB = 10**9
@@ -245,3 +249,29 @@ def test_results_are_a_few_megabytes() -> None:
     # 81 frames at 16 a second are five seconds; a decoder would have 3 MB for them at 5 Mbit/s.
     assert 1_000_000 < output_bytes(film, film.default_shape) < 6_000_000
     assert output_bytes(image, replace(image.default_shape, batch=3)) == 3 * output_bytes(image, image.default_shape)
+
+
+class _Watched:
+    """A model that notes which of its figures are read."""
+
+    def __init__(self, model: ModelSpec) -> None:
+        self.model, self.read = model, set[str]()
+
+    def __getattr__(self, name: str) -> object:
+        self.read.add(name)
+        return getattr(self.model, name)
+
+
+@pytest.mark.parametrize("name", ["flux.1-dev", "sd3-medium", "wan2.1-t2v-14b-720p", "sdxl-base-1.0", "sana-1.6b"])
+def test_nothing_of_a_model_makes_it_slower_but_what_its_likeness_says(name: str) -> None:
+    model = _model(name)
+    watched = _Watched(model)
+    for gpu in GPUS.values():
+        for gang_size in (1, 2):
+            shape = model.default_shape
+            run = Run(model=cast(ModelSpec, watched), shape=shape, gpu=gpu, precision=Precision.FP8, gang_size=gang_size)
+            predict_us(FITTED, run)
+    told = likeness(cast(ModelSpec, watched))
+    assert watched.read <= {*told._fields, "model_id"}
+    tuned = replace(model, model_id=ModelId(f"{model.model_id}-tuned"), title="", weights_bytes=1, resident_bytes=2, weights_digest="")
+    assert likeness(tuned) == likeness(model)

@@ -94,6 +94,7 @@ class Estimator:
         self._estimates.clear()
         self._adaptings.clear()
         self._sources.forget()
+        self._standings.forget()
 
     def of(self, key: ClassKey, model: ModelSpec) -> Estimate:
         """The estimate of this class for the fleet as it is."""
