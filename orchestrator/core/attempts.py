@@ -12,7 +12,7 @@ from atoll.model.audit import Severity
 from atoll.model.ids import EventSeq, ModelId
 from atoll.model.replica import ReplicaState
 from atoll.model.report import AttemptEvent, AttemptProgress
-from orchestrator.core import breakers, drains, flights, jobs, loading, movements, residuals, wishes
+from orchestrator.core import bettered, breakers, drains, flights, jobs, loading, movements, residuals, wishes
 from orchestrator.core.context import Context, put_attempt
 from orchestrator.core.ends import EndAttempt
 from orchestrator.core.events import AttemptsEnded
@@ -163,10 +163,12 @@ def release(ctx: Context, site: Site, live: LiveAttempt, *, ran: bool = False) -
 
 
 def _vacate(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran: bool) -> None:
-    was_free = slot.ready and slot.idle
+    was_free, took_loads = slot.ready and slot.idle, bettered.takes_loads(column)
     if live.key in slot.attempts:
         slot.busy_until_us = _busy_without(ctx, column, slot, live, ran=ran)
         slot.attempts.remove(live.key)
+        if slot.attempts and (first := column.site.attempts.get(slot.attempts[0])) is not None:
+            ctx.bound.not_behind(first)
     slot.last_used_us = ctx.now_us
     replica = slot.replicas.get(live.replica)
     if replica is not None:
@@ -181,8 +183,7 @@ def _vacate(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran:
         elif not slot.attempts and replica.state is ReplicaState.ABSENT:
             del slot.replicas[live.replica]
     ctx.columns.slot_changed(column, slot, was_free)
-    if not slot.attempts:
-        ctx.vacated.append((column, slot))
+    bettered.slot_free(ctx, column, slot, took_loads=took_loads)
     if live.gives_way_to is not None and not slot.attempts:
         ctx.queue.favour(live.gives_way_to, stopped=live.on_stop is FailureKind.PREEMPTED)
 
@@ -256,6 +257,7 @@ def stop(ctx: Context, site: Site, live: LiveAttempt, kind: FailureKind, reason:
 def _mark_stopping(ctx: Context, site: Site, live: LiveAttempt, kind: FailureKind, reason: str) -> None:
     live.attempt = replace(live.attempt, state=AttemptState.STOPPING)
     live.on_stop, live.stop_reason = kind, reason
+    ctx.bound.not_behind(live)
     site.changed[live.key] = None
     ctx.touch_assignment(site)
 
@@ -306,6 +308,7 @@ def progressed(ctx: Context, site: Site, progress: AttemptProgress) -> None:
     live.advanced_us = ctx.now_us
     if advanced:
         live.phase, live.phase_us = state, ctx.now_us
+        ctx.bound.not_behind(live)
     running_us = old.running_us or (ctx.now_us if state is AttemptState.RUNNING else 0)
     live.attempt = replace(old, state=state, steps_done=steps, running_us=running_us)
     entry = ctx.state.jobs.get(live.key.job_id)

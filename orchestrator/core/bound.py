@@ -1,19 +1,35 @@
-"""Live attempts by pool and priority: what could make room for whom. An index, built anew from the sites' attempts.
+"""Live attempts by pool and priority: what could make room for whom; and by model those that wait behind others and have not begun: what
+could be moved. An index, built anew from the sites' attempts.
 
 Decides nothing.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
-from atoll.model.ids import AttemptKey, JobId, PoolId, SiteId
+from atoll.model.attempt import AttemptState
+from atoll.model.ids import AttemptKey, JobId, ModelId, Ordinal, PoolId, SiteId
 from atoll.model.job import PRIORITY_RANK
 from orchestrator.core.state import LiveAttempt, Site
 
 _RANKS = sorted(PRIORITY_RANK.values())
+
+
+# When it should begin by its decision, negative so that who waits longest comes first; and its key.
+_Place = tuple[int, JobId, Ordinal]
+
+
+@dataclass(slots=True)
+class _Behind:
+    """Attempts of one model that wait behind others, in order of places."""
+
+    places: list[_Place] = field(default_factory=list)
+    lives: dict[_Place, tuple[Site, LiveAttempt]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -22,6 +38,8 @@ class Bound:
 
     by_pool: dict[tuple[SiteId, PoolId, int], dict[AttemptKey, LiveAttempt]] = field(default_factory=dict)
     giving_way_to: Counter[JobId] = field(default_factory=Counter)
+    behind: dict[ModelId, _Behind] = field(default_factory=dict)
+    _behind_at: dict[AttemptKey, _Place] = field(default_factory=dict)
 
     def add(self, site: Site, live: LiveAttempt) -> None:
         """An attempt holds a slot."""
@@ -34,6 +52,7 @@ class Bound:
         where = _where(site, live)
         there = self.by_pool[where]
         del there[live.key]
+        self.not_behind(live)
         if not there:
             del self.by_pool[where]
         if live.gives_way_to is not None:
@@ -51,6 +70,39 @@ class Bound:
         for lower in reversed(_RANKS):
             if lower > rank:
                 yield from self.by_pool.get((site_id, pool_id, lower), {}).values()
+
+    def stands_behind(self, site: Site, live: LiveAttempt) -> None:
+        """An attempt waits behind others in its slot. What holds several slots is not moved, nor what the site has begun."""
+        if live.spec.gang_size > 1 or live.attempt.state is not AttemptState.LEASED or live.given_up or live.key in self._behind_at:
+            return
+        place = self._behind_at[live.key] = (live.exec_us - live.ends_us, live.key.job_id, live.key.ordinal)
+        there = self.behind.setdefault(live.model_id, _Behind())
+        insort(there.places, place)
+        there.lives[place] = (site, live)
+
+    def not_behind(self, live: LiveAttempt) -> None:
+        """It is the first of its slot now, has begun, is stopped, or holds nothing any more."""
+        place = self._behind_at.pop(live.key, None)
+        if place is None:
+            return
+        there = self.behind[live.model_id]
+        del there.lives[place], there.places[bisect_left(there.places, place)]
+        if not there.places:
+            del self.behind[live.model_id]
+
+    def count_behind(self, site: Site) -> None:
+        """The slots of a site were filled anew: who waits behind whom."""
+        for live in site.attempts.values():
+            self.not_behind(live)
+        for pool in site.pools.values():
+            for slot in (slot for node in pool.nodes for slot in node.slots):
+                for key in slot.attempts[1:]:
+                    self.stands_behind(site, site.attempts[key])
+
+    def longest_behind(self, model_id: ModelId, most: int) -> Iterator[tuple[Site, LiveAttempt]]:
+        """Of the attempts of a model that wait behind others those that should begin last."""
+        there = self.behind.get(model_id)
+        return (there.lives[place] for place in islice(there.places, most)) if there is not None else iter(())
 
 
 def _where(site: Site, live: LiveAttempt) -> tuple[SiteId, PoolId, int]:

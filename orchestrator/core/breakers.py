@@ -16,8 +16,10 @@ from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.audit import Severity
 from atoll.model.ids import AttemptKey, JobId, ModelId, PoolId, SiteId, TenantId
 from atoll.model.report import AttemptEvent
+from orchestrator.core import bettered
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.health import Breaker, BreakerTurn, BreakerTurned, End
+from orchestrator.core.moves import Bettering
 from orchestrator.core.placement.column import Column
 from orchestrator.core.state import LiveAttempt, Site
 
@@ -158,3 +160,4 @@ def _close(ctx: Context, site: Site, pool_id: PoolId) -> None:
     ctx.audit("breaker_closed", f"site/{site.site_id}", detail=f"pool {pool_id}: an attempt succeeded there")
     ctx.decisions.append(BreakerTurned(site_id=site.site_id, pool_id=pool_id, to=BreakerTurn.CLOSED))
     _turned(ctx, site)
+    bettered.better(ctx, ctx.columns.by_pool[site.site_id, pool_id], Bettering.BREAKER_CLOSED)

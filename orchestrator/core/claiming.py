@@ -172,5 +172,5 @@ def free_at_us(ctx: Context, column: Column, slot: Slot) -> int:
 
 
 def _is_emptied(column: Column, slot: Slot) -> bool:
-    """Whether a slot is being emptied for somebody."""
-    return any(column.site.attempts[key].gives_way_to is not None for key in slot.attempts)
+    """Whether a slot is being emptied, or kept, for somebody."""
+    return bool(slot.kept_until_us) or any(column.site.attempts[key].gives_way_to is not None for key in slot.attempts)

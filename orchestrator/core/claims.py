@@ -16,7 +16,7 @@ from typing import Final
 from atoll.model.ids import JobId, SlotRef
 from atoll.model.placement import Claim
 from atoll.model.site import SiteAdmin
-from orchestrator.core import claiming, preempting, yielding
+from orchestrator.core import bettered, claiming, preempting, yielding
 from orchestrator.core.claimed import ClaimDropped, Claimed, Kept
 from orchestrator.core.claiming import Place, free_at_us
 from orchestrator.core.context import Context, TimerKind
@@ -274,4 +274,5 @@ def offer_idle(ctx: Context, found: tuple[Column, list[Slot]] | None) -> None:
     if found is not None:
         for slot in found[1]:
             if slot.ready and slot.idle:
+                bettered.slot_free(ctx, found[0], slot, took_loads=False)
                 ctx.queue.wake_for_slot(found[0].index)

@@ -39,13 +39,12 @@ from orchestrator.core.outputs import (
     Step,
 )
 from orchestrator.core.placement.choose import Scorer
-from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.estimate import Estimator
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.promised import Promises, no_promises
 from orchestrator.core.queue import JobClass, Queue
-from orchestrator.core.state import JobEntry, Site, Slot, State
+from orchestrator.core.state import JobEntry, Site, State
 
 if TYPE_CHECKING:
     from orchestrator.core.residency import Residency  # whose handlers work with this very context
@@ -91,7 +90,6 @@ class Context:
     arrivals: Arrivals = field(default_factory=Arrivals)
     now_us: int = 0
     timers: list[tuple[int, TimerKind, str]] = field(default_factory=list)
-    vacated: list[tuple[Column, Slot]] = field(default_factory=list)  # slots that came free in this step
     records: list[Record] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)

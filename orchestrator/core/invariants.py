@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import Counter
 
 from atoll.model import limits
-from atoll.model.attempt import ENDED, AttemptState
+from atoll.model.attempt import ENDED, AttemptState, FailureKind
 from atoll.model.errors import AtollError
-from atoll.model.ids import JobId, ModelId, SlotRef, TenantId
+from atoll.model.ids import AttemptKey, JobId, ModelId, SlotRef, TenantId
 from atoll.model.job import TERMINAL, JobState
 from atoll.model.replica import Tier
 from orchestrator.core import yielding
@@ -49,6 +49,7 @@ def check(machine: Machine) -> None:
     _check_columns(ctx)
     _check_queue(ctx)
     _check_bound(ctx)
+    _check_moves(ctx)
     _check_claims(ctx)
     _check_wishes(ctx)
 
@@ -160,10 +161,40 @@ def _check_bound(ctx: Context) -> None:
     held = {live.key for site in ctx.state.sites.values() for live in site.attempts.values()}
     known = [key for there in ctx.bound.by_pool.values() for key in there]
     _must(len(known) == len(held) and set(known) == held, "live attempts are indexed by pool and priority", set(known) ^ held)
+    waiting = {key for site in ctx.state.sites.values() for key in _behind(site)}
+    indexed = {live.key for there in ctx.bound.behind.values() for _, live in there.lives.values()}
+    _must(indexed == waiting, "what waits behind others and has not begun is indexed", indexed ^ waiting)
+    _must(all(there.places == sorted(there.lives) for there in ctx.bound.behind.values()), "and in order", indexed)
     stopping = Counter(
         live.gives_way_to for site in ctx.state.sites.values() for live in site.attempts.values() if live.gives_way_to is not None
     )
     _must(stopping == ctx.bound.giving_way_to, "slots that are kept for somebody are counted", (stopping, ctx.bound.giving_way_to))
+
+
+def _behind(site: Site) -> list[AttemptKey]:
+    lives = [site.attempts[key] for pool in site.pools.values() for slot in _slots(pool) for key in slot.attempts[1:]]
+    return [live.key for live in lives if live.spec.gang_size == 1 and live.attempt.state is AttemptState.LEASED and not live.given_up]
+
+
+def _check_moves(ctx: Context) -> None:
+    moves = ctx.state.moves
+    kept = {
+        (site.site_id, slot.ref): slot.kept_until_us
+        for site in ctx.state.sites.values()
+        for pool in site.pools.values()
+        for slot in _slots(pool)
+        if slot.kept_until_us
+    }
+    meant = {(move.site_id, move.slot): move.free_from_us for move in moves.values()}
+    _must(len(meant) == len(moves), "no two jobs are moved to one slot", moves)
+    _must(kept.items() <= meant.items(), "a slot is kept for a job that is moved to it", set(kept) - set(meant))
+    for job_id, move in moves.items():
+        entry = ctx.state.jobs.get(job_id)
+        last = entry.job.attempts[-1] if entry is not None else None
+        failure = last.failure if last is not None and last.state is AttemptState.STOPPING else None
+        _must(failure is not None and failure.kind is FailureKind.MOVED, "a slot is kept for who is stopped", (job_id, move))
+    gone = set(ctx.state.bettered) - set(ctx.columns.by_pool)
+    _must(not gone, "what got better is there", gone)
 
 
 def _check_claims(ctx: Context) -> None:

@@ -103,7 +103,7 @@ class Machine:
         placing.wake_due(ctx)
         placing.place_ready(ctx, arrivals.together(ctx, _came(event)))
         ctx.looked_at = ctx.binding = None
-        moving.fill_vacated(ctx)
+        moving.look(ctx)
         residuals.note_placed(ctx)
         quoting.promise(ctx, _came(event))
         movements.placed(ctx)

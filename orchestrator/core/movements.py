@@ -11,7 +11,9 @@ from typing import Final
 from atoll.model.ids import JobId, ModelId, NodeId
 from atoll.model.replica import ReplicaState, Tier
 from atoll.model.residency import Cause, Movement, ResidencyEvent
+from orchestrator.core import bettered
 from orchestrator.core.context import Context
+from orchestrator.core.moves import Bettering
 from orchestrator.core.outputs import CopyMoved, JobPlaced
 from orchestrator.core.placement.column import Column
 from orchestrator.core.state import Node, Replica, Site, Slot
@@ -54,6 +56,7 @@ def came_to_slot(ctx: Context, column: Column, slot: Slot, replica: Replica) -> 
     if not site.reported:
         return  # it was there before we were
     replica.warm_us = ctx.now_us
+    bettered.better(ctx, column, Bettering.MODEL_WARM, replica.model_id)
     lives = [site.attempts[key] for key in slot.attempts if key in site.attempts]
     job_id = next((live.key.job_id for live in lives if live.model_id == replica.model_id), None)
     cause = Cause.JOB if job_id is not None else _why_wanted(site, slot.ref.node_id, replica.model_id, Tier.GPU)
@@ -63,6 +66,7 @@ def came_to_slot(ctx: Context, column: Column, slot: Slot, replica: Replica) -> 
 def came_with(ctx: Context, column: Column, slot: Slot, replica: Replica, job_id: JobId) -> None:
     """A job ran to its end on a model of which no report has told yet."""
     replica.warm_us = ctx.now_us
+    bettered.better(ctx, column, Bettering.MODEL_WARM, replica.model_id)
     _note(ctx, column.site, slot.ref.node_id, replica.model_id, Tier.GPU, Movement.CAME, Cause.JOB, job_id=job_id)
 
 
@@ -72,6 +76,7 @@ def tier_reported(ctx: Context, column: Column, node: Node, tier: Tier, model_id
     if present:
         if not site.reported:
             return
+        bettered.site_better(ctx, site, Bettering.WEIGHTS_THERE, model_id)
         keys = [key for slot in node.slots for key in slot.attempts if key in site.attempts]
         job_id = next((key.job_id for key in keys if site.attempts[key].model_id == model_id), None)
         cause = Cause.JOB if job_id is not None else _why_wanted(site, node.node_id, model_id, tier)

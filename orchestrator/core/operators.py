@@ -12,7 +12,7 @@ from atoll.model import limits
 from atoll.model.ids import SiteId
 from atoll.model.site import Drain, SiteAdmin, SiteRecord, SiteSpec
 from atoll.model.words import count
-from orchestrator.core import drains, leases, pins, sites
+from orchestrator.core import bettered, drains, leases, pins, sites
 from orchestrator.core.context import Context
 from orchestrator.core.events import (
     RequestRef,
@@ -23,6 +23,7 @@ from orchestrator.core.events import (
     SitesApplied,
     SiteUncordoned,
 )
+from orchestrator.core.moves import Bettering
 from orchestrator.core.outputs import CloseSession, DeleteSite, Done, PublishSiteRemoved, PutLinks, PutPolicy, Refusal, RefusalCode
 from orchestrator.core.state import Site
 
@@ -157,6 +158,7 @@ def uncordoned(ctx: Context, event: SiteUncordoned) -> None:
         return
     _set_admin(ctx, site, SiteAdmin.OPEN, event.reason)
     ctx.queue.wake_all()
+    bettered.site_better(ctx, site, Bettering.UNCORDONED)
     ctx.audit("site_uncordoned", f"site/{event.site_id}", actor=event.actor, reason=event.reason)
     ctx.answer(event.request, Done(changed=(event.site_id,)))
 

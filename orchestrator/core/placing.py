@@ -13,7 +13,7 @@ from atoll.model.ids import JobId, Ordinal
 from atoll.model.job import JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Candidate, Deferral, Reason
-from orchestrator.core import binding, claims, jobs, lending, loading, preempting
+from orchestrator.core import binding, claims, jobs, keeping, lending, loading, preempting
 from orchestrator.core.claimed import ClaimDropped, Claimed, Kept
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.lines import stand_of
@@ -45,6 +45,8 @@ def place_ready(ctx: Context, arrivals: int = 0) -> None:
 
     `arrivals`: jobs that came in this step. Only what arrives together is ordered by regret: who is woken for a freed slot has its turn.
     """
+    for job_id in keeping.ripe(ctx):
+        _place_moved(ctx, job_id)
     for kept in claims.ripe(ctx):
         if ctx.state.claims.get(kept) is not None:
             _place_claimed(ctx, kept)
@@ -174,6 +176,21 @@ def _place_claimed(ctx: Context, kept: Kept) -> None:
         _bind_one(ctx, waiting, model, board, board.bound, 0)
     claims.offer_idle(ctx, found)
     ctx.queue.wake(key)
+
+
+def _place_moved(ctx: Context, job_id: JobId) -> None:
+    """A job that is moved has no attempt any more: it takes the slot that is kept for it, or a place that is better yet, before anybody
+    else, as it has had its turn. If that is no good place any more it waits for its turn again."""
+    key, found = ctx.queue.class_key(job_id), keeping.lift(ctx, job_id)
+    assert key is not None, "who is ripe waits"
+    waiting, model = ctx.queue.classes[key], ctx.state.models[key.model_id]
+    ctx.looked_at = waiting
+    board = _score(ctx, waiting, ctx.estimator.of(key, model), job_id=job_id)
+    row = board.bound
+    if row is not None and not _who_binds(ctx.queue, board, row, board.patient, waiting):
+        ctx.binding = job_id
+        binding.bind(ctx, ctx.state.jobs[job_id], model, board, row)
+    keeping.offer(ctx, found)
 
 
 def _borrow(ctx: Context, waiting: JobClass, model: ModelSpec, estimate: Estimate, lender: Kept, passed: int) -> bool:

@@ -12,7 +12,7 @@ from atoll.model.gpu import GpuType
 from atoll.model.ids import GpuTypeId, TenantId
 from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.learned import Estimates
-from orchestrator.core import claims, leases, placing, residency, sites, wishes
+from orchestrator.core import claims, keeping, leases, placing, residency, sites, wishes
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.demand import Demand
 from orchestrator.core.durable import EndedKey, Stored
@@ -102,6 +102,7 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
             ctx.bound.add(site, live)
             if live.charge_us:
                 ctx.queue.shares.adopt(live.spec.tenant)
+        ctx.bound.count_behind(site)
     for promised in snapshot.promises:
         ctx.promises[promised.priority, promised.gang] = Kind(open=dict(promised.open), last_us=promised.last_us)
     for claim in snapshot.claims:
@@ -111,6 +112,9 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
     ctx.outflow.restore(snapshot.outflow)
     ctx.arrivals.closes_us, ctx.arrivals.held = snapshot.arrivals
     ctx.timers = list(snapshot.timers)
+    state.bettered = dict(snapshot.bettered)
+    for job_id, move in snapshot.moves:
+        keeping.restore(ctx, job_id, move)
     return ctx
 
 

@@ -13,9 +13,10 @@ from atoll.model.ids import Generation, PoolId, SlotRef
 from atoll.model.replica import ReplicaFact, ReplicaState, Tier
 from atoll.model.report import PROTOCOL_VERSION, NodeFacts, SiteHello, SlotFacts
 from atoll.model.site import PoolSpec, SiteAdmin
-from orchestrator.core import attempts, flights, leases, loading, movements, turnover, wishes
+from orchestrator.core import attempts, bettered, flights, leases, loading, movements, turnover, wishes
 from orchestrator.core.context import Context
 from orchestrator.core.events import ResyncRequested, SiteConnected, SiteDisconnected, SiteReported
+from orchestrator.core.moves import Bettering
 from orchestrator.core.outputs import CloseSession, Refusal, RefusalCode
 from orchestrator.core.placement.column import Column, is_free
 from orchestrator.core.queue import NO_POOL
@@ -100,6 +101,7 @@ def _make_pools(ctx: Context, site: Site, specs: tuple[PoolSpec, ...]) -> None:
             slot.attempts.append(live.key)
             slot.busy_until_us = max(slot.busy_until_us, ctx.now_us) + live.exec_us
             reserve(slot, live.replica, ctx.state.models[live.model_id].resident_bytes if live.model_id in ctx.state.models else 0)
+    ctx.bound.count_behind(site)
 
 
 def make_pool(ctx: Context, site: Site, spec: PoolSpec) -> Pool:
@@ -173,6 +175,7 @@ def reported(ctx: Context, event: SiteReported) -> None:
     ctx.columns.refresh_site(site)
     if first:
         ctx.queue.wake_all()
+        bettered.site_better(ctx, site, Bettering.CONNECTED)
     _check_generation(ctx, site, report.generation, unknown=any(p.key not in site.attempts for p in report.progress))
 
 
@@ -273,7 +276,7 @@ def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -
         if fact.state in _RESIDENT and fact.model_id not in leaving
     }
     before = {key: (replica.memory_bytes, replica.adapters) for key, replica in slot.replicas.items()}
-    was_free = slot.ready and slot.idle
+    was_free, took_loads = slot.ready and slot.idle, bettered.takes_loads(column)
     resident, known = movements.resident(slot), slot.replicas
     present = sorted({*told, *(live.replica for live in lives)})
     slot.replicas = {key: _believed(known.get(key), key, told.get(key), lives) for key in present}
@@ -293,6 +296,7 @@ def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -
     for key in sorted(told):
         ctx.queue.wake_model(key.model_id)
     if slot.ready and not was_free:
+        bettered.slot_free(ctx, column, slot, took_loads=took_loads)
         ctx.queue.wake_for_slot(column.index)
         ctx.queue.wake_for_slot(NO_POOL)
 

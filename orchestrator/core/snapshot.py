@@ -38,6 +38,7 @@ from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.durable import EndedKey
 from orchestrator.core.events import SessionRef
 from orchestrator.core.health import Breaker
+from orchestrator.core.moves import Bettered, Move
 from orchestrator.core.outflow import OutflowSnapshot
 from orchestrator.core.placement.policy import Identity
 from orchestrator.core.promised import Promise
@@ -200,6 +201,8 @@ class Snapshot:
     last_place: tuple[SiteId, PoolId] | None = None
     policy: Identity | None = None
     failing: tuple[tuple[ModelId, tuple[tuple[SiteId, PoolId], ...]], ...] = ()
+    bettered: tuple[tuple[tuple[SiteId, PoolId], Bettered], ...] = ()
+    moves: tuple[tuple[JobId, Move], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +257,8 @@ def take(ctx: Context) -> Snapshot:
         last_place=state.last_place,
         policy=state.policy,
         failing=tuple(state.failing.items()),
+        bettered=tuple(state.bettered.items()),
+        moves=tuple(state.moves.items()),
     )
 
 

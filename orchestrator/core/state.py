@@ -41,6 +41,7 @@ from atoll.model.site import LinkSpec, PoolSpec, SiteConnection, SiteRecord
 from orchestrator.core.claimed import Claims
 from orchestrator.core.events import SessionRef
 from orchestrator.core.health import Breaker
+from orchestrator.core.moves import Bettered, Move
 from orchestrator.core.placement.policy import Identity
 
 
@@ -122,6 +123,7 @@ class Slot:
     last_used_us: int = 0
     version: int = 0
     claimed_until_us: int = 0  # it is claimed for a gang that should be done by then (`State.claims` says which); 0: it is not
+    kept_until_us: int = 0  # it is kept for a job that is moved here (`State.moves` says which), which should be done by then; 0: it is not
     loading: Loading | None = None  # as its site tells, for an attempt or ahead of demand
 
     @property
@@ -131,8 +133,8 @@ class Slot:
 
     @property
     def free_from_us(self) -> int:
-        """When others should have it: after what is bound to it, and after the gang that it is claimed for."""
-        return self.claimed_until_us or self.busy_until_us
+        """When others should have it: after what is bound to it, and after the gang, or the job, that it is kept for."""
+        return self.claimed_until_us or self.kept_until_us or self.busy_until_us
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,3 +317,5 @@ class State:
     last_place: tuple[SiteId, PoolId] | None = None  # where the last attempt went: policies that take turns go on behind it
     braked: bool = False
     failing: dict[ModelId, tuple[tuple[SiteId, PoolId], ...]] = field(default_factory=dict)  # where a model failed since it last succeeded
+    bettered: dict[tuple[SiteId, PoolId], Bettered] = field(default_factory=dict)  # pools to be looked at, in this order
+    moves: dict[JobId, Move] = field(default_factory=dict)  # of jobs whose attempt is being stopped for it

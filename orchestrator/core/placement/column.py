@@ -85,7 +85,7 @@ class Column:
     def is_open(self, slot: Slot, key: ReplicaKey) -> bool:
         """Whether a busy slot executes on this replica, or loads it, and may take one more behind that. One that is being emptied for
         somebody may not."""
-        if slot.claimed_until_us:
+        if slot.claimed_until_us or slot.kept_until_us:
             return False
         if not slot.attempts:
             return slot.loading is not None and slot.loading.key == key
@@ -144,5 +144,5 @@ def free_bytes(slot: Slot) -> int:
 
 
 def is_free(slot: Slot) -> bool:
-    """Whether the slot can begin at once, for anybody: what loads is not free, nor is what is claimed for a gang."""
-    return slot.ready and not slot.attempts and not slot.claimed_until_us and slot.loading is None
+    """Whether the slot can begin at once, for anybody: what loads is not free, nor is what is kept for a gang, or for a job that comes."""
+    return slot.ready and not slot.attempts and not slot.claimed_until_us and not slot.kept_until_us and slot.loading is None

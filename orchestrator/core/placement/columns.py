@@ -245,12 +245,16 @@ class Columns:
 
     def slot_changed(self, column: Column, slot: Slot, was_free: bool) -> None:
         """Put a changed slot at its new places. `was_free`: whether it was ready and idle before the change."""
-        self._reindex(column, slot, was_free and not slot.claimed_until_us)
+        self._reindex(column, slot, was_free and not slot.claimed_until_us and not slot.kept_until_us)
 
     def claim_changed(self, column: Column, slot: Slot, until_us: int) -> None:
         """A slot is kept for a gang until then, or (0) no longer."""
-        was_free = is_free(slot)
-        slot.claimed_until_us = until_us
+        was_free, slot.claimed_until_us = is_free(slot), until_us
+        self._reindex(column, slot, was_free)
+
+    def keep_changed(self, column: Column, slot: Slot, until_us: int) -> None:
+        """A slot is kept for a job that is moved there until then, or (0) no longer."""
+        was_free, slot.kept_until_us = is_free(slot), until_us
         self._reindex(column, slot, was_free)
 
     def _reindex(self, column: Column, slot: Slot, was_free: bool) -> None:
