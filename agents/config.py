@@ -110,6 +110,7 @@ class RehearseConfig:
     sites: tuple[SiteId, ...] = ()  # (): all of the file
     seed: int = _SEED
     sigma: float = _SIGMA
+    noise_seed: int | None = None  # of what differs from attempt to attempt; None: `seed`
 
 
 _REACH: Final = ("orchestrator", "ca_file", "give_up_after", "metrics", "log_format", "log_level")
@@ -139,7 +140,7 @@ AGENT_SETTINGS: Final = (
     "seed",
     "sigma",
 )
-REHEARSE_SETTINGS: Final = (*_REACH, "fleet", "sites", "seed", "sigma")
+REHEARSE_SETTINGS: Final = (*_REACH, "fleet", "sites", "seed", "sigma", "noise_seed")
 
 
 class ConfigError(AtollError):
@@ -165,6 +166,7 @@ def load_rehearse_config(flags: Mapping[str, object | None], environ: Mapping[st
             sites=tuple(SiteId(parse_name("sites", name.strip())) for name in names if name.strip()),
             seed=settings.whole("seed", _SEED, 0, 2**63 - 1),
             sigma=settings.number("sigma", _SIGMA, SIGMA_MIN, _SIGMA_MAX),
+            noise_seed=settings.whole("noise_seed", _SEED, 0, 2**63 - 1) if settings.get("noise_seed") is not None else None,
         )
     except FieldError as error:
         raise ConfigError(str(error)) from error

@@ -42,7 +42,7 @@ async def rehearse(config: RehearseConfig, *, stop: asyncio.Event) -> None:
         serve_metrics(stack, reach, metrics)
         dial = Dial(where=str(reach.orchestrator), token=reach.token, give_up_after_s=reach.give_up_after_s)
         around = Surroundings(channel=channel, dial=dial, metrics=metrics, gpus=gpus)
-        hidden = HiddenWorld(config.seed, config.sigma)
+        hidden = HiddenWorld(config.seed, config.sigma, noise_seed=config.noise_seed)
         peers = TwinPeers(fleet.sites, links_of(fleet), here=(spec.site_id for spec in specs))
         runtimes = [(spec, TwinRuntime(spec, gpus=gpus, hidden=hidden, peers=peers)) for spec in specs]
         slots = sum(pool.slots for spec in specs for pool in spec.pools)

@@ -179,6 +179,16 @@ def rehearse(
     ] = None,
     seed: Seed = None,
     sigma: Sigma = None,
+    noise_seed: Annotated[
+        str | None,
+        typer.Option(
+            "--noise-seed",
+            metavar="N",
+            rich_help_panel=_TWIN,
+            show_default=False,
+            help="Of what differs from attempt to attempt (default: --seed).",
+        ),
+    ] = None,
     metrics: Metrics = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
@@ -196,6 +206,7 @@ def rehearse(
         "sites": sites,
         "seed": seed,
         "sigma": sigma,
+        "noise_seed": noise_seed,
     }
     from agents.config import ConfigError, load_rehearse_config
     from agents.rehearse import run_rehearsal

@@ -3,7 +3,7 @@
 Decides the truth of twins and of simulated worlds. No orchestrator may import it: an estimator that could see these factors
 would be right by construction, and no reported result may have truth equal to the prior.
 
-Everything is a function of its arguments and the seed: the order of calls, other sites and other attempts change nothing.
+Everything is a function of its arguments and the seeds: the order of calls, other sites and other attempts change nothing.
 """
 
 from __future__ import annotations
@@ -42,16 +42,20 @@ MODES_MILLI: Final = (250, 2_000, 2_000)
 class HiddenWorld:
     """The truth of one world. `sigma` is the spread of a site's factors in log space, per component.
 
+    `noise_seed`: of what differs from attempt to attempt; None: the world's own. Worlds of one seed and of different noise have the same
+    sites and models, and no two attempts alike.
+
     `key` names the attempt (any text that differs between attempts): its noise, and for loads its mode, hang on it.
     """
 
-    __slots__ = ("_factors", "_seed", "_sigma")
+    __slots__ = ("_factors", "_noise_seed", "_seed", "_sigma")
 
-    def __init__(self, seed: int, sigma: float = 0.35) -> None:
+    def __init__(self, seed: int, sigma: float = 0.35, *, noise_seed: int | None = None) -> None:
         """FieldError unless `sigma` is a number from SIGMA_MIN to SIGMA_MAX."""
         if not isinstance(sigma, int | float) or isinstance(sigma, bool) or not SIGMA_MIN <= sigma <= SIGMA_MAX:
             raise FieldError("sigma", sigma, f"a number from {SIGMA_MIN} to {SIGMA_MAX}")
         self._seed = seed
+        self._noise_seed = seed if noise_seed is None else noise_seed
         self._sigma = float(sigma)
         # What was hashed before: an entry for each site's component, and for each model on each GPU type.
         self._factors: dict[tuple[str, ...], int] = {}
@@ -101,24 +105,25 @@ class HiddenWorld:
 
     def mode_milli(self, component: str, site_id: SiteId, key: str) -> int:
         """The factor of the mode that a load of this attempt falls into, in thousandths."""
-        first, _ = self._draw("mode", component, site_id, key)
+        first, _ = _draw(self._noise_seed, "mode", component, site_id, key)
         return MODES_MILLI[first % len(MODES_MILLI)]
 
     def _lasting(self, sigma: float, *names: str) -> int:
         known = self._factors.get(names)
         if known is None:
-            known = self._factors[names] = _log_normal_milli(self._draw(*names), sigma)
+            known = self._factors[names] = _log_normal_milli(_draw(self._seed, *names), sigma)
         return known
 
     def _true(self, prior_us: int, site_id: SiteId, component: str, key: str, noise: float) -> int:
-        attempt_milli = _log_normal_milli(self._draw("attempt", component, site_id, key), noise)
+        attempt_milli = _log_normal_milli(_draw(self._noise_seed, "attempt", component, site_id, key), noise)
         return max(prior_us * self.factor_milli(component, site_id) * attempt_milli // 1_000_000, 1)
 
-    def _draw(self, *names: str) -> tuple[int, int]:
-        """Two uniform 64-bit numbers that belong to these names alone (each is written with its length, so none runs into the next)."""
-        text = "".join(f"{len(name)}:{name}" for name in (str(self._seed), *names))
-        digest = blake2b(text.encode(), digest_size=16).digest()
-        return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
+
+def _draw(seed: int, *names: str) -> tuple[int, int]:
+    """Two uniform 64-bit numbers that belong to these names alone (each is written with its length, so none runs into the next)."""
+    text = "".join(f"{len(name)}:{name}" for name in (str(seed), *names))
+    digest = blake2b(text.encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
 
 
 def _log_normal_milli(draw: tuple[int, int], sigma: float) -> int:

@@ -24,7 +24,6 @@ from sims.play.timeline import Timeline, Timer
 
 FLEET_ID: Final = FleetId("fleet-simulated")
 _TERM: Final = Term(1)
-_REAL_TIME_MILLI: Final = 1_000
 
 
 class Downward(Protocol):
@@ -56,6 +55,7 @@ class Brain:
         self.machine = new_machine(stored, scenario.policy, scenario.gpus)
         self._timeline = timeline
         self._commit_us = scenario.commit_us
+        self._time_scale_milli = scenario.time_scale_milli
         self._report_interval_ms = scenario.policy.report_interval_ms
         self._published = published
         self._observe = observe
@@ -87,7 +87,7 @@ class Brain:
             Welcome(
                 fleet_id=FLEET_ID,
                 term=_TERM,
-                time_scale_milli=_REAL_TIME_MILLI,
+                time_scale_milli=self._time_scale_milli,
                 report_interval_ms=self._report_interval_ms,
                 origin_url="",
                 artifacts_url="",

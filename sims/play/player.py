@@ -93,7 +93,7 @@ class Player:
         self._arrived = 0
         self._exhausted = False
         self.timeline = Timeline()
-        self._truth = noted = NotedTruth(truth or HiddenWorld(scenario.seed, scenario.sigma))
+        self._truth = noted = NotedTruth(truth or HiddenWorld(scenario.seed, scenario.sigma, noise_seed=scenario.noise_seed))
         self._collector = Collector(scenario.sites, scenario.gpus, noted, self._sink, from_us=_TRACE_FROM_US)
         self.brain = Brain(scenario, self.timeline, published=self._published, checked=checked)
         self._asking = Asking(scenario.catalogue, scenario.sites, scenario.beginning)

@@ -21,6 +21,9 @@ from orchestrator.core.placement.policy import Policy
 from sims.play.weather import CALM, Weather
 
 SECOND_US: Final = 1_000_000
+REAL_TIME_MILLI: Final = 1_000
+# As fast as an orchestrator may say that it runs.
+_TIME_SCALE_MILLI_MAX: Final = 10**9
 # How far sites are from what physics says of them, where nobody says: as twins have it.
 SIGMA: Final = 0.35
 # One transaction on a disk that does not lie about it: what the embedded store takes on an ordinary SSD.
@@ -46,8 +49,10 @@ class Beginning:
 class Scenario:
     """One run but for its jobs. `catalogue` has the models that traces name, or whose fine-tunes they name.
 
-    `hub` is the site where the orchestrator is; None: the one that is nearest to all others. `sample_us`: how often sites are looked at.
-    `drain_us`: for how long after the last arrival jobs may still end.
+    `hub` is the site where the orchestrator is; None: the one that is nearest to all others. `way_us`: how long a message takes between it
+    and any site; None: as far apart as the links say. `noise_seed`: as `HiddenWorld` has it. `time_scale_milli`: at which a live fleet runs
+    that is played; its policy is at that scale already. `sample_us`: how often sites are looked at. `drain_us`: for how long after the last
+    arrival jobs may still end.
     """
 
     sites: tuple[SiteSpec, ...]
@@ -56,8 +61,11 @@ class Scenario:
     gpus: Mapping[GpuTypeId, GpuType]
     policy: Policy
     seed: int = 0
+    noise_seed: int | None = None
     sigma: float = SIGMA
+    time_scale_milli: int = REAL_TIME_MILLI
     hub: SiteId | None = None
+    way_us: int | None = None
     commit_us: int = COMMIT_US
     sample_us: int = 60 * SECOND_US
     drain_us: int = 4 * 3_600 * SECOND_US
@@ -69,6 +77,12 @@ class Scenario:
         if not self.sites:
             raise FieldError("sites", "none", "at least one site")
         parse_int("seed", self.seed, 0, 2**63 - 1)
+        if self.noise_seed is not None:
+            parse_int("noise_seed", self.noise_seed, 0, 2**63 - 1)
+        parse_int("time_scale_milli", self.time_scale_milli, 1, _TIME_SCALE_MILLI_MAX)
+        if self.way_us is not None:
+            # What takes no time would arrive within what it answers.
+            parse_int("way_us", self.way_us, 1, 60 * SECOND_US)
         parse_int("commit_us", self.commit_us, 0, 60 * SECOND_US)
         parse_int("sample_us", self.sample_us, SECOND_US, 86_400 * SECOND_US)
         parse_int("drain_us", self.drain_us, 0, 366 * 86_400 * SECOND_US)
@@ -91,6 +105,8 @@ class Scenario:
 
     def one_way_us(self) -> dict[SiteId, int]:
         """How long a message takes between the orchestrator and each site."""
+        if self.way_us is not None:
+            return {site.site_id: self.way_us for site in self.sites}
         hub = self.placed_hub
         rtts = {link.dst: link.rtt_us for link in self.links if link.src == hub}
         return {site.site_id: _HERE_US if site.site_id == hub else rtts.get(site.site_id, _RTT_US) // 2 for site in self.sites}

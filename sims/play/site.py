@@ -197,6 +197,8 @@ class PlayedSite:
 
     def welcomed(self, welcome: Welcome) -> None:
         """The orchestrator answered; the answer is on its way."""
+        # As a twin's: a second of real time, however fast fleet time runs.
+        self.plant.pace_us = welcome.time_scale_milli * 1_000
         self._timeline.after(self._one_way_us, partial(self._arrived_down, self._streams, SessionOpened(welcome=welcome)))
 
     def send(self, assignment: Assignment) -> None:

@@ -70,6 +70,7 @@ def scenario_of(live: Live, gpus: Mapping[GpuTypeId, GpuType], asked: Collection
         catalogue={model.model_id: model for model in live.models},
         gpus=gpus,
         policy=live.policy,
+        time_scale_milli=live.time_scale_milli,
         beginning=beginning,
     )
     return scenario, tuple(notes)

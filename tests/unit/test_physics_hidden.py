@@ -52,6 +52,22 @@ def test_the_same_question_has_the_same_answer_in_any_order() -> None:
     assert forward == {question: _execution(one, *question) for question in questions}
 
 
+def test_other_noise_leaves_sites_and_models_as_they_are() -> None:
+    own, one, other = HiddenWorld(7), HiddenWorld(7, noise_seed=1), HiddenWorld(7, noise_seed=2)
+    for component in ("execution", "fetch", "stage", "init"):
+        assert own.factor_milli(component, SITE) == one.factor_milli(component, SITE) == other.factor_milli(component, SITE)
+    assert own.fit_milli(MODEL, GPU) == one.fit_milli(MODEL, GPU) == other.fit_milli(MODEL, GPU)
+    keys = [f"job-{number}/1" for number in range(200)]
+    durations = [[_execution(world, "s", key) for key in keys] for world in (own, one, other)]
+    # Noise is in thousandths: two of some hundreds are alike now and then.
+    assert sum(mine == others for mine, others in zip(durations[1], durations[2], strict=True)) < len(keys) // 20
+    # All about the same level: noise has 6 % to either side, and its mean over 200 is known to half a per cent.
+    assert max(map(sum, durations)) < min(map(sum, durations)) * 1.03
+    modes = [[world.mode_milli("fetch", SITE, key) for key in keys] for world in (one, other)]
+    assert modes[0] != modes[1] and set(modes[0]) == set(modes[1])
+    assert [_execution(HiddenWorld(7, noise_seed=7), "s", key) for key in keys] == durations[0], "its own, where none is given"
+
+
 def test_another_interpreter_with_other_hashes_agrees() -> None:
     program = "from tests.unit import test_physics_hidden as t; print(t.answers_of_a_world())"
     answers = set()

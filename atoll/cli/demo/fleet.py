@@ -93,7 +93,7 @@ def start_orchestrator(start: Start) -> Address:
 
 
 def _orchestrator(start: Start) -> tuple[Address, Running]:
-    address = Address(host="127.0.0.1", port=next(_free_ports()))
+    address = Address(host="127.0.0.1", port=next(free_ports()))
     run = start.places.run
     arguments = atoll(
         "orchestrator",
@@ -121,7 +121,7 @@ def _answering(start: Start, address: Address, running: Running) -> Address:
 
 
 def connect(address: Address) -> Client:
-    """A client of the demo's own orchestrator, whatever the person's configuration says."""
+    """A client of this very orchestrator, whatever the person's configuration says."""
     from atoll.client import Client, Settings
 
     return Client(settings=Settings(addresses=(address,)), connect_timeout_s=1.0)
@@ -175,7 +175,8 @@ def fleet_file() -> Path:
     return here if here.is_file() else beside
 
 
-def _free_ports() -> Iterator[int]:
+def free_ports() -> Iterator[int]:
+    """Ports of this machine that nobody uses. PartFailedError when there is none."""
     for port in _from_anywhere(1):
         if _free("127.0.0.1", port):
             yield port

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from atoll.cli.session import verb
-from atoll.cli.sim import compare, replay, report, run, sweep, trace, whatif
+from atoll.cli.sim import compare, fidelity, replay, report, run, sweep, trace, whatif
 from atoll.cli.verbs import Noun
 
 app = typer.Typer(cls=Noun, name="sim", help="Traces in, decisions about the fleet out: the simulator.", no_args_is_help=True)
@@ -65,5 +65,13 @@ def register(root: typer.Typer) -> None:
         atoll sim what-if --policy least-loaded --trace friday.parquet -o json
         """,
     )(whatif.what_if)
+    verb(
+        app,
+        "fidelity",
+        epilog="""
+        atoll sim fidelity trace.parquet --sites neo-osa,neo-icn --load 0.8
+        atoll sim fidelity trace.parquet --sites az-sec --load 0.8 --time-scale 5 --noise-seeds 20 -o json
+        """,
+    )(fidelity.fidelity)
     app.add_typer(trace.app)
     root.add_typer(app)

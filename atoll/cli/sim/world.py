@@ -21,6 +21,7 @@ from atoll.cli.sim.trace import packaged_models, rules_of, say_skipped
 from atoll.model.errors import FieldError
 
 if TYPE_CHECKING:
+    from atoll.model.site import LinkSpec, SiteSpec
     from orchestrator.core.placement.policy import Policy
     from sims.play.scenario import Scenario
     from sims.play.weather import Weather
@@ -33,6 +34,7 @@ _WARM_UP_MS_MAX: Final = 30 * 86_400_000
 _SAMPLE_MS: Final = (1_000, 86_400_000)
 # As many as of anything that a person compares; a study of more is several.
 _LOADS_MAX: Final = 32
+_SITES_MAX: Final = 256
 
 Trace = Annotated[Path, typer.Argument(metavar="TRACE", help="The jobs: .parquet, .csv or .jsonl, the last two also with .gz.")]
 Fleet = Annotated[str, typer.Option("--fleet", metavar="FILE", help="The sites and their links, or fleet-small.")]
@@ -64,6 +66,7 @@ class World:
 
     trace: Path
     fleet: str = "clusters.yaml"
+    sites: str | None = None
     scale: str = "1"
     sigma: str | None = None
     warm_up: str | None = None
@@ -87,6 +90,20 @@ class World:
         say_skipped(skipped)
         return found
 
+    def _chosen(
+        self, text: str, sites: tuple[SiteSpec, ...], links: tuple[LinkSpec, ...]
+    ) -> tuple[tuple[SiteSpec, ...], tuple[LinkSpec, ...]]:
+        """Of "a,b": these sites, in the file's order, and the links between them."""
+        names = listed("--sites", text, _SITES_MAX)
+        known = [site.site_id for site in sites]
+        for name in names:
+            if name not in known:
+                raise FieldError("--sites", name, f"sites of {self.fleet}{arguments.meant(name, known)}")
+        return (
+            tuple(site for site in sites if site.site_id in names),
+            tuple(link for link in links if link.src in names and link.dst in names),
+        )
+
     def _scenario(self) -> Scenario:
         from atoll import data
         from atoll.catalog.fleet import scaled
@@ -102,6 +119,8 @@ class World:
         sites, links = read_fleet(Path(self.fleet))
         if not sites:
             raise FieldError("--fleet", self.fleet, "a file with at least one site")
+        if self.sites is not None:
+            sites, links = self._chosen(self.sites, sites, links)
         return Scenario(
             sites=scaled(sites, *parts),
             links=links,
