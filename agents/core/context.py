@@ -5,6 +5,7 @@ Decides the order in which touched slots are looked at: that of touching, which 
 
 from __future__ import annotations
 
+from agents.core.facts import Told
 from agents.core.outputs import AgentCommand, AgentRecord, AgentStep
 from agents.core.state import Node, Slot, State
 from atoll.model.ids import NodeId, SlotRef
@@ -13,10 +14,11 @@ from atoll.model.ids import NodeId, SlotRef
 class Context:
     """Handlers read and change `state`, and append what has to take effect."""
 
-    __slots__ = ("commands", "notices", "now_us", "records", "state", "touched")
+    __slots__ = ("commands", "notices", "now_us", "records", "state", "told", "touched")
 
     def __init__(self, state: State) -> None:
         self.state = state
+        self.told = Told(state)
         self.now_us = 0
         self.records: list[AgentRecord] = []
         self.commands: list[AgentCommand] = []

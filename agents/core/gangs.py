@@ -11,8 +11,6 @@ each other. Must not know how the members of a gang work together.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from agents.core.state import Slot, State, Work
 from atoll.model.ids import AttemptKey, SlotRef
 from atoll.model.limits import GANG_SIZES
@@ -22,12 +20,12 @@ def block(lead: SlotRef, gang_size: int) -> tuple[SlotRef, ...]:
     """The slots of a gang, its lead first."""
     if gang_size == 1:
         return (lead,)
-    return tuple(replace(lead, index=lead.index + offset) for offset in range(gang_size))
+    return tuple(lead._replace(index=lead.index + offset) for offset in range(gang_size))
 
 
 def lead_of(member: SlotRef, gang_size: int) -> SlotRef:
     """The first slot of the block of this size that a slot is in."""
-    return replace(member, index=member.index - member.index % gang_size)
+    return member._replace(index=member.index - member.index % gang_size)
 
 
 def members(state: State, work: Work) -> tuple[Slot, ...]:

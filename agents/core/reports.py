@@ -1,6 +1,6 @@
 """Reports: numbered facts, all of them when a session opens, then what changed.
 
-Decides when a report is due and what it holds. A report is soft: each node is repeated every few reports, so that a lost one heals.
+Decides when a report is due and of which nodes it tells. It is soft: each node is repeated every few reports, so that a lost one heals.
 """
 
 from __future__ import annotations
@@ -8,15 +8,12 @@ from __future__ import annotations
 from itertools import islice
 from typing import Final
 
-from agents.core import residency
 from agents.core.context import Context
+from agents.core.facts import loads
 from agents.core.outputs import SendReport
-from agents.core.state import Node, Slot, State
-from atoll.model import limits
+from agents.core.state import State
 from atoll.model.ids import NodeId
-from atoll.model.modelspec import ModelSpec
-from atoll.model.replica import ReplicaFact, ReplicaState
-from atoll.model.report import AttemptProgress, FetchFact, NodeFacts, SiteReport, SlotFacts
+from atoll.model.report import SiteReport
 
 # Each node is told again at least every so many regular reports, changed or not.
 REFRESH_REPORTS: Final = 5
@@ -43,11 +40,11 @@ def flush(ctx: Context) -> None:
         chosen = list(state.nodes)
     else:
         if ctx.now_us >= state.reported_us + state.interval_us:
-            _refresh(state)
+            _refresh(ctx)
         chosen = list(state.dirty)
     state.dirty = {}
     state.full_due, state.prompt_us, state.reported_us = False, -1, ctx.now_us
-    progress = tuple(AttemptProgress(key=work.key, state=work.state, steps_done=work.steps_done) for work in state.works.values())
+    progress = ctx.told.progress(state.works)
     rest = iter(chosen)
     part = list(islice(rest, NODES_PER_REPORT))
     while True:
@@ -56,7 +53,7 @@ def flush(ctx: Context) -> None:
             seq=state.report_seq,
             full=full,
             generation=state.generation,
-            nodes=tuple(node_facts(state, state.nodes[node_id], ctx.now_us) for node_id in part),
+            nodes=tuple(ctx.told.node(state, state.nodes[node_id], ctx.now_us) for node_id in part),
             progress=progress,
             rates=state.rates,
         )
@@ -66,59 +63,14 @@ def flush(ctx: Context) -> None:
             return
 
 
-def _refresh(state: State) -> None:
+def _refresh(ctx: Context) -> None:
     """Add the next few nodes of the round to those that changed, and those where something loads: how long it takes is being waited for."""
+    state = ctx.state
     nodes: list[NodeId] = list(state.nodes)
     count = -(-len(nodes) // REFRESH_REPORTS)
     for offset in range(count):
         state.dirty[nodes[(state.refreshed + offset) % len(nodes)]] = None
     state.refreshed = (state.refreshed + count) % max(len(nodes), 1)
-    for slot in state.slots.values():
-        if any(replica.state is ReplicaState.LOADING for replica in slot.replicas.values()):
-            state.dirty[slot.ref.node_id] = None
-
-
-def node_facts(state: State, node: Node, now_us: int) -> NodeFacts:
-    """A node as it is known now."""
-    return NodeFacts(
-        pool_id=node.pool_id,
-        node_id=node.node_id,
-        host_free_bytes=node.host_free_bytes,
-        disk_free_bytes=node.disk_free_bytes,
-        host_models=tuple(node.host),
-        disk_models=tuple(model_id for model_id in node.disk if model_id not in node.deleting),
-        # A disk that holds more than a report may list has the rest as well, and nobody is drawn to it by that.
-        disk_adapters=tuple(sorted(node.disk_adapters)[: limits.ADAPTERS_PER_NODE_MAX]),
-        slots=tuple(_slot_facts(slot, now_us) for slot in node.slots),
-        pinned=residency.pinned(node),
-        fetching=tuple(_fetch_fact(state, node, model) for model in node.fetching.values()),
-        host_tier=state.host_tier,
-        compiled=tuple(sorted(node.compiled)),
-        shares_compiled=state.shares_compiled,
-    )
-
-
-def _fetch_fact(state: State, node: Node, model: ModelSpec) -> FetchFact:
-    done = min(node.fetched_bytes.get(model.model_id, 0), model.weights_bytes)
-    ahead = (node.node_id, model.model_id) in state.ahead
-    return FetchFact(model_id=model.model_id, bytes_done=done, bytes_total=model.weights_bytes, ahead=ahead)
-
-
-def _slot_facts(slot: Slot, now_us: int) -> SlotFacts:
-    free = slot.measured_free_bytes if slot.measured_free_bytes >= 0 else max(slot.memory_bytes - slot.used_bytes, 0)
-    return SlotFacts(
-        index=slot.ref.index,
-        memory_free_bytes=free,
-        ready=slot.ready,
-        replicas=tuple(
-            ReplicaFact(
-                model_id=replica.model_id,
-                state=replica.state,
-                memory_bytes=replica.memory_bytes,
-                gang_size=replica.gang_size,
-                adapters=tuple(sorted(held.adapter_id for held in replica.adapters)),
-                loading_us=max(now_us - replica.load_from_us, 0) if replica.state is ReplicaState.LOADING else 0,
-            )
-            for replica in slot.replicas.values()
-        ),
-    )
+    # A load that nobody was told of yet is on a node that changed.
+    if ctx.told.loading:
+        state.dirty.update((node_id, None) for node_id in nodes if node_id in ctx.told.loading and loads(state.nodes[node_id]))

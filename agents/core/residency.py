@@ -85,11 +85,6 @@ def _places(node: Node, slot: Slot, key: ReplicaKey) -> list[CopyKey]:
     return [place for place in places if place in node.desired]
 
 
-def pinned(node: Node) -> tuple[ModelId, ...]:
-    """Models with a pinned copy on the node, on any tier."""
-    return tuple(sorted({desired.model_id for desired in node.desired.values() if desired.pin}))
-
-
 # --- what follows -------------------------------------------------------------------------------------------------------------
 
 

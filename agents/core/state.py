@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import NamedTuple
 
 from agents.core.outputs import AdaptReplica, PinWeights
 from atoll.model.adapter import AdapterSpec
@@ -27,8 +28,7 @@ class Ahead(IntEnum):
     JOINED = 2  # an attempt waits for it by now
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class ReplicaKey:
+class ReplicaKey(NamedTuple):
     """What a replica is: a model, and how many slots work on it together. One that works alone serves no gang, nor the reverse."""
 
     model_id: ModelId
@@ -161,6 +161,11 @@ class Node:
     disk_adapters: dict[AdapterId, str] = field(default_factory=dict)
     fetching_adapters: dict[AdapterId, AdapterSpec] = field(default_factory=dict)
     compiled: tuple[FormId, ...] = ()  # forms for which its disk holds code
+
+    @property
+    def pinned(self) -> tuple[ModelId, ...]:
+        """Models with a pinned copy here, on any tier."""
+        return tuple(sorted({desired.model_id for desired in self.desired.values() if desired.pin}))
 
 
 @dataclass(slots=True, kw_only=True)

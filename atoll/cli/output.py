@@ -81,6 +81,8 @@ def plain(value: object) -> Any:
             return value
         case dict():
             return {str(plain(key)): plain(item) for key, item in value.items()}
+        case tuple() if hasattr(value, "_asdict"):
+            return {name: plain(item) for name, item in value._asdict().items()}
         case [*_] | set() | frozenset():
             return [plain(item) for item in value]
         case _ if is_dataclass(value):

@@ -6,8 +6,7 @@ Decides what a legal name is. Must not know where names come from.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from atoll.model.errors import FieldError
 
@@ -66,9 +65,9 @@ def parse_key(field: str, value: object) -> str:
     return value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class AttemptKey:
-    """One try to run a job: `(job, ordinal)`."""
+class AttemptKey(NamedTuple):
+    """One try to run a job: `(job, ordinal)`. A named tuple, as `SlotRef` is:
+    both are keys of the largest tables, and a tuple is hashed at once."""
 
     job_id: JobId
     ordinal: Ordinal
@@ -77,10 +76,9 @@ class AttemptKey:
         return f"{self.job_id}/{self.ordinal}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class SlotRef:
+class SlotRef(NamedTuple):
     """One GPU of one node of one pool of a site. `index` counts from 0 within the node."""
 
     pool_id: PoolId
     node_id: NodeId
-    index: int
+    index: int  # type: ignore[assignment]  # of the GPU; nobody looks for a name in a slot's

@@ -123,7 +123,7 @@ class TaggedCodec:
             return _Rule(encode=bytes.hex, decode=_bytes, kinds=frozenset({str}), accepts=(bytes,))
         if isinstance(hint, type) and issubclass(hint, Enum):
             return _enum(hint)
-        if isinstance(hint, type) and is_dataclass(hint):
+        if isinstance(hint, type) and (is_dataclass(hint) or hasattr(hint, "_fields")):
             record = self._record(hint)
             return _Rule(encode=record.encode, decode=record.decode, kinds=frozenset({dict}), accepts=(hint,))
         raise TypeError(f"no canonical text for {hint!r}")
@@ -162,12 +162,12 @@ class TaggedCodec:
 
 
 class _Record:
-    """A dataclass as a JSON object."""
+    """A dataclass, or a named tuple, as a JSON object."""
 
     __slots__ = ("_decoders", "_defaults", "_encoders", "cls")
 
     def __init__(self, cls: type) -> None:
-        if not is_dataclass(cls):
+        if not is_dataclass(cls) and not hasattr(cls, "_fields"):
             raise TypeError(f"{cls.__name__} is no dataclass")
         self.cls: Final = cls
         self._encoders: list[tuple[str, Callable[[Any], Any] | None]] = []
@@ -177,14 +177,12 @@ class _Record:
     def read_fields(self, rule_of: Callable[[Any], _Rule]) -> None:
         """Learns the fields from the type hints."""
         hints = get_type_hints(self.cls)
-        for each in fields(self.cls):
-            if not each.init:
-                raise TypeError(f"{self.cls.__name__}.{each.name} cannot be given to its class")
-            rule = rule_of(hints[each.name])
-            self._encoders.append((each.name, rule.encode))
-            self._decoders.append((each.name, rule.decode))
-        given = [each.name for each in fields(self.cls) if each.default is MISSING and each.default_factory is MISSING]
-        self._defaults = frozenset(each.name for each in fields(self.cls)) - frozenset(given)
+        for name, has_default in _fields_of(self.cls).items():
+            rule = rule_of(hints[name])
+            self._encoders.append((name, rule.encode))
+            self._decoders.append((name, rule.decode))
+            if has_default:
+                self._defaults |= {name}
 
     def encode(self, value: Any) -> dict[str, Any]:
         if type(value) is not self.cls:
@@ -208,6 +206,16 @@ class _Record:
             elif name not in self._defaults:
                 raise RecordingError(f".{name}", None, "a value: the field has no default")
         return self.cls(**values)
+
+
+def _fields_of(cls: Any) -> dict[str, bool]:
+    """The fields, and whether each has a default."""
+    if hasattr(cls, "_fields"):
+        return {name: name in cls._field_defaults for name in cls._fields}
+    for each in fields(cls):
+        if not each.init:
+            raise TypeError(f"{cls.__name__}.{each.name} cannot be given to its class")
+    return {each.name: each.default is not MISSING or each.default_factory is not MISSING for each in fields(cls)}
 
 
 def _primitive(hint: type) -> _Rule:

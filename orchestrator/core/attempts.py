@@ -323,11 +323,16 @@ def progressed(ctx: Context, site: Site, progress: AttemptProgress) -> None:
 
 def stop_hanging(ctx: Context, site: Site) -> None:
     """Stop begun attempts of a reporting site that have shown nothing new for far longer than they should take in all."""
+    least_us = ctx.policy.hang_min_ms * 1_000
+    if ctx.now_us <= site.hang_from_us:
+        return
+    site.hang_from_us = ctx.now_us + least_us  # of those that begin, or go on, from now on
     for live in list(site.attempts.values()):
         if live.given_up or live.attempt.state not in PHASES or not live.advanced_us:
             continue
-        patience_us = max(ctx.policy.hang_factor * live.attempt.predicted_us, ctx.policy.hang_min_ms * 1_000)
+        patience_us = max(ctx.policy.hang_factor * live.attempt.predicted_us, least_us)
         still_us = ctx.now_us - live.advanced_us
+        site.hang_from_us = min(site.hang_from_us, live.advanced_us + patience_us)
         if still_us > patience_us:
             phase = live.attempt.state
             stop(ctx, site, live, FailureKind.TIMED_OUT, f"{phase} without progress for {still_us // 1_000_000} s")

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Final
 
 from atoll.model.attempt import AttemptState
-from atoll.model.ids import Generation, PoolId, SlotRef
+from atoll.model.ids import PoolId, SlotRef
 from atoll.model.replica import ReplicaFact, ReplicaState, Tier
-from atoll.model.report import PROTOCOL_VERSION, NodeFacts, SiteHello, SlotFacts
+from atoll.model.report import PROTOCOL_VERSION, AttemptProgress, NodeFacts, SiteHello, SiteReport, SlotFacts
 from atoll.model.site import PoolSpec, SiteAdmin
 from orchestrator.core import attempts, bettered, flights, leases, loading, movements, turnover, wishes
 from orchestrator.core.context import Context
@@ -159,12 +159,11 @@ def reported(ctx: Context, event: SiteReported) -> None:
     for facts in report.nodes:
         pool = site.pools.get(facts.pool_id)
         node_index = pool.node_index.get(facts.node_id) if pool is not None else None
-        if node_index is not None:
+        if pool is not None and node_index is not None and not _says_nothing_new(pool.nodes[node_index], facts):
             column = ctx.columns.by_pool[(site.site_id, PoolId(facts.pool_id))]
             _node_reported(ctx, column, node_index, facts)
             _fetches_reported(ctx, column, node_index, facts, current=report.generation == site.generation)
-    for progress in report.progress:
-        attempts.progressed(ctx, site, progress)
+    _progress_reported(ctx, site, report.progress)
     attempts.stop_hanging(ctx, site)
     site.rates = report.rates
     if report.full:
@@ -176,18 +175,38 @@ def reported(ctx: Context, event: SiteReported) -> None:
     if first:
         ctx.queue.wake_all()
         bettered.site_better(ctx, site, Bettering.CONNECTED)
-    _check_generation(ctx, site, report.generation, unknown=any(p.key not in site.attempts for p in report.progress))
+    _check_generation(ctx, site, report)
 
 
-def _check_generation(ctx: Context, site: Site, generation: int, *, unknown: bool) -> None:
+def _progress_reported(ctx: Context, site: Site, told: tuple[AttemptProgress, ...]) -> None:
+    if told is site.told:
+        return
+    known, site.told = site.told_of, told
+    site.told_of = {progress.key: progress for progress in told}
+    for progress in told:
+        if known.get(progress.key) is not progress:
+            attempts.progressed(ctx, site, progress)
+
+
+def _says_nothing_new(node: Node, facts: NodeFacts) -> bool:
+    """Whether a report says of a node what the last one said, and nothing has changed here since then; as most of a report does."""
+    told = node.told
+    if told is None or told[1] != node.version or node.fetching:
+        return False
+    return told[0] is facts or told[0] == facts
+
+
+def _check_generation(ctx: Context, site: Site, report: SiteReport) -> None:
     """A site that still holds another generation than was sent a while ago, or runs what it should not, or whose full report is
     missing, gets a snapshot: it answers one with a full report."""
-    overdue = ctx.now_us - site.sent_us > ctx.policy.resend_after_ms * 1_000
-    if generation > site.generation:
+    overdue, renumbered = ctx.now_us - site.sent_us > ctx.policy.resend_after_ms * 1_000, report.generation > site.generation
+    if renumbered:
         # It was removed and added again within this term: go on counting where the site is, or it takes all we say for old.
-        site.generation, overdue = Generation(generation), True
-        unknown = True
-    if overdue and (generation != site.generation or unknown or not site.reported):
+        site.generation, overdue = report.generation, True
+    if not overdue:
+        return
+    unknown = renumbered or any(progress.key not in site.attempts for progress in report.progress)
+    if report.generation != site.generation or unknown or not site.reported:
         site.needs_snapshot = True
         ctx.touch_assignment(site)
 
@@ -225,9 +244,11 @@ def _node_reported(ctx: Context, column: Column, node_index: int, facts: NodeFac
         ctx.columns.code.changed(column, held, node.compiled)
     for model_id in [model_id for model_id in node.fetching if model_id in node.disk_models]:
         attempts.forget_fetch(ctx, column, node_index, model_id)
-    for slot_facts in facts.slots:
-        if 0 <= slot_facts.index < len(node.slots) and not _as_known(column.site, node.slots[slot_facts.index], slot_facts):
-            _slot_reported(ctx, column, node.slots[slot_facts.index], slot_facts)
+    listed = [one for one in facts.slots if 0 <= one.index < len(node.slots)]
+    news = [one for one in listed if not _is_known(column.site, node.slots[one.index], one)]
+    for slot_facts in news:
+        _slot_reported(ctx, column, node.slots[slot_facts.index], slot_facts)
+    node.told = None if news or facts.fetching else (facts, node.version)
 
 
 def _fetches_reported(ctx: Context, column: Column, node_index: int, facts: NodeFacts, *, current: bool) -> None:
@@ -246,6 +267,16 @@ def _fetches_reported(ctx: Context, column: Column, node_index: int, facts: Node
     for model_id in [model_id for model_id in node.fetching if model_id not in told and model_id not in awaited]:
         if current:
             attempts.forget_fetch(ctx, column, node_index, model_id)
+
+
+def _is_known(site: Site, slot: Slot, facts: SlotFacts) -> bool:
+    """As `_as_known`, which is not asked again for what was known when it was last told."""
+    told = slot.told
+    if told is not None and told[1] == slot.version and (told[0] is facts or told[0] == facts):
+        return True
+    known = _as_known(site, slot, facts)
+    slot.told = (facts, slot.version) if known else None
+    return known
 
 
 def _as_known(site: Site, slot: Slot, facts: SlotFacts) -> bool:

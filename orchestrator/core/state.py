@@ -35,7 +35,7 @@ from atoll.model.learned import Start
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import FetchFrom
 from atoll.model.replica import ReplicaState
-from atoll.model.report import RateFacts, SiteHello
+from atoll.model.report import AttemptProgress, NodeFacts, RateFacts, SiteHello, SlotFacts
 from atoll.model.residency import Cause, Pin, Push
 from atoll.model.site import LinkSpec, PoolSpec, SiteConnection, SiteRecord
 from orchestrator.core.claimed import Claims
@@ -125,6 +125,7 @@ class Slot:
     claimed_until_us: int = 0  # it is claimed for a gang that should be done by then (`State.claims` says which); 0: it is not
     kept_until_us: int = 0  # it is kept for a job that is moved here (`State.moves` says which), which should be done by then; 0: it is not
     loading: Loading | None = None  # as its site tells, for an attempt or ahead of demand
+    told: tuple[SlotFacts, int] | None = None  # what a report said of it that was known already, and its version then
 
     @property
     def idle(self) -> bool:
@@ -166,6 +167,8 @@ class Node:
     host_tier: bool = False
     compiled: set[FormId] = field(default_factory=set)  # forms for which its disk holds code
     shares_compiled: bool = False
+    version: int = 0  # grows whenever that of one of its slots does
+    told: tuple[NodeFacts, int] | None = None  # what a report said of it when all of its slots were known already, and its version then
 
 
 @dataclass(slots=True, kw_only=True)
@@ -254,6 +257,9 @@ class Site:
     session: SessionRef | None = None
     hello: SiteHello | None = None
     reported: bool = False  # a full report came in this session
+    told: tuple[AttemptProgress, ...] = ()  # what the last report said of its attempts, all of them and one by one
+    told_of: dict[AttemptKey, AttemptProgress] = field(default_factory=dict)
+    hang_from_us: int = 0  # before, no attempt of its can have shown nothing new for too long
     last_heard_us: int = 0
     last_report_seq: int = 0
     rates: RateFacts = field(default_factory=RateFacts)

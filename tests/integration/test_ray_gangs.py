@@ -77,7 +77,7 @@ async def attached(place: Place) -> AsyncIterator[Site]:
 
 
 def members_of(site: Site) -> tuple[SlotRef, SlotRef]:
-    return site.slot, replace(site.slot, index=1)
+    return site.slot, site.slot._replace(index=1)
 
 
 def process_of(site: Site, slot: SlotRef) -> psutil.Process:

@@ -341,7 +341,7 @@ async def test_the_attempt_of_a_terminal_job_ends_once_and_the_job_stays_as_it_e
     stopping = replace(job, attempts=(replace(attempt, state=AttemptState.STOPPING),))
     end = EndAttempt(key=attempt.key, site_id=attempt.site_id, state=AttemptState.STOPPED, ended_us=60)
     later = replace(end, state=AttemptState.FAILED, ended_us=70)
-    stranger = replace(end, key=replace(end.key, job_id=JobId("unknown")))
+    stranger = replace(end, key=end.key._replace(job_id=JobId("unknown")))
     assert await store.commit(term, 77, [PutJob(job=placed(queued("live"))), PutJob(job=stopping)]) is COMMITTED
     store, stored = await reopened(backend, store)
     assert ([one.job_id for one in stored.jobs], stored.stopping) == (["live"], (stopping,)), "it is not live again"

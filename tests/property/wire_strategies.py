@@ -188,13 +188,18 @@ def _by_unit(name: str) -> Strategy:
     return instants if name.endswith("_us") else counts
 
 
+def names_of(cls: Any) -> list[str]:
+    """The fields of a dataclass or a named tuple."""
+    return [each.name for each in fields(cls)] if is_dataclass(cls) else list(cls._fields)
+
+
 @cache
 def nouns(cls: Any) -> Strategy:
     """Any legal instance of a class of the model."""
     if cls is report.AttemptEvent:
         return attempt_events()
     hints = get_type_hints(cls)
-    made = st.builds(cls, **{each.name: _field(cls, each.name, hints[each.name]) for each in fields(cls)})
+    made = st.builds(cls, **{name: _field(cls, name, hints[name]) for name in names_of(cls)})
     return made.map(_of_its_inputs) if cls is job.JobSpec else made
 
 
@@ -246,7 +251,7 @@ def _hinted(cls: type, name: str, hint: Any) -> Strategy:
         return _by_unit(name)
     if isinstance(hint, type) and issubclass(hint, Enum):
         return st.sampled_from(list(hint))
-    assert is_dataclass(hint), hint
+    assert is_dataclass(hint) or hasattr(hint, "_fields"), hint
     inner: Any = hint
     return nouns(inner)
 

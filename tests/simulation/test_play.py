@@ -15,11 +15,11 @@ import pytest
 from atoll.model.ids import JobId, ModelId, TenantId
 from atoll.model.job import JobState
 from atoll.model.quote import Quote
-from atoll.model.report import SlotFacts
-from orchestrator.core import sites
+from atoll.model.report import AttemptProgress, SlotFacts
+from orchestrator.core import attempts, sites
 from orchestrator.core.context import Context
 from orchestrator.core.placement.column import Column
-from orchestrator.core.state import Slot
+from orchestrator.core.state import Site, Slot
 from sims.play.player import Played, Player
 from sims.play.scenario import Scenario
 from sims.results.rows import NEVER_US, REFUSED, TERMS
@@ -195,8 +195,13 @@ def test_what_is_not_looked_at_in_reports_would_have_changed_nothing(monkeypatch
         known[skipped] += 1
         assert not skipped or repr(slot) == before
 
-    monkeypatch.setattr(sites, "_as_known", lambda *_: False)
+    def taken_over(ctx: Context, site: Site, told: tuple[AttemptProgress, ...]) -> None:
+        for progress in told:
+            attempts.progressed(ctx, site, progress)
+
+    monkeypatch.setattr(sites, "_as_known", lambda *_: False)  # then nothing counts as told, of slots or nodes
     monkeypatch.setattr(sites, "_slot_reported", watched)
+    monkeypatch.setattr(sites, "_progress_reported", taken_over)
     again, _, _ = played(three_sites(), list(mixed(150, gap_s=0.5)))
     assert again.digest == found.digest
     assert known[True] > 1_000 and known[False] > 1_000

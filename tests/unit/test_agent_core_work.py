@@ -103,7 +103,7 @@ def test_a_model_that_does_not_fit_after_the_evictions_is_refused(site: AgentSit
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"where": replace(slot(), index=9)}, "no slot 9"),
+        ({"where": slot()._replace(index=9)}, "no slot 9"),
         ({"model_id": "unknown"}, "not described"),
         ({"model_id": "catalogue-only"}, "no weights"),
         ({"model_id": "huge"}, "its slot has"),

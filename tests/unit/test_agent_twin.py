@@ -117,7 +117,7 @@ async def test_an_attempt_is_fetched_loaded_and_executed_in_the_time_of_its_worl
 
 
 async def test_a_gang_is_loaded_in_each_slot_and_takes_the_time_of_a_gang(heard: Heard) -> None:
-    members = [replace(SLOT, index=index) for index in range(2)]
+    members = [SLOT._replace(index=index) for index in range(2)]
     await heard.perform(FetchWeights(node_id=NODE, model=model("m")), WeightsFetched)
     for member in members:
         loaded = await heard.perform(LoadReplica(slot=member, model=model("m"), gang_size=2), ReplicaLoaded)
@@ -138,7 +138,7 @@ def compiled_run(job: str, width: int = 1024, index: int = 0) -> RunAttempt:
     """An attempt on model `m`, compiled."""
     plain, one = run(job), replace(model("m"), compiled=True)
     shape = replace(plain.spec.shape, width=width)
-    slot = replace(SLOT, index=index)
+    slot = SLOT._replace(index=index)
     return replace(plain, slot=slot, model=one, spec=replace(plain.spec, shape=shape), form=needed_form(one, shape, 1))
 
 
@@ -195,7 +195,7 @@ async def test_work_that_nobody_renews_ends_by_itself(heard: Heard) -> None:
     heard.runtime.plant.pace_us = 10_000
     heard.runtime.perform(run("forgotten", steps=1_000, stop_after_ms=300))
     await heard.next(AttemptAdvanced)
-    heard.runtime.perform(replace(run("renewed", steps=1_000, stop_after_ms=300), slot=replace(SLOT, index=1)))
+    heard.runtime.perform(replace(run("renewed", steps=1_000, stop_after_ms=300), slot=SLOT._replace(index=1)))
 
     async def renew() -> None:
         while True:

@@ -159,5 +159,5 @@ def test_an_end_that_is_not_the_attempts_own_changes_nothing(what: str) -> None:
     elif what == "an attempt that ended":
         job = replace(job, attempts=(replace(attempt, state=AttemptState.LOST),))
     else:
-        end = replace(end, key=replace(attempt.key, job_id=JobId("other")))
+        end = replace(end, key=attempt.key._replace(job_id=JobId("other")))
     assert applied(job, end) is None

@@ -71,6 +71,11 @@ class Column:
         """The slot at these coordinates."""
         return self.pool.nodes[node_index].slots[index]
 
+    def changed(self, slot: Slot) -> None:
+        """What was indexed of a slot, or known of its node, is old."""
+        slot.version += 1
+        self.pool.nodes[slot.node_index].version += 1
+
     def top(self, heap: list[Entry]) -> Slot | None:
         """The first valid slot of a heap; stale entries before it are dropped."""
         nodes = self.pool.nodes

@@ -160,6 +160,7 @@ class Columns:
         self.simulated, self.known = (np.zeros(count, dtype=np.bool_) for _ in range(2))
         self.reason = np.full(count, REASON_CODE[Reason.NOT_CONNECTED], dtype=np.int64)
         self.gpu_types: list[GpuType] = []
+        self._sites: dict[SiteId, tuple[object, ...]] = {}  # what each was when its columns were last written
         self.site_ids = [column.site.site_id for column in self.columns]
         self.regions = [column.site.record.spec.region for column in self.columns]
 
@@ -207,6 +208,10 @@ class Columns:
 
     def refresh_site(self, site: Site) -> None:
         """Whether the site takes new work, and its measured rates. Rates bump the version only when they moved by more than a tenth."""
+        told = site.connection, site.reported, site.record, site.hello, site.rates, site.fetches, site.copies, list(site.breakers.items())
+        if self._sites.get(site.site_id) == told:
+            return
+        self._sites[site.site_id] = told
         self.peers.heard(site)
         self.adapter_peers.heard(site)
         reason, known, spec = closed_reason(site), site.hello is not None, site.record.spec
@@ -258,7 +263,7 @@ class Columns:
         self._reindex(column, slot, was_free)
 
     def _reindex(self, column: Column, slot: Slot, was_free: bool) -> None:
-        slot.version += 1
+        column.changed(slot)
         free = is_free(slot)
         if free != was_free:
             step = 1 if free else -1
@@ -325,7 +330,7 @@ class Columns:
         for node_index, slot_index in sorted(places):
             slot = column.slot(node_index, slot_index)
             if is_free(slot):
-                slot.version += 1
+                column.changed(slot)
                 self._push(column, slot)
             self._refresh_node(column, node_index)
             self.gangs.touch(column, slot)
