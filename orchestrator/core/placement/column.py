@@ -71,6 +71,15 @@ class Column:
         """The slot at these coordinates."""
         return self.pool.nodes[node_index].slots[index]
 
+    def rates(self) -> tuple[int, int, int]:
+        """From disk, to GPUs, and from the origin, bytes per second: as measured, else as declared."""
+        told, node = self.site.rates, self.pool.spec.node
+        return (
+            told.disk_bytes_per_s or node.disk_bytes_per_s,
+            told.h2d_bytes_per_s or node.h2d_bytes_per_s or self.pool.gpu.h2d_bytes_per_s,
+            told.origin_bytes_per_s or self.site.record.spec.origin_bytes_per_s,
+        )
+
     def changed(self, slot: Slot) -> None:
         """What was indexed of a slot, or known of its node, is old."""
         slot.version += 1

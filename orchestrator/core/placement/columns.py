@@ -225,13 +225,7 @@ class Columns:
             self.dyn[index, Dyn.FLOWS], self.dyn[index, Dyn.COPIES] = min(site.fetches, FLOWS_MAX), min(site.copies, FLOWS_MAX)
             self.lan_rate[index], self.wan_rate[index] = spec.lan_bytes_per_s, spec.wan_bytes_per_s
             self.reason[index] = REASON_CODE[closed or Reason.NO_SLOT]
-            node = column.pool.spec.node
-            rates = (
-                site.rates.disk_bytes_per_s or node.disk_bytes_per_s,
-                site.rates.h2d_bytes_per_s or node.h2d_bytes_per_s or column.pool.gpu.h2d_bytes_per_s,
-                site.rates.origin_bytes_per_s or spec.origin_bytes_per_s,
-            )
-            for array, rate in zip((self.disk_rate, self.h2d_rate, self.origin_rate), rates, strict=True):
+            for array, rate in zip((self.disk_rate, self.h2d_rate, self.origin_rate), column.rates(), strict=True):
                 if abs(int(array[index]) - rate) * 10 > int(array[index]):
                     array[index] = max(rate, 1)
                     self.version += 1
