@@ -50,7 +50,6 @@ def applied(ctx: Context, event: SitesApplied) -> None:
     links = {(link.src, link.dst): link for link in event.links}
     if any(ctx.state.links.get(key) != link for key, link in links.items()):
         ctx.state.links.update(links)
-        ctx.estimator.forget()
         _save_links(ctx)
     if changed:
         ctx.columns.rebuild(list(ctx.state.sites.values()))
