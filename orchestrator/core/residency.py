@@ -25,7 +25,6 @@ from atoll.model.replica import Tier
 from atoll.model.residency import Cause, ResidencyEvent
 from atoll.model.site import SiteConnection
 from atoll.physics.coldstart import init_us, stage_us, transfer_us
-from atoll.physics.execution import execution_us
 from orchestrator.core import movements, sitings, turnover, wishes, worth
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.demand import PutDemand
@@ -233,10 +232,10 @@ def _weigh(ctx: Context, model_id: ModelId, typical: _Typical) -> None:
     if model is None or not ctx.demand.asked_for(model_id):
         return
     need = sitings.need_bytes(model)
-    fitting = [gpu for gpu in ctx.columns.gpu_types if gpu.memory_bytes >= need]
-    if not fitting:
+    by_type = zip(ctx.columns.gpu_types, ctx.estimator.executions(model).by_type_us, strict=True)
+    executions = sorted([execution_us for gpu, execution_us in by_type if gpu.memory_bytes >= need])
+    if not executions:
         return
-    executions = sorted(execution_us(model, model.default_shape, gpu, model.precision) for gpu in fitting)
     floor_us = ctx.policy.residency_floor_us_per_hour
     ctx.residency.offers[model_id] = worth.offer(
         rate_milli=ctx.demand.rate_per_hour_milli(model_id),

@@ -125,12 +125,11 @@ def times(ctx: Context, model: ModelSpec, column: Column) -> Times:
 def in_order(ctx: Context, model: ModelSpec, pools: Ints, taken: Counter[str]) -> list[int]:
     """Pools by cost; a region that holds `taken` copies counts so many times slower. Ties go by name, which is the order of pools."""
     columns = ctx.columns
-    by_type = [execution_us(model, model.default_shape, gpu, model.precision) for gpu in columns.gpu_types]
     fetch_us = ctx.estimator.ways(model).us.copy()
     for index in columns.where.by_model.get(model.model_id, ()):
         if model.model_id in columns.columns[index].disk:
             fetch_us[index] = 0
-    executing_us = ctx.estimator.factors(model).times(Component.EXECUTION, np.array(by_type or [0], dtype=np.int64)[columns.gpu])
+    executing_us = ctx.estimator.factors(model).times(Component.EXECUTION, ctx.estimator.executions(model).by_pool_us)
     cost_us = executing_us + fetch_us // _USES
     if taken:
         cost_us = cost_us * np.array([1 + taken[region] for region in columns.regions], dtype=np.int64)

@@ -46,6 +46,7 @@ _MEAN_FROM: Final = 8
 _PAIRS_MIN: Final = 32
 _PAIRS_MAX: Final = 512
 LEVELS: Final = tuple(Level)
+_OF_MODELS: Final = frozenset({Level.MODEL_GPU_TYPE, Level.MODEL_SITE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +108,7 @@ class Corrections:
         self.mixed = 0
         # By level, in the order of the tables, so that a restored one takes them up in the same order.
         self._changed: dict[Level, dict[CellKey, None]] = {level: {} for level in Level}
-        self._sites: dict[ModelId, dict[SiteId, None]] = {}  # where a model has a cell of its own
+        self._own: dict[tuple[Level, str], dict[CellKey, None]] = {}  # by model, at the levels of single ones
 
     # --- asking --------------------------------------------------------------------------------------------------------------
 
@@ -124,9 +125,10 @@ class Corrections:
         """What an expected time is multiplied by, as a log."""
         return clipped(self.published_log(place) + self.mean_log)
 
-    def sites_of(self, model_id: ModelId) -> list[SiteId]:
-        """Sites at which a model has a cell of its own."""
-        return list(self._sites.get(model_id, ()))
+    def own_of(self, level: Level, model_id: ModelId) -> list[tuple[str, int]]:
+        """What a model's own cells of a level have published, by the GPU types or sites that they are of."""
+        table, own = self.tables[level], self._own.get((level, model_id), ())
+        return [(key[1], published) for key in own if (published := table[key].published_log)]
 
     def widened_log(self, site_id: SiteId) -> int:
         """By how much the P90 of a site is wider while a change of it is young."""
@@ -244,18 +246,18 @@ class Corrections:
         return cell
 
     def _index(self, level: Level, key: CellKey) -> None:
-        if level is Level.MODEL_SITE:
-            self._sites.setdefault(ModelId(key[0]), {})[SiteId(key[1])] = None
+        if level in _OF_MODELS:
+            self._own.setdefault((level, key[0]), {})[key] = None
 
     def _drop(self, level: Level, key: CellKey) -> Cell:
         """Take a cell out of its table and of what refers to it."""
         cell = self.tables[level].pop(key)
         self._changed[level].pop(key, None)
-        if level is Level.MODEL_SITE:
-            model_id = ModelId(key[0])
-            del self._sites[model_id][SiteId(key[1])]
-            if not self._sites[model_id]:
-                del self._sites[model_id]
+        own = self._own.get((level, key[0]))
+        if own is not None:
+            del own[key]
+            if not own:
+                del self._own[level, key[0]]
         return cell
 
     def trim(self) -> list[tuple[Level, CellKey, Cell]]:
@@ -290,7 +292,7 @@ class Corrections:
                 effect = 0
             if abs(effect - cell.published_log) > STEP or (forgotten and cell.published_log):
                 cell.published_log = effect
-                if level in {Level.MODEL_GPU_TYPE, Level.MODEL_SITE}:
+                if level in _OF_MODELS:
                     models.add(ModelId(key[0]))
                 else:
                     shared = True
@@ -330,7 +332,7 @@ class Corrections:
         taken: list[LearnedCell] = []
         for level, table in self.tables.items():
             items = list(table.items())
-            if leaves_max is not None and level in {Level.MODEL_GPU_TYPE, Level.MODEL_SITE}:
+            if leaves_max is not None and level in _OF_MODELS:
                 items = items[max(len(items) - leaves_max, 0) :]
             taken.extend(cell.take(key) for key, cell in items)
         return LearnedComponent(

@@ -55,13 +55,14 @@ class Factors:
 class PoolFactors:
     """The arrays of one fleet."""
 
-    __slots__ = ("_base", "_base_of", "_book", "_by_gpu_type", "_by_site", "_kept", "_layout")
+    __slots__ = ("_base", "_base_of", "_book", "_by_gpu_type", "_by_site", "_kept", "_layout", "_unlearned")
 
     def __init__(self, book: Book) -> None:
         self._book = book
         self._layout: Sequence[HasPool] = ()
         self._base_of = -1
         self._base: dict[Component, Ints] = {}
+        self._unlearned: dict[Component, Ints] = {}  # the factors of models of which nothing of their own is known
         self._by_site: dict[SiteId, list[int]] = {}
         self._by_gpu_type: dict[GpuTypeId, Ints] = {}
         self._kept: dict[tuple[ModelId, Component], tuple[int, Ints]] = {}  # with the version that they are of
@@ -77,6 +78,7 @@ class PoolFactors:
             self._lay_out(columns)
         if self._base_of != self._book.shared_version:
             self._base = {name: self._shared(one) for name, one in self._book.components.items()}
+            self._unlearned = {name: _factor(self._base[name], one) for name, one in self._book.components.items()}
             self._base_of = self._book.shared_version
         return Factors(milli={name: self._kept_or_own(model_id, name) for name in components})
 
@@ -88,7 +90,7 @@ class PoolFactors:
         if len(self._kept) * max(len(self._layout), 1) * 8 >= _KEPT_BYTES:
             self._kept.clear()
         if self._book.learning:
-            milli = self._own(self._book.components[component], self._base[component], model_id)
+            milli = self._own(self._book.components[component], component, model_id)
         else:
             milli = np.full(len(self._layout), 1_000, dtype=np.int64)
         self._kept[model_id, component] = version, milli
@@ -118,18 +120,23 @@ class PoolFactors:
                 logs[row] += cell.published_log
         return logs
 
-    def _own(self, one: Corrections, base: Ints, model_id: ModelId) -> Ints:
-        logs = base.copy()
-        by_type = one.tables[Level.MODEL_GPU_TYPE]
-        for gpu_type, rows in self._by_gpu_type.items():
-            cell = by_type.get((model_id, gpu_type))
-            if cell is not None:
-                logs[rows] += cell.published_log
-        for site_id in one.sites_of(model_id):
-            cell = one.tables[Level.MODEL_SITE][model_id, site_id]
-            for row in self._by_site.get(site_id, ()):
-                logs[row] += cell.published_log
-        return millis(_clipped(_clipped(logs) + one.mean_log))
+    def _own(self, one: Corrections, component: Component, model_id: ModelId) -> Ints:
+        by_type, by_site = one.own_of(Level.MODEL_GPU_TYPE, model_id), one.own_of(Level.MODEL_SITE, model_id)
+        if not by_type and not by_site:
+            return self._unlearned[component]
+        logs = self._base[component].copy()
+        for gpu_type, published_log in by_type:
+            rows = self._by_gpu_type.get(GpuTypeId(gpu_type))
+            if rows is not None:
+                logs[rows] += published_log
+        for site_id, published_log in by_site:
+            for row in self._by_site.get(SiteId(site_id), ()):
+                logs[row] += published_log
+        return _factor(logs, one)
+
+
+def _factor(logs: Ints, one: Corrections) -> Ints:
+    return millis(_clipped(_clipped(logs) + one.mean_log))
 
 
 def _clipped(logs: Ints) -> Ints:

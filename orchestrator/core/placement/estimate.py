@@ -31,7 +31,7 @@ from orchestrator.core.placement.registry import EXECUTION, OUTPUT, Still, still
 from orchestrator.core.placement.rows import BARE, COLD, FETCH_MAX_US, NO_BUDGET, READY, Bools, Fix, Ints
 from orchestrator.core.placement.sets import transfer_us
 from orchestrator.core.placement.sources import Sources, Ways
-from orchestrator.core.placement.standing import Standing, Standings
+from orchestrator.core.placement.standing import Executions, Standing, Standings
 from orchestrator.core.placement.terms import money, risk
 
 # Estimates kept, in bytes: 15 KB a class at 36 sites, 1.5 MB at 3,600. Beyond it the oldest is computed again when asked for.
@@ -287,6 +287,10 @@ class Estimator:
         fix[:, Fix.PEERS] = 0 if ways.peers is None else _rows(np.asarray((ways.peers >= 0).any(axis=1), dtype=np.bool_), kinds)
         fix[:, Fix.CROWD] = _rows(ways.us // weight_milli * 1_000, kinds)
         fix[:, Fix.LEAVING] = _rows(self._sources.price_us(ways) * 1_000 // weight_milli, kinds)
+
+    def executions(self, model: ModelSpec) -> Executions:
+        """Of a model in its default shape, without what was learned."""
+        return self._standings.executions(model, model.default_shape, model.precision)
 
     def factors(self, model: ModelSpec) -> Factors:
         """What was learned of the model in each pool."""

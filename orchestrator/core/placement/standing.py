@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -50,6 +50,13 @@ class Standing:
     hashes: Ints
 
 
+class Executions(NamedTuple):
+    """Microseconds, for each of the fleet's GPU types and for each pool."""
+
+    by_type_us: tuple[int, ...]
+    by_pool_us: Ints
+
+
 class Standings:
     """Computes them for one fleet. What classes have in common is computed once for all of them, while the layout and the links stand."""
 
@@ -60,7 +67,7 @@ class Standings:
         self._links = links
         self._layout = -1
         self._hashes: dict[ModelId, Ints] = {}
-        self._executions: dict[tuple[Likeness, Shape, Precision, int], Ints] = {}
+        self._executions: dict[tuple[Likeness, Shape, Precision, int], Executions] = {}
         self._transfers: dict[tuple[int, int, SiteId | None], Transfers] = {}
         self._names: list[bytes] = []  # of pools
         self._preemptions: Ints = np.zeros(0, dtype=np.int64)
@@ -80,7 +87,7 @@ class Standings:
         return Standing(
             layout=columns.layout,
             model=model,
-            execution_us=self._execution_us(key, model),
+            execution_us=self.executions(model, key.shape, key.precision, key.gang_size).by_pool_us,
             input_us=input_us,
             output_us=output_us,
             egress_usd_micros=egress_usd_micros,
@@ -97,13 +104,15 @@ class Standings:
         hazards = [column.site.record.spec.preemptions_per_million_gpu_hours for column in columns]
         self._preemptions = np.array(hazards, dtype=np.int64)
 
-    def _execution_us(self, key: ClassKey, model: ModelSpec) -> Ints:
+    def executions(self, model: ModelSpec, shape: Shape, precision: Precision, gang_size: int = 1) -> Executions:
         """By the physics, which knows fewer models than the catalogue."""
-        columns, alike = self._columns, (likeness(model), key.shape, key.precision, key.gang_size)
+        columns, alike = self._columns, (likeness(model), shape, precision, gang_size)
+        if self._layout != columns.layout:
+            self._lay_out()
         known = self._executions.get(alike)
         if known is None:
-            by_type = [execution_us(model, key.shape, gpu, key.precision, gang_size=key.gang_size) for gpu in columns.gpu_types]
-            known = np.array(by_type or [0], dtype=np.int64)[columns.gpu]
+            by_type = tuple([execution_us(model, shape, gpu, precision, gang_size=gang_size) for gpu in columns.gpu_types])
+            known = Executions(by_type, np.array(by_type or (0,), dtype=np.int64)[columns.gpu])
             _keep(self._executions, alike, known, len(columns.columns))
         return known
 
