@@ -83,7 +83,8 @@ def tell_rows(out: Ints, still: Ints, pools: int, rows: Ints, layout: Ints, figu
         line[0] = out[row, _TOTAL]
         line[1] = 0 if out[row, _STATE] == _BINDABLE else out[row, _WAIT]
         line[2], line[3] = kind == COLD, 0
-        terms[:] = still[row]
+        for which in range(last + 1):
+            terms[which] = still[row, which]
         for which in range(last + 1):
             if layout[_MOVING, which] < 0:
                 break

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from atoll.model.limits import FETCH_SOURCES_MAX
-from orchestrator.core.placement.machine_code import COMPILED, jit
+from orchestrator.core.placement.machine_code import COMPILED, jit_making_tables
 from orchestrator.core.placement.rows import FETCH_MAX_US, Ints
 
 # A rate of 0 would divide by zero; a byte per second says "never" as well.
@@ -62,7 +62,7 @@ def cheapest(alone_us: Ints, offers: Offers, size: int, ingress: Ints, peer_mill
     return best
 
 
-@jit
+@jit_making_tables
 def cheapest_rows(table: Ints, size: int, ingress: Ints, peer_milli: Ints, cost_us: Ints, us: Ints, members: Ints) -> None:
     """Fills `cost_us`, `us` and `members` where a set costs less than what is there. `table`: offers in order, as columns."""
     top, who = np.zeros(_MOST, dtype=np.int64), np.zeros(_MOST, dtype=np.int64)
