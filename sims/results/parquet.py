@@ -58,6 +58,7 @@ class Metadata:
     fleet: str
     synthetic: bool  # figures of the fleet are invented
     load_milli: int = 0  # 0: as the trace has it
+    fastest_load_milli: int = 0  # the same work, each job on the fastest GPUs, as a share of all GPUs alike
     warm_up_us: int = 0  # what arrives before is no part of any figure
     simulated_us: int = 0
     wall_us: int = 0

@@ -38,6 +38,11 @@ class IdealJob:
     gang_size: int = 1
     due_us: int = 0
 
+    @property
+    def gpu_us(self) -> tuple[tuple[str, int], ...]:
+        """What it takes of GPUs, by type: jobs of which this is equal are one class of work."""
+        return tuple((name, took_us * self.gang_size) for name, took_us in self.execution_us.items())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdealRun:

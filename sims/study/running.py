@@ -136,6 +136,7 @@ def metadata_of(study: Study, run: Run) -> Metadata:
         fleet=study.fleet,
         synthetic=any(site.synthetic for site in study.scenario.sites),
         load_milli=run.load_milli,
+        fastest_load_milli=study.trace.fastest_milli(run.load_milli),
         warm_up_us=study.warm_up.of(study.trace.span_us(run.load_milli)),
         sites=tuple(
             SitePlace(

@@ -35,6 +35,13 @@ def _reckoner(world: HiddenWorld | None = None) -> Reckoner:
     return Reckoner(FLEET.sites, PACKAGED.gpus, MODELS, world)
 
 
+def _rate(pool: str, gang_size: int) -> float:
+    """Jobs of this test a microsecond for each GPU that a pool has."""
+    reckoner = _reckoner()
+    took_us = reckoner.job(_jobs(1, "flux.1-dev", gang_size)[0]).execution_us.get(pool, 0)
+    return gang_size * reckoner.slots[pool] / (took_us * gang_size) if took_us else 0.0
+
+
 @pytest.mark.parametrize("gang_size", [1, 4])
 def test_each_job_counts_at_its_fastest_and_once_for_each_of_its_gpus(gang_size: int) -> None:
     assert FLEET is not None
@@ -49,8 +56,18 @@ def test_each_job_counts_at_its_fastest_and_once_for_each_of_its_gpus(gang_size:
     found = measured(_jobs(11, "flux.1-dev", gang_size), _reckoner())
     slots = sum(pool.slots for site in FLEET.sites for pool in site.pools)
     assert found == Measured(
-        jobs=11, last_us=10 * SECOND, work_us=11 * fastest_us * gang_size, due_us=found.due_us, most_due_us=found.due_us, slots=slots
+        jobs=11,
+        last_us=10 * SECOND,
+        busy_us=found.busy_us,
+        work_us=11 * fastest_us * gang_size,
+        due_us=found.due_us,
+        most_due_us=found.due_us,
+        slots=slots,
     )
+    # GPUs on which it takes longer add less than those that are fastest, and more than nothing.
+    assert found.work_us / slots < found.busy_us
+    assert found.busy_us == pytest.approx(11 * gang_size / sum(_rate(name, gang_size) for name in _reckoner().slots), rel=2e-3)
+    assert found.fastest_milli(500) == found.work_us * 500 // (found.busy_us * slots)
     reference_us = execution_us(model, model.default_shape, PACKAGED.gpus[GpuTypeId(REFERENCE_GPU)], model.precision, gang_size=gang_size)
     assert found.due_us == due_us(reference_us)
 
@@ -96,7 +113,7 @@ def test_a_trace_must_last_longer_than_its_jobs_may() -> None:
     assert trace.due_us > 10 * trace.most_due_us
     copies = trace.copies_for(500)
     assert copies * trace.span_us(500) >= 4 * trace.most_due_us > (copies - 1) * trace.span_us(500)
-    assert replace(trace, work_us=trace.work_us * copies).copies_for(500) == 1
+    assert replace(trace, busy_us=trace.busy_us * copies).copies_for(500) == 1
 
 
 def test_no_load_is_made_of_nothing() -> None:

@@ -72,6 +72,7 @@ def plain(comparison: Comparison) -> dict[str, Any]:
             "policy_digest": run.metadata.policy_digest,
             "seed": run.metadata.seed,
             "load_milli": run.metadata.load_milli,
+            "fastest_load_milli": run.metadata.fastest_load_milli,
             "folder": str(run.result.folder),
             "figures": asdict(run.figures),
             "metrics": dict(run.metrics),
