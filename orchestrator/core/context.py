@@ -6,7 +6,7 @@ Decides nothing about the fleet; collects effects in order.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Final
@@ -193,4 +193,5 @@ def with_attempt(job: Job, attempt: Attempt) -> tuple[Attempt, ...]:
 
 def put_attempt(entry: JobEntry, attempt: Attempt) -> None:
     """Show an attempt's present state in its job."""
-    entry.job = replace(entry.job, attempts=with_attempt(entry.job, attempt))
+    job = entry.job
+    entry.job = job.decided(job.state, with_attempt(job, attempt), job.deferral)

@@ -40,18 +40,25 @@ class Line(NamedTuple):
     jobs: int
     work_us: int  # all of them
     passing_us: int  # and others, who pass by
-    each_us: int  # one job of the class that asks; the next finds loaded what this one loads
 
 
-def line_at(queue: Queue, board: Board, patient: int, key: ClassKey, bound: int | None = None) -> Line:
-    """The line of other classes at the busy place of a row, which its own work makes up: twenty films before a picture are twenty films.
-    `bound`: the row that can be had now."""
+_NO_LINE: Final = Line(jobs=0, work_us=0, passing_us=0)
+
+
+def each_us(board: Board, row: int, key: ClassKey, bound: int | None = None) -> int:
+    """By how much one job of a class that waits for a row puts off the next, which finds loaded what this one loads. `bound`: the row that
+    can be had now."""
+    return max(board.estimate.execution_us.item(row) * key.gang_size // _serving(board, row, key, bound).slots, 1)
+
+
+def line_at(queue: Queue, board: Board, patient: int, key: ClassKey) -> Line:
+    """The line of other classes at the busy place of a row, which its own work makes up: twenty films before a picture are twenty
+    films."""
     pool, column, known = patient % board.pools, board.column(patient), queue.classes.get(key)
     loading = queue.resting.before(pool, key, known, cold=True)
     ready = queue.resting.before(pool, key, known, cold=False)
-    each_us = board.estimate.execution_us.item(patient) * key.gang_size // _serving(board, patient, key, bound).slots
     if not loading and not ready:
-        return Line(jobs=0, work_us=0, passing_us=0, each_us=max(each_us, 1))
+        return _NO_LINE
     jobs = sum([line.jobs for line in loading])
     work_us = sum([line.slot_us() for line in loading])
     if board.is_cold(patient):
@@ -60,13 +67,13 @@ def line_at(queue: Queue, board: Board, patient: int, key: ClassKey, bound: int 
         left = slots.count(0)
         # Those whose model is nowhere wait for the slots for which nobody rests whose model is there; where there are none, for ageing.
         passing_us = 0 if left else min(*slots, queue.ageing_us)
-        return Line(jobs=jobs, work_us=work_us * len(slots) // (left or len(slots)), passing_us=passing_us, each_us=max(each_us, 1))
+        return Line(jobs=jobs, work_us=work_us * len(slots) // (left or len(slots)), passing_us=passing_us)
     if ready:
         others = _Brought(ready, besides=ReplicaKey(key.model_id, key.gang_size))
         own_jobs, own_us = others.own
         work_us += _filled([others.to(column, where) for where in _those_with(board, patient, key)], own_us)
         jobs += own_jobs + others.jobs
-    return Line(jobs=jobs, work_us=work_us, passing_us=0, each_us=max(each_us, 1))
+    return Line(jobs=jobs, work_us=work_us, passing_us=0)
 
 
 class _Brought:

@@ -5,7 +5,7 @@ Decides where waiting ends to pay. Must not change the queue or the fleet.
 
 from __future__ import annotations
 
-from orchestrator.core.lines import line_at
+from orchestrator.core.lines import each_us, line_at
 from orchestrator.core.placement.choose import Board
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.queue import Queue
@@ -20,6 +20,6 @@ def patience(queue: Queue, board: Board, bound: int, patient: int | None, key: C
     gain_us = board.gain_us(bound, patient) if patient is not None else 0
     if patient is None or gain_us <= 0:
         return 0
-    line = line_at(queue, board, patient, key, bound)
+    line = line_at(queue, board, patient, key)
     left_us = gain_us - line.work_us - line.passing_us
-    return left_us // line.each_us + 1 if left_us >= 0 else 0
+    return left_us // each_us(board, patient, key, bound) + 1 if left_us >= 0 else 0

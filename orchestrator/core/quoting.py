@@ -17,7 +17,7 @@ from atoll.model.placement import Reason, is_lasting
 from atoll.model.quote import Eta, PlaceView, Quote, Verdict
 from orchestrator.core import claims, etas, jobs, lending, promises
 from orchestrator.core.context import Context
-from orchestrator.core.lines import line_at
+from orchestrator.core.lines import each_us, line_at
 from orchestrator.core.outputs import Refusal, RefusalCode
 from orchestrator.core.patience import patience
 from orchestrator.core.placement.advice import shortfall
@@ -251,12 +251,12 @@ def _where(ctx: Context, asked: _Asked, board: Board) -> tuple[int | None, Verdi
 
 def _turn_us(ctx: Context, asked: _Asked, board: Board, row: int) -> int:
     """What those before it add that rest for the same place: in the queue as a whole more may be before it, for other places."""
-    line = line_at(ctx.queue, board, row, asked.key, board.bound)
+    line = line_at(ctx.queue, board, row, asked.key)
     if asked.first and claims.is_at(ctx, asked.key, board, row):
         return 0  # the block is kept for it, whoever else waits
     known = ctx.queue.classes.get(asked.key)
     alike = asked.alike if known is not None and known.resting else 0
-    jobs, work_us = line.jobs + alike, line.work_us + alike * line.each_us
+    jobs, work_us = line.jobs + alike, line.work_us + alike * each_us(board, row, asked.key, board.bound)
     return line.passing_us + (work_us * min(asked.ahead, jobs) // jobs if jobs else 0)
 
 

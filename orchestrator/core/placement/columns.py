@@ -35,7 +35,7 @@ REASONS: Final[tuple[Reason | None, ...]] = (None, *Reason)
 REASON_CODE: Final = {reason: code for code, reason in enumerate(REASONS) if reason is not None}
 _NEVER: Final = 2**62
 # As plain integers: a member of an IntEnum costs a look-up each time, and these are written at every decision.
-_FREE, _SOONEST, _WHOLE = int(Dyn.FREE), int(Dyn.SOONEST), int(Dyn.WHOLE)
+_FREE, _SOONEST, _WHOLE, _ACCEPTING = int(Dyn.FREE), int(Dyn.SOONEST), int(Dyn.WHOLE), int(Dyn.ACCEPTING)
 
 
 class Columns:
@@ -86,7 +86,7 @@ class Columns:
 
     def accepting_at(self, index: int) -> bool:
         """Whether the site of this pool takes new work."""
-        return bool(self.dyn[index, Dyn.ACCEPTING])
+        return self.dyn.item(index, _ACCEPTING) != 0
 
     def after(self, place: tuple[SiteId, PoolId] | None) -> int:
         """The number of the pool whose names follow those of a place that was, or still is; 0 after the last."""
