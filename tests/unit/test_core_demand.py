@@ -60,6 +60,18 @@ def test_a_rush_moves_the_ten_minutes_first_and_the_week_hardly() -> None:
     assert days < 10_000
 
 
+def test_what_is_told_is_half_the_minutes_three_tenths_the_hours_and_a_fifth_the_week() -> None:
+    found = demand()
+    rush_us = 7 * DAY + HOUR
+    steady(found, 6, 7 * DAY)
+    steady(found, 600, rush_us, from_us=7 * DAY)
+    for later_us in (0, 15 * MINUTE, 2 * HOUR, 3 * DAY):
+        found.refresh(M, rush_us + later_us)
+        minutes, hours, days = found.averages_per_hour_milli(M, rush_us + later_us)
+        mixed, told = (5 * minutes + 3 * hours + 2 * days) // 10, found.rate_per_hour_milli(M)
+        assert abs(told - mixed) <= max(told, mixed) / 8 + 2, (later_us, minutes, hours, days)
+
+
 def test_the_prior_fades_when_nobody_asks() -> None:
     found = demand()
     rates = []

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from atoll.model.ids import GpuTypeId, ModelId, SiteId
-from atoll.model.learned import Component, Level
+from atoll.model.learned import TOTAL, WAIT, Component, Level
 from atoll.model.limits import PREDICTED_US_MAX
 from orchestrator.core.learning import corrections
 from orchestrator.core.learning.book import Book, restored
@@ -62,6 +62,40 @@ def test_hidden_factors_of_sites_are_found(seed: int) -> None:
     assert abs(statistics.median(last)) <= 0.02
     (gate,) = [gate for gate in calibration(world.book).gates if gate.name == EXECUTION]
     assert gate.passed
+
+
+@pytest.mark.parametrize(
+    ("median", "within", "of", "passed"),
+    [
+        (0.04, 180, 200, True),
+        (-0.04, 180, 200, True),
+        (0.06, 180, 200, False),
+        (-0.06, 180, 200, False),
+        (0.0, 172, 200, False),
+        (0.0, 176, 200, True),
+        (0.0, 184, 200, True),
+        (0.0, 188, 200, False),
+        (0.0, 171, 190, False),
+    ],
+)  # fmt: skip
+def test_a_gate_holds_within_a_twentieth_of_the_median_and_three_points_of_the_coverage(
+    median: float, within: int, of: int, passed: bool
+) -> None:
+    """Errors of 10 % around the median; so many within their P90, of enough attempts or too few."""
+    book = Book()
+    chance = random.Random(1)
+    for judged in (book.components[EXECUTION].gate, book.quotes.gate, book.waits.gate):
+        for number in range(of // 2):
+            off = abs(chance.gauss(0, 0.1))
+            for nats in (median - off, median + off):
+                judged.add(round(nats / math.log(2) * ONE))
+            judged.cover(2 * number < within)
+            judged.cover(2 * number + 1 < within)
+    gates = {gate.name: gate for gate in calibration(book).gates}
+    for name in (EXECUTION, TOTAL, WAIT):
+        gate = gates[name]
+        assert gate.median_milli == pytest.approx(1_000 * median, abs=8)
+        assert (gate.coverage_milli, gate.enough, gate.passed) == (within * 1_000 // of, of >= 200, passed), gate
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
