@@ -38,6 +38,8 @@ from atoll.model.job import Job, JobState
 # Work on a link is counted in floats of microseconds: what they lose over a run, in parts of what was carried, and for short runs.
 _LOST_PARTS: Final = 1e-9
 _LOST_US: Final = 1.0
+# An answer, and an end that all may see, wait for the commit of their step, and before it for the one in flight.
+_COMMITS_MOST: Final = 2
 
 
 class NotConserved(AtollError):  # noqa: N818 - it names what was found, not what went wrong in finding it
@@ -83,13 +85,17 @@ class _SiteBooks:
 
 
 class Ledger:
-    """The books of one run. `now` says what time it is."""
+    """The books of one run. `now` says what time it is, `commit_us` how long a commit takes."""
 
-    def __init__(self, now: Callable[[], int]) -> None:
+    def __init__(self, now: Callable[[], int], commit_us: int = 0) -> None:
         self._now = now
+        self._commit_us = commit_us
         self._sites: dict[SiteId, _SiteBooks] = {}
         self._began_us: dict[SiteId, int] = {}
-        self._accepted: set[JobId] = set()  # and not ended
+        self._accepted: dict[JobId, int] = {}  # and not ended; since when
+        # Job-microseconds: of the number of jobs in the fleet over time, and of the times that those that ended say they were in it.
+        self._present_us = self._stayed_us = 0
+        self._counted_us = 0
         self.accepted = self.refused = 0
         self.ended: Counter[JobState] = Counter()
 
@@ -101,14 +107,23 @@ class Ledger:
             self.refused += 1
             return
         _must(job_id not in self._accepted, "a job is accepted once", job_id)
+        self._count()
         self.accepted += 1
-        self._accepted.add(job_id)
+        self._accepted[job_id] = self._counted_us
 
     def published(self, job: Job) -> None:
         """A job has ended, for all to see."""
         _must(job.job_id in self._accepted, "a job that ends was accepted, and ends once", (job.job_id, job.state))
-        self._accepted.discard(job.job_id)
+        self._count()
+        del self._accepted[job.job_id]
         self.ended[job.state] += 1
+        self._stayed_us += job.ended_us - job.accepted_us
+
+    def _count(self) -> None:
+        """So many jobs there were since the last of them came or went."""
+        now_us = self._now()
+        self._present_us += len(self._accepted) * (now_us - self._counted_us)
+        self._counted_us = now_us
 
     # --- sites -----------------------------------------------------------------------------------------------------------------
 
@@ -248,8 +263,9 @@ class Ledger:
         adds up."""
         left = set(pending)
         _must(arrived == self.accepted + self.refused, "jobs that arrived were accepted or refused", (arrived, self.accepted, self.refused))
-        _must(left == self._accepted, "a job that was accepted ended, or is pending", left ^ self._accepted)
+        _must(left == self._accepted.keys(), "a job that was accepted ended, or is pending", left ^ self._accepted.keys())
         _must(self.accepted == sum(self.ended.values()) + len(left), "accepted jobs add up", (self.accepted, self.ended, len(left)))
+        self._little()
         now_us = self._now()
         capacity_us = sum(len(books.gpus) * (now_us - self._began_us[site_id]) for site_id, books in self._sites.items())
         _must(sum(self.gpu_us().values()) == capacity_us, "GPU-seconds add up to those there were", (self.gpu_us(), capacity_us))
@@ -262,3 +278,14 @@ class Ledger:
                     "what left a link came",
                     (site_id, carried_us, came_us),
                 )
+
+    def _little(self) -> None:
+        """L = lambda W, times the length of the run: job-seconds counted by the clock are those that jobs were there, one by one.
+
+        Of those that are pending it is the time so far; of the others their own record, which all may see by a commit or two later.
+        """
+        self._count()
+        so_far_us = sum(self._counted_us - since_us for since_us in self._accepted.values())
+        beyond_us = self._present_us - self._stayed_us - so_far_us
+        most_us = _COMMITS_MOST * self._commit_us * sum(self.ended.values())
+        _must(abs(beyond_us) <= most_us, "as many jobs are there as come, times how long they stay", (self._present_us, beyond_us, most_us))

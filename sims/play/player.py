@@ -102,7 +102,7 @@ class Player:
         )
         peers.gave = self._collector.gave
         one_way_us = scenario.one_way_us()
-        self.ledger = Ledger(self.timeline.now_us)
+        self.ledger = Ledger(self.timeline.now_us, scenario.commit_us)
 
         def build(site: PlayedSite) -> Plant:
             held = scenario.beginning.holdings.get(site.spec.site_id)

@@ -72,10 +72,25 @@ def test_a_job_of_which_nobody_tells_the_end_is_missed() -> None:
         player.play()
 
 
+@pytest.mark.parametrize("beyond_us", [-1_000_000, 1_000_000])
+def test_a_job_that_says_it_was_there_longer_or_shorter_than_it_was_is_found(beyond_us: int) -> None:
+    """Little's law. A second is far more than the commits of twenty jobs may hide."""
+    player = Player(three_sites(), list(mixed(20)), Rows())
+    published = player._published
+
+    def wrong(job: Job) -> None:
+        over = job.job_id == "j000000007" and job.ended_us
+        published(replace(job, ended_us=job.ended_us + beyond_us) if over else job)
+
+    player.brain._published = wrong
+    with pytest.raises(NotConserved, match="as many jobs are there as come, times how long they stay"):
+        player.play()
+
+
 def test_a_job_ends_once_and_not_before_it_was_accepted() -> None:
     ledger = Ledger(Timeline().now_us)
     job = Job(
-        job_id=JobId("j"), spec=spec(), state=JobState.SUCCEEDED, idempotency_key="j", payload_digest="", request_id="", accepted_us=1
+        job_id=JobId("j"), spec=spec(), state=JobState.SUCCEEDED, idempotency_key="j", payload_digest="", request_id="", accepted_us=0
     )  # fmt: skip
     with pytest.raises(NotConserved, match="was accepted, and ends once"):
         ledger.published(job)

@@ -134,6 +134,7 @@ class _Asked:
 
 def _planned(study: Study, policy: str, asked: _Asked) -> tuple[Plan, int]:
     """What is run, and how many jobs are left out: no slot of these sites can run them, and live they would wait for one."""
+    from atoll.physics.memory import peak_bytes
     from sims.play.asking import Asking
     from sims.study.loads import at_load
     from sims.study.reckoning import Reckoner
@@ -141,19 +142,26 @@ def _planned(study: Study, policy: str, asked: _Asked) -> tuple[Plan, int]:
     scenario = replace(study.scenario, seed=asked.seed)
     asking = Asking(scenario.catalogue, scenario.sites)
     reckoner = Reckoner(scenario.sites, scenario.gpus, scenario.catalogue)
+    memory_bytes = {
+        f"{site.site_id}/{pool.pool_id}": pool.gpu_memory_bytes or scenario.gpus[pool.gpu_type].memory_bytes
+        for site in scenario.sites
+        for pool in site.pools
+    }
     models: dict[ModelId, ModelSpec] = {}
     adapters: dict[AdapterId, AdapterSpec] = {}
     jobs: list[tuple[TraceJob, JobSpec]] = []
     left_out = 0
     for job in at_load(study.source.jobs(), study.trace, asked.load_milli):
-        if not reckoner.job(job).execution_us:
-            left_out += 1
-            continue
         if len(jobs) == _JOBS_MOST:
             raise FieldError("TRACE", f"more than {_JOBS_MOST:,} jobs", "a shorter one: it is played with real processes")
         one = asking.asked(len(jobs), job)
-        models[one.model.model_id] = one.model
         adapters.update((adapter.adapter_id, adapter) for adapter in one.new_adapters)
+        of_adapters_bytes = sum(adapters[use.adapter_id].weights_bytes for use in job.adapters)
+        needed_bytes = one.model.resident_bytes + of_adapters_bytes + peak_bytes(one.model, one.submission.spec.shape)
+        if not any(memory_bytes[name] >= needed_bytes for name in reckoner.job(job).execution_us):
+            left_out += 1
+            continue
+        models[one.model.model_id] = one.model
         jobs.append((job, one.submission.spec))
     if not jobs:
         raise CliError("no job of the trace can run at these sites", code=Exit.USAGE)
