@@ -20,6 +20,7 @@ from orchestrator.core.learning.corrections import Place
 from orchestrator.core.learning.observation import COMPONENTS, Cut, is_cut, observed
 from orchestrator.core.learning.quotes import Completion
 from orchestrator.core.outputs import Done, EstimateShifted, JobPlaced, PutEstimates, RefusalCode
+from orchestrator.core.placement import rates
 from orchestrator.core.placement.registry import FETCH, QUEUE
 from orchestrator.core.state import LiveAttempt, Pool, Site
 
@@ -129,7 +130,9 @@ def _learn(ctx: Context, site: Site, live: LiveAttempt, state: AttemptState, tim
             _report(ctx, shift)
     if state is AttemptState.SUCCEEDED or (cut is not None and cut.lasted_us > 0):
         ctx.book.observe_total(_completion(live, model.modality, times, cut_us or ctx.now_us, at_least=cut is not None))
-    ctx.book.refresh(ctx.now_us)
+    if ctx.book.refresh(ctx.now_us):
+        # Each makes estimates be computed anew, and they correct each other: what is measured of rates counts when what is learned does.
+        rates.take(ctx.columns, ctx.state.sites.values())
     checkpoint = ctx.book.checkpoint(ctx.now_us)
     if checkpoint is not None:
         ctx.records.append(PutEstimates(estimates=checkpoint))

@@ -18,6 +18,7 @@ from orchestrator.core.context import Context
 from orchestrator.core.events import ResyncRequested, SiteConnected, SiteDisconnected, SiteReported
 from orchestrator.core.moves import Bettering
 from orchestrator.core.outputs import CloseSession, Refusal, RefusalCode
+from orchestrator.core.placement import rates
 from orchestrator.core.placement.column import Column, is_free
 from orchestrator.core.queue import NO_POOL
 from orchestrator.core.state import LiveAttempt, Node, Pool, Replica, ReplicaKey, Site, Slot
@@ -173,6 +174,7 @@ def reported(ctx: Context, event: SiteReported) -> None:
     site.reported = site.reported or report.full
     ctx.columns.refresh_site(site)
     if first:
+        rates.take(ctx.columns, (site,))
         ctx.queue.wake_all()
         bettered.site_better(ctx, site, Bettering.CONNECTED)
     _check_generation(ctx, site, report)

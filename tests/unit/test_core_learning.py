@@ -12,6 +12,7 @@ from atoll.model.audit import Severity
 from atoll.model.ids import AttemptKey, ChangeSeq, FleetId, ModelId, SiteId, Term
 from atoll.model.learned import Component, Estimates, Level
 from atoll.model.modelspec import Modality
+from atoll.model.report import RateFacts, SiteReport
 from atoll.model.site import SiteRuntime
 from orchestrator.core import events
 from orchestrator.core.durable import Stored
@@ -306,3 +307,25 @@ def test_an_attempt_that_outlives_a_restart_teaches_nothing_wrong() -> None:
     fleet.connect(fleet.agents[SiteId("a")].site)
     fleet.end_attempt("a", AttemptKey(job_id=attempt.key.job_id, ordinal=attempt.key.ordinal), times=PhaseTimes(run_us=SECOND))
     assert fleet.machine.context.book.components[EXECUTION].observations == 0
+
+
+def test_what_a_site_measured_counts_when_what_was_learned_does() -> None:
+    fleet = one_site()
+    (agent,) = fleet.agents.values()
+    disk_rate = fleet.machine.context.columns.disk_rate
+
+    def told(disk_bytes_per_s: int) -> None:
+        agent.report_seq += 1
+        generation, rates = agent.told[-1].generation, RateFacts(disk_bytes_per_s=disk_bytes_per_s)
+        report = SiteReport(seq=agent.report_seq, full=False, generation=generation, rates=rates)
+        fleet.happen(events.SiteReported(site_id=agent.site.site_id, session=agent.session, report=report))
+
+    declared = disk_rate.tolist()
+    told(GB // 3)
+    assert disk_rate.tolist() == declared
+    work(fleet, 1.0, gap_s=6.0)
+    work(fleet, 1.0)
+    assert set(disk_rate.tolist()) == {GB // 3}
+    told(GB // 3 + GB // 50)
+    work(fleet, 1.0)
+    assert set(disk_rate.tolist()) == {GB // 3}, "a tenth more or less is none"

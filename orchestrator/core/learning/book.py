@@ -130,11 +130,12 @@ class Book:
         self.waits.observe(key, predicted_us, actual_us, at_least=at_least)
         self.unsaved = True
 
-    def refresh(self, now_us: int) -> None:
-        """Publish what is due."""
+    def refresh(self, now_us: int) -> bool:
+        """Publish what is due. Whether corrections were."""
         if now_us - self.refreshed_us < min(REFRESH_US, _LOOK_US):
-            return  # asked at each event: counting the cells would cost more than most events do
-        if now_us - self.refreshed_us >= min(REFRESH_US * max(self.cells // _CELLS_EACH_REFRESH, 1), _LOOK_US):
+            return False  # asked at each event: counting the cells would cost more than most events do
+        due = now_us - self.refreshed_us >= min(REFRESH_US * max(self.cells // _CELLS_EACH_REFRESH, 1), _LOOK_US)
+        if due:
             self.refreshed_us = now_us
             moved = [one.refresh(now_us) for one in self.components.values() if one.stale or now_us - one.refreshed_us >= _LOOK_US]
             if any(one.shared for one in moved):
@@ -146,6 +147,7 @@ class Book:
             self.waits.refresh()
             if self.learning:
                 self.widths.refresh(self.quotes)
+        return due
 
     @property
     def cells(self) -> int:

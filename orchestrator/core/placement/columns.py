@@ -16,8 +16,9 @@ from atoll.model.gpu import GpuType
 from atoll.model.ids import AdapterId, GpuTypeId, ModelId, PoolId, SiteId
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason
+from atoll.model.report import RateFacts
 from atoll.model.site import SiteRuntime
-from orchestrator.core.placement import rooms
+from orchestrator.core.placement import rates, rooms
 from orchestrator.core.placement.closed import closed_reason
 from orchestrator.core.placement.code import CodeIndex
 from orchestrator.core.placement.column import Column, Free, free_bytes, is_free
@@ -161,6 +162,7 @@ class Columns:
         self.reason = np.full(count, REASON_CODE[Reason.NOT_CONNECTED], dtype=np.int64)
         self.gpu_types: list[GpuType] = []
         self._sites: dict[SiteId, tuple[object, ...]] = {}  # what each was when its columns were last written
+        self.rated: dict[SiteId, RateFacts] = {}
         self.site_ids = [column.site.site_id for column in self.columns]
         self.regions = [column.site.record.spec.region for column in self.columns]
 
@@ -207,8 +209,8 @@ class Columns:
             yield self.by_pool[(site.site_id, pool_id)]
 
     def refresh_site(self, site: Site) -> None:
-        """Whether the site takes new work, and its measured rates. Rates bump the version only when they moved by more than a tenth."""
-        told = site.connection, site.reported, site.record, site.hello, site.rates, site.fetches, site.copies, list(site.breakers.items())
+        """Whether the site takes new work, and what it is."""
+        told = site.connection, site.reported, site.record, site.hello, site.fetches, site.copies, list(site.breakers.items())
         if self._sites.get(site.site_id) == told:
             return
         self._sites[site.site_id] = told
@@ -225,10 +227,8 @@ class Columns:
             self.dyn[index, Dyn.FLOWS], self.dyn[index, Dyn.COPIES] = min(site.fetches, FLOWS_MAX), min(site.copies, FLOWS_MAX)
             self.lan_rate[index], self.wan_rate[index] = spec.lan_bytes_per_s, spec.wan_bytes_per_s
             self.reason[index] = REASON_CODE[closed or Reason.NO_SLOT]
-            for array, rate in zip((self.disk_rate, self.h2d_rate, self.origin_rate), column.rates(), strict=True):
-                if abs(int(array[index]) - rate) * 10 > int(array[index]):
-                    array[index] = max(rate, 1)
-                    self.version += 1
+            if not self.disk_rate[index]:
+                rates.take_of(self, column)
             if bool(self.simulated[index]) != simulated or bool(self.known[index]) != known:
                 self.simulated[index], self.known[index] = simulated, known
                 self.version += 1
