@@ -23,9 +23,9 @@ def parse_figure(text: str, unit: int, low: int, high: int) -> int | None:
     value = _EXACT.multiply(_EXACT.create_decimal(text), Decimal(unit))
     if not low <= value <= high:
         return None
-    result = int(value.to_integral_value(rounding=ROUND_HALF_EVEN, context=_EXACT))
-    # What is written as a little must not become nothing.
-    return result if result or not value else None
+    if 0 < abs(value) < 1:  # what is written as a little must not become nothing, nor more than it is
+        return None
+    return int(value.to_integral_value(rounding=ROUND_HALF_EVEN, context=_EXACT))
 
 
 def parse_whole(text: str, low: int, high: int) -> int | None:
@@ -44,7 +44,7 @@ def written(value: int, unit: int) -> str:
 
 
 def range_text(unit: int, low: int, high: int) -> str:
-    """How a range is told to a person."""
-    if low == 1 < unit:  # one byte of a figure in gigabytes: any positive number
-        return f"a number above 0, at most {written(high, unit)}"
+    """How a range is told to a person: what is less than one base unit, and not nothing, is outside of it."""
+    if low == 0 and unit > 1:
+        return f"0, or a number from {written(1, unit)} to {written(high, unit)}"
     return f"a number from {written(low, unit)} to {written(high, unit)}"

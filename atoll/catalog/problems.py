@@ -15,8 +15,8 @@ from atoll.model.errors import AtollError, FieldError, SourceError
 PROBLEMS_MAX: Final = 20
 # The variants of one GPU are this many.
 _MEANT_WORDS: Final = 3
-# So many known words are listed when none resembles the wrong one.
-_LISTED_WORDS: Final = 12
+# So many known words are listed when none resembles the wrong one: all terms of a cost, which are the most of anything short.
+_LISTED_WORDS: Final = 17
 
 
 class SourceErrors(AtollError):  # noqa: N818 - several SourceError in one

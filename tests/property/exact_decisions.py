@@ -127,7 +127,7 @@ def worst_tables(draw: st.DrawFn) -> tuple[Any, ...]:
     rates[Rate.BEGUN_WITHIN] = draw(st.sampled_from((NO_DEADLINE, 0, 1_000 * limits.DEADLINE_MS_MAX)))
     for rate, name, unit in (
         (Rate.EVICT_MILLI, "k_e_milli", 1_000), (Rate.FRAGMENT_MILLI, "fragmentation_milli", 1_000), (Rate.MONEY, "seconds_per_dollar", 0),
-        (Rate.LINK_MILLI, "link_milli", 0), (Rate.TARDY_MILLI, "tardy_milli", 0),
+        (Rate.LINK_MILLI, "link_milli", 0), (Rate.LINK_USED_MILLI, "link_used_milli", 0), (Rate.TARDY_MILLI, "tardy_milli", 0),
         (Rate.TIE_US, "tie_us", 0), (Rate.TIE_MILLI, "tie_milli", 0),
     ):  # fmt: skip
         figure = draw(st.sampled_from((getattr(Policy(), name), *BOUNDS[name])))

@@ -151,7 +151,7 @@ def policies(draw: st.DrawFn) -> Policy:
     """Each exchange rate at an end of its bounds, or as it is by default."""
     rates = (
         "seconds_per_dollar", "k_e_milli", "tardy_milli", "spread_milli", "hazard_per_million_hours", "load_failure_ppm", "link_milli",
-        "fragmentation_milli", "residence_ms", "last_copy_milli", "tie_us", "tie_milli", "launch_prior_per_hour_milli",
+        "link_used_milli", "fragmentation_milli", "residence_ms", "last_copy_milli", "tie_us", "tie_milli", "launch_prior_per_hour_milli",
     )  # fmt: skip
     usual = Policy()
     changes: dict[str, Any] = {name: draw(st.sampled_from((getattr(usual, name), *BOUNDS[name]))) for name in rates}

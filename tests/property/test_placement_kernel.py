@@ -81,7 +81,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
     node_rooms[:, Room.VICTIM + 1 : Room.KEPT_LEAST : 2] *= rng.choice([1, 10**6])
     fix[:, Fix.FETCH] //= rng.choice([1, 2**15])
     fix[:, Fix.PAY] //= rng.choice([1, 2**10])
-    rates[Rate.LINK_MILLI] = rng.choice([0, 100])
+    rates[Rate.LINK_MILLI], rates[Rate.LINK_USED_MILLI] = rng.choice([0, 100]), rng.choice([0, 500, 700])
     spots = rng.integers(0, 10**9, (draw(st.integers(0, 2 * pools)), len(Spot)))
     spots[:, Spot.POOL] = np.sort(rng.integers(0, pools, len(spots)))
     spots[:, Spot.NODE] = rng.integers(0, nodes, len(spots))

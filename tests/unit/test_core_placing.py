@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from atoll.model.attempt import AttemptState
 from atoll.model.ids import SiteId
 from atoll.model.job import JobState
+from atoll.model.quote import Quote
 from orchestrator.core import events
+from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.registry import TERM_NAMES
-from tests.unit.fleet_of_machines import BATCH, URGENT, Fleet, model, pool, site, spec
+from tests.unit.fleet_of_machines import BATCH, SECOND, URGENT, Fleet, model, pool, site, spec
 
 
 def _places(fleet: Fleet) -> Counter[str]:
@@ -48,6 +52,30 @@ def test_weights_on_disk_are_preferred_to_a_fetch() -> None:
     fleet.submit(spec())
     (job,) = fleet.jobs.values()
     assert job.attempts[0].site_id == "b"
+
+
+@pytest.mark.parametrize(
+    ("used_milli", "prices_s"),
+    [
+        pytest.param(0, (0, 1, 1.333, 1.5), id="from the first, unless a policy says otherwise"),
+        pytest.param(700, (0, 0, 0, 1.5), id="0.7: from the third"),
+        pytest.param(500, (0, 0, 1.333, 1.5), id="what is reached and not exceeded costs nothing"),
+    ],
+)
+def test_fetches_under_way_cost_a_tenth_of_their_delay_from_the_share_of_the_link_on_that_the_policy_says(
+    used_milli: int, prices_s: tuple[float, ...]
+) -> None:
+    """20 GB over 1 GB/s beside no, one, two and three others."""
+    found = []
+    for flows in range(len(prices_s)):
+        fleet = Fleet(site("a", pool("p", gpus=1)), models=(model("m", 20),), policy=Policy(link_used_milli=used_milli))
+        fleet.machine.context.state.sites[SiteId("a")].fetches = flows
+        fleet.machine.context.columns.flows_changed(fleet.machine.context.state.sites[SiteId("a")])
+        offer = fleet.machine.quote_job(spec(), fleet.now_us)
+        assert isinstance(offer, Quote) and offer.chosen is not None
+        assert offer.chosen.terms_us[TERM_NAMES.index("fetch")] == 20 * SECOND * (1 + flows)
+        found.append(offer.chosen.terms_us[TERM_NAMES.index("link")] / SECOND)
+    assert found == pytest.approx(prices_s, abs=0.001)
 
 
 def test_a_burst_is_spread_by_reservations_although_reports_are_stale() -> None:

@@ -55,7 +55,7 @@ def test_rows_of_a_sweep_that_nobody_knows_are_listed(tmp_path: Path, capsys: Sh
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (SWEEP_ROW.replace("5.999", "nan"), ":2: batch_latency_s is 'nan': expected a number above 0"),
+        (SWEEP_ROW.replace("5.999", "nan"), ":2: batch_latency_s is 'nan': expected a number from 0.000001 to "),
         (SWEEP_ROW.replace("8,4,2,1", "8,4,2,0"), ":2: batch is '0': expected a whole number from 1"),
         (SWEEP_ROW.replace("8,4,2", "-8,4,2"), ":2: num_gpus is '-8': expected a whole number from 1"),
         (SWEEP_ROW.replace("1024,1024", "1024,1e9"), ":2: height is '1e9': expected a whole number from 1"),

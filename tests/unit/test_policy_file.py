@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from orchestrator.core.placement.policies import DEFAULT, POLICIES
 from orchestrator.core.placement.policy import ALL_TERMS, BOUNDS, Eviction, Identity, Policy, Rule
 from orchestrator.core.placement.policy_file import differences, parse_policy, write_policy
 from orchestrator.core.placement.policy_settings import BY_FIELD, OTHER_KEYS, SETTINGS
+from orchestrator.core.placement.registry import TERMS
 from tests.unit.fleet_of_machines import GPUS
 
 Shown = pytest.CaptureFixture[str]
@@ -105,7 +107,7 @@ def test_a_written_file_says_of_every_figure_what_it_is_for_and_where_it_may_lie
     lines = write_policy(DEFAULT).splitlines()
     for setting in SETTINGS:
         (place,) = [number for number, line in enumerate(lines) if line.startswith(f"{setting.key}: ")]
-        assert lines[place - 1].startswith("# ") and ". Default " in lines[place - 1] and "; a" in lines[place - 1], lines[place - 1]
+        assert lines[place - 1].startswith("# ") and re.search(r"\. Default \S+; (a|0, or a) ", lines[place - 1]), lines[place - 1]
 
 
 def test_what_is_left_out_is_as_in_the_base() -> None:
@@ -124,19 +126,29 @@ def test_what_is_left_out_is_as_in_the_base() -> None:
         ("seconds_per_dollar: .nan", "own.yaml:3: seconds_per_dollar is '.nan': expected a whole number from 0 to 100000"),
         ("seconds_per_dollar: 1.5", "own.yaml:3: seconds_per_dollar is '1.5': expected a whole number from 0 to 100000"),
         ("seconds_per_dollar:", "own.yaml:3: seconds_per_dollar is 'nothing': expected a whole number from 0 to 100000"),
-        ("k_e: -1", "own.yaml:3: k_e is '-1': expected a number from 0 to 100"),
-        ("k_e: .inf", "own.yaml:3: k_e is '.inf': expected a number from 0 to 100"),
-        ("k_e: 0.0000001", "own.yaml:3: k_e is '0.0000001': expected a number from 0 to 100"),
-        ("tie_share: 1e30", "own.yaml:3: tie_share is '1e30': expected a number from 0 to 1"),
-        ("ageing_s: [1]", "own.yaml:3: ageing_s is 'a list': expected a number above 0, at most 604800"),
+        ("k_e: -1", "own.yaml:3: k_e is '-1': expected 0, or a number from 0.001 to 100"),
+        ("k_e: .inf", "own.yaml:3: k_e is '.inf': expected 0, or a number from 0.001 to 100"),
+        ("k_e: 0.00001", "own.yaml:3: k_e is '0.00001': expected 0, or a number from 0.001 to 100"),
+        ("tie_share: 0.0006", "own.yaml:3: tie_share is '0.0006': expected 0, or a number from 0.001 to 1"),
+        ("residence_s: 59.9999", "own.yaml:3: residence_s is '59.9999': expected a number from 60 to 31449600"),
+        ("tie_share: 1e30", "own.yaml:3: tie_share is '1e30': expected 0, or a number from 0.001 to 1"),
+        ("ageing_s: [1]", "own.yaml:3: ageing_s is 'a list': expected a number from 0.001 to 604800"),
         ("rule: randm", "own.yaml:3: rule is 'randm': expected a known rule; did you mean 'random'?"),
         ("eviction: lur", "own.yaml:3: eviction is 'lur': expected a known eviction; did you mean 'lru'?"),
         ("base: defualt", "own.yaml:3: base is 'defualt': expected a known policy; did you mean 'default'?"),
         ("learning: yes", "own.yaml:3: learning is 'yes': expected true or false"),
         ("terms: {mony: false}", "own.yaml:3: terms.mony is 'mony': expected a known key; did you mean 'money'?"),
+        (
+            "terms: {queue: false}",
+            "own.yaml:3: terms.queue is 'false': expected true: queue and fetch always count, since they say when a place can begin",
+        ),
+        (
+            "terms: {fetch: false, money: false}",
+            "own.yaml:3: terms.fetch is 'false': expected true: queue and fetch always count, since they say when a place can begin",
+        ),
         ("terms: [money]", "own.yaml:3: terms is 'a list': expected a mapping of keys and values"),
         ("priority_weights: {batch: 0}", "own.yaml:3: priority_weights.batch is '0': expected a number from 0.01 to 100"),
-        ("tenant_weights: {gold: 0}", "own.yaml:3: tenant_weights.gold is '0': expected a number above 0, at most 1000"),
+        ("tenant_weights: {gold: 0}", "own.yaml:3: tenant_weights.gold is '0': expected a number from 0.001 to 1000"),
         ("demand: {days: {share: 0.9}}", "own.yaml:3: demand is 'shares of 1.7 in all': expected shares that add up to 1"),
         ("silent_after_s: 0.5", "own.yaml:3: silent_after_s is '0.5': expected at least report_interval_s, which is 1"),
         ("lost_after_min_s: 90000", "own.yaml:3: lost_after_min_s is '90000': expected at most lost_after_max_s, which is 600"),
@@ -163,6 +175,12 @@ def test_a_name_of_ours_is_refused_for_other_figures() -> None:
     ]  # fmt: skip
     for nothing in ("", "# only a comment\n"):
         assert _said(nothing) == ["own.yaml:1: file is 'empty': expected keys with values, the first of them 'version: 1'"]
+
+
+def test_all_terms_are_listed_to_whoever_names_none_and_those_that_always_count_may_be_named() -> None:
+    (said,) = _said(f"{HEAD}terms: {{zzzz: true}}\n")
+    assert said.partition("one of ")[2].split(", ") == sorted(term.name for term in TERMS)
+    assert parse_policy(f"{HEAD}terms: {{queue: true, fetch: true, net: false}}\n", "f").terms == ALL_TERMS - {"net"}
 
 
 def test_what_may_stand_there_is_listed_once_each() -> None:

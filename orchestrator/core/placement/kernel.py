@@ -56,6 +56,7 @@ _D_ACCEPTING, _D_FREE, _D_SOONEST, _D_FLOWS = int(Dyn.ACCEPTING), int(Dyn.FREE),
 _ROOM_FREE = int(Room.FREE)
 _S_POOL, _S_NODE, _S_SOURCE, _S_SOURCE_US = int(Spot.POOL), int(Spot.NODE), int(Spot.SOURCE), int(Spot.SOURCE_US)
 _F_COPY, _F_CROWD, _F_LEAVING, _R_LINK = int(Fix.COPY), int(Fix.CROWD), int(Fix.LEAVING), int(Rate.LINK_MILLI)
+_R_USED = int(Rate.LINK_USED_MILLI)
 _O_LINK, _O_SOURCE, _O_NODE = int(Out.LINK), int(Out.SOURCE), int(Out.NODE)
 _P_POOL, _P_READY, _P_READY_UNTIL, _P_READY_ADAPT = int(Pres.POOL), int(Pres.READY), int(Pres.READY_UNTIL), int(Pres.READY_ADAPT)
 _P_BARE, _P_BARE_UNTIL, _P_SOURCE, _P_SOURCE_US = int(Pres.BARE), int(Pres.BARE_UNTIL), int(Pres.SOURCE), int(Pres.SOURCE_US)
@@ -127,7 +128,9 @@ def _delay_us(fix: Ints, row: int, wait: int, fetch: int, saving: int) -> int:
 def _link_us(fix: Ints, dyn: Ints, rates: Ints, row: int) -> int:
     """What a fetch from the origin, or peers, costs others."""
     flows = dyn[row - len(dyn), _D_FLOWS]
-    crowd = fix[row, _F_CROWD] * flows // (flows + 1) // 1_000 * rates[_R_LINK]
+    crowd = 0
+    if flows * 1_000 > (flows + 1) * rates[_R_USED]:
+        crowd = fix[row, _F_CROWD] * flows // (flows + 1) // 1_000 * rates[_R_LINK]
     return int(min(fix[row, _F_LEAVING] + crowd, LINK_MAX_US))
 
 

@@ -17,7 +17,8 @@ _R_TIE_US, _R_TIE_MILLI = int(Rate.TIE_US), int(Rate.TIE_MILLI)
 
 @jit
 def _before(fix: Ints, dyn: Ints, out: Ints, pools: int, row: int, other: int) -> bool:
-    """Whether `row` goes before `other` among equals: resident, fewer evicted bytes, cheaper, more free slots, rendezvous hash."""
+    """Whether `row` goes before `other` among equals: resident, shorter fetch, fewer evicted bytes, cheaper, more free slots, rendezvous
+    hash."""
     mine, theirs = row // pools == _COLD, other // pools == _COLD
     if mine != theirs:
         return not mine

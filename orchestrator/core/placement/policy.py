@@ -46,6 +46,7 @@ BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "hazard_per_million_hours": (0, 1_000_000),
     "load_failure_ppm": (0, 1_000_000),
     "link_milli": (0, 100_000),
+    "link_used_milli": _SHARE,
     "fragmentation_milli": (0, 100_000),
     "residence_ms": (60_000, _DURATION_MS_MAX),
     "move_gain_min_ms": (0, limits.DEADLINE_MS_MAX),
@@ -189,6 +190,9 @@ class Policy:
     hazard_per_million_hours: int = 228
     # A tenth of the delay that a fetch causes to others under way counts: most of them are ahead of demand or wait for more than the bytes.
     link_milli: int = 100
+    # And it counts from the first of them: a fetch takes all that its way has, so a way with one is full. Beside one more, those under way
+    # would keep this share of it: 0.5 if it is one, 0.75 if they are three, so 0.7 lets it count from the third.
+    link_used_milli: int = 0
     # A gang that waits is worth as much as the job that it waits for, and about one comes while that runs where gangs are at home.
     fragmentation_milli: int = 1_000
     # One load in 500 fails, of those counted in production traces.

@@ -38,6 +38,8 @@ from orchestrator.core.placement.policy import (
 from orchestrator.core.placement.policy_settings import AVERAGES, BY_FIELD, OTHER_KEYS, SECTIONS, SETTINGS, Setting
 
 VERSION: Final = 1
+# Terms that always count.
+_NOT_LEFT_OUT: Final = ("queue", "fetch")
 # A policy of every key with its comments is 8 KB; one of 100,000 tenants 4 MB.
 FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 _MILLI: Final = 1_000
@@ -115,6 +117,9 @@ def _terms(fields: Fields, base: Policy) -> frozenset[str]:
     if inner is None:
         return base.terms
     found = frozenset(term for term in _TERMS_IN_ORDER if inner.flag(term, default=term in base.terms))
+    for term in _NOT_LEFT_OUT:
+        if not inner.flag(term, default=True):
+            inner.wrong(term, "false", f"true: {' and '.join(_NOT_LEFT_OUT)} always count, since they say when a place can begin")
     inner.finish()
     return found
 

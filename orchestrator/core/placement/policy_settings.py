@@ -46,6 +46,7 @@ SECTIONS: Final = (
             _("hazard_per_million_hours", "hazard_per_million_hours", 1, "A GPU fails twice a year, beside what its owner takes back."),
             _("load_failure_ppm", "load_failure_ppm", 1, "One load in 500 fails."),
             _("link", "link_milli", _MILLI, "A tenth of the delay that a fetch causes to other fetches of the site counts."),
+            _("link_used_share", "link_used_milli", _MILLI, "Unless they keep more of the way than this it is 0; one keeps 0.5."),
             _("fragmentation", "fragmentation_milli", _MILLI, "Breaking the last block of a pool with gangs costs half of the job again."),
             _("residence_s", "residence_ms", _SECONDS_MS, "Slots of a busy fleet change their models each quarter of an hour."),
             _("last_copy_weight", "last_copy_milli", _MILLI, "Of the last warm copy whole jobs wait, not one: it counts threefold."),

@@ -178,7 +178,8 @@ class Rate(IntEnum):
     WEIGHT_MILLI = 11  # of the job's priority
     DONE_WITHIN = 12  # microseconds until the job is ended if it is not done, whatever the policy; NO_DEADLINE: never
     BEGUN_WITHIN = 13  # and if it does not execute
-    WIDTHS = 14  # from here on, start after start: middle and width of what comes before execution, and of execution, thousandths of each
+    LINK_USED_MILLI = 14  # crowding costs nothing while those under way would keep no more than this share
+    WIDTHS = 15  # from here on, start after start: middle and width of what comes before execution, and of execution, thousandths of each
 
 
 STARTS: Final = tuple(Start)

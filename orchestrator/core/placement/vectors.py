@@ -244,7 +244,8 @@ def _figures(fix: Ints, dyn: Ints, rates: Ints, rows: Ints, way: _Ways) -> _Figu
     breaks = cold & (dyn[pool, Dyn.WHOLE] != 0) & (way.wait == 0)
     fragment = np.where(breaks, occupied // 2 * rates[Rate.FRAGMENT_MILLI] // 1_000, 0)
     flows = dyn[pool, Dyn.FLOWS]
-    crowd = fix[:, Fix.CROWD] * flows // (flows + 1) // 1_000 * rates[Rate.LINK_MILLI]
+    used = flows * 1_000 > (flows + 1) * rates[Rate.LINK_USED_MILLI]
+    crowd = np.where(used, fix[:, Fix.CROWD] * flows // (flows + 1) // 1_000 * rates[Rate.LINK_MILLI], 0)
     link = np.where(cold & (way.source == Source.ORIGIN), np.minimum(fix[:, Fix.LEAVING] + crowd, LINK_MAX_US), 0)
     concurrent = np.maximum(np.maximum(way.wait, way.fetch), fix[:, Fix.INPUT])
     delay = np.maximum(concurrent + fix[:, Fix.SERIAL] - way.saving, 1)

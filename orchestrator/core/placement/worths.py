@@ -61,6 +61,7 @@ class Worths:
         rates[Rate.EVICT_MILLI] = self._per_weight("evict", policy.k_e_milli, key)
         rates[Rate.FRAGMENT_MILLI] = self._per_weight("fragmentation", policy.fragmentation_milli, key) if key.gang_size == 1 else 0
         rates[Rate.LINK_MILLI] = policy.link_milli if "link" in policy.terms else 0
+        rates[Rate.LINK_USED_MILLI] = policy.link_used_milli
         return rates
 
     def _per_weight(self, term: str, milli: int, key: ClassKey) -> int:
