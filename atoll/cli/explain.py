@@ -13,7 +13,7 @@ from atoll.cli import costtable, outlook
 from atoll.cli.costtable import Legend
 from atoll.cli.figures import change, count, duration
 from atoll.cli.output import Form, plain, printable, say, show_plain
-from atoll.model.attempt import ENDED, RETRIES, Attempt, AttemptState
+from atoll.model.attempt import ENDED, RETRIES, Attempt, AttemptState, FailureKind
 from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.placement import Awaits, Claim, Deferral
 from atoll.model.quote import Eta, PlaceView, Prospects, Quote, TimeLimits, Verdict, prospects
@@ -281,9 +281,16 @@ def _before(attempts: Sequence[Attempt]) -> list[str]:
     """What had been tried before the attempt that the story is about."""
     if not attempts:
         return []
-    told = [f"at {one.site_id} ({one.failure.kind.words if one.failure else one.state.value})" for one in attempts[-3:]]
+    told = [f"at {one.site_id} ({_why_over(one)})" for one in attempts[-3:]]
     more = f" and {len(attempts) - 3} before them" if len(attempts) > 3 else ""
     return [f"Before that it had been tried {', '.join(told)}{more}."]
+
+
+def _why_over(attempt: Attempt) -> str:
+    """What ended an attempt without a result; of a move also what it was for, as that tells why the job is where it is."""
+    if attempt.failure is None:
+        return attempt.state.value
+    return attempt.failure.words if attempt.failure.kind is FailureKind.MOVED else attempt.failure.kind.words
 
 
 # --- each decision, in seconds --------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from orchestrator.core.state import Site, Slot
 def better(ctx: Context, column: Column, through: Bettering, model_id: ModelId | None = None) -> None:
     """A pool became a better place: for this model, or (None) for all. Nothing to look at where nobody waits behind others."""
     behind = ctx.bound.behind
-    if not behind or ctx.policy.rule is not Rule.COST or (model_id is not None and model_id not in behind):
+    if not behind or not ctx.policy.moves_max or ctx.policy.rule is not Rule.COST or (model_id is not None and model_id not in behind):
         return
     known = ctx.state.bettered.get(column.place)
     ctx.state.bettered[column.place] = (known or Bettered()).and_(through, model_id)

@@ -10,12 +10,11 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
 from atoll.model.attempt import AttemptState
 from atoll.model.ids import AttemptKey, JobId, ModelId, Ordinal, PoolId, SiteId
 from atoll.model.job import PRIORITY_RANK
-from orchestrator.core.state import LiveAttempt, Site
+from orchestrator.core.state import LiveAttempt, Site, Slot
 
 _RANKS = sorted(PRIORITY_RANK.values())
 
@@ -29,7 +28,12 @@ class _Behind:
     """Attempts of one model that wait behind others, in order of places."""
 
     places: list[_Place] = field(default_factory=list)
-    lives: dict[_Place, tuple[Site, LiveAttempt]] = field(default_factory=dict)
+    lives: dict[_Place, tuple[Slot, LiveAttempt]] = field(default_factory=dict)
+
+    def longest(self, most: int) -> list[tuple[Slot, LiveAttempt]]:
+        """Those that should begin last, with their slots."""
+        lives = self.lives
+        return [lives[place] for place in self.places[:most]]
 
 
 @dataclass(slots=True)
@@ -71,14 +75,14 @@ class Bound:
             if lower > rank:
                 yield from self.by_pool.get((site_id, pool_id, lower), {}).values()
 
-    def stands_behind(self, site: Site, live: LiveAttempt) -> None:
+    def stands_behind(self, slot: Slot, live: LiveAttempt) -> None:
         """An attempt waits behind others in its slot. What holds several slots is not moved, nor what the site has begun."""
         if live.spec.gang_size > 1 or live.attempt.state is not AttemptState.LEASED or live.given_up or live.key in self._behind_at:
             return
         place = self._behind_at[live.key] = (live.exec_us - live.ends_us, live.key.job_id, live.key.ordinal)
         there = self.behind.setdefault(live.model_id, _Behind())
         insort(there.places, place)
-        there.lives[place] = (site, live)
+        there.lives[place] = (slot, live)
 
     def not_behind(self, live: LiveAttempt) -> None:
         """It is the first of its slot now, has begun, is stopped, or holds nothing any more."""
@@ -97,12 +101,7 @@ class Bound:
         for pool in site.pools.values():
             for slot in (slot for node in pool.nodes for slot in node.slots):
                 for key in slot.attempts[1:]:
-                    self.stands_behind(site, site.attempts[key])
-
-    def longest_behind(self, model_id: ModelId, most: int) -> Iterator[tuple[Site, LiveAttempt]]:
-        """Of the attempts of a model that wait behind others those that should begin last."""
-        there = self.behind.get(model_id)
-        return (there.lives[place] for place in islice(there.places, most)) if there is not None else iter(())
+                    self.stands_behind(slot, site.attempts[key])
 
 
 def _where(site: Site, live: LiveAttempt) -> tuple[SiteId, PoolId, int]:

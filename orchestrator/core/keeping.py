@@ -6,7 +6,6 @@ lost its turn for nothing. Must not know whom it pays to move, nor how a job is 
 
 from __future__ import annotations
 
-from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import JobId
 from orchestrator.core import bettered
 from orchestrator.core.context import Context, TimerKind
@@ -41,23 +40,14 @@ def restore(ctx: Context, job_id: JobId, move: Move) -> None:
 
 
 def ripe(ctx: Context) -> list[JobId]:
-    """Jobs that wait for nothing but to be placed in the slot that is kept for them. What came to nothing is over."""
+    """Jobs that wait for nothing but to be placed in the slot that is kept for them. Whose job ended, or took too long, has it no more."""
     found = []
-    for job_id, move in list(ctx.state.moves.items()):
+    for job_id, move in list(ctx.state.moves.items()) if ctx.state.moves else ():
         if job_id in ctx.queue:
             found.append(job_id)
-        elif ctx.now_us >= move.until_us or not _may_come(ctx, job_id, move):
+        elif ctx.now_us >= move.until_us or job_id not in ctx.state.jobs:
             offer(ctx, lift(ctx, job_id))
     return found
-
-
-def _may_come(ctx: Context, job_id: JobId, move: Move) -> bool:
-    """Whether the attempt is still being stopped, and the slot there."""
-    entry, found = ctx.state.jobs.get(job_id), _find(ctx, move)
-    if entry is None or found is None or not found[1].kept_until_us or not ctx.columns.accepting_at(found[0].index):
-        return False
-    last = entry.job.attempts[-1]
-    return last.state is AttemptState.STOPPING and last.failure is not None and last.failure.kind is FailureKind.MOVED
 
 
 def lift(ctx: Context, job_id: JobId) -> tuple[Column, Slot] | None:

@@ -8,11 +8,13 @@ nor touch anything that a site has begun.
 
 from __future__ import annotations
 
+from heapq import nsmallest
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import Final
 
 from atoll.model import limits
 from atoll.model.attempt import FailureKind
+from atoll.model.ids import JobId, ModelId
 from orchestrator.core import attempts, jobs, keeping
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.moves import Bettered, Bettering
@@ -21,8 +23,8 @@ from orchestrator.core.placement.choose import Board, slots_of
 from orchestrator.core.placement.classes import ClassKey, class_of
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.policy import Rule
-from orchestrator.core.placement.rows import COLD, READY, Fix
-from orchestrator.core.state import LiveAttempt, ReplicaKey, Site
+from orchestrator.core.placement.rows import COLD, READY, Fix, Out, State
+from orchestrator.core.state import JobEntry, LiveAttempt, ReplicaKey, Slot
 
 # Scorings in one step, as in a placing round; what is left goes on in the next. One look may go beyond it by what it may take itself.
 _SCORINGS_PER_STEP: Final = 64
@@ -33,20 +35,15 @@ _MOVES_PER_LOOK: Final = 64
 _IN_VAIN_OF_CLASS: Final = 3
 _IN_VAIN_MAX: Final = 16
 _LOOKED_AT_MAX: Final = 64
-# Attempts behind others that are found for a look, of all models together and of one at least: beyond it those that should begin last by
-# their decisions have been seen.
-_FOUND_MAX: Final = 1_024
+# Attempts that are found for a look, of all models together and of one at least, and models that have none of their own in the pool: those
+# that should begin last by their decisions.
+_FOUND_MAX: Final = 256
 _FOUND_OF_MODEL_MIN: Final = 4
-_FOUND_OF_MODEL_MAX: Final = 256
-
-
-class _Found(NamedTuple):
-    """An attempt that waits behind others, for how long yet, and where."""
-
-    wait_us: int
-    name: str
-    where: Column
-    live: LiveAttempt
+_FOUND_OF_MODEL_MAX: Final = 64
+_MODELS_MAX: Final = 32
+# An attempt that waits behind others: for how long yet, its job, itself. A named tuple would take three times as long to make.
+_Found = tuple[int, JobId, LiveAttempt]
+_THROUGH_A_SLOT: Final = (Bettering.SLOT_FREE, Bettering.MODEL_WARM)
 
 
 def look(ctx: Context) -> None:
@@ -54,107 +51,139 @@ def look(ctx: Context) -> None:
     noted = ctx.state.bettered
     if not noted:
         return
+    for place in [place for place in noted if place not in ctx.columns.by_pool]:
+        del noted[place]  # the pool has gone with its site
     if not ctx.bound.behind or not ctx.policy.moves_max or ctx.policy.rule is not Rule.COST:
         noted.clear()  # what another rule placed is not moved for the sake of cost
         return
-    for place in [place for place in noted if place not in ctx.columns.by_pool]:
-        del noted[place]  # the pool has gone with its site
+    if ctx.queue.first_ready() is not None:
+        return  # whoever waits for the next placing round comes first
     left = _SCORINGS_PER_STEP
     for place in [place for place, known in noted.items() if known.after not in ctx.state.moves]:
         if left <= 0:
-            ctx.arm(ctx.now_us, TimerKind.PLACING)
-            return
+            break
         left -= _look_at(ctx, ctx.columns.by_pool[place], noted.pop(place))
+    if any(known.after not in ctx.state.moves for known in noted.values()):
+        ctx.arm(ctx.now_us, TimerKind.PLACING)
 
 
 def _look_at(ctx: Context, column: Column, known: Bettered) -> int:
     """Move attempts to a pool, those that wait longest first. How many were scored."""
     moves, scored, in_vain, seen = 0, 0, dict[ClassKey, int](), 0
-    for found in _waiting(ctx, column, known):
-        if not column.free_slots or not ctx.columns.accepting_at(column.index) or seen == _LOOKED_AT_MAX or scored - moves == _IN_VAIN_MAX:
+    if not column.free_slots or not ctx.columns.accepting_at(column.index):
+        return 0
+    for wait_us, job_id, live in _waiting(ctx, column, known):
+        if not column.free_slots or moves == _MOVES_PER_LOOK or seen == _LOOKED_AT_MAX or scored - moves == _IN_VAIN_MAX:
             break
-        if moves == _MOVES_PER_LOOK:
-            ctx.state.bettered[column.place] = known
-            break
-        job = ctx.state.jobs[found.live.key.job_id].job
-        key = class_of(found.live.spec, jobs.avoidance_of(job, ctx.now_us))
+        where, entry = _where(ctx, live), ctx.state.jobs.get(job_id)
+        if where is None or entry is None or not _movable(ctx, where, entry):
+            continue
+        key = class_of(live.spec, jobs.avoidance_of(entry.job, ctx.now_us))
         if in_vain.get(key, 0) == _IN_VAIN_OF_CLASS:
             continue
-        if not _may_pay(ctx, key, found, column):
+        if not _may_pay(ctx, key, wait_us, where, column):
             seen, in_vain[key] = seen + 1, in_vain.get(key, 0) + 1
             continue
         scored += 1
-        moved = _offer(ctx, key, found, column, known)
+        moved = _offer(ctx, key, live, wait_us, where, column, known)
         moves += moved
         in_vain[key] = 0 if moved else in_vain.get(key, 0) + 1
+    if moves and column.free_slots:
+        # Others wait behind those that were found, or there were too many for one step. A look that moves nobody is the last.
+        ctx.state.bettered[column.place] = known
     return scored
 
 
 def _waiting(ctx: Context, column: Column, known: Bettered) -> list[_Found]:
     """Attempts for which a pool got better and that wait behind others for longer than what a move must gain, the longest first."""
-    of_model = dict(known.of_model)
-    models = [model_id for model_id in sorted(ctx.bound.behind) if known.of_all is not None or model_id in of_model]
+    behind = ctx.bound.behind
+    # Where a slot of the model is not free after all, it is no better place than before.
+    models = [one for one, through in known.of_model if one in behind and (through not in _THROUGH_A_SLOT or _is_warm(column, one))]
+    if known.of_all is not None:
+        models += [key.model_id for key in column.warm if key.model_id in behind and _is_warm(column, key.model_id)]
+        models += nsmallest(_MODELS_MAX, behind, key=lambda one: behind[one].places[0])
+        models = sorted(set(models))
     most = min(max(_FOUND_MAX // max(len(models), 1), _FOUND_OF_MODEL_MIN), _FOUND_OF_MODEL_MAX)
-    least_us = ctx.policy.move_gain_min_ms * 1_000
-    found = []
+    now_us, least_us = ctx.now_us, ctx.policy.move_gain_min_ms * 1_000
+    found: list[_Found] = []
     for model_id in models:
-        for site, live in ctx.bound.longest_behind(model_id, most):
-            where = ctx.columns.by_pool.get((site.site_id, live.attempt.slot.pool_id))
-            wait_us = _wait_us(ctx, where, live) if where is not None else 0
-            if where is not None and wait_us > least_us and _movable(ctx, site, live):
-                found.append(_Found(wait_us, str(live.key), where, live))
+        for slot, live in behind[model_id].longest(most):
+            wait_us = slot.busy_until_us - live.exec_us - now_us
+            if wait_us > least_us and not live.adopted and live.gives_way_to is None:
+                job_id = live.attempt.key.job_id
+                if slot.attempts[-1].job_id != job_id:
+                    wait_us -= _behind_us(ctx, slot, live)
+                found.append((wait_us, job_id, live))
     found.sort(key=itemgetter(0, 1), reverse=True)
     return found
 
 
-def _wait_us(ctx: Context, where: Column, live: LiveAttempt) -> int:
-    """How long an attempt still waits for those before it in its slot."""
-    (slot,) = where.pool.members(live.attempt.slot, 1)
-    own = slot.attempts[slot.attempts.index(live.key) :]
-    return slot.busy_until_us - sum(where.site.attempts[key].exec_us for key in own) - ctx.now_us
+def _is_warm(column: Column, model_id: ModelId) -> bool:
+    """Whether a free slot of the pool has the model in memory."""
+    warm = column.warm.get(ReplicaKey(model_id))
+    return warm is not None and column.top(warm.free) is not None
 
 
-def _movable(ctx: Context, site: Site, live: LiveAttempt) -> bool:
-    """Whether its site can be told, has not begun it as far as is known, and its job may be moved once more and tried once more."""
-    if live.begun or live.given_up or live.gives_way_to is not None or site.session is None:
+def _behind_us(ctx: Context, slot: Slot, live: LiveAttempt) -> int:
+    """The work of those that wait behind an attempt."""
+    there = ctx.state.sites[live.attempt.site_id].attempts
+    return sum(there[key].exec_us for key in slot.attempts[slot.attempts.index(live.key) + 1 :])
+
+
+def _where(ctx: Context, live: LiveAttempt) -> Column | None:
+    return ctx.columns.by_pool.get((live.attempt.site_id, live.attempt.slot.pool_id))
+
+
+def _movable(ctx: Context, where: Column, entry: JobEntry) -> bool:
+    """Whether the site can be told, and the job be moved and tried once more."""
+    tried = entry.job.attempts
+    if where.site.session is None or len(tried) >= limits.ATTEMPTS_PER_JOB_MAX:
         return False
-    entry = ctx.state.jobs.get(live.key.job_id)
-    if entry is None or len(entry.job.attempts) >= limits.ATTEMPTS_PER_JOB_MAX:
-        return False
-    moves = sum(1 for one in entry.job.attempts if one.failure is not None and one.failure.kind is FailureKind.MOVED)
-    return moves < ctx.policy.moves_max
+    return sum(1 for one in tried if one.failure is not None and one.failure.kind is FailureKind.MOVED) < ctx.policy.moves_max
 
 
-def _may_pay(ctx: Context, key: ClassKey, found: _Found, column: Column) -> bool:
-    """Whether the pool might be so much sooner, nothing but the work itself counted: most of what has to load is not, and scoring it costs
-    as much as a decision."""
+def _may_pay(ctx: Context, key: ClassKey, wait_us: int, where: Column, column: Column) -> bool:
+    """Whether the pool might be so much better, nothing but the work itself counted: most is not that has to load, and scoring it costs as
+    much as a decision."""
     model = ctx.state.models.get(key.model_id)
     if model is None:
         return False
     fix, pools = ctx.estimator.of(key, model).fix, len(ctx.columns.columns)
-    warm = column.warm.get(ReplicaKey(key.model_id))
-    row = (READY if warm is not None and column.top(warm.free) is not None else COLD) * pools + column.index
-    if not fix[row, Fix.FEASIBLE]:
+    row = (READY if _is_warm(column, key.model_id) else COLD) * pools + column.index
+    if not fix.item(row, Fix.FEASIBLE):
         return False
-    here_us = found.wait_us + int(fix[READY * pools + found.where.index, Fix.SERIAL])
-    there_us = int(fix[row, Fix.SERIAL]) - (int(fix[row, Fix.SAVING]) if row >= pools else 0)
-    return here_us - there_us > ctx.policy.move_gain_min_ms * 1_000
+    here_us = wait_us + fix.item(READY * pools + where.index, Fix.SERIAL)
+    there_us = fix.item(row, Fix.SERIAL) - (fix.item(row, Fix.SAVING) if row >= pools else 0)
+    return here_us - there_us > _enough_us(ctx, here_us)
 
 
-def _offer(ctx: Context, key: ClassKey, found: _Found, column: Column, known: Bettered) -> bool:
+def _enough_us(ctx: Context, here_us: int) -> int:
+    """What a move must gain, and more, where so much is left."""
+    return max(ctx.policy.move_gain_min_ms * 1_000, here_us * ctx.policy.move_gain_milli // 1_000)
+
+
+def _offer(ctx: Context, key: ClassKey, live: LiveAttempt, wait_us: int, where: Column, column: Column, known: Bettered) -> bool:
     """Move an attempt if it is so much better off where it is placed best now, all costs counted: also what it is worth that a slow and
     cheap place is in time."""
-    live, job = found.live, ctx.state.jobs[found.live.key.job_id].job
+    job = ctx.state.jobs[live.key.job_id].job
     estimate = ctx.estimator.of(key, ctx.state.models[key.model_id])
     slack_us, begin_us = jobs.slack_us(job, ctx.now_us), jobs.begin_us(job, ctx.now_us)
     board = ctx.scorer.score(key, estimate, ctx.now_us, slack_us=slack_us, begin_us=begin_us)
-    row = board.bound
-    if row is None or board.wait_us(row):
+    if board.bound is None:
         return False
-    own = READY * board.pools + found.where.index
-    here_us = supposing.after(ctx.scorer, key, board, own, wait_us=found.wait_us).total_us
+    own = READY * board.pools + where.index
+    here_us = supposing.after(ctx.scorer, key, board, own, wait_us=wait_us).total_us
+    if board.wait_us(board.bound):
+        # Behind others it were better yet, which can be said when it has stopped; until then what is free is kept for it, if that pays too.
+        free = (board.out[:, Out.STATE] == State.BINDABLE) & (board.out[:, Out.WAIT] == 0)
+        if not (free & (board.out[:, Out.TOTAL] < here_us - _enough_us(ctx, here_us))).any():
+            return False
+        board = ctx.scorer.score(key, estimate, ctx.now_us, slack_us=slack_us, begin_us=begin_us, mask=free)
+    row = board.bound
+    if row is None:
+        return False
     gain_us = here_us - board.total_us(row)
-    if gain_us <= max(ctx.policy.move_gain_min_ms * 1_000, here_us * ctx.policy.move_gain_milli // 1_000):
+    if gain_us <= _enough_us(ctx, here_us):
         return False
     there = board.column(row)
     through = known.words(key.model_id) if there is column else None
@@ -167,7 +196,7 @@ def _offer(ctx: Context, key: ClassKey, found: _Found, column: Column, known: Be
         f"({_seconds(here_us)} from here, {_seconds(board.total_us(row))} from there, all costs counted)"
     )
     cold, delay_us = board.is_cold(row), board.delay_us(row)
-    attempts.stop(ctx, found.where.site, live, FailureKind.MOVED, message)
+    attempts.stop(ctx, where.site, live, FailureKind.MOVED, message)
     keeping.keep(ctx, there, slot, live, cold=cold, delay_us=delay_us)
     return True
 

@@ -146,7 +146,7 @@ def bound(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, wait_u
     ctx.bound.add(column.site, live)
     ahead = slot.attempts[:-1]
     if ahead:
-        ctx.bound.stands_behind(column.site, live)
+        ctx.bound.stands_behind(slot, live)
     if not ahead or wait_us < ctx.policy.preempt_gain_min_ms * 1_000 or live.spec.gang_size != 1:
         return
     rank = PRIORITY_RANK[live.spec.priority]

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from atoll.catalog.fleet import parse_fleet
@@ -93,7 +94,7 @@ class Load:
                 for told in command.assignment.attempts:
                     site = self.fleet.machine.context.state.sites[command.site_id]
                     live = site.attempts[told.key]
-                    heappush(self.ends, (now_us + live.attempt.predicted_us, command.site_id, told.key))
+                    heappush(self.ends, (now_us if told.stop else now_us + live.attempt.predicted_us, command.site_id, told.key))
 
     def run(self, first: int, jobs: int, choice: random.Random) -> float:
         """CPU seconds that the core took for this many jobs."""
@@ -119,8 +120,10 @@ class Load:
                 continue
             self._report(site_id, key)
             self.seqs[site_id] = self.seqs.get(site_id, 0) + 1
-            manifest = ResultManifest(key=key, artifacts=(), seed=0, simulated=True)
-            end = AttemptEvent(seq=EventSeq(self.seqs[site_id]), key=key, state=AttemptState.SUCCEEDED, manifest=manifest)
+            stopped = live.attempt.state is AttemptState.STOPPING
+            state = AttemptState.STOPPED if stopped else AttemptState.SUCCEEDED
+            manifest = None if stopped else ResultManifest(key=key, artifacts=(), seed=0, simulated=True)
+            end = AttemptEvent(seq=EventSeq(self.seqs[site_id]), key=key, state=state, manifest=manifest)
             event = events.AttemptsEnded(site_id=site_id, session=self.fleet.agents[site_id].session, events=(end,))
             self.take(self.fleet.machine.handle(event, now_us), now_us)
 
@@ -193,12 +196,12 @@ class Case:
     jobs: int = 6_000
 
 
-def prepare(case: Case) -> Load:
-    """A fleet that has worked for a while."""
+def prepare(case: Case, changes: Mapping[str, int] = MappingProxyType({})) -> Load:
+    """A fleet that has worked for a while. `changes`: of the policy."""
     look_less_often()
     models = models_of(case.models)
     # Agents report nothing of themselves while the core is measured: silence must not count.
-    policy = Policy(silent_after_ms=10**9, candidates_kept=8 if case.explained else 0)
+    policy = replace(Policy(silent_after_ms=10**9, candidates_kept=8 if case.explained else 0), **changes)  # type: ignore[arg-type]  # by name
     load_reports: dict[SiteId, int] = {}
     fleet = Fleet(
         *sites_of(case.copies),

@@ -9,7 +9,7 @@ import pytest
 from atoll.cli import costtable, explain, outlook
 from atoll.cli.reasons import remedy
 from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind, PhaseTimes
-from atoll.model.ids import AdapterId, AttemptKey, GpuTypeId, JobId, Ordinal, PoolId
+from atoll.model.ids import AdapterId, AttemptKey, GpuTypeId, JobId, Ordinal, PoolId, SiteId
 from atoll.model.job import JobState
 from atoll.model.learned import Component
 from atoll.model.placement import Awaits, Reason, Rejection
@@ -106,6 +106,17 @@ def test_a_model_that_was_loading_for_another_job_was_not_warm(capsys: Shown) ->
     assert f"It would wait for osaka-1/l4, {kept}" in shown and ", kept for a gang, free in 2.00s" in shown
     outlook.show_quote("flux1-dev", replace(GOES, others=(replace(OTHER, awaits=Awaits.LOAD),)))
     assert "sooner than waiting for osaka-1/l4, where the model is loading already." in capsys.readouterr().out
+
+
+def test_why_a_job_was_moved_is_told_in_the_story_and_with_the_attempt(capsys: Shown) -> None:
+    why = "tokyo-1/h100 was uncordoned: 12.34 s better (31.20 s from here, 18.86 s from there, all costs counted)"
+    failure = Failure(kind=FailureKind.MOVED, message=why)
+    moved = replace(FIRST, site_id=SiteId("osaka-1"), state=AttemptState.STOPPED, failure=failure)
+    then = replace(FIRST, key=AttemptKey(job_id=FIRST.key.job_id, ordinal=Ordinal(2)))
+    explain.show(explain.Moment(job=replace(DONE, attempts=(moved, then)), now_us=20_000_000))
+    shown = capsys.readouterr().out
+    assert f"Before that it had been tried at osaka-1 (moved: {why})." in shown
+    assert f"  moved: {why}\n" in shown
 
 
 def test_what_a_place_lacked_of_the_adapters_is_told_and_by_name_for_the_chosen(capsys: Shown) -> None:

@@ -11,6 +11,7 @@ from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import AttemptKey, ModelId, Ordinal, SiteId
 from atoll.model.job import JobState
 from atoll.model.limits import ATTEMPTS_PER_JOB_MAX
+from atoll.model.report import AttemptProgress
 from atoll.model.site import SiteRuntime
 from orchestrator.core import events, invariants
 from orchestrator.core.machine import restore
@@ -183,6 +184,37 @@ def test_a_slot_that_is_kept_in_vain_is_there_for_others_again() -> None:
     assert fleet.agents[SiteId("b")].attempts, "a said nothing for as long as a site may be silent"
 
 
+def test_who_waits_for_its_turn_has_the_slot_before_anybody_is_moved_also_if_many_are_looked_at_first() -> None:
+    """More kinds of jobs that can go nowhere than are looked at in one step, then one that waits for b."""
+    fleet, _ = _free_later(1)
+    nowhere = in_regions("nowhere")
+    fleet.submit(*(spec("m", shape=replace(_LONG, width=64 + 8 * number), constraints=nowhere) for number in range(70)))
+    fleet.wait(0.1)
+    fleet.submit(spec("m", prompt="waits", shape=_LONG, constraints=_ONLY_B))
+    fleet.ask(events.SiteUncordoned, actor="t", reason="r", site_id="b")
+    fleet.wait(0.1)
+    (there,) = fleet.agents[SiteId("b")].attempts.values()
+    assert there.spec.prompt == "waits"
+    assert not _stopped(fleet)
+
+
+@pytest.mark.parametrize("moves_max", [1, 2])
+def test_a_job_is_moved_so_often_at_most_also_if_it_was_in_vain(moves_max: int) -> None:
+    fleet = _fleet(Policy(moves_max=moves_max))
+    fleet.warm("b", "p-0", 0, "m", 70)
+    fleet.ask(events.SiteCordoned, actor="t", reason="r", site_id="b")
+    fleet.report("b")
+    behind = _line_at_a(fleet)
+    for moved in (*[True] * moves_max, False):
+        fleet.ask(events.SiteUncordoned, actor="t", reason="r", site_id="b")
+        assert fleet.agents[SiteId("a")].attempts[behind].stop is moved
+        fleet.ask(events.SiteCordoned, actor="t", reason="r", site_id="b")
+        if moved:
+            fleet.end_attempt("a", behind, AttemptState.STOPPED)
+            behind = fleet.job(behind.job_id).attempts[-1].key
+            assert behind in fleet.agents[SiteId("a")].attempts, "b is closed again, so it waits at a as before"
+
+
 def test_a_result_that_crosses_the_stop_counts_and_the_slot_is_free_again() -> None:
     fleet, waiting = _free_later(1)
     fleet.ask(events.SiteUncordoned, actor="t", reason="r", site_id="b")
@@ -268,3 +300,39 @@ def test_a_copy_more_than_is_wanted_is_loaded_only_once_the_one_before_counts() 
         fleet.end_attempt("a", key, AttemptState.STOPPED)
     assert not _stopped(fleet)
     assert len(fleet.agents[SiteId("b")].attempts) == 3
+
+
+def test_the_load_of_a_site_is_shared_with_one_that_connects_in_a_few_steps_and_nobody_is_moved_twice() -> None:
+    """Two hundred jobs are bound at a, half of them behind the other half, when b connects with as many GPUs."""
+    both = [site(name, pool("p", nodes=25, gpus=4)) for name in "ab"]
+    fleet = Fleet(*both, models=(model("m", 30),), checked=False)
+    for one in both:
+        for node in range(25):
+            for gpu in range(4):
+                fleet.warm(one.site_id, f"p-{node}", gpu, "m", 30)
+        fleet.report(one.site_id)
+    at_a, at_b = (fleet.agents[one.site_id] for one in both)
+    fleet.happen(events.SiteDisconnected(site_id=at_b.site.site_id, session=at_b.session))
+    fleet.submit(*(spec("m", prompt=str(number), shape=_LONG) for number in range(200)))
+    fleet.wait(0.1)
+    heads: dict[tuple[str, int], AttemptKey] = {}
+    for key, told in at_a.attempts.items():
+        heads.setdefault((told.slot.node_id, told.slot.index), key)
+    assert (len(at_a.attempts), len(heads)) == (200, 100)
+    fleet.report("a", progress=tuple(AttemptProgress(key=key, state=AttemptState.RUNNING, steps_done=1) for key in heads.values()))
+    fleet.connect(at_b.site)
+    at_b = fleet.agents[at_b.site.site_id]
+    assert len(_stopped(fleet)) == 64, "so many in one step, that those who come are not kept waiting"
+    assert len(fleet.machine.snapshot().bettered) == 1, "the rest is not forgotten"
+    deadline_us = fleet.machine.next_deadline()
+    assert deadline_us is not None
+    assert deadline_us <= fleet.now_us
+    fleet.happen(events.TimerFired())
+    assert sorted(str(key) for key in _stopped(fleet)) == sorted(str(key) for key in at_a.attempts if key not in heads.values())
+    for key in _stopped(fleet):
+        fleet.end_attempt("a", key, AttemptState.STOPPED)
+    invariants.check(fleet.machine)
+    assert (len(at_a.attempts), len(at_b.attempts)) == (100, 100)
+    assert len({(told.slot.node_id, told.slot.index) for told in at_b.attempts.values()}) == 100, "each has a GPU of its own"
+    assert {len(job.attempts) for job in fleet.jobs.values()} == {1, 2}
+    assert not fleet.machine.snapshot().bettered

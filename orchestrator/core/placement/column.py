@@ -159,4 +159,4 @@ def free_bytes(slot: Slot) -> int:
 
 def is_free(slot: Slot) -> bool:
     """Whether the slot can begin at once, for anybody: what loads is not free, nor is what is kept for a gang, or for a job that comes."""
-    return slot.ready and not slot.attempts and not slot.claimed_until_us and not slot.kept_until_us and slot.loading is None
+    return not slot.attempts and slot.ready and not slot.claimed_until_us and not slot.kept_until_us and slot.loading is None
