@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Weights take seconds to minutes; a person does not see whether the end is noticed half a second late.
 _POLL_S: Final = 0.5
+# As long as a burst of jobs takes to find its places.
+_MINUTE_US: Final = 60_000_000
 _AVERAGES: Final = ("10 min", "6 h", "7 d")
 
 SiteOption = Annotated[str, typer.Option("--site", metavar="SITE", show_default=False, help="At which site. Required.")]
@@ -231,9 +233,13 @@ def where(
     why: Annotated[bool, typer.Option("--why", help="Also what came and left lately, and because of what.")] = False,
 ) -> None:
     """Show where a model is, on which tier, how many copies are wanted and what that rests on."""
-    form = session().form
     with session().client() as client:
         places = client.models_where(model_id(model), why=why)
+    show_places(places, why=why, form=session().form)
+
+
+def show_places(places: ModelPlaces, *, why: bool, form: Form) -> None:
+    """Where a model is; with `why` what came and left."""
     if form in {Form.JSON, Form.YAML}:
         show_plain(form, plain(places))
         return
@@ -279,23 +285,36 @@ def _wanted(places: ModelPlaces) -> list[list[str]]:
 
 
 def _show_events(places: ModelPlaces) -> None:
+    """What came and left lately, the last first. What did so at a site for one cause within a minute is one line: a burst of jobs brings a
+    copy for each, all but alike."""
     if not places.events:
         note("nothing came or left lately")
         return
-    rows = [
-        [
-            f"{duration(places.now_us - event.at_us)} ago",
-            event.movement.value,
-            TIER_NAMES[event.tier],
-            event.site_id,
-            event.node_id,
-            _because(event),
-            duration(event.price_us) if event.movement is Movement.LEFT and event.price_us else NONE,
-        ]
-        for event in reversed(places.events)
-    ]
-    table(["WHEN", "WHAT", "TIER", "SITE", "NODE", "BECAUSE OF", "PRICE"], rows, frozenset({6}))
+    alike: dict[tuple[object, ...], list[ResidencyEvent]] = {}
+    for event in reversed(places.events):
+        key = event.at_us // _MINUTE_US, event.movement, event.tier, event.site_id, event.cause
+        alike.setdefault(key, []).append(event)
+    rows = []
+    for events in alike.values():
+        last = events[0]
+        price_us = sum(event.price_us for event in events if event.movement is Movement.LEFT)
+        nodes = {event.node_id for event in events}
+        rows.append([
+            f"{duration(places.now_us - last.at_us)} ago",
+            last.movement.value,
+            str(len(events)),
+            TIER_NAMES[last.tier],
+            last.site_id,
+            last.node_id if len(nodes) == 1 else count(len(nodes), "node"),
+            _because(events),
+            duration(price_us) if price_us else NONE,
+        ])  # fmt: skip
+    table(["WHEN", "WHAT", "COPIES", "TIER", "SITE", "NODE", "BECAUSE OF", "PRICE"], rows, frozenset({2, 7}))
 
 
-def _because(event: ResidencyEvent) -> str:
-    return f"job/{event.job_id}" if event.job_id is not None else event.cause.value
+def _because(events: list[ResidencyEvent]) -> str:
+    """What they were all caused by: the job, of several the first and the last, or who else."""
+    jobs = list(dict.fromkeys(event.job_id for event in reversed(events) if event.job_id is not None))
+    if not jobs:
+        return events[0].cause.value
+    return f"job/{jobs[0]}" if len(jobs) == 1 else f"{len(jobs)} jobs: job/{jobs[0]} to job/{jobs[-1]}"

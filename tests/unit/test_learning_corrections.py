@@ -354,6 +354,18 @@ def test_forgetting_one_site_or_one_component_leaves_the_rest() -> None:
     assert residuals(book, 0) == ()
 
 
+def test_what_nothing_is_known_of_has_no_line() -> None:
+    book = Book()
+    seen(book, FETCH, 0.5, place(site="s0"), 0, at_least=True)
+    assert residuals(book, 0) == (), "it was cut off before it was due"
+    seen(book, EXECUTION, 1.1, place(site="s0"), SECOND)
+    assert {row.level for row in residuals(book, SECOND)} == set(Level)
+    assert min(row.observations_milli for row in residuals(book, SECOND)) > 900
+    # What is known of a site fades within hours, what is known of all within days.
+    assert {row.level for row in residuals(book, 5 * HOUR)} == set(Level) - {Level.SITE, Level.MODEL_SITE}
+    assert residuals(book, 300 * HOUR) == ()
+
+
 def test_lines_can_be_asked_for_by_site_and_model() -> None:
     book = Book()
     for model in ("m", "n"):

@@ -34,14 +34,16 @@ ROWS_MAX: Final = 5_000
 def residuals(
     book: Book, now_us: int, *, component: Component | None = None, site_id: SiteId | None = None, model_id: ModelId | None = None
 ) -> tuple[Residual, ...]:
-    """Cells, by component, level and name; with a filter those that are about it. At most `ROWS_MAX`, the upper levels first."""
+    """Cells with evidence, by component, level and name; with a filter those that are about it. At most `ROWS_MAX`, the upper levels
+    first."""
     found: list[Residual] = []
     for one in book.components.values():
         if component is not None and one.component is not component:
             continue
         for level, table in one.tables.items():
             for key, cell in sorted(table.items()):
-                if _is_about(level, key, site_id, model_id):
+                # Of one whose only attempts were cut off before they were due, or are long past, there is nothing to say.
+                if _is_about(level, key, site_id, model_id) and not cell.forgotten(now_us):
                     found.append(_row(one.component, level, key, cell, now_us))
     order = list(Level)
     found.sort(key=lambda row: order.index(row.level))
