@@ -1,4 +1,4 @@
-"""Fetches of a twin: over one way to the origin that all of them share, told to yield and continued, and how far each has come.
+"""Fetches of a twin: over one way to its site that all of them share, told to yield and continued, and how far each has come.
 
 Decides when a simulated fetch is done. Where the bytes go is the twin's business; must not know why they are wanted.
 """
@@ -21,17 +21,19 @@ FetchKey = tuple[NodeId, ModelId | AdapterId, bool]  # whether it is of an adapt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flight:
-    """One fetch under way. `work_us` is what the whole of it takes alone, `from_us` what was left of that when it came onto the link."""
+    """One fetch under way. `work_us` is what the whole of it takes alone, `from_us` what was left of that when it came onto the link.
+    `share`: the most of the link that it can have."""
 
     number: int
     command: Fetch
     began_us: int
     work_us: int
     from_us: float
+    share: float
 
 
 class TwinFetches:
-    """The site's way to the origin. `done` hears of a flight that ended, `came` of bytes that have come, once in each pace."""
+    """The way to the site. `done` hears of a flight that ended, `came` of bytes that have come, once in each pace."""
 
     def __init__(
         self, timers: Timers, pace_us: Callable[[], int], *, done: Callable[[Flight], None], came: Callable[[FetchWeights, int], None]
@@ -47,13 +49,13 @@ class TwinFetches:
         self._link_timer: Timer | None = None
         self._tell_timer: Timer | None = None
 
-    def begin(self, command: Fetch, work_us: int) -> None:
-        """Begin a fetch that would take `work_us` alone, or go on with one that yielded."""
+    def begin(self, command: Fetch, work_us: int, share: float = 1.0) -> None:
+        """Begin a fetch that would take `work_us` alone, with this share of the way, or go on with one that yielded."""
         key = _key(command)
         now_us = self._timers.now_us()
         left_us = work_us * self._paused.pop(key, 1.0)
-        number = self._link.add(now_us, left_us, partial(self._ended, key))
-        self._flights[key] = Flight(number=number, command=command, began_us=now_us, work_us=work_us, from_us=left_us)
+        number = self._link.add(now_us, left_us, partial(self._ended, key), share=share)
+        self._flights[key] = Flight(number=number, command=command, began_us=now_us, work_us=work_us, from_us=left_us, share=share)
         self._arm()
         if self._tell_timer is None:
             self._tell_timer = self._timers.after(self._pace_us(), self._tell)
@@ -64,23 +66,24 @@ class TwinFetches:
         if flight is None:
             return False
         left_us = self._link.take_out(self._timers.now_us(), flight.number)
-        self._booked_us += flight.from_us - left_us
+        self._booked_us += (flight.from_us - left_us) * flight.share
         self._paused[(node_id, model_id, False)] = min(left_us / flight.work_us, 1.0) if flight.work_us > 0 else 0.0
         self._arm()
         return True
 
-    def retime(self, node_id: NodeId, model_id: ModelId, work_us: int) -> None:
-        """The whole of a fetch under way would take `work_us` alone as its sources are now: what is left of it takes its share of that."""
+    def retime(self, node_id: NodeId, model_id: ModelId, work_us: int, share: float) -> None:
+        """The whole of a fetch under way would take `work_us` alone, with this share of the way, as its sources are now: what is left of it
+        takes as much less as has come."""
         key = (node_id, model_id, False)
         flight = self._flights.get(key)
         if flight is None:
             return
         now_us = self._timers.now_us()
         left_us = self._link.take_out(now_us, flight.number)
-        self._booked_us += flight.from_us - left_us
+        self._booked_us += (flight.from_us - left_us) * flight.share
         left_us = left_us / flight.work_us * work_us if flight.work_us > 0 else 0.0
-        number = self._link.add(now_us, left_us, partial(self._ended, key))
-        self._flights[key] = replace(flight, number=number, work_us=work_us, from_us=left_us)
+        number = self._link.add(now_us, left_us, partial(self._ended, key), share=share)
+        self._flights[key] = replace(flight, number=number, work_us=work_us, from_us=left_us, share=share)
         self._arm()
 
     def left(self, node_id: NodeId, model_id: ModelId) -> float:
@@ -88,9 +91,9 @@ class TwinFetches:
         return self._paused.get((node_id, model_id, False), 1.0)
 
     def books(self) -> tuple[float, float]:
-        """Microseconds of work that the link has carried, and that have come of fetches: the same, or bytes were lost or made."""
+        """Microseconds of the whole link that it has carried, and that have come of fetches: the same, or bytes were lost or made."""
         now_us = self._timers.now_us()
-        under_way_us = sum(flight.from_us - self._link.left(now_us, flight.number) for flight in self._flights.values())
+        under_way_us = sum((flight.from_us - self._link.left(now_us, flight.number)) * flight.share for flight in self._flights.values())
         return self._link.carried, self._booked_us + under_way_us
 
     def forget(self, node_id: NodeId, model_id: ModelId) -> None:
@@ -106,7 +109,7 @@ class TwinFetches:
 
     def _ended(self, key: FetchKey) -> None:
         flight = self._flights.pop(key)
-        self._booked_us += flight.from_us
+        self._booked_us += flight.from_us * flight.share
         self._done(flight)
 
     def _arm(self) -> None:

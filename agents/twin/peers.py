@@ -25,8 +25,9 @@ class Member(Protocol):
     def holds_adapter(self, adapter_id: AdapterId) -> bool:
         """Whether one of its disks has the adapter."""
 
-    def retimed(self, node_id: NodeId, model_id: ModelId, whole_us: int) -> None:
-        """The whole of a fetch under way takes as long as this from now on: other fetches share its sources, or no longer do."""
+    def retimed(self, node_id: NodeId, model_id: ModelId, whole_us: int, share: float) -> None:
+        """The whole of a fetch under way takes as long as this from now on, with this share of the way to the site: other fetches share its
+        sources, or no longer do."""
 
 
 class TwinPeers:
@@ -66,6 +67,10 @@ class TwinPeers:
         self._retime(self._joint.begin(key, size_bytes, peers, origin_us, origin_too=origin_too, link_bytes_per_s=spec.wan_bytes_per_s))
         return self._joint.whole_us(key)
 
+    def share(self, key: FetchKey) -> float:
+        """How much of the way to its site a fetch fills as things are, of those that have begun."""
+        return self._joint.share(key)
+
     def end(self, key: FetchKey, *, left: float = 0.0) -> bool:
         """A fetch is over, or yields with this share left; whether it read peers to its end."""
         del left
@@ -77,7 +82,7 @@ class TwinPeers:
         for key in keys:
             member = self._members.get(key[0])
             if member is not None:
-                member.retimed(key[1], key[2], self._joint.whole_us(key))
+                member.retimed(key[1], key[2], self._joint.whole_us(key), self._joint.share(key))
 
     def fetch_us(self, truth: Truth, src: SiteId, dst: SiteId, model_id: ModelId, size_bytes: int, key: str) -> int | None:
         """How long a model takes from one site to another that has a link without end and reads nothing else: each link has a hidden factor

@@ -164,7 +164,7 @@ class TwinWeights:
     # --- disk -----------------------------------------------------------------------------------------------------------------
 
     def _fetch(self, node: _Storage, command: FetchWeights) -> None:
-        """Make room as a cache does, then share the site's way to the origin with the other fetches."""
+        """Make room as a cache does, then share the way to the site with the other fetches."""
         model = command.model
         for held in [] if command.ahead else list(node.disk):
             if node.disk_free_bytes >= model.weights_bytes:
@@ -186,7 +186,7 @@ class TwinWeights:
         copied = isinstance(command, FetchWeights) and any(other.disk.get(command.model.model_id) for other in self._nodes.values())
         rate = self._spec.lan_bytes_per_s if copied else min(self._spec.origin_bytes_per_s, self._spec.wan_bytes_per_s)
         key = f"{command.node_id}/{name}#{self._fetches}"
-        alone_us = self._truth.fetch_us(size_bytes, rate, 0, self._spec.site_id, key)
+        alone_us, share = self._truth.fetch_us(size_bytes, rate, 0, self._spec.site_id, key), 1.0
         if isinstance(command, FetchWeights) and command.fetch_from is not None and not copied:
             here, model_id = self._spec.site_id, command.model.model_id
             named = [peer.site_id for peer in command.fetch_from.peers]
@@ -196,10 +196,11 @@ class TwinWeights:
                 where, both = (here, command.node_id, model_id), command.fetch_from.origin_too
                 left = self._fetching.left(command.node_id, model_id)
                 alone_us = self._peers.begin(where, size_bytes, giving, alone_us, origin_too=both, left=left)
+                share = self._peers.share(where)
         if isinstance(command, FetchAdapter) and command.fetch_from is not None:
             src = command.fetch_from.site_id
             alone_us = self._peers.adapter_us(self._truth, src, self._spec.site_id, command.adapter, key) or alone_us
-        (self._copying if copied else self._fetching).begin(command, alone_us)
+        (self._copying if copied else self._fetching).begin(command, alone_us, share)
 
     def books(self) -> tuple[tuple[float, float], ...]:
         """Of the way to the site and of that between its nodes, `TwinFetches.books`."""
@@ -221,9 +222,9 @@ class TwinWeights:
         """Whether one of its disks has the adapter."""
         return any(adapter_id in node.adapters for node in self._nodes.values())
 
-    def retimed(self, node_id: NodeId, model_id: ModelId, whole_us: int) -> None:
+    def retimed(self, node_id: NodeId, model_id: ModelId, whole_us: int, share: float) -> None:
         """Other fetches share the sources of one under way, or no longer do, or one of them has the weights no more."""
-        self._fetching.retime(node_id, model_id, whole_us)
+        self._fetching.retime(node_id, model_id, whole_us, share)
 
     def _drop(self, node: _Storage, model_id: ModelId) -> None:
         if node.disk.pop(model_id, None) is not None and not self.holds(model_id):

@@ -78,6 +78,14 @@ class JointFetches:
             alone_us.append(reading.origin_us)
         return joint_us(reading.size_bytes, alone_us, reading.link_bytes_per_s)
 
+    def share(self, key: FetchKey) -> float:
+        """How much of the way into its site a fetch fills, with no other flow there: what its sources cannot fill is for others."""
+        reading = self._readings[key]
+        if not reading.peers:
+            return 1.0
+        link_us = reading.size_bytes * _US // max(reading.link_bytes_per_s, 1)
+        return min(max(link_us, 1) / max(self.whole_us(key), 1), 1.0)
+
     def _others(self, key: FetchKey, *sites: SiteId) -> tuple[FetchKey, ...]:
         return tuple({other: None for site_id in sites for other in self._at.get(site_id, {}) if other != key})
 

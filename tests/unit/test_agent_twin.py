@@ -250,8 +250,8 @@ def test_an_unknown_gpu_type_is_named() -> None:
 # --- the shared link --------------------------------------------------------------------------------------------------------------
 
 
-def _ends(*transfers: tuple[float, float]) -> list[float]:
-    """When transfers that begin at and take alone (s, s) end, in order of their numbers."""
+def _ends(*transfers: tuple[float, float] | tuple[float, float, float]) -> list[float]:
+    """When transfers that begin at and take alone (s, s), with a share of the link at most, end, in order of their numbers."""
     link, ends = FairLink(), [0.0] * len(transfers)
     ended: list[int] = []
     waiting = sorted(range(len(transfers)), key=lambda number: transfers[number][0])
@@ -259,7 +259,8 @@ def _ends(*transfers: tuple[float, float]) -> list[float]:
         end = link.next_end()
         if waiting and (end is None or transfers[waiting[0]][0] <= end):
             number = waiting.pop(0)
-            link.add(*transfers[number], partial(ended.append, number))
+            begin, work, *share = transfers[number]
+            link.add(begin, work, partial(ended.append, number), share=share[0] if share else 1.0)
             continue
         assert end is not None
         for done in link.take_done(end):
@@ -277,6 +278,14 @@ def test_transfers_share_the_link_equally() -> None:
     assert _ends((0.0, 4.0), (0.0, 4.0)) == pytest.approx([8.0, 8.0])
     assert _ends((0.0, 4.0), (0.0, 2.0)) == pytest.approx([6.0, 4.0])
     assert _ends((0.0, 4.0), (2.0, 1.0)) == pytest.approx([5.0, 4.0])
+
+
+def test_what_one_cannot_use_of_the_link_is_for_the_others() -> None:
+    assert _ends((0.0, 10.0, 0.1)) == [10.0]
+    # A tenth for the one that its source holds back, which takes no longer than alone; nine tenths for the other.
+    assert _ends((0.0, 10.0, 0.1), (0.0, 9.0)) == pytest.approx([10.0, 10.0])
+    # A third of the link would do for the first, but there are four: it is one of four equals until two have ended.
+    assert _ends((0.0, 3.0, 1 / 3), (0.0, 1.0), (0.0, 1.0), (0.0, 8.0)) == pytest.approx([4.0, 4.0, 4.0, 11.0])
 
 
 def test_the_link_is_never_idle_while_there_is_work() -> None:
