@@ -135,10 +135,10 @@ class Board:
         figures = np.empty((1 + keep, _WIDTH), dtype=np.int64)
         found = listing.tell(self.out, self.estimate.still.terms, self.pools, rows, LAYOUT, figures)
         told, columns, pools = rows[:found].tolist(), self.columns.columns, self.pools
-        for number, one in enumerate(told):
+        for number, (one, wait_us) in enumerate(zip(told, figures[:found, _TOLD_WAIT].tolist(), strict=True)):
             # Nothing is looked up for those that load in a slot which is free: they wait for nothing.
-            if one // pools != COLD or figures[number, _TOLD_WAIT]:
-                figures[number, _TOLD_AWAITS] = _AWAITS[awaited(self, one)]
+            if (one // pools != COLD or wait_us) and (awaits := awaited(self, one)) is not Awaits.NOTHING:
+                figures[number, _TOLD_AWAITS] = _AWAITS[awaits]
         fetch_from = () if self.estimate.ways.peers is None else tuple(map(self.fetch_from, told))
         lacks = () if self.estimate.adapting is None else tuple(map(self.lacks, told))
         of_first = (fetch_from[0] if fetch_from else None, lacks[0] if lacks else ())

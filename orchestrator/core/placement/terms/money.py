@@ -24,5 +24,5 @@ def usd_micros_per_hour(inputs: Inputs) -> Ints:
 
 def least_usd_micros(inputs: Inputs, saving_us: Ints) -> Ints:
     """Micro-dollars of GPU time that a row costs at least, with no fetch. In milliseconds: microseconds would overflow int64."""
-    held_us = np.clip(inputs.occupancy_us - saving_us, 0, HELD_MAX_US)
+    held_us = np.minimum(np.maximum(inputs.occupancy_us - saving_us, 0), HELD_MAX_US)  # `np.clip` takes five times as long
     return np.asarray(usd_micros_per_hour(inputs) * (held_us // 1_000) // MS_PER_HOUR)
