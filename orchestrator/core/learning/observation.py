@@ -90,10 +90,12 @@ def observed(
         return ()
     found = []
     for index, rule in enumerate(RULES):
-        predicted_us = predicted(explanation, rule)
         factor_milli = factors_milli[index]
         actual_us, at_least = _actual(state, times, index, cut)
-        if predicted_us >= LEAST_US and actual_us >= LEAST_US and factor_milli > 0:
+        if actual_us < LEAST_US or factor_milli <= 0:
+            continue
+        predicted_us = predicted(explanation, rule)
+        if predicted_us >= LEAST_US:
             found.append(
                 Observation(
                     component=rule.component,

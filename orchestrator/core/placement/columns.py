@@ -290,15 +290,17 @@ class Columns:
         if not free:
             column.add_entry(column.busy, (slot.free_from_us, 0, *entry))
         else:
-            room = free_bytes(slot)
-            prices = [(self.prices.price_us(replica, column.pool), replica.memory_bytes) for replica in slot.replicas.values()]
-            stays = any(price >= FORBIDDEN_US for price, _ in prices)
-            to_be_had = room + sum(size for price, size in prices if price < FORBIDDEN_US)
+            room = to_be_had = free_bytes(slot)
+            cost_us, stays = 0, False
+            for replica in slot.replicas.values():
+                price_us = self.prices.price_us(replica, column.pool)
+                cost_us, stays = cost_us + price_us, stays or price_us >= FORBIDDEN_US
+                to_be_had += replica.memory_bytes if price_us < FORBIDDEN_US else 0
             for heaps in (column.free, column.free_on[slot.node_index]):
                 if stays:
                     column.add_entry(heaps.kept, (-to_be_had, slot.last_used_us, *entry))
                 else:
-                    column.add_entry(heaps.cheap, (sum(price for price, _ in prices), slot.last_used_us, *entry))
+                    column.add_entry(heaps.cheap, (cost_us, slot.last_used_us, *entry))
                 column.add_entry(heaps.roomy, (-room, slot.last_used_us, *entry))
         for key, replica in slot.replicas.items():
             warm = column.warm[key]

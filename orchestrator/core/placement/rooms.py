@@ -17,6 +17,7 @@ from orchestrator.core.state import Slot
 # No slot with victims: no free bytes, and nothing that could leave.
 _NOTHING_KEPT: Final = [0] * (ROOM_WIDTH - Room.KEPT_LEAST)
 _NO_VICTIM: Final = _NOTHING_KEPT[1:]
+_NO_OTHER: Final = _NO_VICTIM[2:]
 _NO_ROOM: Final = [0] * ROOM_WIDTH
 
 
@@ -47,6 +48,9 @@ def _line(column: Column, free: Free, slots: int, prices: Prices) -> list[int]:
 
 def _clearing(column: Column, slot: Slot, prices: Prices) -> list[int]:
     """Free bytes of a slot, and bytes and price of each victim."""
+    if len(slot.replicas) == 1:  # most slots hold one, and each slot that changes is told anew
+        (replica,) = slot.replicas.values()
+        return [_free_bytes(slot), replica.memory_bytes, prices.price_us(replica, column.pool), *_NO_OTHER]
     return [_free_bytes(slot), *(as_figures(prices.victims(slot, column.pool)) if slot.replicas else _NO_VICTIM)]
 
 
