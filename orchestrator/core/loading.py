@@ -96,10 +96,12 @@ def fetch_moved(ctx: Context, column: Column, node_index: int, model_id: ModelId
     """A fetch should be over at another time than was thought: so are the slots whose first attempt waits for it."""
     node, attempts = column.pool.nodes[node_index], column.site.attempts
     for slot in node.slots:
+        if not slot.attempts or slot.loading is not None:
+            continue
         lives = [attempts[key] for key in slot.attempts if key in attempts]
         if len(lives) < len(slot.attempts):
             continue  # one of them ends in this very step: then its slot is reckoned anew
-        if not lives or lives[0].model_id != model_id or slot.loading is not None or lives[0].attempt.state not in _AWAITING:
+        if lives[0].model_id != model_id or lives[0].attempt.state not in _AWAITING:
             continue
         end_us = node.fetching[model_id] + _terms_us(lives[0], _WITH_LOAD) + sum(live.exec_us for live in lives)
         if abs(end_us - slot.busy_until_us) > _DRIFT_US:

@@ -38,6 +38,9 @@ _RECHECKED_MAX: Final = 2_000
 _ENDLESS: Final = 2**40
 # Jobs behind one that comes too late that are looked at one after the other: mostly the first of those with more time has it.
 _TRIED_MAX: Final = 2
+# A block that should be whole by now is so in an eighth of the time for which it has been late, at least, as loads and fetches are: who
+# waits for it has it in the moment when it is, and need not look for it meanwhile.
+_LEFT_PARTS: Final = 8
 
 
 def place_ready(ctx: Context, arrivals: int = 0) -> None:
@@ -297,7 +300,8 @@ def _rest_claimed(ctx: Context, waiting: JobClass, board: Board, claimed: Claime
         again_us = ctx.now_us + policy.recheck_min_ms * 1_000 if claims.looks_again(ctx, waiting) else told.until_us
         ctx.queue.rest(waiting.key, min(again_us, told.until_us), NO_POOL, patience, stand)
         return
-    wait_us = 0 if claims.looks_again(ctx, waiting) else block.begins_us - ctx.now_us
+    late_us = ctx.now_us - block.begins_us
+    wait_us = 0 if claims.looks_again(ctx, waiting) else max(-late_us, late_us // _LEFT_PARTS)
     until_us = ctx.now_us + min(max(wait_us, policy.recheck_min_ms * 1_000), policy.recheck_max_ms * 1_000)
     deferral = Deferral(since_us=ctx.now_us, until_us=until_us, waits_for=claimed.candidate, rejections=board.rejections(), claim=block)
     ctx.queue.rest(waiting.key, until_us, NO_POOL, patience, stand)

@@ -156,6 +156,17 @@ def test_the_gang_is_told_when_it_should_begin_and_others_what_they_wait_for() -
     assert other.chosen.awaits is Awaits.GANG or any(one.awaits is Awaits.GANG for one in other.others)
 
 
+def test_a_block_that_is_late_is_not_looked_for_all_the_time() -> None:
+    endless, gang = _waiting()
+    fleet = endless.fleet
+    (claim,) = _claims(endless)
+    fleet.wait((claim.begins_us - fleet.now_us) / SECOND + 16, reporting=("a",))
+    assert not endless.has_begun(gang)
+    before = len(fleet.steps)
+    fleet.wait(10, reporting=("a",))
+    assert len(fleet.steps) - before < 50, "ten reports, ten ticks, and a look every two seconds"
+
+
 def test_a_deferral_that_told_of_a_claim_is_told_anew_without_it() -> None:
     """The gang loses its block to one that is stronger, and may not claim another: it must not go on saying that slots are kept for it."""
     endless, weak = _waiting(policy=Policy(preemptions_max=0))

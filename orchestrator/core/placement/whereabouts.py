@@ -44,11 +44,22 @@ class Whereabouts:
         self.by_model, self._presences, self._variants = {}, {}, {}
 
     def fly(self, column: Column, model_id: ModelId, node_index: int) -> None:
-        """A fetch to a node began."""
-        column.fetching.setdefault(model_id, set()).add(node_index)
+        """A fetch to a node began, or should be over at another time than was thought."""
         flights = self._flights.setdefault((column.site.site_id, model_id), {})
-        flights[(column.pool.pool_id, node_index)] = column.pool.nodes[node_index].fetching[model_id]
-        self._moved(model_id, column)
+        place = (column.pool.pool_id, node_index)
+        known, flights[place] = place in flights, column.pool.nodes[node_index].fetching[model_id]
+        if not known:
+            column.fetching.setdefault(model_id, set()).add(node_index)
+            self._moved(model_id, column)
+            return
+        presences = self._variants.get(model_id)
+        if presences:
+            for presence in presences.values():
+                presence.stale_spots[column.index] = None
+            for pool_id in column.site.pools:
+                other = self._by_pool.get((column.site.site_id, pool_id))
+                if other is not None:
+                    self.stale(model_id, other)
 
     def land(self, column: Column, model_id: ModelId, node_index: int) -> None:
         """A fetch to a node is over."""
