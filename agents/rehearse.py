@@ -1,12 +1,15 @@
 """A rehearsal: the twins of all sites of a fleet in one process, against a running orchestrator.
 
-Decides what the twins share: one channel, one set of metrics, one hidden world. Each is an agent of its own otherwise.
+Decides what the twins share: one channel, one set of metrics, one hidden world; and that a site which is not declared, or no longer, costs
+the rehearsal its twin and no other. Each is an agent of its own otherwise.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from typing import Any, Final
 
 import structlog
 
@@ -14,16 +17,21 @@ from agents.app import Surroundings, fleet_of, links_of, open_shared_channel, pa
 from agents.config import RehearseConfig
 from agents.journal import MemoryJournal
 from agents.runtime.twin import TwinRuntime
-from agents.session import Dial
+from agents.session import AgentEndedError, Dial
 from agents.telemetry import Metrics
 from agents.twin.peers import TwinPeers
 from atoll.catalog.fleet import FleetSpec
 from atoll.catalog.problems import one_of
 from atoll.model.errors import FieldError
+from atoll.model.ids import SiteId
 from atoll.model.site import SiteSpec
 from atoll.physics.hidden import HiddenWorld
 
 _log = structlog.get_logger(__name__)
+
+# Twins are started beside the orchestrator, and before `atoll sites apply` as often as after it. Whoever forgot it reads so at once, and
+# types it within this time.
+SITE_PATIENCE_S: Final = 300.0
 
 
 def run_rehearsal(config: RehearseConfig) -> int:
@@ -32,7 +40,8 @@ def run_rehearsal(config: RehearseConfig) -> int:
 
 
 async def rehearse(config: RehearseConfig, *, stop: asyncio.Event) -> None:
-    """Run the twins until `stop` is set. One that is refused for good ends them all, with its reason."""
+    """Run the twins until `stop` is set. One that is refused for good ends them all, with its reason; but those whose sites the fleet does
+    not have leave the others alone, as long as there are any."""
     reach, gpus = config.reach, packaged_gpus()
     fleet = fleet_of(config.fleet, gpus)
     specs = _chosen(config, fleet)
@@ -40,22 +49,38 @@ async def rehearse(config: RehearseConfig, *, stop: asyncio.Event) -> None:
         channel = await open_shared_channel(stack, reach)
         metrics = Metrics()
         serve_metrics(stack, reach, metrics)
-        dial = Dial(where=str(reach.orchestrator), token=reach.token, give_up_after_s=reach.give_up_after_s)
+        dial = Dial(
+            where=str(reach.orchestrator), token=reach.token, give_up_after_s=reach.give_up_after_s, site_patience_s=SITE_PATIENCE_S
+        )
         around = Surroundings(channel=channel, dial=dial, metrics=metrics, gpus=gpus)
         hidden = HiddenWorld(config.seed, config.sigma, noise_seed=config.noise_seed)
         peers = TwinPeers(fleet.sites, links_of(fleet), here=(spec.site_id for spec in specs))
         runtimes = [(spec, TwinRuntime(spec, gpus=gpus, hidden=hidden, peers=peers)) for spec in specs]
         slots = sum(pool.slots for spec in specs for pool in spec.pools)
         _log.info("rehearsing", sites=len(specs), gpus=slots, orchestrator=str(reach.orchestrator), seed=config.seed, sigma=config.sigma)
-        agents = [asyncio.create_task(run_site(spec.site_id, runtime, MemoryJournal(), around, stop)) for spec, runtime in runtimes]
+        twins = [_twin(spec.site_id, run_site(spec.site_id, runtime, MemoryJournal(), around, stop)) for spec, runtime in runtimes]
+        agents = [asyncio.create_task(twin) for twin in twins]
         try:
             done, _ = await asyncio.wait(agents, return_when=asyncio.FIRST_EXCEPTION)
-            for agent in done:
-                agent.result()
+            unknown = [agent.result() for agent in done]
+            if unknown[0] is not None and all(unknown):
+                raise unknown[0]
         finally:
             for agent in agents:
                 agent.cancel()
             await asyncio.gather(*agents, return_exceptions=True)
+
+
+async def _twin(site_id: SiteId, running: Coroutine[Any, Any, None]) -> AgentEndedError | None:
+    """Run a twin; why it ended, if that is that the fleet has no such site."""
+    try:
+        await running
+    except AgentEndedError as error:
+        if not error.unknown:
+            raise
+        _log.error("twin_ended", site=site_id, reason=str(error), advice="the other twins go on")
+        return error
+    return None
 
 
 def _chosen(config: RehearseConfig, fleet: FleetSpec) -> tuple[SiteSpec, ...]:

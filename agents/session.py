@@ -69,11 +69,12 @@ class ExitCode(IntEnum):
 
 
 class AgentEndedError(AtollError):
-    """The agent has to end; `code` says how. `removed`: its site is gone from the fleet, so what still runs is nobody's."""
+    """The agent has to end; `code` says how. `unknown`: the fleet has no such site. `removed`: it had, so what still runs is nobody's."""
 
-    def __init__(self, code: ExitCode, message: str, *, removed: bool = False) -> None:
+    def __init__(self, code: ExitCode, message: str, *, unknown: bool = False, removed: bool = False) -> None:
         super().__init__(message)
         self.code = code
+        self.unknown = unknown
         self.removed = removed
 
 
@@ -81,13 +82,14 @@ class AgentEndedError(AtollError):
 class Dial:
     """How to reach the orchestrator. `give_up_after_s` bounds the time without any session; None: never.
 
-    `name_patience_s`: how long to wait for a name that another agent holds.
+    `name_patience_s`: how long to wait for a name that another agent holds, `site_patience_s`: for a site to be declared.
     """
 
     where: str
     token: str = field(default="", repr=False)
     give_up_after_s: float | None = None
     name_patience_s: float = NAME_PATIENCE_S
+    site_patience_s: float = 0.0
 
 
 class Link:
@@ -157,7 +159,8 @@ class AgentSession:
         self._welcomed = False  # in the present try
         self._heard_s = time.monotonic()
         self._name_taken_since_s: float | None = None
-        self._lonely = False
+        self._site_unknown_since_s: float | None = None
+        self._trouble = ""  # the last that was told
 
     async def run(self) -> None:
         """Dial, serve, dial again. Raises AgentEndedError when that is pointless."""
@@ -171,22 +174,24 @@ class AgentSession:
                 raise
             except grpc.aio.AioRpcError as error:
                 self._judge(error)
-                self._tell_trouble(f"{error.code().name}: {error.details()}")
+                unknown = error.code() is grpc.StatusCode.NOT_FOUND
+                self._tell_trouble(f"{error.code().name}: {error.details()}", "site_unknown" if unknown else "orchestrator_unreachable")
             except (FieldError, ConnectionError, TimeoutError) as error:
                 self._tell_trouble(str(error) or "no answer in time")
             if self._welcomed:
-                pause_s, self._heard_s, self._name_taken_since_s = FIRST_PAUSE_S, time.monotonic(), None
+                pause_s, self._heard_s = FIRST_PAUSE_S, time.monotonic()
+                self._name_taken_since_s = self._site_unknown_since_s = None
             self._check_patience()
             # Full jitter: agents that lost the same orchestrator come back spread over the pause.
             await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
-    def _tell_trouble(self, reason: str) -> None:
+    def _tell_trouble(self, reason: str, trouble: str = "orchestrator_unreachable") -> None:
         """Once per trouble, not once per try."""
         self._metrics.dialled(self._site_id, "lost" if self._welcomed else "failed")
-        if self._welcomed or not self._lonely:
-            self._lonely = True
-            self._log.warning("orchestrator_lost" if self._welcomed else "orchestrator_unreachable", reason=reason, advice="dialling on")
+        if self._welcomed or trouble != self._trouble:
+            self._trouble = trouble
+            self._log.warning("orchestrator_lost" if self._welcomed else trouble, reason=reason, advice="dialling on")
 
     def _check_patience(self) -> None:
         allowed_s = self._dial.give_up_after_s
@@ -203,8 +208,7 @@ class AgentSession:
                 # The credential is of an orchestrator that is gone; a new join token may be at hand.
                 self._credential = ""
             case grpc.StatusCode.NOT_FOUND:
-                # After a welcome the site was known: it was removed. Before one, this may be the wrong orchestrator.
-                raise AgentEndedError(ExitCode.REFUSED, said, removed=self._welcomed)
+                self._await_site(said)
             case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
                 raise AgentEndedError(ExitCode.REFUSED, said)
             case grpc.StatusCode.UNIMPLEMENTED:
@@ -218,6 +222,15 @@ class AgentSession:
                     raise AgentEndedError(ExitCode.REFUSED, said)
             case _:
                 pass
+
+    def _await_site(self, said: str) -> None:
+        """After a welcome the site was known: it was removed. Before one it may be declared yet, or this be the wrong orchestrator."""
+        self._heard_s = time.monotonic()
+        self._site_unknown_since_s = self._site_unknown_since_s or self._heard_s
+        patience_s, give_up_s = self._dial.site_patience_s, self._dial.give_up_after_s
+        allowed_s = patience_s if give_up_s is None else min(patience_s, give_up_s)
+        if self._welcomed or self._heard_s - self._site_unknown_since_s >= allowed_s:
+            raise AgentEndedError(ExitCode.REFUSED, said, unknown=True, removed=self._welcomed)
 
     def _await_name(self, said: str) -> None:
         now_s = time.monotonic()
@@ -292,7 +305,7 @@ class AgentSession:
             self._driver.opened(link, welcome)
         except AtollError as error:
             raise AgentEndedError(ExitCode.RUNTIME, str(error)) from error
-        self._welcomed, self._lonely = True, False
+        self._welcomed, self._trouble = True, ""
         self._metrics.connected(self._site_id, yes=True)
         self._metrics.dialled(self._site_id, "welcomed")
         self._log.info("connected", fleet=welcome.fleet_id, term=welcome.term, time_scale_milli=welcome.time_scale_milli)

@@ -196,7 +196,8 @@ def rehearse(
     """Run the twins of all sites of a fleet file, in this process, against an orchestrator that runs.
 
     A twin takes the time that physics gives, times hidden factors, and yields results marked simulated. It runs only jobs that were
-    submitted with --simulated. Declare the sites first: atoll sites apply FILE. Whom it dials may come from ATOLL_ADDRESS and ATOLL_CA too.
+    submitted with --simulated. Declare the sites, too: atoll sites apply FILE; twins ask for that for five minutes, or --give-up-after.
+    Whom it dials may come from ATOLL_ADDRESS and ATOLL_CA too.
     """
     if orchestrator is None and "ATOLL_AGENT_ORCHESTRATOR" not in os.environ:
         orchestrator, ca = _as_a_client(ca)

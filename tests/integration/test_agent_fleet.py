@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from agents.app import packaged_gpus
+from agents.app import fleet_of, packaged_gpus
 from agents.config import Reach, RehearseConfig
 from agents.rehearse import rehearse
 from agents.session import AgentEndedError
@@ -160,11 +161,43 @@ async def test_a_token_joins_once_and_the_credential_serves_from_then_on(tmp_pat
                 await stranger.ended()
 
 
+async def test_twins_wait_for_their_sites_to_be_declared_and_go_on_without_one_that_never_is(tmp_path: Path) -> None:
+    gpus = packaged_gpus()
+    late, never = (next(spec for spec in fleet_of(FLEET, gpus).sites if spec.site_id == name) for name in ("neo-cdg", "edge-scl"))
+    async with orchestrator(tmp_path, **quick(catalogue=Catalogue(gpus=gpus))) as running:
+
+        async def connection(name: str) -> int:
+            listed = await running.operators.ListSites(operators_pb.ListSitesRequest())
+            return next((one.connection for one in listed.sites if one.spec.site_id == name), types_pb2.SITE_CONNECTION_UNSPECIFIED)
+
+        async def rehearsed(give_up_after_s: float | None, stop: asyncio.Event) -> None:
+            reach = Reach(orchestrator=running.address, give_up_after_s=give_up_after_s)
+            await rehearse(RehearseConfig(fleet=FLEET, sites=(late.site_id, never.site_id), reach=reach), stop=stop)
+
+        def told(logs: list[Any], event: str) -> set[str]:
+            return {line["site"] for line in logs if line["event"] == event}
+
+        stop = asyncio.Event()
+        with capture_logs() as logs:
+            twins = asyncio.create_task(rehearsed(None, stop))
+            await until(lambda: told(logs, "site_unknown") == {late.site_id, never.site_id})
+            await running.apply(late)
+            await until(lambda: late.site_id in told(logs, "connected"))
+            stop.set()
+            await asyncio.wait_for(twins, 30)
+        assert not told(logs, "twin_ended")
+        with capture_logs() as logs:
+            twins = asyncio.create_task(rehearsed(0.0, asyncio.Event()))
+            await until(lambda: told(logs, "twin_ended") == {never.site_id} and told(logs, "connected") == {late.site_id})
+        assert await connection(late.site_id) == types_pb2.SITE_CONNECTION_CONNECTED and not twins.done()
+        await running.operators.RemoveSite(operators_pb.RemoveSiteRequest(site_id=late.site_id, reason="moved", force=True))
+        with pytest.raises(AgentEndedError, match="refuses site"):
+            await asyncio.wait_for(twins, 30)
+
+
 async def test_a_rehearsal_connects_every_site_of_the_reference_fleet(tmp_path: Path) -> None:
     gpus = packaged_gpus()
     async with orchestrator(tmp_path, **quick(catalogue=Catalogue(gpus=gpus))) as running:
-        from agents.app import fleet_of
-
         specs = fleet_of(FLEET, gpus).sites
         await _declare(running, *specs)
         stop = asyncio.Event()

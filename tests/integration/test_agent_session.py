@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from agents.journal import DiskJournal
 from agents.session import AgentEndedError, ExitCode
@@ -106,6 +107,40 @@ async def test_a_name_that_another_agent_holds_is_waited_for_and_then_given_up()
                 await running.ended()
         assert error.value.code is ExitCode.REFUSED
         assert served.tries >= 2
+
+
+async def test_a_site_that_nobody_declared_is_asked_for_as_long_as_is_allowed() -> None:
+    refusal = (grpc.StatusCode.NOT_FOUND, "no site 's': add it first", "site_id")
+    async with double() as served:
+        served.refuse = refusal
+        with capture_logs() as logs:
+            async with agent(served.address, "s", twin_of(SPEC), site_patience_s=60.0):
+                await until(lambda: served.tries >= 3)
+                served.refuse = None
+                stream = await served.stream(0)
+                await until(lambda: bool(stream.reports))
+        told = [line for line in logs if line["log_level"] == "warning"]
+        assert [line["event"] for line in told] == ["site_unknown"], "once, not with every try"
+        assert "add it first" in told[0]["reason"]
+    allowed: tuple[dict[str, Any], ...] = ({"site_patience_s": 0.4}, {"site_patience_s": 60.0, "give_up_after_s": 0.4})
+    for patience in allowed:
+        async with double() as served:
+            served.refuse = refusal
+            async with agent(served.address, "s", twin_of(SPEC), **patience) as running:
+                with pytest.raises(AgentEndedError, match="add it first") as error:
+                    await running.ended()
+            assert error.value.code is ExitCode.REFUSED and error.value.unknown and not error.value.removed
+            assert served.tries >= 2
+
+
+async def test_a_site_that_is_removed_is_not_waited_for() -> None:
+    async with double() as served, agent(served.address, "s", twin_of(SPEC), site_patience_s=60.0) as running:
+        stream = await served.stream(0)
+        await until(lambda: bool(stream.reports))
+        stream.cut(grpc.StatusCode.NOT_FOUND)
+        with pytest.raises(AgentEndedError, match="refuses site s") as error:
+            await running.ended()
+        assert error.value.removed and error.value.unknown and served.tries == 1
 
 
 async def test_nobody_at_the_address_is_given_up_after_the_time_that_was_allowed(free_port: int) -> None:
