@@ -46,6 +46,16 @@ def test_a_job_takes_two_ways_and_a_commit_longer() -> None:
     assert latency_us(replace(bare, way_us=8_000, commit_us=3_000)) == without + 14_000 + 3_000
 
 
+def test_sites_wait_in_real_time_at_the_scale_of_the_live_fleet() -> None:
+    """Progress is told once in a second of real time, and what changes is gathered for a tenth of one, however fast fleet time runs."""
+    for scale_milli in (1_000, 30_000):
+        player = Player(replace(one_pool(1), time_scale_milli=scale_milli), mixed(1), Rows())
+        player.play()
+        (site,) = player.sites
+        assert site.plant.pace_us == scale_milli * 1_000
+        assert site.machine.state.scale_milli == scale_milli
+
+
 @pytest.mark.parametrize(
     ("scenario", "said"),
     [
