@@ -153,8 +153,16 @@ def _may_pay(ctx: Context, key: ClassKey, wait_us: int, where: Column, column: C
     if not fix.item(row, Fix.FEASIBLE):
         return False
     here_us = wait_us + fix.item(READY * pools + where.index, Fix.SERIAL)
-    there_us = fix.item(row, Fix.SERIAL) - (fix.item(row, Fix.SAVING) if row >= pools else 0)
-    return here_us - there_us > _enough_us(ctx, here_us)
+    there_us, enough_us = fix.item(row, Fix.SERIAL), _enough_us(ctx, here_us)
+    if row >= pools:
+        saving_us = fix.item(row, Fix.SAVING)
+        there_us -= saving_us
+        if column.index not in ctx.columns.where.by_model.get(key.model_id, ()):
+            there_us += fix.item(row, Fix.FETCH)
+        if ctx.scorer.guards(key.model_id):
+            # One copy more than is wanted: it is better by half of what loading takes, or made dearer by that.
+            enough_us = max(enough_us, (fix.item(row, Fix.RELOAD) - saving_us) // 2)
+    return here_us - there_us > enough_us
 
 
 def _enough_us(ctx: Context, here_us: int) -> int:

@@ -239,7 +239,7 @@ class Scorer:
         if out is None:
             out = self._allot(table, rows)
         rates[_NOW], rates[_NEED] = now_us, estimate.memory_bytes
-        rates[_CHURN] = self._guards and self._beyond_target(key.model_id)
+        rates[_CHURN] = self.guards(key.model_id)
         self.time(rates, slack_us, begin_us)
         chosen = self._everything[:rows] if mask is None else mask
         bound, patient = kernel.decide(estimate.fix, dyn, rooms, node_rooms, presence.table, presence.spots, rates, chosen, out)
@@ -292,9 +292,9 @@ class Scorer:
         taken = choose(chooser, table, mask & (states == State.WAITS), board.patient)
         board.bound, board.patient, board.keys = taken.bound, taken.patient, taken.keys
 
-    def _beyond_target(self, model_id: ModelId) -> bool:
-        """Whether one more copy would be more than the target and one."""
-        return self._columns.prices.copies(model_id) > self._target(model_id)
+    def guards(self, model_id: ModelId) -> bool:
+        """Whether one more copy would be more than the target and one, and the policy minds."""
+        return self._guards and self._columns.prices.copies(model_id) > self._target(model_id)
 
 
 def slots_of(board: Board, row: int) -> tuple[Slot, ...]:
