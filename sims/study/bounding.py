@@ -35,7 +35,7 @@ Shares = dict[int, float]
 
 def ideal_load(study: Study, seed: int) -> PooledLoad:
     """Of the ideal in the world of this seed, by the better of its two rules."""
-    reckoner = _reckoner(study, seed)
+    reckoner = reckoner_of(study, seed)
 
     def share(load_milli: int) -> float:
         from_us = study.warm_up.of(study.trace.span_us(load_milli))
@@ -89,7 +89,8 @@ def with_loads(folder: Path, pooled_milli: int, ideal_milli: int) -> None:
         amend(result, metadata)
 
 
-def _reckoner(study: Study, seed: int) -> Reckoner:
+def reckoner_of(study: Study, seed: int) -> Reckoner:
+    """Who knows what each job takes in the world of a seed."""
     scenario = study.scenario
     return Reckoner(scenario.sites, scenario.gpus, scenario.catalogue, HiddenWorld(seed, scenario.sigma))
 
@@ -100,7 +101,7 @@ def _share(study: Study, policy: Policy, seed: int, load_milli: int, told: Told 
     def jobs() -> Iterator[TraceJob]:
         return at_load(study.source.jobs(), study.trace, load_milli)
 
-    reckoner = _reckoner(study, seed)
+    reckoner = reckoner_of(study, seed)
     judge = _Judge(reckoner, study.warm_up.of(study.trace.span_us(load_milli)))
     count = sum(judge.due_us(job) is not None for job in jobs())
     # Whatever ends later than the longest of them may is late anyway.

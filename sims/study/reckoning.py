@@ -50,14 +50,22 @@ class Reckoner:
     def job(self, job: TraceJob) -> IdealJob:
         """The job with its times. NotFoundError for a model that the catalogue does not have."""
         name = job.model_id if self._world is not None else ModelId(base_of(job.model_id))
-        model = self._models.get(name)
-        if model is None:
-            model = self._models[name] = spec_of(name, self._catalogue)
+        model = self._model(name)
         key = (name, job.shape_with(model.default_shape), job.precision or Precision.BF16, job.gang_size)
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._of_class(model, key)
         return replace(known, arrival_us=job.arrival_us)
+
+    def shape_of(self, job: TraceJob) -> Shape:
+        """What the job makes. NotFoundError as above."""
+        return job.shape_with(self._model(job.model_id).default_shape)
+
+    def _model(self, name: ModelId) -> ModelSpec:
+        model = self._models.get(name)
+        if model is None:
+            model = self._models[name] = spec_of(name, self._catalogue)
+        return model
 
     def _of_class(self, model: ModelSpec, key: _Class) -> IdealJob:
         name, shape, precision, gang_size = key

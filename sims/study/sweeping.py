@@ -19,9 +19,10 @@ from orchestrator.core.placement.policy_file import write_policy
 from sims.report.comparison import METRICS, Metric, run_of
 from sims.results.parquet import read_result
 from sims.study.bounding import with_loads
+from sims.study.idealised import NAME as IDEAL
 from sims.study.pooling import LOAD_MAX_MILLI
 from sims.study.running import Run, Study, metadata_of
-from sims.study.tasks import Bound, Play, Task, is_done, read_found, write_whole
+from sims.study.tasks import Bound, Ideally, Play, Task, is_done, read_found, write_whole
 from sims.study.tuning import Grid, ablations, settings_of
 
 RUNS: Final = "runs"
@@ -106,12 +107,17 @@ def conduct(study: Study, plan: Plan, out: Path, work: Work) -> Outcome:
     runs = [Run(policy=policy, seed=seed, load_milli=load) for load in plan.loads_milli for policy in policies for seed in plan.seeds]
     plays = [Play(run=run, place=f"{RUNS}/{run.name(study)}") for run in runs]
     bounds = {(policy.identity, seed): _bound(study, policy, seed) for policy in policies for seed in plan.seeds} if plan.ideal else {}
-    _do(out, [*bounds.values(), *plays], work)
+    ideals = [_ideally(study, load, seed) for load in plan.loads_milli for seed in plan.seeds] if plan.ideal else []
+    _do(out, [*bounds.values(), *ideals, *plays], work)
+    ideal_milli: dict[int, int] = {}
     for play in plays:
         found = read_found(out / bound.place) if (bound := bounds.get((play.run.policy.identity, play.run.seed))) is not None else None
         if found is not None:
+            ideal_milli[play.run.seed] = found.ideal_milli
             with_loads(out / play.place, found.pooled_milli or 0, found.ideal_milli)
-    folders = tuple(out / play.place for play in plays)
+    for one in ideals:
+        with_loads(out / one.place, ideal_milli[one.seed], ideal_milli[one.seed])
+    folders = tuple(out / place for place in (*(play.place for play in plays), *(one.place for one in ideals)))
     return Outcome(folders=folders, tuned=tuned, digest=_digest(folders))
 
 
@@ -123,6 +129,12 @@ def _do(out: Path, tasks: Sequence[Task], work: Work) -> None:
 
 def _bound(study: Study, policy: Policy, seed: int) -> Bound:
     return Bound(policy=policy, seed=seed, place=f"{_BOUNDS}/{Run(policy=policy, seed=seed).name(study)}.json")
+
+
+def _ideally(study: Study, load_milli: int, seed: int) -> Ideally:
+    """Named as the run of a policy would be that had nothing to decide."""
+    name = Run(policy=Policy(name=IDEAL), seed=seed, load_milli=load_milli).name(study)
+    return Ideally(seed=seed, load_milli=load_milli, place=f"{RUNS}/{name}")
 
 
 def _digest(folders: Sequence[Path]) -> str:

@@ -10,11 +10,12 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, assert_never
 
 from orchestrator.core.placement.policy import Policy
 from sims.results.parquet import JOBS_FILE, SITES_FILE
 from sims.study.bounding import Shares, ideal_load, policy_load
+from sims.study.idealised import carry_out_ideal
 from sims.study.running import Run, Study, Told, carry_out, is_kept
 
 # About so many runs as long as those of the trace are a search.
@@ -38,7 +39,16 @@ class Bound:
     place: str
 
 
-Task = Play | Bound
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ideally:
+    """What the ideal does at one load in one world. `place` as of a run."""
+
+    seed: int
+    load_milli: int
+    place: str
+
+
+Task = Play | Bound | Ideally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,28 +62,37 @@ class Found:
 
 def work_of(study: Study, task: Task) -> int:
     """About how many jobs are played for it."""
-    return study.trace.jobs * (1 if isinstance(task, Play) else _RUNS_OF_A_SEARCH)
+    return study.trace.jobs * (_RUNS_OF_A_SEARCH if isinstance(task, Bound) else 1)
 
 
 def is_done(task: Task, out: Path) -> bool:
     """Whether all that it leaves is there."""
-    if isinstance(task, Play):
-        return is_kept(out / task.place)
-    found = read_found(out / task.place)
-    return found is not None and found.pooled_milli is not None
+    match task:
+        case Play() | Ideally():
+            return is_kept(out / task.place)
+        case Bound():
+            found = read_found(out / task.place)
+            return found is not None and found.pooled_milli is not None
+        case _:
+            assert_never(task)
 
 
 def perform(study: Study, task: Task, out: Path, told: Told | None = None) -> None:
     """Do it, below `out`. `told` hears how many jobs were played for it."""
-    if isinstance(task, Play):
-        carry_out(study, task.run, out / task.place, told)
-    else:
-        _search(study, task, out / task.place, told)
+    match task:
+        case Play():
+            carry_out(study, task.run, out / task.place, told)
+        case Ideally():
+            carry_out_ideal(study, task.seed, task.load_milli, out / task.place)
+        case Bound():
+            _search(study, task, out / task.place, told)
+        case _:
+            assert_never(task)
 
 
 def files_of(task: Task) -> tuple[str, ...]:
     """What it leaves, below the study's folder; that the last is there says that all are."""
-    return (f"{task.place}/{SITES_FILE}", f"{task.place}/{JOBS_FILE}") if isinstance(task, Play) else (task.place,)
+    return (task.place,) if isinstance(task, Bound) else (f"{task.place}/{SITES_FILE}", f"{task.place}/{JOBS_FILE}")
 
 
 def read_found(path: Path) -> Found | None:

@@ -153,6 +153,13 @@ def test_pooling_efficiency_of_every_policy_and_a_search_that_goes_on(capsys: Sh
     found = answer(capsys, *asked, "--workers", "2")
     shares = {run["policy"]: run["metrics"]["pooling_efficiency"] for run in found["runs"]}
     assert 0 < shares["default"] <= 1.25 and 0 <= shares["random"] <= 1.25
+    # The ideal stands beside them, with its own rows: no job waits for anything but a slot, and no slot has two.
+    means = {run["policy"]: run["metrics"]["mean_s"] for run in found["runs"]}
+    assert shares["ideal"] == 1 and means["ideal"] < min(means["default"], means["random"])
+    (folder,) = Path("kept/runs").glob("ideal-*")
+    kept_rows = read_result(folder)
+    assert all(row.queue_us + row.execution_us == row.ended_us - row.arrival_us > 0 for row in kept_rows.jobs())
+    assert max(row.slots_busy for row in kept_rows.sites()) > 0 and all(0 <= row.slots_busy <= row.slots for row in kept_rows.sites())
     for path in Path("kept/highest-loads").iterdir():
         first = read_found(path)
         assert first is not None
