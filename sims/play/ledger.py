@@ -62,6 +62,10 @@ class Doing(StrEnum):
     LOST = "lost"
 
 
+# What a disk holds: a model's weights or an adapter's, which may have one name.
+_Held = tuple[NodeId, type[WeightsFetched | AdapterFetched], ModelId | AdapterId]
+
+
 @dataclass(slots=True)
 class _Gpu:
     since_us: int
@@ -80,8 +84,7 @@ class _SiteBooks:
     told_us: Counter[Doing] = field(default_factory=Counter)
     passed_us: Counter[Doing] = field(default_factory=Counter)
     runs: dict[AttemptKey, tuple[SlotRef, ...]] = field(default_factory=dict)
-    models: dict[tuple[NodeId, ModelId], int] = field(default_factory=dict)
-    adapters: dict[tuple[NodeId, AdapterId], int] = field(default_factory=dict)
+    held: dict[_Held, int] = field(default_factory=dict)  # bytes
 
 
 class Ledger:
@@ -132,7 +135,7 @@ class Ledger:
         now_us = self._began_us[site_id] = self._now()
         gpus = {recovered.slot: _Gpu(now_us) for recovered in plant.started().slots}
         self._sites[site_id] = books = _SiteBooks(plant=plant, gpus=gpus, disks=plant.weights.held_bytes())
-        books.models = {(node_id, model_id): size for node_id, model_id, size in plant.weights.held_models()}
+        books.held = {(node_id, WeightsFetched, model_id): size for node_id, model_id, size in plant.weights.held_models()}
         handlers: dict[type, Callable[..., None]] = {
             RunAttempt: self._runs,
             AttemptFinished: self._finished,
@@ -232,20 +235,24 @@ class Ledger:
     # --- disks -----------------------------------------------------------------------------------------------------------------
 
     def _fetched(self, books: _SiteBooks, event: WeightsFetched) -> None:
-        _must((event.node_id, event.model_id) not in books.models, "a disk gets a model once", event)
-        books.models[event.node_id, event.model_id] = event.bytes
-        books.disks[event.node_id] += event.bytes
-
-    def _deleted(self, books: _SiteBooks, event: WeightsDeleted) -> None:
-        books.disks[event.node_id] -= books.models.pop((event.node_id, event.model_id), 0)
+        self._came(books, (event.node_id, WeightsFetched, event.model_id), event.bytes)
 
     def _adapter_fetched(self, books: _SiteBooks, event: AdapterFetched) -> None:
-        _must((event.node_id, event.adapter_id) not in books.adapters, "a disk gets an adapter once", event)
-        books.adapters[event.node_id, event.adapter_id] = event.bytes
-        books.disks[event.node_id] += event.bytes
+        self._came(books, (event.node_id, AdapterFetched, event.adapter_id), event.bytes)
+
+    def _deleted(self, books: _SiteBooks, event: WeightsDeleted) -> None:
+        self._went(books, (event.node_id, WeightsFetched, event.model_id))
 
     def _adapter_deleted(self, books: _SiteBooks, event: AdapterDeleted) -> None:
-        books.disks[event.node_id] -= books.adapters.pop((event.node_id, event.adapter_id), 0)
+        self._went(books, (event.node_id, AdapterFetched, event.adapter_id))
+
+    def _came(self, books: _SiteBooks, what: _Held, size_bytes: int) -> None:
+        _must(what not in books.held, "a disk gets a file once", what)
+        books.held[what] = size_bytes
+        books.disks[what[0]] += size_bytes
+
+    def _went(self, books: _SiteBooks, what: _Held) -> None:
+        books.disks[what[0]] -= books.held.pop(what, 0)
 
     # --- the end ---------------------------------------------------------------------------------------------------------------
 
