@@ -51,6 +51,14 @@ class Factors:
         corrected = np.minimum(prior_us, PREDICTED_US_MAX) * (factor if rows == 1 else np.concatenate((factor,) * rows)) // 1_000
         return np.asarray(np.minimum(corrected, PREDICTED_US_MAX), dtype=np.int64)
 
+    def times_each(self, priors: Sequence[tuple[Component, Ints]]) -> list[Ints]:
+        """As `times`, of several priors of as many rows at once."""
+        factor = np.array([self.milli[component] for component, _ in priors])
+        prior = np.minimum(np.array([prior_us for _, prior_us in priors]), PREDICTED_US_MAX)
+        kinds = prior.shape[1] // max(factor.shape[1], 1)
+        corrected = prior.reshape(len(priors), kinds, factor.shape[1]) * factor[:, np.newaxis, :] // 1_000
+        return list(np.minimum(corrected, PREDICTED_US_MAX).reshape(prior.shape))
+
 
 class PoolFactors:
     """The arrays of one fleet."""

@@ -308,12 +308,14 @@ def _rows(of_pool: Array, kinds: int) -> Array:
 
 def _corrected(inputs: Inputs, factors: Factors) -> Inputs:
     """The prior times what was learned of it. Staging and building a pipeline are measured, and so corrected, as one."""
-    return replace(
-        inputs,
-        stage_us=factors.times(Component.LOAD, inputs.stage_us),
-        init_us=factors.times(Component.LOAD, inputs.init_us),
-        adapt_us=factors.times(Component.ADAPT, inputs.adapt_us),
-        compile_us=factors.times(Component.COMPILE, inputs.compile_us),
-        execution_us=factors.times(Component.EXECUTION, inputs.execution_us),
-        output_us=factors.times(Component.UPLOAD, inputs.output_us),
+    stage, init, adapt, compiling, execution, output = factors.times_each(
+        (
+            (Component.LOAD, inputs.stage_us),
+            (Component.LOAD, inputs.init_us),
+            (Component.ADAPT, inputs.adapt_us),
+            (Component.COMPILE, inputs.compile_us),
+            (Component.EXECUTION, inputs.execution_us),
+            (Component.UPLOAD, inputs.output_us),
+        )
     )
+    return replace(inputs, stage_us=stage, init_us=init, adapt_us=adapt, compile_us=compiling, execution_us=execution, output_us=output)
