@@ -120,6 +120,7 @@ class Agent:
     compiled: dict[str, set[FormId]] = field(default_factory=dict)  # by node: forms for which it holds code
     shares_compiled: bool = False
     loading: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)  # of what is held in a slot: what loads yet, since when
+    starting: set[tuple[str, int]] = field(default_factory=set)  # slots whose process is not up
 
 
 class Fleet:
@@ -234,6 +235,7 @@ class Fleet:
             SlotFacts(
                 index=gpu,
                 memory_free_bytes=0,
+                ready=(node_id, gpu) not in agent.starting,
                 replicas=tuple(
                     ReplicaFact(
                         model_id=ModelId(name),
@@ -314,6 +316,18 @@ class Fleet:
         failure = Failure(kind=kind, message="because") if kind is not None else None
         event = AttemptEvent(seq=EventSeq(agent.event_seq), key=key, state=state, manifest=manifest, failure=failure, times=times)
         return self.happen(events.AttemptsEnded(site_id=agent.site.site_id, session=agent.session, events=(event,)), after_us)
+
+    def lose(self, name: str, pool_node: str, gpu: int) -> None:
+        """The process of a slot died, and with it what it held; the next one starts. The site's agent says so."""
+        agent = self.agents[SiteId(name)]
+        agent.warm.pop((pool_node, gpu), None)
+        agent.starting.add((pool_node, gpu))
+        self.report(name)
+
+    def started(self, name: str) -> None:
+        """All processes of a site's slots are up; its agent says so."""
+        self.agents[SiteId(name)].starting.clear()
+        self.report(name)
 
     def running(self, name: str, key: AttemptKey, steps: int = 1) -> Step:
         """The site's agent reports that an attempt executes."""

@@ -62,3 +62,26 @@ def test_a_site_whose_full_report_was_lost_is_asked_for_another() -> None:
     fleet.report("a", full=True)
     fleet.submit(spec())
     assert len(agent.attempts) == 1
+
+
+def test_a_slot_whose_process_starts_is_neither_given_work_nor_waited_for() -> None:
+    """So the start of a process stands before no job that is placed, and no term has to count it."""
+    fleet = Fleet(site("slow", pool("p", gpu="small", gpus=1)), site("fast", pool("p", gpus=1)), models=(model("m", weights_gb=10),))
+    fleet.warm("fast", "p-0", 0, "m")
+    fleet.report("fast")
+    fleet.lose("fast", "p-0", 0)
+    fleet.submit(spec(), spec(prompt="another"))
+    fleet.wait(60, reporting=("slow", "fast"))
+    assert _sites_of(fleet) == ["slow", "slow"], "the second waits behind the first rather than for a process"
+    fleet.started("fast")
+    fleet.submit(spec(prompt="a third"))
+    assert _sites_of(fleet)[-1] == "fast"
+
+
+def test_jobs_wait_in_the_queue_while_every_process_starts_and_go_when_one_is_up() -> None:
+    fleet = Fleet(site("a", pool("p", gpus=1)))
+    fleet.lose("a", "p-0", 0)
+    fleet.submit(spec())
+    assert _sites_of(fleet) == []
+    fleet.started("a")
+    assert _sites_of(fleet) == ["a"]
