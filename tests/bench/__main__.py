@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from tests.bench import core, learning, machine, moves, quotes, servers
+from tests.bench import core, learning, machine, moves, quotes, servers, sim
 
 # Besides the cases of the placing core.
-_OTHERS: Final = {"learning": learning.main, "moves": moves.main, "quotes": quotes.main, "servers": servers.main}
+_OTHERS: Final = {"learning": learning.main, "moves": moves.main, "quotes": quotes.main, "servers": servers.main, "sim": sim.main}
 _USUAL: Final = (*core.USUAL, *_OTHERS)
 _NAMES: Final = (*core.CASES, *_OTHERS)
 
