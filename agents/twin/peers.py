@@ -12,7 +12,9 @@ from typing import Protocol
 from agents.twin.truth import Truth
 from atoll.model.adapter import AdapterSpec
 from atoll.model.ids import AdapterId, ModelId, NodeId, SiteId
+from atoll.model.job import JobSpec
 from atoll.model.site import LinkSpec, SiteSpec
+from atoll.physics.coldstart import transfer_us
 from atoll.physics.joint import FetchKey, JointFetches
 
 
@@ -101,6 +103,18 @@ class TwinPeers:
         member = self._members.get(src)
         there = member.holds_adapter(adapter.adapter_id) if member is not None else src not in self._here
         return self._link_us(truth, src, dst, adapter.weights_bytes, key) if there else None
+
+    def input_us(self, truth: Truth, spec: SiteSpec, job: JobSpec) -> int:
+        """How long the files of a job take to a site, from the site nearest to the asker if that is known: as it is predicted, times the
+        hidden factor that results have too."""
+        size, rate, rtt_us = sum(one.bytes for one in job.inputs), spec.wan_bytes_per_s, 0
+        if not size:
+            return 0
+        if job.origin_site is not None:
+            link = self._links.get((job.origin_site, spec.site_id)) or self._links.get((spec.site_id, job.origin_site))
+            if link is not None:
+                rate, rtt_us = min(link.bytes_per_s, rate), link.rtt_us
+        return transfer_us(size, rate, rtt_us) * truth.factor_milli("fetch", spec.site_id) // 1_000
 
     def _gives(self, site_id: SiteId, model_id: ModelId) -> bool:
         member = self._members.get(site_id)

@@ -63,6 +63,7 @@ Sink = Callable[[AgentEvent], None]
 class _Run:
     command: RunAttempt
     compile_us: int  # until the code for its form runs; 0 where it does
+    input_us: int  # until the job's files are there, which an agent reads when the attempt's turn has come
     run_us: int
     upload_us: int
     began_us: int
@@ -108,6 +109,7 @@ class Plant:
         self._runs: dict[AttemptKey, _Run] = {}
         self._expiry_timer: Timer | None = None
         self._rates = Rates(tell)
+        self._peers = peers or TwinPeers()
         self.pools = tuple(self._build(pool, gpus) for pool in spec.pools)
         around = Surroundings(
             timers=timers,
@@ -116,7 +118,7 @@ class Plant:
             uses=lambda node_id, model_id: self._nodes[node_id].uses(model_id),
             learn_origin=lambda rate: self._rates.measured(origin=rate),
         )
-        self.weights = TwinWeights(spec, truth, around, peers or TwinPeers())
+        self.weights = TwinWeights(spec, truth, around, self._peers)
         for node_id, holding in (holdings or {}).items():
             self._hold(node_id, holding)
 
@@ -279,7 +281,16 @@ class Plant:
         alone_us = transfer_us(output_bytes(command.model, spec.shape), self._spec.wan_bytes_per_s, 0)
         upload_us = alone_us * self._truth.factor_milli("fetch", self._site_id) // 1_000
         compile_us = self._compile_us(slot, command)
-        run = _Run(command=command, compile_us=compile_us, run_us=run_us, upload_us=upload_us, began_us=now_us, renewed_us=now_us)
+        input_us = self._peers.input_us(self._truth, self._spec, spec)
+        run = _Run(
+            command=command,
+            compile_us=compile_us,
+            input_us=input_us,
+            run_us=run_us,
+            upload_us=upload_us,
+            began_us=now_us,
+            renewed_us=now_us,
+        )
         self._runs[command.key] = run
         if self._note is not None:
             count = "one" if gang_size == 1 else str(gang_size)
@@ -290,13 +301,13 @@ class Plant:
             run.timers.append(self._after(compile_us, partial(self._compiled, slot, run)))
         else:
             self._say(run, AttemptState.RUNNING, 0)
-        steps = spec.shape.steps
+        steps, first_us = spec.shape.steps, compile_us + input_us
         marks = min(steps - 1, _MARKS_MAX, run_us // self.pace_us)
         for mark in range(1, marks + 1):
             done = steps * mark // (marks + 1)
-            run.timers.append(self._after(compile_us + run_us * done // steps, partial(self._say, run, AttemptState.RUNNING, done)))
-        run.timers.append(self._after(compile_us + run_us, partial(self._say, run, AttemptState.UPLOADING, steps)))
-        run.timers.append(self._after(compile_us + run_us + upload_us, partial(self._finished, run)))
+            run.timers.append(self._after(first_us + run_us * done // steps, partial(self._say, run, AttemptState.RUNNING, done)))
+        run.timers.append(self._after(first_us + run_us, partial(self._say, run, AttemptState.UPLOADING, steps)))
+        run.timers.append(self._after(first_us + run_us + upload_us, partial(self._finished, run)))
         if self._expiry_timer is None:
             self._expiry_timer = self._after(_EXPIRY_PACES * self.pace_us, self._expire)
 
@@ -329,7 +340,7 @@ class Plant:
         if self._forget(run):
             self._log(run, "done")
             manifest = self._result(run.command, run.run_us)
-            times = PhaseTimes(compile_us=run.compile_us or -1, run_us=run.run_us, upload_us=run.upload_us)
+            times = PhaseTimes(compile_us=run.compile_us or -1, run_us=run.input_us + run.run_us, upload_us=run.upload_us)
             self._tell(AttemptFinished(key=run.command.key, manifest=manifest, times=times))
 
     def _stop(self, key: AttemptKey) -> None:
@@ -339,11 +350,11 @@ class Plant:
             return
         run.cancel()
         step_us = max(run.run_us // run.command.spec.shape.steps, 1)
-        since_us = self._timers.now_us() - run.began_us - run.compile_us
+        since_us = self._timers.now_us() - run.began_us - run.compile_us  # until the files are there no step is taken
         run.timers = []
         if since_us < 0:  # while code is being made there are no steps: it is made to the end
             run.timers.append(self._after(-since_us, partial(self._compiled, self._slots[run.command.slot], run)))
-        left_us = -since_us if since_us < 0 else step_us - min(since_us, run.run_us) % step_us
+        left_us = -since_us if since_us < 0 else step_us - min(max(since_us - run.input_us, 0), run.run_us) % step_us
         run.timers.append(self._after(left_us, partial(self._halted, run)))
 
     def _halted(self, run: _Run) -> None:

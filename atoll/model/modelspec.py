@@ -104,6 +104,11 @@ class ModelSpec:
         """Whether there are weights that a real site can load."""
         return bool(self.weights_digest)
 
+    @property
+    def begins_with_image(self) -> bool:
+        """Whether it can, as far as is known."""
+        return not self.pipeline_class or self.pipeline_class in IMAGE_TO_IMAGE
+
     def check_shape(self, shape: Shape, field: str = "shape") -> None:
         """FieldError naming the first figure of a shape that this model does not make, and the nearest that it makes."""
         if self.modality is Modality.IMAGE and shape.frames != 1:

@@ -12,7 +12,6 @@ from atoll.model.attempt import RETRIES, Attempt, Failure, FailureKind, ResultMa
 from atoll.model.errors import FieldError
 from atoll.model.ids import JobId, SiteId, TenantId
 from atoll.model.job import IMAGE_INPUT, Job, JobSpec, JobState, check_job_state
-from atoll.model.modelspec import IMAGE_TO_IMAGE, ModelSpec
 from atoll.model.splits import check_gang
 from atoll.model.words import count, duration, size
 from orchestrator.core import attempts, promises, residency
@@ -133,8 +132,8 @@ def _unusable_input(state: State, spec: JobSpec) -> tuple[str, str] | None:
         if not 0 < one.bytes <= limits.IMAGE_BYTES_MAX:
             return f"inputs[{index}].bytes", f"an image of {size(one.bytes)}: expected one byte to {size(limits.IMAGE_BYTES_MAX)}"
     model = state.models[spec.model_id]
-    if spec.inputs and not _begins_with_image(model):
-        able = sorted(one.model_id for one in state.models.values() if one.pipeline_class and _begins_with_image(one))
+    if spec.inputs and not model.begins_with_image:
+        able = sorted(one.model_id for one in state.models.values() if one.pipeline_class and one.begins_with_image)
         some = ", ".join(able[:_NAMED_MAX]) + (", ..." if len(able) > _NAMED_MAX else "") if able else "none here can"
         return "inputs", f"model {model.model_id} ({model.pipeline_class}) cannot begin with an image: models that can: {some}"
     return None
@@ -147,11 +146,6 @@ def _unshared(state: State, spec: JobSpec) -> tuple[str, str] | None:
     except FieldError as error:
         return error.field, str(error)
     return None
-
-
-def _begins_with_image(model: ModelSpec) -> bool:
-    """Whether a model can, as far as is known."""
-    return not model.pipeline_class or model.pipeline_class in IMAGE_TO_IMAGE
 
 
 def watch_expiry(ctx: Context, job: Job) -> None:

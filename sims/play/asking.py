@@ -14,7 +14,7 @@ from atoll.model import limits
 from atoll.model.adapter import AdapterSpec
 from atoll.model.errors import FieldError
 from atoll.model.ids import AdapterId, JobId, ModelId, SiteId
-from atoll.model.job import JobSpec
+from atoll.model.job import IMAGE_INPUT, InputRef, JobSpec
 from atoll.model.modelspec import ModelSpec
 from atoll.model.shape import Precision, Shape
 from atoll.model.site import SiteSpec
@@ -69,6 +69,8 @@ class Asking:
         if model is None:
             model = new = self._models[job.model_id] = spec_of(job.model_id, self._catalogue)
         adapters = tuple(found for use in job.adapters if (found := self._adapter(use.adapter_id, model)) is not None)
+        # The one input that there is. All steps are taken, as the trace says nothing of how much of the image is kept.
+        begins = job.input_bytes > 0 and model.begins_with_image
         spec = JobSpec(
             tenant=job.tenant,
             model_id=job.model_id,
@@ -81,6 +83,8 @@ class Asking:
             start_timeout_ms=job.start_timeout_ms,
             adapters=job.adapters,
             gang_size=job.gang_size,
+            inputs=(InputRef(name=IMAGE_INPUT, digest="", bytes=job.input_bytes),) if begins else (),
+            strength_milli=limits.STRENGTH_MILLI_MAX if begins else 0,
             origin_site=self._origins.get(job.origin),
             simulated=True,
         )

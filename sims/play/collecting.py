@@ -90,14 +90,23 @@ class Collector:
     """Makes the rows of one run. Moments are counted from `from_us` of the timeline."""
 
     def __init__(
-        self, sites: tuple[SiteSpec, ...], gpus: Mapping[GpuTypeId, GpuType], truth: NotedTruth, sink: Sink, *, from_us: int
+        self,
+        sites: tuple[SiteSpec, ...],
+        gpus: Mapping[GpuTypeId, GpuType],
+        truth: NotedTruth,
+        sink: Sink,
+        *,
+        from_us: int,
+        peers: CountedPeers,
     ) -> None:
         self.open: dict[JobId, Open] = {}
         self.ended: dict[str, int] = {}
-        self._sites = sites
+        self._sites = {site.site_id: site for site in sites}
         self._sink = sink
         self._truth = truth
         self._from_us = from_us
+        self._peers = peers
+        peers.gave = self._gave
         self._pools: dict[tuple[SiteId, PoolId], PoolSpec] = {(site.site_id, pool.pool_id): pool for site in sites for pool in site.pools}
         self._usd_micros = {
             key: pool.usd_micros_per_gpu_hour or gpus[pool.gpu_type].usd_micros_per_hour for key, pool in self._pools.items()
@@ -138,13 +147,17 @@ class Collector:
         ended_us = job.ended_us if job is not None and over else NEVER_US
         load_us = max(times.load_us, 0)
         stage_us, init_us = self._truth.split(last.site_id, known.model.model_id, load_us) if last is not None else (0, 0)
+        # An agent measures as one how long it read the job's files, and executed.
+        site = self._sites[last.site_id] if last is not None and times.run_us > 0 else None
+        input_us = self._peers.input_us(self._truth, site, known.spec) if site is not None else 0
         spent_us = {
             "fetch_us": max(times.fetch_us, 0),
             "stage_us": stage_us,
             "init_us": init_us,
             "compile_us": max(times.compile_us, 0),
             "adapt_us": max(times.adapt_us, 0),
-            "execution_us": max(times.run_us, 0),
+            "input_us": input_us,
+            "execution_us": max(times.run_us, 0) - input_us,
             "output_us": max(times.upload_us, 0),
         }
         latency_us = ended_us - known.arrival_us if over else 0
@@ -178,7 +191,6 @@ class Collector:
                 predicted_us=queued_us + attempts[0].predicted_us if attempts else 0,
                 quoted_p90_us=queued_us + explained.p90_us if explained is not None and explained.p90_us else 0,
                 queue_us=max(latency_us - sum(spent_us.values()), 0),
-                input_us=0,
                 **spent_us,
                 deadline_ms=known.spec.deadline_ms,
                 deadline_missed=known.spec.deadline_ms > 0 and late,
@@ -220,7 +232,7 @@ class Collector:
 
         return heard
 
-    def gave(self, site_id: SiteId, size_bytes: int) -> None:
+    def _gave(self, site_id: SiteId, size_bytes: int) -> None:
         """A site was read by another one."""
         self._counts[site_id].egress_bytes += size_bytes
 

@@ -94,13 +94,12 @@ class Player:
         self._exhausted = False
         self.timeline = Timeline()
         self._truth = noted = NotedTruth(truth or HiddenWorld(scenario.seed, scenario.sigma, noise_seed=scenario.noise_seed))
-        self._collector = Collector(scenario.sites, scenario.gpus, noted, self._sink, from_us=_TRACE_FROM_US)
-        self.brain = Brain(scenario, self.timeline, published=self._published, checked=checked)
-        self._asking = Asking(scenario.catalogue, scenario.sites, scenario.beginning)
         peers = CountedPeers(
             scenario.sites, {(link.src, link.dst): link for link in scenario.links}, here=(one.site_id for one in scenario.sites)
         )
-        peers.gave = self._collector.gave
+        self._collector = Collector(scenario.sites, scenario.gpus, noted, self._sink, from_us=_TRACE_FROM_US, peers=peers)
+        self.brain = Brain(scenario, self.timeline, published=self._published, checked=checked)
+        self._asking = Asking(scenario.catalogue, scenario.sites, scenario.beginning)
         one_way_us = scenario.one_way_us()
         self.ledger = Ledger(self.timeline.now_us, scenario.commit_us)
 
