@@ -5,8 +5,9 @@ to its site (one flight per model and site); else (1 + flows) x the least of byt
 weights on a disk and serve them, and perhaps the origin store, longest RTT + bytes / min(sum of rates, the site's own link). A peer's rate
 is the least of link and its own link, / (1 + what it gives to others already); one that is charged for must be that much quicker
 (`sources`). Source: the site's declared or measured origin rate, `links`, `weights_url` and `wan_gbit_per_s` of the fleet file, flows
-counted by the core. Fails low when other sites crowd the origin store: its own capacity is not modelled here. And where a flow that shares
-a peer's link began later: it slows down what was predicted without it.
+counted by the core; the own link is the declared one, or the measured origin rate where that is more. Fails low when other sites crowd
+the origin store: its own capacity is not modelled here. And where a flow that shares a peer's link began later: it slows down what was
+predicted without it.
 """
 
 from __future__ import annotations
