@@ -71,6 +71,7 @@ class _Run:
 class _Slot:
     memory_bytes: int
     alive: bool = True
+    fresh: bool = False  # its process has generated nothing yet
     replicas: dict[ReplicaKey, int] = field(default_factory=dict)  # bytes, adapters included
     adapters: dict[ReplicaKey, Held] = field(default_factory=dict)
     loading: Timer | None = None  # the end of a load or an adaptation
@@ -128,6 +129,7 @@ class SimRuntime:
                     ),
                     running=None if slot.run is None else slot.run.command.key,
                     gang_size=1 if slot.run is None else slot.run.replica.gang_size,
+                    fresh=slot.fresh,
                 )
                 for ref, slot in self._slots.items()
             ),
@@ -261,6 +263,8 @@ class SimRuntime:
         busy = [slot.run.command.key for slot in members.values() if slot.run is not None]
         self._history.executes(self._site_id, command.slot, command.key, busy[0] if busy else None)
         step_us = self._truth.step_us(self._site_id, command.slot.pool_id, command.model, command.spec, command.key)
+        first_us = self._truth.first_generation_us(self._site_id, command.key) if any(slot.fresh for slot in members.values()) else 0
+        step_us += first_us // command.spec.shape.steps
         if self._faults.strikes(Fault.SLOW_GPU):
             step_us *= _SLOW_FACTOR
         run = _Run(command=command, started_us=self._world.now_us, step_us=step_us)
@@ -309,18 +313,13 @@ class SimRuntime:
         key = run.command.key
         manifest = ResultManifest(
             key=key,
-            artifacts=(
-                Artifact(
-                    name="out-0.png",
-                    media_type="image/png",
-                    bytes=1_000,
-                    digest=f"sha256:{run.command.spec.seed:064x}",
-                ),
-            ),
+            artifacts=(Artifact(name="out-0.png", media_type="image/png", bytes=1_000, digest=f"sha256:{run.command.spec.seed:064x}"),),
             seed=run.command.spec.seed,
             simulated=True,
         )
         self._end(run)
+        for ref in block(run.command.slot, run.replica.gang_size):
+            self._slots[ref].fresh = False
         self._history.produced(manifest)
         self._finished[key] = manifest
         times = PhaseTimes(run_us=self._world.now_us - run.started_us, upload_us=_UPLOAD_US[0])
@@ -358,7 +357,7 @@ class SimRuntime:
 
     def _slot_starts(self, slot: _Slot, ref: SlotRef) -> None:
         if not slot.alive:
-            slot.alive = True
+            slot.alive = slot.fresh = True
             self._say(SlotReady(slot=ref))
 
     def _clear(self, slot: _Slot) -> None:

@@ -90,6 +90,10 @@ class Truth:
         stage_us = self._hidden.stage_us(model, pool.node.disk_bytes_per_s, h2d, from_host, site_id, key)
         return stage_us + self._hidden.init_us(model, site_id, key)
 
+    def first_generation_us(self, site_id: SiteId, key: AttemptKey) -> int:
+        """What an attempt takes longer because it is the first of its slot's process."""
+        return self._hidden.first_generation_us(site_id, str(key))
+
     def step_us(self, site_id: SiteId, pool_id: PoolId, model: ModelSpec, spec: JobSpec, key: AttemptKey) -> int:
         """One denoising step of an attempt."""
         gpu = self._gpus[self._pools[site_id, pool_id].gpu_type]

@@ -131,6 +131,7 @@ def end(
     for slot in gangs.members(ctx.state, work):
         if slot.executing == work.key:
             vacate(slot)
+            slot.fresh = slot.fresh and state is not AttemptState.SUCCEEDED
         else:
             slot.queue.remove(work.key)
             if slot.loading_for == work.key:

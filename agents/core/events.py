@@ -35,7 +35,8 @@ class AssignmentReceived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveredSlot:
-    """What a runtime found in one slot when it started: replicas in memory, and the attempt still executing there, if any.
+    """What a runtime found in one slot when it started: replicas in memory, and the attempt still executing there, if any. `fresh`: its
+    process has generated nothing yet.
 
     `gang_size` is of that attempt. A gang that is not told of by each slot of its block is lost, and the runtime has stopped the others.
     """
@@ -44,6 +45,7 @@ class RecoveredSlot:
     replicas: tuple[ReplicaFact, ...] = ()
     running: AttemptKey | None = None
     gang_size: int = 1
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +253,7 @@ class SlotLost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotReady:
-    """The process of a slot is up again, empty."""
+    """The process of a slot is up again, empty: another one, which has generated nothing yet."""
 
     slot: SlotRef
 

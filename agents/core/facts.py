@@ -24,7 +24,7 @@ class Told:
 
     def __init__(self, state: State) -> None:
         self._nodes: dict[NodeId, tuple[tuple[Any, ...], NodeFacts]] = {}
-        self._slots: dict[NodeId, list[tuple[bool, int, list[Replica], SlotFacts] | None]] = {}
+        self._slots: dict[NodeId, list[tuple[tuple[bool, bool, int], list[Replica], SlotFacts] | None]] = {}
         self._works: list[Work] = []
         self._progress: dict[AttemptKey, AttemptProgress] = {}
         self._listed: tuple[AttemptProgress, ...] = ()
@@ -76,16 +76,16 @@ class Told:
         told: list[SlotFacts] = []
         loading = False
         for position, slot in enumerate(node.slots):
-            held, was = list(slot.replicas.values()), known[position]
-            if was is not None and was[0] is slot.ready and was[1] == slot.measured_free_bytes and was[2] == held:
-                told.append(was[3])
+            held, was, stands = list(slot.replicas.values()), known[position], (slot.ready, slot.fresh, slot.measured_free_bytes)
+            if was is not None and was[0] == stands and was[1] == held:
+                told.append(was[2])
                 continue
             facts = _slot_facts(slot, now_us)
             told.append(facts)
             if any(replica.state is ReplicaState.LOADING for replica in held):
                 known[position], loading = None, True
             else:
-                known[position] = (slot.ready, slot.measured_free_bytes, held, facts)
+                known[position] = (stands, held, facts)
         if loading:
             self.loading[node.node_id] = None
         else:
@@ -126,6 +126,7 @@ def _slot_facts(slot: Slot, now_us: int) -> SlotFacts:
         index=slot.ref.index,
         memory_free_bytes=free,
         ready=slot.ready,
+        fresh=slot.fresh,
         replicas=tuple(
             ReplicaFact(
                 model_id=replica.model_id,

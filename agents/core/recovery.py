@@ -42,7 +42,7 @@ def started(ctx: Context, event: RuntimeStarted) -> None:
         if slot is None:
             ctx.notices.append(f"the runtime has slot {recovered.slot}, which no pool has")
             continue
-        slot.ready = True
+        slot.ready, slot.fresh = True, recovered.fresh
         key = _take_over(ctx, slot, recovered)
         for fact in recovered.replicas:
             others_busy = any(replica.state is ReplicaState.BUSY for replica in slot.replicas.values())

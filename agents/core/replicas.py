@@ -293,6 +293,6 @@ def ready(ctx: Context, event: SlotReady) -> None:
     slot = ctx.state.slots.get(event.slot)
     if slot is None or slot.ready:
         return
-    slot.ready = True
+    slot.ready = slot.fresh = True
     ctx.touch(slot)
     ctx.report_soon()

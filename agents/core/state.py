@@ -107,6 +107,7 @@ class Slot:
     ref: SlotRef
     memory_bytes: int  # 0: unknown, then nothing is refused for want of memory
     ready: bool = False
+    fresh: bool = False  # its process has generated nothing yet
     replicas: dict[ReplicaKey, Replica] = field(default_factory=dict)
     queue: list[AttemptKey] = field(default_factory=list)
     executing: AttemptKey | None = None

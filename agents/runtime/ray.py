@@ -201,7 +201,7 @@ class RayRuntime:
             for model_id, gang_size, digest in state.digests:
                 self._weights.loaded(keeper.ref, model_id, digest, gang_size)
             key, gang_size = found.running.get(keeper.ref, (None, 1))
-            slots.append(RecoveredSlot(slot=keeper.ref, replicas=state.replicas, running=key, gang_size=gang_size))
+            slots.append(RecoveredSlot(slot=keeper.ref, replicas=state.replicas, running=key, gang_size=gang_size, fresh=state.fresh))
         models, adapters = await self._weights.on_disk(), await self._adapters.on_disk()
         compiled = dict.fromkeys((keeper.ref.node_id, form) for keeper, state in states.items() for form in state.forms)
         self._runs.resume(found)

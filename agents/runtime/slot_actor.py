@@ -102,6 +102,7 @@ class SlotActor:
         self._running: _Running | None = None
         self._ended: MemberEnd | None = None
         self._gang_size = 1  # of the attempt that runs, or ended
+        self._fresh = True  # nothing was generated yet
         self._seq = 0
         self._notices: list[tuple[int, Notice]] = []
         self._changed = asyncio.Event()
@@ -134,6 +135,7 @@ class SlotActor:
             ended=self._ended,
             gang_size=self._gang_size,
             forms=self._code.forms,
+            fresh=self._fresh,
         )
 
     async def poll(self, after: int, wait_s: float) -> tuple[int, tuple[Notice, ...]]:
@@ -324,6 +326,7 @@ class SlotActor:
                 code_held=lambda forms: loop.call_soon_threadsafe(self._note, CodeHeld(forms=forms)),
             )
             end = await self._in_thread(execution.run, loaded)
+            self._fresh = self._fresh and isinstance(end, AttemptErrored | AttemptHalted)
         running.over.set()
         self._running = None
         self._ended = end

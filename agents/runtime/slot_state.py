@@ -22,7 +22,7 @@ from atoll.model.ids import AttemptKey, FormId, ModelId, SlotRef
 from atoll.model.replica import ReplicaFact
 
 # Raised when calls or answers of the actor change: an agent of another version starts the process anew.
-ACTOR_VERSION: Final = 4
+ACTOR_VERSION: Final = 5
 # Told to stop because its time is over, an attempt may finish the step it is in. No step of a published model takes this
 # long; one that does hangs, and then only the end of the process frees the slot.
 STUCK_GRACE_S: Final = 600.0
@@ -56,6 +56,7 @@ class SlotState:
     ended: MemberEnd | None
     gang_size: int = 1  # of the attempt that runs, else of the one that ended
     forms: tuple[FormId, ...] = ()  # whose code is on the node's disk
+    fresh: bool = False  # it has generated nothing yet
 
     @property
     def key(self) -> AttemptKey | None:

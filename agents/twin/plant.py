@@ -198,6 +198,7 @@ class Plant:
         """A node that was taken away is there again."""
         for ref in self._slots:
             if ref.node_id == node_id:
+                self._slots[ref].fresh = True
                 self._tell(SlotReady(slot=ref))
 
     def _in_life(self, slot: TwinSlot, act: Callable[[], None]) -> Callable[[], None]:
@@ -278,6 +279,8 @@ class Plant:
         spec, now_us = command.spec, self._timers.now_us()
         gang_size, key = spec.gang_size, str(command.key)
         run_us = self._truth.execution_us(command.model, spec.denoised, slot.gpu, spec.precision, self._site_id, key, gang_size=gang_size)
+        if any(member.fresh for member in self._members(command)):
+            run_us += self._truth.first_generation_us(self._site_id, key)
         alone_us = transfer_us(output_bytes(command.model, spec.shape), self._spec.wan_bytes_per_s, 0)
         upload_us = alone_us * self._truth.factor_milli("fetch", self._site_id) // 1_000
         compile_us = self._compile_us(slot, command)
@@ -311,6 +314,11 @@ class Plant:
         if self._expiry_timer is None:
             self._expiry_timer = self._after(_EXPIRY_PACES * self.pace_us, self._expire)
 
+    def _members(self, command: RunAttempt) -> list[TwinSlot]:
+        """The slots that work on an attempt, the lead first."""
+        lead = command.slot
+        return self._nodes[lead.node_id].slots[lead.index : lead.index + command.spec.gang_size]
+
     def _compile_us(self, slot: TwinSlot, command: RunAttempt) -> int:
         """Until the code that an attempt needs runs: not long where its replica ran it before, longer where only its node has it."""
         form, model = command.form, command.model
@@ -338,6 +346,8 @@ class Plant:
 
     def _finished(self, run: _Run) -> None:
         if self._forget(run):
+            for member in self._members(run.command):
+                member.fresh = False
             self._log(run, "done")
             manifest = self._result(run.command, run.run_us)
             times = PhaseTimes(compile_us=run.compile_us or -1, run_us=run.input_us + run.run_us, upload_us=run.upload_us)

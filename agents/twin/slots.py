@@ -24,6 +24,7 @@ class TwinSlot:
     replicas: dict[ReplicaKey, ModelSpec] = field(default_factory=dict)
     adapters: dict[ReplicaKey, dict[AdapterId, int]] = field(default_factory=dict)  # bytes of those on each replica
     code: dict[ReplicaKey, set[FormId]] = field(default_factory=dict)  # forms whose code runs in each replica
+    fresh: bool = False  # its process has generated nothing yet: one that was there when the twin began is taken to have worked before
     loads: int = 0
     adaptations: int = 0
     lives: int = 0  # how often all that it held was lost: what was begun before does not end

@@ -31,6 +31,9 @@ class Truth(Protocol):
     def init_us(self, model: ModelSpec, site_id: SiteId, key: str) -> int:
         """A pipeline built of them."""
 
+    def first_generation_us(self, site_id: SiteId, key: str) -> int:
+        """What the first generation of a process takes beyond the next."""
+
     def patch_us(self, adapter: AdapterSpec, site_id: SiteId, key: str) -> int:
         """An adapter put onto a replica."""
 

@@ -19,12 +19,14 @@ PROTOCOL_VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotFacts:
-    """One GPU of a node: free memory as measured, and what is resident. `ready`: its process can take work."""
+    """One GPU of a node: free memory as measured, and what is resident. `ready`: its process can take work; `fresh`: it has generated
+    nothing yet."""
 
     index: int
     memory_free_bytes: int
     ready: bool = True
     replicas: tuple[ReplicaFact, ...] = ()
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

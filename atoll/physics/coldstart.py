@@ -20,6 +20,10 @@ _INIT_BASE_US: Final = 200_000
 # Handling tensors one by one as diffusers and Accelerate do, beyond what the bytes need: 4.4 s against 1.3 s for FLUX.1's
 # 22 GB, 8.9 s against 1.5 s for Wan's 27 GB, 2.9 s against 1.0 s for an encoder of 14 GB; 130-275 ms per GB, median 185.
 _INIT_US_PER_GB: Final = 185_000
+# Kernels are loaded when they are first called, and modules imported that only a generation needs: 1 to 2 s on an H200's host (tests/gpu).
+# Without a GPU, on two cores, 1.6 s for the first picture of a tiny pipeline; the first of another pipeline in that process then took no
+# longer than its next, so it is the process that counts and not the model.
+_FIRST_US: Final = 1_500_000
 # Layers are wrapped one by one: adapters of a few KB take 15-130 ms on tiny pipelines.
 _PATCH_BASE_US: Final = 70_000
 # Read, cast and copied tensor by tensor, which is far from what a disk can do.
@@ -54,6 +58,11 @@ def init_us(model: ModelSpec) -> int:
     if not model.weights_bytes:
         return 0
     return min(_INIT_BASE_US + model.weights_bytes * _INIT_US_PER_GB // 10**9, limits.PREDICTED_US_MAX)
+
+
+def first_generation_us() -> int:
+    """Microseconds that the first generation of a process takes beyond the next, whatever the model and the device."""
+    return _FIRST_US
 
 
 def patch_us(adapter: AdapterSpec) -> int:

@@ -83,6 +83,10 @@ class HiddenWorld:
         """Microseconds to build the pipeline at the site."""
         return self._true(coldstart.init_us(model), site_id, "init", key, _INIT_NOISE)
 
+    def first_generation_us(self, site_id: SiteId, key: str) -> int:
+        """Microseconds that the first generation of a process takes beyond the next."""
+        return self._true(coldstart.first_generation_us(), site_id, "init", f"{key}/first", _INIT_NOISE)
+
     def patch_us(self, adapter: AdapterSpec, site_id: SiteId, key: str) -> int:
         """Microseconds to put an adapter from a node's disk onto a resident replica at the site."""
         return self._true(coldstart.patch_us(adapter), site_id, "adapt", key, _INIT_NOISE)

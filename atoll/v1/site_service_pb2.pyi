@@ -219,9 +219,12 @@ class SlotFacts(_message.Message):
     MEMORY_FREE_BYTES_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    FRESH_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     memory_free_bytes: _builtins.int
     ready: _builtins.bool
+    fresh: _builtins.bool
+    """Its process has generated nothing yet. Absent from agents that do not know of it: then nothing is added for a first generation."""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaFact]: ...
     def __init__(
@@ -231,10 +234,11 @@ class SlotFacts(_message.Message):
         memory_free_bytes: _builtins.int = ...,
         ready: _builtins.bool = ...,
         replicas: _abc.Iterable[Global___ReplicaFact] | None = ...,
+        fresh: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "memory_free_bytes", b"memory_free_bytes", "ready", b"ready", "replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fresh", b"fresh", "index", b"index", "memory_free_bytes", b"memory_free_bytes", "ready", b"ready", "replicas", b"replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -158,6 +158,7 @@ def slot_facts_to_proto(facts: SlotFacts) -> pb.SlotFacts:
         memory_free_bytes=facts.memory_free_bytes,
         ready=facts.ready,
         replicas=[replica_fact_to_proto(fact) for fact in facts.replicas],
+        fresh=facts.fresh,
     )
 
 
@@ -168,6 +169,7 @@ def slot_facts_from_proto(msg: pb.SlotFacts) -> SlotFacts:
         memory_free_bytes=bounds.number("memory_free_bytes", msg.memory_free_bytes, 0, _BYTES),
         ready=msg.ready,
         replicas=bounds.each("replicas", msg.replicas, limits.REPLICAS_PER_SLOT_MAX, replica_fact_from_proto),
+        fresh=msg.fresh,
     )
 
 

@@ -169,7 +169,7 @@ def _vacate(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran:
         slot.attempts.remove(live.key)
         if slot.attempts and (first := column.site.attempts.get(slot.attempts[0])) is not None:
             ctx.bound.not_behind(first)
-    slot.last_used_us = ctx.now_us
+    slot.last_used_us, slot.fresh = ctx.now_us, slot.fresh and not ran
     replica = slot.replicas.get(live.replica)
     if replica is not None:
         replica.last_used_us = ctx.now_us

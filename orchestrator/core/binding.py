@@ -16,6 +16,7 @@ from orchestrator.core.outputs import JobPlaced
 from orchestrator.core.placement.choose import Board, slots_of, victims_in
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.registry import TERM_NAMES
+from orchestrator.core.placement.rows import Out
 from orchestrator.core.state import JobEntry, LiveAttempt, Replica, Slot
 
 
@@ -83,7 +84,8 @@ def _reserve(ctx: Context, members: tuple[Slot, ...], live: LiveAttempt, model: 
     column, cold = board.column(row), board.is_cold(row)
     site = column.site
     site.attempts[live.key] = live
-    loading_us = board.delay_us(row) - live.exec_us - int(board.estimate.output_us[row]) if cold else 0
+    first_us = int(board.out[row, Out.FIRST])
+    loading_us = board.delay_us(row) - live.exec_us - int(board.estimate.output_us[row]) if cold else first_us
     replica_key = live.replica
     adapters, gone = [use.adapter_id for use in live.spec.adapters], list[Replica]()
     for slot in members:

@@ -28,6 +28,8 @@ _FETCH = COMPONENTS.index(Component.FETCH)
 _PEER = COMPONENTS.index(Component.PEER)
 _COMPILE = COMPONENTS.index(Component.COMPILE)
 _ADAPT = COMPONENTS.index(Component.ADAPT)
+_LOAD = COMPONENTS.index(Component.LOAD)
+_EXECUTION = COMPONENTS.index(Component.EXECUTION)
 
 
 def note_placed(ctx: Context) -> None:
@@ -52,6 +54,9 @@ def note_placed(ctx: Context) -> None:
             unheard.add(_COMPILE)
         if _comes_beside(pool, live, chosen):
             unheard.add(_ADAPT)
+        if any(slot.fresh and slot.attempts[:1] == [live.key] for slot in pool.members(live.attempt.slot, live.spec.gang_size)):
+            # What the first generation of a process adds is predicted with the load, and measured with the execution.
+            unheard |= {_LOAD, _EXECUTION}
         live.start = _start_of(pool, live, chosen)
         live.factors_milli = tuple(0 if index in unheard else factor for index, factor in enumerate(factors))
         ctx.book.decided(live.model_id, ctx.now_us)

@@ -177,7 +177,7 @@ def _restore_node(node: Node, told: NodeSnapshot) -> None:
     node.pinned, node.host_tier = told.pinned, told.host_tier
     node.compiled, node.shares_compiled = set(told.compiled), told.shares_compiled
     for slot, slot_told in zip(node.slots, told.slots, strict=True):
-        slot.ready = slot_told.ready
+        slot.ready, slot.fresh = slot_told.ready, slot_told.fresh
         slot.attempts = list(slot_told.attempts)
         slot.busy_until_us, slot.last_used_us, slot.loading = slot_told.busy_until_us, slot_told.last_used_us, slot_told.loading
         slot.replicas = {

@@ -284,7 +284,7 @@ def _is_known(site: Site, slot: Slot, facts: SlotFacts) -> bool:
 def _as_known(site: Site, slot: Slot, facts: SlotFacts) -> bool:
     """Whether a report says of a slot only what is believed, as most do: `_slot_reported` would change nothing."""
     held = slot.replicas
-    if slot.loading is not None or facts.ready is not slot.ready or len(held) != len(facts.replicas):
+    if slot.loading is not None or facts.ready is not slot.ready or facts.fresh is not slot.fresh or len(held) != len(facts.replicas):
         return False
     lives = [site.attempts[key] for key in slot.attempts if key in site.attempts]
     if any(live.evict or live.replica not in held for live in lives) or (len(held) > 1 and sorted(held) != list(held)):
@@ -315,11 +315,11 @@ def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -
     slot.replicas = {key: _believed(known.get(key), key, told.get(key), lives) for key in present}
     movements.slot_reported(ctx, column, slot, resident)
     after = {key: (replica.memory_bytes, replica.adapters) for key, replica in slot.replicas.items()}
-    changed = before != after or facts.ready != slot.ready
+    changed = before != after or (facts.ready, facts.fresh) != (slot.ready, slot.fresh)
     taken = loading.told(ctx, column, slot, facts)
     if not changed and not taken:
         return
-    slot.ready = facts.ready
+    slot.ready, slot.fresh = facts.ready, facts.fresh
     ctx.columns.slot_changed(column, slot, was_free)
     if not changed and not is_free(slot):
         return

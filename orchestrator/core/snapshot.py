@@ -84,6 +84,7 @@ class SlotSnapshot:
     busy_until_us: int
     last_used_us: int
     loading: Loading | None
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -378,6 +379,7 @@ def _take_node(node: Node) -> NodeSnapshot:
                 busy_until_us=slot.busy_until_us,
                 last_used_us=slot.last_used_us,
                 loading=slot.loading,
+                fresh=slot.fresh,
             )
             for slot in node.slots
         ),

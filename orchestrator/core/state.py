@@ -117,6 +117,7 @@ class Slot:
     index: int
     memory_bytes: int
     ready: bool = False
+    fresh: bool = False  # its process has generated nothing yet
     replicas: dict[ReplicaKey, Replica] = field(default_factory=dict)
     attempts: list[AttemptKey] = field(default_factory=list)
     busy_until_us: int = 0
@@ -131,6 +132,11 @@ class Slot:
     def idle(self) -> bool:
         """Whether nothing is bound to it, and it loads nothing."""
         return not self.attempts and self.loading is None
+
+    @property
+    def awaits_first(self) -> bool:
+        """Whether what is bound to it next would be the first generation of its process."""
+        return self.fresh and not self.attempts
 
     @property
     def free_from_us(self) -> int:

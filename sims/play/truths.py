@@ -44,6 +44,10 @@ class NotedTruth:
         found = self._init_us[(site_id, model.model_id)] = self._truth.init_us(model, site_id, key)
         return found
 
+    def first_generation_us(self, site_id: SiteId, key: str) -> int:
+        """As the truth has it."""
+        return self._truth.first_generation_us(site_id, key)
+
     def split(self, site_id: SiteId, model_id: str, load_us: int) -> tuple[int, int]:
         """A load's time as (staging, building), as the last load of the model at the site was made up."""
         stage_us, init_us = self._stage_us.get((site_id, model_id), 1), self._init_us.get((site_id, model_id), 0)

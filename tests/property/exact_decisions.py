@@ -43,6 +43,7 @@ FIX_MOST: dict[Fix, int] = {
     Fix.SERIAL: 6 * YEAR, Fix.INPUT: YEAR, Fix.NET: 10**17, Fix.HAZARD: 8 * (LOSSES_MAX + 10**6), Fix.FAIL_PPM: 10**6,
     Fix.OCCUPANCY: 5 * YEAR, Fix.FETCH: YEAR, Fix.RELOAD: 2 * YEAR, Fix.SAVING: YEAR, Fix.ADAPT_MILLI: 4_000, Fix.COPY: YEAR,
     Fix.CROWD: 100 * YEAR, Fix.LEAVING: 10**17, Fix.PAY: PAY_MAX, Fix.EXECUTION: 2 * YEAR, Fix.PEERS: 1,
+    Fix.FIRST: 6_000_000,
 }  # fmt: skip
 
 
@@ -112,6 +113,7 @@ def worst_tables(draw: st.DrawFn) -> tuple[Any, ...]:
     pres[:, [Pres.READY, Pres.BARE]] = rng.integers(0, 4, (pools, 2))
     pres[:, [Pres.READY_UNTIL, Pres.BARE_UNTIL, Pres.SOURCE_US]] = now + some(8 * YEAR, pools, 3)
     pres[:, [Pres.READY_ADAPT, Pres.BARE_ADAPT]] = some(YEAR, pools, 2)
+    pres[:, [Pres.READY_FIRST, Pres.BARE_FIRST]] = rng.integers(0, 2, (pools, 2))
     pres[:, Pres.SOURCE] = rng.integers(0, 6, pools)
     spots = now + some(YEAR, draw(st.integers(0, 3)), len(Spot))
     spots[:, Spot.POOL] = np.sort(rng.integers(0, pools, len(spots)))

@@ -35,7 +35,7 @@ _FIX_MOST = {
     Fix.SERIAL: 10**8, Fix.INPUT: 10**6, Fix.NET: 10**7, Fix.HAZARD: 10**7, Fix.FAIL_PPM: 10**5, Fix.OCCUPANCY: 10**8,
     Fix.FETCH: 2**45, Fix.RELOAD: 10**8, Fix.SAVING: 10**4, Fix.USD: 3, Fix.HASH: 2**32, Fix.COPY: 10**9, Fix.CROWD: 2**45,
     Fix.ADAPT_MILLI: 4_000, Fix.LEAVING: 10**7, Fix.PAY: 2**32, Fix.EXECUTION: 10**8,
-    Fix.PEERS: 2,
+    Fix.PEERS: 2, Fix.FIRST: 10**5,
 }  # fmt: skip
 
 
@@ -61,6 +61,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
     for kind in (Pres.READY, Pres.BARE):
         pres[:, kind] = rng.integers(0, 4, lines)
     pres[:, [Pres.READY_ADAPT, Pres.BARE_ADAPT]] = rng.integers(0, 10**4, (lines, 2))
+    pres[:, [Pres.READY_FIRST, Pres.BARE_FIRST]] = rng.integers(0, 2, (lines, 2))
     pres[:, Pres.SOURCE] = rng.integers(0, 6, lines)
     rates = np.zeros(RATES, dtype=np.int64)
     rates[Rate.NOW], rates[Rate.NEED] = rng.integers(0, 10**9), rng.integers(0, 200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from atoll.model.errors import FieldError
 from atoll.model.job import Job, JobSpec
 from atoll.model.modelspec import ModelSpec
 from atoll.model.quote import PlaceView, Quote
-from atoll.model.report import AttemptEvent, SiteHello, SiteReport, Welcome
+from atoll.model.report import AttemptEvent, SiteHello, SiteReport, SlotFacts, Welcome
 from atoll.model.residency import ModelPlaces, Pin, Push, PushPlan
 from atoll.model.site import LinkSpec, SiteRecord, SiteSpec
 from atoll.model.views import DrainPlan, FleetView, SiteView
@@ -179,3 +180,11 @@ def test_damaged_lines_raise_nothing_but_the_typed_error(data: st.DataObject, jo
         codec.decode(data.draw(damaged(codec.encode(job))))
     except RecordingError:
         pass
+
+
+def test_a_slot_of_an_agent_that_does_not_know_of_fresh_processes_is_none() -> None:
+    slot = SlotFacts(index=0, memory_free_bytes=1, fresh=True)
+    told = reports.slot_facts_to_proto(slot)
+    assert reports.slot_facts_from_proto(told) == slot
+    told.ClearField("fresh")
+    assert reports.slot_facts_from_proto(told) == replace(slot, fresh=False)

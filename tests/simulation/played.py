@@ -97,6 +97,10 @@ class Law(Truth):
         del model, site_id, key
         return 1
 
+    def first_generation_us(self, site_id: SiteId, key: str) -> int:
+        del site_id, key
+        return 1
+
     def patch_us(self, adapter: AdapterSpec, site_id: SiteId, key: str) -> int:
         del adapter, site_id, key
         return 1
@@ -137,6 +141,10 @@ class AsPredicted(Law):
     def init_us(self, model: ModelSpec, site_id: SiteId, key: str) -> int:
         del site_id, key
         return coldstart.init_us(model)
+
+    def first_generation_us(self, site_id: SiteId, key: str) -> int:
+        del site_id, key
+        return coldstart.first_generation_us()
 
     def patch_us(self, adapter: AdapterSpec, site_id: SiteId, key: str) -> int:
         del site_id, key

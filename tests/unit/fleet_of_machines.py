@@ -121,6 +121,7 @@ class Agent:
     shares_compiled: bool = False
     loading: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)  # of what is held in a slot: what loads yet, since when
     starting: set[tuple[str, int]] = field(default_factory=set)  # slots whose process is not up
+    fresh: set[tuple[str, int]] = field(default_factory=set)  # slots whose process has generated nothing yet
 
 
 class Fleet:
@@ -236,6 +237,7 @@ class Fleet:
                 index=gpu,
                 memory_free_bytes=0,
                 ready=(node_id, gpu) not in agent.starting,
+                fresh=(node_id, gpu) in agent.fresh,
                 replicas=tuple(
                     ReplicaFact(
                         model_id=ModelId(name),

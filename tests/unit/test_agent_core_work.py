@@ -213,6 +213,26 @@ def test_a_lost_slot_fails_what_it_executed_and_the_rest_waits_for_it(site: Agen
     assert site.end_of("a").state is AttemptState.FAILED
 
 
+def test_a_new_process_is_told_to_have_generated_nothing_until_it_has(site: AgentSite) -> None:
+    def told() -> list[bool]:
+        site.tick()
+        report = site.report()
+        assert report is not None
+        return [one.fresh for node in report.nodes for one in node.slots if one.index == 0 and node.node_id == POOL.node_id(0)]
+
+    site.warm()
+    site.happen(SlotLost(slot=slot(), message="killed by signal 9"))
+    site.happen(SlotReady(slot=slot()))
+    assert told() == [True]
+    site.assign(attempt("a"))
+    site.loaded()
+    site.errs("a", FailureKind.EXECUTION_FAILED)
+    assert told() == [True], "what failed may have failed before it generated anything"
+    site.assign(attempt("b"))
+    site.finishes("b")
+    assert told() == [False]
+
+
 def test_a_model_that_should_leave_leaves_every_tier_once_idle(site: AgentSite) -> None:
     site.warm()
     site.assign(attempt("a"))

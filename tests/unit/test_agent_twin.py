@@ -134,6 +134,17 @@ async def test_a_gang_is_loaded_in_each_slot_and_takes_the_time_of_a_gang(heard:
     assert (evicted.slot, evicted.gang_size) == (members[1], 2)
 
 
+async def test_the_first_generation_of_a_new_process_takes_longer_and_the_next_does_not(heard: Heard) -> None:
+    world, wanted, where = HiddenWorld(1), run("a").spec, site("s").site_id
+    heard.runtime.plant.take(NODE)
+    heard.runtime.plant.give_back(NODE)
+    for job, first_us in (("a", world.first_generation_us(where, "a/1")), ("b", 0)):
+        heard.runtime.perform(run(job))
+        ran_us = (await heard.next(AttemptFinished)).times.run_us
+        alone_us = world.execution_us(model("m"), wanted.shape, GPUS[POOL.gpu_type], wanted.precision, where, f"{job}/1")
+        assert ran_us == alone_us + first_us
+
+
 def compiled_run(job: str, width: int = 1024, index: int = 0) -> RunAttempt:
     """An attempt on model `m`, compiled."""
     plain, one = run(job), replace(model("m"), compiled=True)

@@ -26,7 +26,7 @@ from tests.unit.fleet_of_machines import GB, GPUS, Fleet, adapter, model, pool, 
 PAGE = (REPOSITORY / "docs" / "placement.md").read_text(encoding="utf-8")
 DISK, BUS, ORIGIN, UPLINK, EGRESS_USD = 5.0, 20.0, 1.0, 0.1, 0.09
 WEIGHTS_GB, OTHER_GB, RESULT_GB = 20, 60, 1_576_960 / 1e9
-RATE = DEFAULT.seconds_per_dollar
+RATE, FIRST_S = DEFAULT.seconds_per_dollar, 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,11 @@ class Place:
     slot: str
     disk: str
     hazard: int
+
+    @property
+    def is_new(self) -> bool:
+        """Whether its slot's process has generated nothing yet."""
+        return "has generated nothing" in self.slot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +127,7 @@ def _by_hand(example: Example) -> dict[str, float]:
     place, cold = PLACES[example.site], example.cold
     weight = DEFAULT.priority_weight_milli[example.priority] / 1_000
     stage, init = _load_s(WEIGHTS_GB) if cold else (0.0, 0.0)
+    init += FIRST_S if place.is_new else 0.0
     queue = 6.0 if place.slot.startswith("the model, at work") else 0.0
     fetch = WEIGHTS_GB / ORIGIN if cold and place.disk != "the model" else 0.0
     output = RESULT_GB / UPLINK
@@ -196,7 +202,8 @@ def _fleet(adapter_gb: float = 0.0) -> Fleet:
     if adapter_gb:
         fleet.ask(events.AdaptersAdded, actor="t", adapters=(replace(adapter("a", "m"), weights_bytes=round(adapter_gb * GB)),))
     for name, place in PLACES.items():
-        if place.slot != "empty":
+        fleet.agents[SiteId(name)].fresh = {("p-0", 0)} if place.is_new else set()
+        if not place.slot.startswith("empty"):
             fleet.warm(name, "p-0", 0, "x" if place.slot.startswith("another") else "m", 70 if place.slot.startswith("another") else 20)
         if place.disk == "the model":
             fleet.agents[SiteId(name)].disk = {"m"}

@@ -25,7 +25,7 @@ _STALE_FACTOR: Final = 8
 _STALE_SPARE: Final = 64
 # Of the blocks that a gang fits in with nobody leaving, so many of the emptiest are compared by how full their nodes are.
 _COMPARED_MAX: Final = 8
-_NOTHING_KEPT: Final = [0] * (ROOM_WIDTH - Room.KEPT_LEAST)
+_NOTHING_KEPT: Final = [0] * (Room.FRESH - Room.KEPT_LEAST)
 _NO_ROOM: Final = [0] * ROOM_WIDTH
 
 Members = tuple[Slot, ...]
@@ -267,7 +267,7 @@ class Blocks:
         soonest = self._top(self._soonest)
         if soonest is None:
             return _NO_ROOM
-        return [0, self._figures[soonest].room, *self._clearing(soonest), *_NOTHING_KEPT]
+        return [0, self._figures[soonest].room, *self._clearing(soonest), *_NOTHING_KEPT, 3 * self._first_in(soonest)]
 
     def until_us(self) -> int | None:
         """When the first block that is not free should be."""
@@ -308,7 +308,12 @@ class Blocks:
             self._figures[roomy].room,
             *(self._clearing(cheap) if cheap is not None else _NOTHING_KEPT),
             *(self._clearing(kept) if kept is not None else _NOTHING_KEPT),
+            self._first_in(roomy) + 2 * self._first_in(cheap) + 4 * self._first_in(kept),
         ]
+
+    def _first_in(self, where: Where | None) -> bool:
+        """Whether a gang's generation would be the first of a process there: then all members wait for that one."""
+        return where is not None and any(slot.awaits_first for slot in self.at(where))
 
     def _clearing(self, where: Where) -> list[int]:
         """How much of each slot is free, and what more of it costs, step by step: what leaves any of the slots for that."""

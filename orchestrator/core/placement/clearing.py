@@ -10,7 +10,7 @@ from orchestrator.core.placement.rows import FORBIDDEN_US, VICTIMS, Ints, Room
 
 # As plain integers: see `kernel`.
 _MOST, _LEAST, _VICTIM = int(Room.MOST), int(Room.LEAST), int(Room.VICTIM)
-_KEPT_LEAST, _KEPT_VICTIM = int(Room.KEPT_LEAST), int(Room.KEPT_VICTIM)
+_KEPT_LEAST, _KEPT_VICTIM, _FRESH = int(Room.KEPT_LEAST), int(Room.KEPT_VICTIM), int(Room.FRESH)
 
 
 @jit
@@ -31,12 +31,13 @@ def _clearing(rooms: Ints, line: int, least: int, victim: int, need: int) -> tup
 
 
 @jit
-def room(rooms: Ints, line: int, need: int) -> tuple[int, int]:
-    """(price, bytes) of making room among the free slots of a line: the cheapest of the three that it tells of."""
+def room(rooms: Ints, line: int, need: int) -> tuple[int, int, int]:
+    """(price, bytes) of making room among the free slots of a line, the cheapest of the three that it tells of; and 1 if the process of
+    that slot has generated nothing yet."""
     if need <= rooms[line, _MOST]:
-        return 0, 0
+        return 0, 0, rooms[line, _FRESH] & 1
     price, gone = _clearing(rooms, line, _LEAST, _VICTIM, need)
     kept, kept_gone = _clearing(rooms, line, _KEPT_LEAST, _KEPT_VICTIM, need)
     if kept < price:
-        return kept, kept_gone
-    return price, gone
+        return kept, kept_gone, rooms[line, _FRESH] >> 2 & 1
+    return price, gone, rooms[line, _FRESH] >> 1 & 1

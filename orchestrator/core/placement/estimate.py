@@ -18,7 +18,7 @@ from atoll.model.ids import AdapterId, FormId, SiteId
 from atoll.model.learned import Component
 from atoll.model.modelspec import ModelSpec
 from atoll.model.site import LinkSpec
-from atoll.physics.coldstart import artifact_load_us, compile_us, init_us
+from atoll.physics.coldstart import artifact_load_us, compile_us, first_generation_us, init_us
 from atoll.physics.memory import peak_bytes
 from orchestrator.core.learning.factors import Factors, PoolFactors
 from orchestrator.core.placement.adapting import AdapterWays, Adapting, adapting
@@ -32,7 +32,7 @@ from orchestrator.core.placement.rows import BARE, COLD, FETCH_MAX_US, NO_BUDGET
 from orchestrator.core.placement.sets import transfer_us
 from orchestrator.core.placement.sources import Sources, Ways
 from orchestrator.core.placement.standing import Executions, Standing, Standings
-from orchestrator.core.placement.terms import money, risk
+from orchestrator.core.placement.terms import init, money, risk
 
 # Estimates kept, in bytes: 15 KB a class at 36 sites, 1.5 MB at 3,600. Beyond it the oldest is computed again when asked for.
 _KEPT_BYTES: Final = 256 * 1024 * 1024
@@ -258,6 +258,7 @@ class Estimator:
         # What was learned of the way to the origin says nothing of that between nodes.
         copy = np.minimum(transfer_us(ways.model.weights_bytes, self._columns.lan_rate), FETCH_MAX_US)
         risky = risk.NAME in self._policy.terms
+        first = np.full(len(self._columns.columns), first_generation_us(), dtype=np.int64)
         for column, figures in (
             (Fix.FEASIBLE, feasible),
             (Fix.SERIAL, known.serial_us),
@@ -274,6 +275,7 @@ class Estimator:
             (Fix.ADAPT_MILLI, _rows(factors.milli[Component.ADAPT], kinds) if kinds > COLD + 1 else 0),
             (Fix.USD, inputs.usd_micros_per_hour),
             (Fix.HASH, _rows(standing.hashes, kinds)),
+            (Fix.FIRST, _rows(factors.times(Component.LOAD, first), kinds) * (init.NAME in self._policy.terms)),
             (Fix.EXECUTION, known.terms[:, EXECUTION] + known.terms[:, OUTPUT]),
         ):
             fix[:, column] = figures

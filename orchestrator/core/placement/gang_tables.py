@@ -79,7 +79,7 @@ class GangTables:
             known.is_stale[node] = False
             known.node_rooms[node] = known.blocks[pool].line_of(node - self._columns[pool].first_node)
         own = dyn.copy()
-        price_us, _ = room(known.rooms, need_bytes)
+        price_us, _, _ = room(known.rooms, need_bytes)
         # Free blocks in which what must stay is in the way are worse than any that somebody works in.
         own[:, Dyn.FREE] = np.where(price_us < FORBIDDEN_US, known.rooms[:, Room.FREE], np.where(known.soonest < _NEVER, 0, known.free))
         own[:, Dyn.SOONEST] = known.soonest

@@ -4,7 +4,7 @@ Decides the composition of the cost: waiting, fetch and input go on at the same 
 Integers only, so that numba's machine code and `vectors` (numpy, where numba is missing) give exactly the same; tests hold them together.
 Must not know jobs, sites or models: only tables (see `rows`).
 
-    delay = max(wait, fetch, input) + serial - what host memory saves
+    delay = max(wait, fetch, input) + serial - what host memory saves + what a process's first generation adds
     total = delay + money + net + evict + churn + fragmentation + link + risk + tardy
 """
 
@@ -69,6 +69,7 @@ _FULL, _OPEN, _FREE = int(Slots.FULL), int(Slots.OPEN), int(Slots.FREE)
 _FETCHING, _SITE_FETCHING = int(Source.FETCHING), int(Source.SITE_FETCHING)
 _SITE, _DISK, _HOST = int(Source.SITE), int(Source.DISK), int(Source.HOST)
 _IMPOSSIBLE, _WAITS, _BINDABLE = int(State.IMPOSSIBLE), int(State.WAITS), int(State.BINDABLE)
+_F_FIRST, _O_FIRST, _P_READY_FIRST, _P_BARE_FIRST = int(Fix.FIRST), int(Out.FIRST), int(Pres.READY_FIRST), int(Pres.BARE_FIRST)
 _within_ppm = jit(within_ppm)
 
 
@@ -98,6 +99,14 @@ def _adapted(fix: Ints, out: Ints, row: int, lacking: int) -> None:
 
 
 @jit
+def _first(fix: Ints, out: Ints, row: int, first: int) -> None:
+    """What is added where the generation is the first of its process: that much less is saved."""
+    if first:
+        out[row, _O_FIRST] = fix[row, _F_FIRST]
+        out[row, _O_SAVING] -= fix[row, _F_FIRST]
+
+
+@jit
 def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints) -> None:
     """The cold row of every pool, as the pool is for everybody: any free slot, and the weights from the origin."""
     pools = len(dyn)
@@ -108,7 +117,8 @@ def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, out: Ints) -> Non
         wait = 0 if dyn[pool, _D_FREE] > 0 else max(dyn[pool, _D_SOONEST] - rates[_R_NOW], OVERDUE_US)
         out[row, _O_WAIT] = wait
         out[row, _O_FETCH] = min(fix[row, _F_FETCH] * (dyn[pool, _D_FLOWS] + 1), FETCH_MAX_US)
-        price, gone = room(rooms, pool, rates[_R_NEED])
+        price, gone, first = room(rooms, pool, rates[_R_NEED])
+        _first(fix, out, row, first)
         if wait == 0:
             out[row, _O_EVICT], out[row, _O_BYTES] = min(price, EVICT_MAX_US) * rates[_R_EVICT] // 1_000, gone
             out[row, _O_STATE] = _BINDABLE if price < FORBIDDEN_US else _IMPOSSIBLE
@@ -240,7 +250,7 @@ def _cold_line(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, out: Ints, line: i
     elif source in (_FETCHING, _DISK, _HOST):
         out[row, _O_SOURCE] = source
         out[row, _O_FETCH] = max(until - now, 0) if source == _FETCHING else 0
-        out[row, _O_SAVING] = fix[row, _F_SAVING] if source == _HOST else 0
+        out[row, _O_SAVING] = (fix[row, _F_SAVING] if source == _HOST else 0) - out[row, _O_FIRST]
 
 
 @jit
@@ -259,7 +269,7 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
             continue
         node, free, told = spots[line, _S_NODE], dyn[pool, _D_FREE] > 0, out[row, _O_SOURCE]
         fetch = max(spots[line, _S_SOURCE_US] - now, 0) if source == _FETCHING else 0
-        saving = fix[row, _F_SAVING] if source == _HOST else 0
+        saving, first = fix[row, _F_SAVING] if source == _HOST else 0, out[row, _O_FIRST]  # at most: before what a first generation adds
         wait = 0 if free else out[row, _O_WAIT]
         state = _BINDABLE if wait == 0 else _WAITS
         same, alike = state == out[row, _O_STATE], untimed or source == told
@@ -278,14 +288,16 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
         if free:
             if nodes[node, _ROOM_FREE] == 0:
                 continue
-            price, gone = room(nodes, node, rates[_R_NEED])
+            price, gone, fresh = room(nodes, node, rates[_R_NEED])
             if price >= FORBIDDEN_US:
                 continue
+            first = fix[row, _F_FIRST] if fresh else 0
             evict = min(price, EVICT_MAX_US) * rates[_R_EVICT] // 1_000
         elif out[row, _O_STATE] == _IMPOSSIBLE:
             continue
         if behind and evict >= out[row, _O_EVICT] and gone >= out[row, _O_BYTES]:
             continue
+        saving -= first
         # All that is not worse is as cheap at least: then it costs less if it takes less time than it evicts more, or evicts less.
         ahead = same and (alike or (ordered and source > told)) and fetch <= out[row, _O_FETCH] and saving >= out[row, _O_SAVING]
         ahead = ahead and not (source == _FETCHING and (told == _SITE_FETCHING or not alike)) and (untimed or gone <= out[row, _O_BYTES])
@@ -298,7 +310,7 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
                 continue
         out[row, _O_STATE], out[row, _O_WAIT], out[row, _O_FETCH], out[row, _O_SAVING] = state, wait, fetch, saving
         out[row, _O_EVICT], out[row, _O_BYTES] = evict, gone
-        out[row, _O_SOURCE], out[row, _O_NODE] = source, node + 1
+        out[row, _O_SOURCE], out[row, _O_NODE], out[row, _O_FIRST] = source, node + 1, first
 
 
 @jit
@@ -356,8 +368,10 @@ def decide_rows(
         if len(out) > _BARE * pools:
             _adapted(fix, out, pool, pres[line, _P_READY_ADAPT])
             _adapted(fix, out, bare, pres[line, _P_BARE_ADAPT])
+            _first(fix, out, bare, pres[line, _P_BARE_FIRST])
             if fix[bare, _F_FEASIBLE]:
                 _slot_row(out, bare, pres[line, _P_BARE], pres[line, _P_BARE_UNTIL], now)
+        _first(fix, out, pool, pres[line, _P_READY_FIRST])
     _cost_rows(fix, dyn, rates, out, 0, pools, UNREACHABLE, False)
     _cost_rows(fix, dyn, rates, out, 2 * pools, len(out), UNREACHABLE, False)
     # Copies are costed before loads: what guards a load is part of its cost, by which the node is chosen that it loads on.

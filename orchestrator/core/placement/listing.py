@@ -17,7 +17,7 @@ from orchestrator.core.placement.rows import COLD, LEAD, Dyn, Ints, Layout, Out,
 _STATE, _TOTAL, _PAID, _FREE = int(Out.STATE), int(Out.TOTAL), int(Out.PAID), int(Dyn.FREE)
 _WAIT, _SAVING, _DELAY, _SHORT = int(Out.WAIT), int(Out.SAVING), int(Out.DELAY), int(Out.SHORT)
 _MOVING, _COLUMN = int(Layout.MOVING), int(Layout.COLUMN)
-_CONCURRENT, _SAVED_BY = int(Layout.CONCURRENT), int(Layout.SAVED_BY)
+_CONCURRENT, _SAVED_BY, _FIRST_IN, _FIRST = int(Layout.CONCURRENT), int(Layout.SAVED_BY), int(Layout.FIRST), int(Out.FIRST)
 _IMPOSSIBLE, _BINDABLE = int(State.IMPOSSIBLE), int(State.BINDABLE)
 
 
@@ -89,7 +89,8 @@ def tell_rows(out: Ints, still: Ints, pools: int, rows: Ints, layout: Ints, figu
             if layout[_MOVING, which] < 0:
                 break
             terms[layout[_MOVING, which]] = out[row, layout[_COLUMN, which]]
-        terms[layout[_SAVED_BY, kind]] -= out[row, _SAVING]
+        terms[layout[_SAVED_BY, kind]] -= out[row, _SAVING] + out[row, _FIRST]
+        terms[layout[_FIRST_IN, 0]] += out[row, _FIRST]
         longest, together = 0, 0
         for which in range(last + 1):
             if layout[_CONCURRENT, which] < 0:

@@ -97,20 +97,26 @@ def line_of(column: Column, presence: Presence, near: Near, gangs: GangTables) -
     """The line of a pool. `near`: what the rest of its site has of the model."""
     variant, adapting = presence.variant, presence.adapting
     ready, ready_us, ready_adapt_us, bare, bare_us, bare_adapt_us = Slots.NONE, 0, 0, Slots.NONE, 0, 0
+    ready_first = bare_first = False
     if variant.gang_size > 1:
         block = gangs.blocks(column, variant.gang_size).ready(variant.model_id)
         ready, ready_us = _block_standing(block)
+        ready_first = any(slot.awaits_first for slot in block or ())
         ready_adapt_us = _of_block(column, variant, adapting, block) if block is not None and adapting is not None else 0
     elif adapting is not None:
         full, lacking = presence.meant[column.index] = residents(column, variant, adapting)
         if full is not None:
             ready, ready_us = _standing(column, variant, full.slot)
+            ready_first = full.slot.awaits_first
         if lacking is not None:
             bare, bare_us = _standing(column, variant, lacking.slot)
-            bare_adapt_us = lacking.adapt_us
+            bare_adapt_us, bare_first = lacking.adapt_us, lacking.slot.awaits_first
     else:
-        ready, ready_us = _standing(column, variant, warm_slot(column, variant.model_id))
-    return [column.index, ready, ready_us, ready_adapt_us, bare, bare_us, bare_adapt_us, *source_beside(near)]
+        warm = warm_slot(column, variant.model_id)
+        ready, ready_us = _standing(column, variant, warm)
+        ready_first = warm is not None and warm.awaits_first
+    found = [column.index, ready, ready_us, ready_adapt_us, bare, bare_us, bare_adapt_us, *source_beside(near)]
+    return [*found, ready_first, bare_first]
 
 
 def _block_standing(slots: Members | None) -> tuple[Slots, int]:

@@ -71,6 +71,7 @@ TERM_NAMES: Final = (*(term.name for term in TERMS), OVERLAP)
 QUEUE: Final = TERM_NAMES.index(queue.NAME)
 FETCH: Final = TERM_NAMES.index(fetch.NAME)
 STAGE: Final = TERM_NAMES.index(stage.NAME)
+INIT: Final = TERM_NAMES.index(init.NAME)
 ADAPT: Final = TERM_NAMES.index(adapt.NAME)
 EXECUTION: Final = TERM_NAMES.index(execution.NAME)
 OUTPUT: Final = TERM_NAMES.index(output.NAME)
@@ -81,6 +82,7 @@ _LAYOUT: Final[dict[Layout, list[int]]] = {
     Layout.COLUMN: [int(term.moving) for term in TERMS if term.moving is not None],
     Layout.CONCURRENT: [index for index, term in enumerate(TERMS) if term.concurrent],
     Layout.SAVED_BY: [ADAPT, STAGE, ADAPT],
+    Layout.FIRST: [INIT],
 }
 LAYOUT: Final[Ints] = np.array([_LAYOUT[line] + [-1] * (len(TERM_NAMES) - len(_LAYOUT[line])) for line in Layout], dtype=np.int64)
 _SERIAL: Final = [index for index, term in enumerate(TERMS) if term.still is not None and not term.concurrent and not term.price]

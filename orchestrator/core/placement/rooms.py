@@ -15,7 +15,7 @@ from orchestrator.core.placement.rows import ROOM_WIDTH, Room
 from orchestrator.core.state import Slot
 
 # No slot with victims: no free bytes, and nothing that could leave.
-_NOTHING_KEPT: Final = [0] * (ROOM_WIDTH - Room.KEPT_LEAST)
+_NOTHING_KEPT: Final = [0] * (Room.FRESH - Room.KEPT_LEAST)
 _NO_VICTIM: Final = _NOTHING_KEPT[1:]
 _NO_OTHER: Final = _NO_VICTIM[2:]
 _NO_ROOM: Final = [0] * ROOM_WIDTH
@@ -25,7 +25,7 @@ def of_pool(column: Column, busy: Slot | None, prices: Prices) -> list[int]:
     """The line of a pool. `busy`: its slot that is free first; where none is free, what will have to leave that one is priced meanwhile."""
     if column.free_slots or busy is None:
         return _line(column, column.free, column.free_slots, prices)
-    return [0, _free_bytes(busy), *_clearing(column, busy, prices), *_NOTHING_KEPT]
+    return [0, _free_bytes(busy), *_clearing(column, busy, prices), *_NOTHING_KEPT, 3 * busy.awaits_first]
 
 
 def of_node(column: Column, node_index: int, prices: Prices) -> list[int]:
@@ -43,6 +43,7 @@ def _line(column: Column, free: Free, slots: int, prices: Prices) -> list[int]:
         _free_bytes(roomy),
         *(_clearing(column, cheap, prices) if cheap is not None else _NOTHING_KEPT),
         *(_clearing(column, kept, prices) if kept is not None else _NOTHING_KEPT),
+        roomy.fresh + 2 * (cheap is not None and cheap.fresh) + 4 * (kept is not None and kept.fresh),
     ]
 
 

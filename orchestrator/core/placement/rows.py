@@ -57,6 +57,7 @@ class Fix(IntEnum):
     BUDGET = 17  # micro-dollars of GPU time that the job's price limit leaves; NO_BUDGET: there is none
     EXECUTION = 18  # of SERIAL, what passes once it executes, until the result is there
     PEERS = 19  # 1: what comes from outside of the site comes from peer sites
+    FIRST = 20  # what the first generation of a process takes beyond the next
 
 
 class Dyn(IntEnum):
@@ -82,6 +83,7 @@ class Room(IntEnum):
     VICTIM = 3
     KEPT_LEAST = VICTIM + 2 * VICTIMS
     KEPT_VICTIM = KEPT_LEAST + 1
+    FRESH = KEPT_VICTIM + 2 * VICTIMS  # whether a process has generated nothing yet: 1 of the emptiest, + 2 of the next, + 4 of the last
 
 
 class Pres(IntEnum):
@@ -96,6 +98,8 @@ class Pres(IntEnum):
     BARE_ADAPT = 6
     SOURCE = 7  # what the site has for nodes that have nothing of the model
     SOURCE_US = 8  # fleet time at which a fetch in flight should be done
+    READY_FIRST = 9  # 1: what is bound to the slot next is the first generation of its process
+    BARE_FIRST = 10
 
 
 class Spot(IntEnum):
@@ -113,7 +117,7 @@ class Out(IntEnum):
     STATE = 0
     WAIT = 1
     FETCH = 2
-    SAVING = 3
+    SAVING = 3  # less FIRST
     EVICT = 4
     EVICTED_BYTES = 5
     CHURN = 6
@@ -128,9 +132,10 @@ class Out(IntEnum):
     PAID = 15  # micro-dollars of GPU time; of an impossible row: what it would cost, if that is what makes it impossible
     MONEY = 16
     SHORT = 17  # by how much a job that is ended at some time comes too late; of an impossible row: so late that an eviction is in vain
+    FIRST = 18  # what is added because it is the first generation of its process
 
 
-ROOM_WIDTH: Final = Room.KEPT_VICTIM + 2 * VICTIMS
+ROOM_WIDTH: Final = Room.FRESH + 1
 
 
 class Slots(IntEnum):
@@ -217,3 +222,4 @@ class Layout(IntEnum):
     COLUMN = 1  # their columns of `Out`
     CONCURRENT = 2  # the terms of which only the longest passes
     SAVED_BY = 3  # the term from which a row's saving is taken, by kind of row
+    FIRST = 4  # the term that a first generation is part of

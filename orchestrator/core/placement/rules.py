@@ -167,7 +167,7 @@ class WarmFirst:
         """Steps of warmth, then parts per million of busy slots."""
         out, kind = table.out, table.kind
         fetching = (out[:, Out.FETCH] > 0) & (out[:, Out.FETCH] < table.fix[:, Fix.FETCH])
-        cold = np.where(out[:, Out.FETCH] > 0, np.where(fetching, 4, 5), np.where(out[:, Out.SAVING] > 0, 2, 3))
+        cold = np.where(out[:, Out.FETCH] > 0, np.where(fetching, 4, 5), np.where(out[:, Out.SAVING] + out[:, Out.FIRST] > 0, 2, 3))
         return np.where(kind == READY, 0, np.where(kind == BARE, 1, cold)) * _BEHIND + table.busy_ppm()
 
 

@@ -61,6 +61,8 @@ def decide(fix: Ints, dyn: Ints, rooms: Ints, nodes: Ints, pres: Ints, spots: In
             _slot_rows(fix, out, bare, lines[:, Pres.BARE], lines[:, Pres.BARE_UNTIL], now)
             _adapted(fix, out, where, lines[:, Pres.READY_ADAPT])
             _adapted(fix, out, bare, lines[:, Pres.BARE_ADAPT])
+            _first(fix, out, bare, lines[:, Pres.BARE_FIRST])
+        _first(fix, out, where, lines[:, Pres.READY_FIRST])
     _cost(fix, dyn, rates, out, slice(0, pools), NO_COPY)
     _cost(fix, dyn, rates, out, slice(2 * pools, len(out)), NO_COPY)
     copy = _best_copy(pools, out) if rates[Rate.CHURN] else NO_COPY
@@ -114,18 +116,21 @@ def _clearing(rooms: Ints, least: int, victim: int, need: int) -> tuple[Ints, In
     return np.where(short > 0, FORBIDDEN_US, np.minimum(price, FORBIDDEN_US)), gone
 
 
-def room(rooms: Ints, need: int) -> tuple[Ints, Ints]:
-    """(price, bytes) of making room, a line each."""
+def room(rooms: Ints, need: int) -> tuple[Ints, Ints, Ints]:
+    """(price, bytes) of making room, and 1 where the process has generated nothing yet, a line each."""
     price, gone = _clearing(rooms, Room.LEAST, Room.VICTIM, need)
     kept, kept_gone = _clearing(rooms, Room.KEPT_LEAST, Room.KEPT_VICTIM, need)
     fits, cheaper = need <= rooms[:, Room.MOST], kept < price
-    return np.where(fits, 0, np.where(cheaper, kept, price)), np.where(fits, 0, np.where(cheaper, kept_gone, gone))
+    first = rooms[:, Room.FRESH] >> np.where(fits, 0, np.where(cheaper, 2, 1)) & 1
+    return np.where(fits, 0, np.where(cheaper, kept, price)), np.where(fits, 0, np.where(cheaper, kept_gone, gone)), first
 
 
 def _cold_rows(fix: Ints, dyn: Ints, rooms: Ints, rates: Ints, open_pools: Bools, cold: Ints) -> None:
     pools, now = len(dyn), rates[Rate.NOW]
     wait = np.where(dyn[:, Dyn.FREE] > 0, 0, np.maximum(dyn[:, Dyn.SOONEST] - now, OVERDUE_US))
-    price, gone = room(rooms, int(rates[Rate.NEED]))
+    price, gone, first = room(rooms, int(rates[Rate.NEED]))
+    cold[:, Out.FIRST] = np.where(open_pools, fix[pools : 2 * pools, Fix.FIRST] * first, 0)
+    cold[:, Out.SAVING] = -cold[:, Out.FIRST]
     free = wait == 0
     state = np.where(
         free,
@@ -155,6 +160,11 @@ def _adapted(fix: Ints, out: Ints, rows: Ints, lacking: Ints) -> None:
     out[rows, Out.SAVING] = np.maximum(fix[rows, Fix.SAVING] - lacking * fix[rows, Fix.ADAPT_MILLI] // 1_000, 0)
 
 
+def _first(fix: Ints, out: Ints, rows: Ints, first: Ints) -> None:
+    out[rows, Out.FIRST] = fix[rows, Fix.FIRST] * first
+    out[rows, Out.SAVING] -= out[rows, Out.FIRST]
+
+
 def _sources(fix: Ints, dyn: Ints, rates: Ints, lines: Ints, out: Ints, rows: Ints, best_copy: tuple[int, bool]) -> None:
     """Cold rows of pools whose site has something of the model."""
     now, told = rates[Rate.NOW], out[rows]
@@ -172,7 +182,7 @@ def _sources(fix: Ints, dyn: Ints, rates: Ints, lines: Ints, out: Ints, rows: In
     out[rows, Out.STATE], out[rows, Out.FETCH] = np.where(joins, State.WAITS, state), fetch
     out[rows, Out.WAIT] = np.where(joins, until - now, wait)
     out[rows, Out.SOURCE] = np.where(beside | there | local, source, out[rows, Out.SOURCE])
-    out[rows, Out.SAVING] = np.where(source == Source.HOST, fix[rows, Fix.SAVING], out[rows, Out.SAVING])
+    out[rows, Out.SAVING] += np.where(source == Source.HOST, fix[rows, Fix.SAVING], 0)
 
 
 def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Ints, copy: tuple[int, bool]) -> None:
@@ -181,9 +191,10 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
     pool, source = spots[:, Spot.POOL], spots[:, Spot.SOURCE]
     row = pools + pool
     fetch = np.where(source == Source.FETCHING, np.maximum(spots[:, Spot.SOURCE_US] - now, 0), 0)
-    saving = np.where(source == Source.HOST, fix[row, Fix.SAVING], 0)
     free = dyn[pool, Dyn.FREE] > 0
-    price, gone = room(nodes[spots[:, Spot.NODE]], int(rates[Rate.NEED]))
+    price, gone, first = room(nodes[spots[:, Spot.NODE]], int(rates[Rate.NEED]))
+    first = np.where(free, fix[row, Fix.FIRST] * first, out[row, Out.FIRST])
+    saving = np.where(source == Source.HOST, fix[row, Fix.SAVING], 0) - first
     able = np.where(
         free,
         (nodes[spots[:, Spot.NODE], Room.FREE] != 0) & (price < FORBIDDEN_US),
@@ -195,14 +206,14 @@ def _spots(fix: Ints, dyn: Ints, nodes: Ints, spots: Ints, rates: Ints, out: Int
     state = np.where(able, np.where(wait == 0, State.BINDABLE, State.WAITS), State.IMPOSSIBLE)
     mine = _ranks(fix, dyn, rates, row, state, _Ways(wait, fetch, saving, evict, source), gone, copy)
     order = np.lexsort((np.arange(len(spots)), *reversed(mine), ~able, pool))
-    _, first = np.unique(pool[order], return_index=True)
-    best = order[first]
+    _, heads = np.unique(pool[order], return_index=True)
+    best = order[heads]
     better = _lower([part[best] for part in mine], _ranks_of(fix, dyn, rates, row[best], out[row[best]], copy))
     best = best[better & able[best]]
     into = row[best]
     for column, figures in (
         (Out.STATE, state), (Out.WAIT, wait), (Out.FETCH, fetch), (Out.SAVING, saving), (Out.EVICT, evict),
-        (Out.EVICTED_BYTES, gone), (Out.SOURCE, source), (Out.NODE, spots[:, Spot.NODE] + 1),
+        (Out.EVICTED_BYTES, gone), (Out.SOURCE, source), (Out.NODE, spots[:, Spot.NODE] + 1), (Out.FIRST, first),
     ):  # fmt: skip
         out[into, column] = figures[best]
 
@@ -363,7 +374,8 @@ def tell(out: Ints, still: Ints, pools: int, rows: Ints, layout: Ints, figures: 
     terms[:] = still[told]
     moving = layout[Layout.MOVING] >= 0
     terms[:, layout[Layout.MOVING, moving]] = out[told[:, np.newaxis], layout[Layout.COLUMN, moving]]
-    terms[np.arange(found), layout[Layout.SAVED_BY, kinds]] -= out[told, Out.SAVING]
+    terms[np.arange(found), layout[Layout.SAVED_BY, kinds]] -= out[told, Out.SAVING] + out[told, Out.FIRST]
+    terms[:, layout[Layout.FIRST, 0]] += out[told, Out.FIRST]
     concurrent = terms[:, layout[Layout.CONCURRENT, layout[Layout.CONCURRENT] >= 0]]
     terms[:, -1] = concurrent.max(axis=1) - concurrent.sum(axis=1)
     return found
