@@ -11,15 +11,19 @@ from agents.core.events import AttemptFinished, ReplicaLoaded, SlotLost, SlotRea
 from agents.core.outputs import LoadReplica, RequestResync, RunAttempt, SendEvents, SendReport
 from agents.twin.plant import Plant
 from atoll.model.errors import FieldError
-from atoll.model.ids import AttemptKey, JobId, Ordinal, SlotRef
+from atoll.model.ids import AttemptKey, JobId, Ordinal, SiteId, SlotRef
+from atoll.model.site import SiteRuntime
+from atoll.physics.coldstart import first_generation_us
 from orchestrator.core.events import SessionRef
+from orchestrator.core.placement.policy import Policy
 from sims.play.player import Played, Player
 from sims.play.site import PlayedSite
 from sims.play.timeline import Timeline
 from sims.play.weather import WEATHERS, Weather
-from tests.simulation.played import CATALOGUE, Law, Rows, mixed, three_sites
-from tests.unit.fleet_of_machines import GPUS, pool, spec
+from tests.simulation.played import CATALOGUE, AsPredicted, Law, Rows, mixed, three_sites
+from tests.unit.fleet_of_machines import GPUS, Fleet, model, pool, spec
 from tests.unit.fleet_of_machines import site as site_of
+from tests.unit.test_core_learning import placed, term
 
 DAY_MILLI = 24 * 1_000
 
@@ -125,14 +129,14 @@ def test_the_weathers_by_name_are_possible_and_others_are_named() -> None:
 def test_a_plant_forgets_what_a_taken_node_was_doing() -> None:
     timeline, told = Timeline(), list[object]()
     plant = Plant(site_of("s", pool("p")), gpus=GPUS, truth=Law(10, exponential=False), timers=timeline, tell=told.append)
-    model = next(iter(CATALOGUE.values()))
+    one = next(iter(CATALOGUE.values()))
     node_id = pool("p").node_id(0)
     slots = [SlotRef(pool_id=pool("p").pool_id, node_id=node_id, index=index) for index in range(2)]
     key = AttemptKey(job_id=JobId("j"), ordinal=Ordinal(1))
-    plant.perform(LoadReplica(slot=slots[0], model=model))
+    plant.perform(LoadReplica(slot=slots[0], model=one))
     timeline.run(1_000_000)
-    plant.perform(RunAttempt(slot=slots[0], key=key, spec=spec(simulated=True), model=model, stop_after_ms=10**9, request_id=""))
-    plant.perform(LoadReplica(slot=slots[1], model=model))
+    plant.perform(RunAttempt(slot=slots[0], key=key, spec=spec(simulated=True), model=one, stop_after_ms=10**9, request_id=""))
+    plant.perform(LoadReplica(slot=slots[1], model=one))
     plant.take(node_id)
     timeline.run(10_000_000)
     assert [type(event) for event in told].count(SlotLost) == 2
@@ -140,6 +144,29 @@ def test_a_plant_forgets_what_a_taken_node_was_doing() -> None:
     assert not any(isinstance(event, AttemptFinished) for event in told)
     plant.give_back(node_id)
     assert [type(event) for event in told[-2:]] == [SlotReady, SlotReady]
-    plant.perform(LoadReplica(slot=slots[0], model=model))
+    plant.perform(LoadReplica(slot=slots[0], model=one))
     timeline.run(20_000_000)
     assert isinstance(told[-1], ReplicaLoaded) or any(isinstance(event, ReplicaLoaded) for event in told[-3:])
+
+
+def test_where_all_lasts_as_physics_say_a_new_process_takes_as_long_as_was_predicted_the_first_time_and_the_second() -> None:
+    timeline, told = Timeline(), list[object]()
+    plant = Plant(site_of("s", pool("p", gpus=1)), gpus=GPUS, truth=AsPredicted(), timers=timeline, tell=told.append)
+    fleet = Fleet(site_of("s", pool("p", gpus=1)), policy=replace(Policy(), silent_after_ms=10**9), runtime=SiteRuntime.TWIN)
+    slot = SlotRef(pool_id=pool("p").pool_id, node_id=pool("p").node_id(0), index=0)
+    fleet.agents[SiteId("s")].fresh = {(slot.node_id, 0)}
+    fleet.warm("s", slot.node_id, 0, "m")
+    fleet.report("s")
+    plant.take(slot.node_id)
+    plant.give_back(slot.node_id)
+    plant.perform(LoadReplica(slot=slot, model=model("m")))
+    timeline.run(100_000_000)
+    for first_us in (first_generation_us(), 0):
+        attempt = placed(fleet, simulated=True)
+        wanted = spec(simulated=True)
+        plant.perform(RunAttempt(slot=slot, key=attempt.key, spec=wanted, model=model("m"), stop_after_ms=10**9, request_id=""))
+        timeline.run(timeline.now + 1_000_000_000)
+        assert isinstance(told[-1], AttemptFinished)
+        assert told[-1].times.run_us == term(attempt, "init") + term(attempt, "execution")
+        assert term(attempt, "init") == first_us
+        fleet.end_attempt("s", attempt.key, times=told[-1].times)
