@@ -17,6 +17,7 @@ _REMEDIES: Final[dict[Reason, str]] = {
     Reason.CORDONED: "atoll sites uncordon SITE",
     Reason.DRAINING: "wait, or atoll sites uncordon SITE",
     Reason.BREAKER_OPEN: "mend the site (atoll events says what failed), or wait: it is tried again",
+    Reason.TENANT_NOT_ALLOWED: "an operator may change 'tenants' in the policy file: see 'atoll policies show'",
     Reason.SITE_NOT_ALLOWED: "submit with another --site, or none",
     Reason.REGION_NOT_ALLOWED: "submit with another --region, or none",
     Reason.GPU_TYPE_NOT_ALLOWED: "submit with another --gpu, or none",

@@ -21,6 +21,7 @@ class Reason(StrEnum):
     CORDONED = "cordoned"
     DRAINING = "draining"
     BREAKER_OPEN = "breaker_open"  # attempts of different jobs failed there, one after the other, for reasons of the place
+    TENANT_NOT_ALLOWED = "tenant_not_allowed"  # the policy's rules for its tenant
     SITE_NOT_ALLOWED = "site_not_allowed"
     REGION_NOT_ALLOWED = "region_not_allowed"
     GPU_TYPE_NOT_ALLOWED = "gpu_type_not_allowed"
@@ -47,6 +48,7 @@ MEANINGS: Final[dict[Reason, str]] = {
     Reason.CORDONED: "the site is cordoned",
     Reason.DRAINING: "the site is being drained",
     Reason.BREAKER_OPEN: "attempts kept failing there",
+    Reason.TENANT_NOT_ALLOWED: "the policy keeps this tenant elsewhere",
     Reason.SITE_NOT_ALLOWED: "the job names other sites",
     Reason.REGION_NOT_ALLOWED: "the job names other regions",
     Reason.GPU_TYPE_NOT_ALLOWED: "the job names other GPU types",
@@ -72,6 +74,7 @@ MEANINGS: Final[dict[Reason, str]] = {
 # moves it by some percent, and who set the limit can raise it. The others end by themselves, or by a word of an operator.
 LASTING: Final = frozenset(
     {
+        Reason.TENANT_NOT_ALLOWED,
         Reason.SITE_NOT_ALLOWED,
         Reason.REGION_NOT_ALLOWED,
         Reason.GPU_TYPE_NOT_ALLOWED,

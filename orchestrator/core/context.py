@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from atoll.model.attempt import Attempt
 from atoll.model.audit import AuditEvent, Severity
 from atoll.model.ids import ChangeSeq, JobId, ModelId, SiteId
-from atoll.model.job import Job
+from atoll.model.job import Job, JobSpec
 from orchestrator.core.arrivals import Arrivals
 from orchestrator.core.bound import Bound
 from orchestrator.core.demand import Demand
@@ -39,6 +39,7 @@ from orchestrator.core.outputs import (
     Step,
 )
 from orchestrator.core.placement.choose import Scorer
+from orchestrator.core.placement.classes import NO_AVOIDANCE, Avoidance, ClassKey, class_of
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.estimate import Estimator
 from orchestrator.core.placement.policy import Policy
@@ -97,6 +98,10 @@ class Context:
     binding: JobId | None = None
     touched_jobs: dict[str, Job] = field(default_factory=dict)
     touched_sites: dict[SiteId, None] = field(default_factory=dict)
+
+    def class_of(self, spec: JobSpec, avoidance: Avoidance = NO_AVOIDANCE) -> ClassKey:
+        """The class of a job, by what the policy allows its tenant."""
+        return class_of(spec, avoidance, self.policy.tenant_rules.get(spec.tenant))
 
     def arm(self, at_us: int, kind: TimerKind, subject: str = "") -> None:
         """Have a handler called at this fleet time, or as soon after as time is told."""

@@ -14,7 +14,6 @@ from atoll.model.site import SiteAdmin, SiteConnection
 from atoll.model.views import DrainMove, DrainPlan, FleetView, PoolView, SiteView
 from orchestrator.core.context import Context
 from orchestrator.core.outputs import Refusal, RefusalCode
-from orchestrator.core.placement.classes import class_of
 from orchestrator.core.state import LiveAttempt, Pool, ReplicaKey, Site
 
 # Names in one view of a pool: enough for a table, and a report of 600 models stays readable.
@@ -162,7 +161,7 @@ def _where_else(ctx: Context, live: LiveAttempt, site_id: SiteId, now_us: int) -
     model = ctx.state.models.get(live.model_id)
     if model is None or live.attempt.state is AttemptState.STOPPING:
         return None
-    key = class_of(live.spec)
+    key = ctx.class_of(live.spec)
     estimate = ctx.estimator.of(key, model)
     elsewhere = np.array([site != site_id for site in ctx.columns.site_ids] * (len(estimate.fix) // len(ctx.columns.site_ids)))
     board = ctx.scorer.score(key, estimate, now_us, mask=elsewhere)

@@ -28,7 +28,7 @@ from orchestrator.core.outputs import (
     SubmissionRefused,
     SubmitReply,
 )
-from orchestrator.core.placement.classes import NO_AVOIDANCE, Avoidance, class_of
+from orchestrator.core.placement.classes import NO_AVOIDANCE, Avoidance
 from orchestrator.core.placement.rows import NO_DEADLINE
 from orchestrator.core.state import JobEntry, KeyEntry, State
 
@@ -83,7 +83,7 @@ def _submit(ctx: Context, submission: Submission) -> Accepted | Refusal:
     ctx.save_job(entry)
     watch_expiry(ctx, job)
     residency.arrived(ctx, spec.model_id)
-    ctx.queue.add(class_of(spec), entry.accept_seq, job.job_id, spec.tenant, job.accepted_us)
+    ctx.queue.add(ctx.class_of(spec), entry.accept_seq, job.job_id, spec.tenant, job.accepted_us)
     return Accepted(job_id=job.job_id)
 
 
@@ -260,7 +260,7 @@ def enqueue(ctx: Context, entry: JobEntry, *, avoiding: bool = True) -> None:
     if avoidance.sites:
         ctx.arm(avoidance.until_us, TimerKind.RETRY, entry.job.job_id)
     job = entry.job
-    ctx.queue.add(class_of(job.spec, avoidance), entry.accept_seq, job.job_id, job.spec.tenant, job.accepted_us)
+    ctx.queue.add(ctx.class_of(job.spec, avoidance), entry.accept_seq, job.job_id, job.spec.tenant, job.accepted_us)
 
 
 def retry_due(ctx: Context, job_id: JobId) -> None:

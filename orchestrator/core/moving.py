@@ -20,7 +20,7 @@ from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.moves import Bettered, Bettering
 from orchestrator.core.placement import supposing
 from orchestrator.core.placement.choose import Board, slots_of
-from orchestrator.core.placement.classes import ClassKey, class_of
+from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.policy import Rule
 from orchestrator.core.placement.rows import COLD, READY, Fix, Out, State
@@ -78,7 +78,7 @@ def _look_at(ctx: Context, column: Column, known: Bettered) -> int:
         where, entry = _where(ctx, live), ctx.state.jobs.get(job_id)
         if where is None or entry is None or not _movable(ctx, where, entry):
             continue
-        key = class_of(live.spec, jobs.avoidance_of(entry.job, ctx.now_us))
+        key = ctx.class_of(live.spec, jobs.avoidance_of(entry.job, ctx.now_us))
         if in_vain.get(key, 0) == _IN_VAIN_OF_CLASS:
             continue
         if not _may_pay(ctx, key, wait_us, where, column):

@@ -22,7 +22,7 @@ from orchestrator.core.outputs import Refusal, RefusalCode
 from orchestrator.core.patience import patience
 from orchestrator.core.placement.advice import shortfall
 from orchestrator.core.placement.choose import Board, slots_of, victims_in
-from orchestrator.core.placement.classes import NO_AVOIDANCE, ClassKey, class_of
+from orchestrator.core.placement.classes import NO_AVOIDANCE, ClassKey
 from orchestrator.core.placement.columns import REASONS
 from orchestrator.core.placement.registry import TERM_NAMES
 from orchestrator.core.placement.rows import COLD, NO_DEADLINE, Out, State
@@ -52,7 +52,7 @@ def quote(ctx: Context, spec: JobSpec, now_us: int) -> Quote | Refusal:
         return refusal
     met = jobs.met_bound(ctx, spec.tenant, now_us)
     due = (spec.deadline_ms * 1_000 or NO_DEADLINE, spec.start_timeout_ms * 1_000 or NO_DEADLINE)
-    offered = _offer(ctx, _newcomer(ctx, class_of(spec), spec, due, JobId("")), now_us)
+    offered = _offer(ctx, _newcomer(ctx, ctx.class_of(spec), spec, due, JobId("")), now_us)
     if met is None:
         return offered
     return _refused(offered, met[1])
@@ -138,7 +138,7 @@ def _of_job(ctx: Context, job_id: JobId, spec: JobSpec, now_us: int) -> _Asked |
     key = ctx.queue.class_key(job_id)
     if key is None:
         avoided = jobs.avoidance_of(entry.job, now_us) if entry is not None and entry.job.state is JobState.QUEUED else NO_AVOIDANCE
-        return _newcomer(ctx, class_of(spec, avoided), spec, due, job_id)
+        return _newcomer(ctx, ctx.class_of(spec, avoided), spec, due, job_id)
     known = ctx.queue.classes[key]
     return _Asked(
         key=key,

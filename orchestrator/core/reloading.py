@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from atoll.model.replica import ReplicaState
 from orchestrator.core.context import Context
-from orchestrator.core.placement.classes import ClassKey, class_of
+from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.estimate import Estimate
 from orchestrator.core.placement.eviction import leaving
@@ -55,7 +55,7 @@ class Reloads:
         model = self._ctx.state.models.get(live.model_id)
         if model is None:
             return 0
-        key = class_of(live.spec)
+        key = self._ctx.class_of(live.spec)
         known = self._known.get((key, slot.node_index))
         if known is None:
             estimate = self._ctx.estimator.of(key, model)

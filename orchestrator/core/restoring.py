@@ -19,7 +19,7 @@ from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.learning.book import restored as restored_book
 from orchestrator.core.learning.factors import PoolFactors
 from orchestrator.core.placement.choose import Scorer
-from orchestrator.core.placement.classes import Avoidance, class_of
+from orchestrator.core.placement.classes import Avoidance
 from orchestrator.core.placement.columns import Columns
 from orchestrator.core.placement.estimate import Estimator
 from orchestrator.core.placement.eviction import Wishes
@@ -96,7 +96,7 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
         if job.waiting:
             avoidance = Avoidance(sites=frozenset(job.avoid), until_us=job.avoid_until_us)
             spec = job.job.spec
-            ctx.queue.add(class_of(spec, avoidance), job.accept_seq, job.job.job_id, spec.tenant, job.job.accepted_us)
+            ctx.queue.add(ctx.class_of(spec, avoidance), job.accept_seq, job.job.job_id, spec.tenant, job.job.accepted_us)
     for site in state.sites.values():
         for live in site.attempts.values():
             ctx.bound.add(site, live)

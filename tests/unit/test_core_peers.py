@@ -184,13 +184,6 @@ def test_the_own_links_of_both_sites_bound_a_peer_flow() -> None:
     assert _at_a(_fleet(_link(B, A, gbs=10, rtt_ms=0), sites=sites)).terms_us[FETCH] == 4 * SECOND
 
 
-def test_the_own_link_bounds_what_the_origin_store_is_declared_to_give() -> None:
-    """20 GB over 2 GB/s, though the origin store would give 20; also where a peer gives as much again."""
-    sites = tuple(replace(one, wan_bytes_per_s=2 * GB) if one.site_id == A else one for one in _sites(origin_gbs=20))
-    assert _at_a(_fleet(sites=sites)).terms_us[FETCH] == 10 * SECOND
-    assert _at_a(_fleet(_link(B, A, gbs=10, rtt_ms=0), sites=sites)).terms_us[FETCH] == 10 * SECOND
-
-
 def test_a_peer_serves_while_it_speaks_and_says_where() -> None:
     fleet = _fleet(_link(B, A))
     assert _at_a(fleet).fetch_from == _from(B)

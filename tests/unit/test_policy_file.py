@@ -18,7 +18,7 @@ from atoll.catalog.problems import SourceErrors
 from atoll.cli.app import main
 from atoll.cli.exits import Exit
 from atoll.model.errors import FieldError
-from atoll.model.ids import ChangeSeq, FleetId, TenantId, Term
+from atoll.model.ids import ChangeSeq, FleetId, GpuTypeId, SiteId, TenantId, Term
 from atoll.model.job import Priority
 from orchestrator.config import load_config
 from orchestrator.core import events
@@ -30,6 +30,7 @@ from orchestrator.core.placement.policy import ALL_TERMS, BOUNDS, Eviction, Iden
 from orchestrator.core.placement.policy_file import differences, parse_policy, write_policy
 from orchestrator.core.placement.policy_settings import BY_FIELD, OTHER_KEYS, SETTINGS
 from orchestrator.core.placement.registry import TERMS
+from orchestrator.core.placement.tenants import TenantRules
 from tests.unit.fleet_of_machines import GPUS
 
 Shown = pytest.CaptureFixture[str]
@@ -40,6 +41,21 @@ def _said(text: str) -> list[str]:
     with pytest.raises(SourceErrors) as raised:
         parse_policy(text, "own.yaml")
     return [str(error) for error in raised.value.errors]
+
+
+def _rules(names: st.SearchStrategy[str]) -> st.SearchStrategy[TenantRules]:
+    """Any rules that say something."""
+    labels = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=63)
+    regions = st.lists(labels.filter(lambda text: text.isprintable() and text == text.strip()), max_size=3)
+    found = st.builds(
+        lambda sites, regions, gpus: TenantRules(
+            sites=tuple(map(SiteId, sites)), regions=tuple(regions), gpu_types=tuple(map(GpuTypeId, gpus))
+        ),
+        st.lists(names, max_size=3),
+        regions,
+        st.lists(labels.filter(lambda text: text.isprintable() and text == text.strip()), max_size=3),
+    )
+    return found.filter(lambda rules: bool(rules.sites or rules.regions or rules.gpu_types))
 
 
 @st.composite
@@ -60,6 +76,7 @@ def policies(draw: st.DrawFn) -> Policy:
         terms=frozenset(draw(st.sets(st.sampled_from(sorted(ALL_TERMS))))),
         priority_weight_milli={priority: draw(st.integers(10, 100_000)) for priority in Priority},
         tenant_weight_milli={TenantId(name): weight for name, weight in draw(st.dictionaries(names, st.integers(1, 1_000_000))).items()},
+        tenant_rules={TenantId(name): rules for name, rules in draw(st.dictionaries(names, _rules(names), max_size=3)).items()},
         demand_half_lives_ms=(draw(st.integers(1_000, 10**9)), draw(st.integers(1_000, 10**9)), draw(st.integers(1_000, 10**9))),
         demand_weights_milli=(first, second, 1_000 - first - second),
         **figures,
@@ -149,6 +166,15 @@ def test_what_is_left_out_is_as_in_the_base() -> None:
         ("terms: [money]", "own.yaml:3: terms is 'a list': expected a mapping of keys and values"),
         ("priority_weights: {batch: 0}", "own.yaml:3: priority_weights.batch is '0': expected a number from 0.01 to 100"),
         ("tenant_weights: {gold: 0}", "own.yaml:3: tenant_weights.gold is '0': expected a number from 0.001 to 1000"),
+        (
+            "tenants: {gold: {}}",
+            "own.yaml:3: tenants.gold is 'nothing': expected sites, regions or gpu_types: a tenant without rules is left out",
+        ),
+        (
+            "tenants: {gold: {planets: [mars], sites: [s]}}",
+            "own.yaml:3: tenants.gold.planets is 'planets': expected a known key: one of gpu_types, regions, sites",
+        ),
+        ("tenants: {gold: {regions: []}}", "own.yaml:3: tenants.gold.regions is '0 entries': expected a list of 1 to 256: names"),
         ("demand: {days: {share: 0.9}}", "own.yaml:3: demand is 'shares of 1.7 in all': expected shares that add up to 1"),
         ("silent_after_s: 0.5", "own.yaml:3: silent_after_s is '0.5': expected at least report_interval_s, which is 1"),
         ("lost_after_min_s: 90000", "own.yaml:3: lost_after_min_s is '90000': expected at most lost_after_max_s, which is 600"),

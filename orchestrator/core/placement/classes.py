@@ -11,6 +11,7 @@ from typing import NamedTuple
 from atoll.model.ids import AdapterId, ModelId, SiteId
 from atoll.model.job import PRIORITY_RANK, Constraints, JobSpec, Priority
 from atoll.model.shape import Precision, Shape
+from orchestrator.core.placement.tenants import TenantRules
 
 
 class Variant(NamedTuple):
@@ -23,7 +24,8 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassKey:
-    """What makes jobs alike. `avoid`: sites where these jobs failed a moment ago, until `avoid_until_us`."""
+    """What makes jobs alike. `avoid`: sites where these jobs failed a moment ago, until `avoid_until_us`; `rules`: those of their tenant,
+    if it has any, so that all others share their classes."""
 
     model_id: ModelId
     shape: Shape
@@ -37,6 +39,7 @@ class ClassKey:
     input_bytes: int = 0  # rounded up to a power of two, so that pictures of all sizes make few classes
     avoid: frozenset[SiteId]
     avoid_until_us: int
+    rules: TenantRules | None = None
     # What the dataclass would compute at each look-up, kept: ten fields hashed anew would cost more than a decision. Only dicts read it.
     _hash: int = field(init=False, repr=False, compare=False)
     rank: int = field(init=False, repr=False, compare=False)  # of the priority: lower goes first
@@ -44,7 +47,7 @@ class ClassKey:
     def __post_init__(self) -> None:
         figures = (
             self.model_id, self.shape, self.precision, self.priority, self.constraints, self.origin_site,
-            self.simulated, self.gang_size, self.adapters, self.input_bytes, self.avoid, self.avoid_until_us,
+            self.simulated, self.gang_size, self.adapters, self.input_bytes, self.avoid, self.avoid_until_us, self.rules,
         )  # fmt: skip
         object.__setattr__(self, "_hash", figures.__hash__())
         object.__setattr__(self, "rank", PRIORITY_RANK[self.priority])
@@ -69,8 +72,8 @@ class Avoidance:
 NO_AVOIDANCE = Avoidance()
 
 
-def class_of(spec: JobSpec, avoidance: Avoidance = NO_AVOIDANCE) -> ClassKey:
-    """The class of a job."""
+def class_of(spec: JobSpec, avoidance: Avoidance = NO_AVOIDANCE, rules: TenantRules | None = None) -> ClassKey:
+    """The class of a job; `rules`: those of its tenant."""
     size = sum(one.bytes for one in spec.inputs)
     return ClassKey(
         model_id=spec.model_id,
@@ -85,4 +88,5 @@ def class_of(spec: JobSpec, avoidance: Avoidance = NO_AVOIDANCE) -> ClassKey:
         input_bytes=1 << (size - 1).bit_length() if size else 0,
         avoid=avoidance.sites,
         avoid_until_us=avoidance.until_us,
+        rules=rules,
     )

@@ -72,13 +72,12 @@ class Column:
         return self.pool.nodes[node_index].slots[index]
 
     def rates(self) -> tuple[int, int, int]:
-        """From disk, to GPUs, and from the origin, bytes per second: as measured, else as declared, where the site's own link bounds what
-        comes from the origin."""
-        told, node, spec = self.site.rates, self.pool.spec.node, self.site.record.spec
+        """From disk, to GPUs, and from the origin, bytes per second: as measured, else as declared."""
+        told, node = self.site.rates, self.pool.spec.node
         return (
             told.disk_bytes_per_s or node.disk_bytes_per_s,
             told.h2d_bytes_per_s or node.h2d_bytes_per_s or self.pool.gpu.h2d_bytes_per_s,
-            told.origin_bytes_per_s or min(spec.origin_bytes_per_s, spec.wan_bytes_per_s),
+            told.origin_bytes_per_s or self.site.record.spec.origin_bytes_per_s,
         )
 
     def changed(self, slot: Slot) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from atoll.model.job import Constraints
 from atoll.model.limits import PREDICTED_US_MAX
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Reason
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.columns import REASON_CODE, Columns
 from orchestrator.core.placement.rows import AnyArray, Bools, Ints
+from orchestrator.core.placement.tenants import TenantRules
 
 
 def static_reasons(
@@ -29,14 +31,19 @@ def static_reasons(
     def reject(mask: Bools | AnyArray, reason: Reason) -> None:
         codes[(codes == 0) & mask] = REASON_CODE[reason]
 
+    def reject_others(wanted: Constraints | TenantRules, site: Reason, region: Reason, gpu_type: Reason) -> None:
+        if wanted.sites:
+            reject(~np.array([name in wanted.sites for name in columns.site_ids], dtype=np.bool_), site)
+        if wanted.regions:
+            reject(~np.array([name in wanted.regions for name in columns.regions], dtype=np.bool_), region)
+        if wanted.gpu_types:
+            allowed = np.array([gpu.gpu_type in wanted.gpu_types for gpu in columns.gpu_types] or [True], dtype=np.bool_)
+            reject(~allowed[columns.gpu], gpu_type)
+
     wanted = key.constraints
-    if wanted.sites:
-        reject(~np.array([site in wanted.sites for site in columns.site_ids], dtype=np.bool_), Reason.SITE_NOT_ALLOWED)
-    if wanted.regions:
-        reject(~np.array([region in wanted.regions for region in columns.regions], dtype=np.bool_), Reason.REGION_NOT_ALLOWED)
-    if wanted.gpu_types:
-        allowed = np.array([gpu.gpu_type in wanted.gpu_types for gpu in columns.gpu_types] or [True], dtype=np.bool_)
-        reject(~allowed[columns.gpu], Reason.GPU_TYPE_NOT_ALLOWED)
+    if key.rules is not None:
+        reject_others(key.rules, Reason.TENANT_NOT_ALLOWED, Reason.TENANT_NOT_ALLOWED, Reason.TENANT_NOT_ALLOWED)
+    reject_others(wanted, Reason.SITE_NOT_ALLOWED, Reason.REGION_NOT_ALLOWED, Reason.GPU_TYPE_NOT_ALLOWED)
     if key.simulated:
         reject(columns.known & ~columns.simulated, Reason.REAL_SITE)
     else:

@@ -15,6 +15,7 @@ from atoll.model.errors import FieldError
 from atoll.model.ids import TenantId, parse_name
 from atoll.model.job import Priority
 from atoll.model.shape import parse_int
+from orchestrator.core.placement.tenants import TenantRules
 
 _REAL_TIME_MILLI: Final = 1_000
 WHOLE_MILLI: Final = 1_000
@@ -253,6 +254,8 @@ class Policy:
     resend_after_ms: int = 3_000
     # Shares of tenants, in thousandths: a tenant of 2,000 gets twice the GPU-seconds of one of 1,000 while both wait. Others have 1,000.
     tenant_weight_milli: dict[TenantId, int] = field(default_factory=dict)
+    # Where the jobs of a tenant may run at all. Others may run anywhere.
+    tenant_rules: dict[TenantId, TenantRules] = field(default_factory=dict)
     # Jobs of one tenant that have not ended. Half of the queue: one tenant alone never fills it.
     queued_jobs_per_tenant_max: int = limits.QUEUED_JOBS_PER_TENANT_MAX
     # Ten minutes in the queue is longer than any priority is meant to cost; from then on a job is offered one of so many slots that
@@ -310,6 +313,11 @@ class Policy:
         for tenant, weight_milli in self.tenant_weight_milli.items():
             parse_name("tenant_weight_milli", tenant)
             parse_int(f"tenant_weight_milli.{tenant}", weight_milli, *TENANT_WEIGHT_MILLI)
+        if len(self.tenant_rules) > TENANTS_MAX:
+            raise FieldError("tenants", len(self.tenant_rules), f"at most {TENANTS_MAX} tenants")
+        for tenant, rules in self.tenant_rules.items():
+            parse_name("tenants", tenant)
+            rules.check(tenant)
         for half_life_ms in self.demand_half_lives_ms:
             parse_int("demand_half_lives_ms", half_life_ms, *HALF_LIFE_MS)
         for weight in self.demand_weights_milli:

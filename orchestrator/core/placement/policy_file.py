@@ -20,8 +20,9 @@ from atoll.catalog.sites import quoted_text
 from atoll.catalog.yaml_fields import Fields
 from atoll.catalog.yaml_nodes import parse_yaml
 from atoll.model.errors import FieldError
-from atoll.model.ids import TenantId, parse_name
+from atoll.model.ids import GpuTypeId, SiteId, TenantId, parse_name
 from atoll.model.job import Priority
+from atoll.model.limits import CONSTRAINT_NAMES_MAX
 from orchestrator.core.placement.policies import DEFAULT, POLICIES, summary
 from orchestrator.core.placement.policy import (
     BOUNDS,
@@ -36,6 +37,7 @@ from orchestrator.core.placement.policy import (
     Rule,
 )
 from orchestrator.core.placement.policy_settings import AVERAGES, BY_FIELD, OTHER_KEYS, SECTIONS, SETTINGS, Setting
+from orchestrator.core.placement.tenants import TenantRules
 
 VERSION: Final = 1
 # Terms that always count.
@@ -70,6 +72,7 @@ def parse_policy(text: str, file_name: str, *, in_use: bool = False) -> Policy:
     found["terms"] = _terms(fields, base)
     found["priority_weight_milli"] = _priorities(fields, base)
     found["tenant_weight_milli"] = _tenants(fields, base)
+    found["tenant_rules"] = _rules(fields, base)
     found["demand_half_lives_ms"], found["demand_weights_milli"] = _demand(fields, base)
     fields.finish()
     problems.check()
@@ -138,19 +141,49 @@ def _tenants(fields: Fields, base: Policy) -> dict[TenantId, int]:
     inner = fields.mapping("tenant_weights")
     if inner is None:
         return base.tenant_weight_milli
-    names = inner.keys()
-    if len(names) > TENANTS_MAX:
-        fields.wrong("tenant_weights", f"{len(names)} tenants", f"at most {TENANTS_MAX} tenants")
-        return {}
     low, high = TENANT_WEIGHT_MILLI
-    found: dict[TenantId, int] = {}
-    for name in names:
+    return {name: inner.figure(name, _MILLI, low, high) for name in _names_of(fields, inner, "tenant_weights")}
+
+
+def _rules(fields: Fields, base: Policy) -> dict[TenantId, TenantRules]:
+    """Where tenants may run: `gold: {regions: [Frankfurt]}`."""
+    inner = fields.mapping("tenants")
+    if inner is None:
+        return base.tenant_rules
+    found = {}
+    for name in _names_of(fields, inner, "tenants"):
+        rules = inner.mapping(name)
+        if rules is None:
+            continue
+        sites, regions, gpu_types = (rules.texts(key, CONSTRAINT_NAMES_MAX, "names") for key in ("sites", "regions", "gpu_types"))
+        one = TenantRules(
+            sites=tuple(SiteId(site) for site in sites),
+            regions=tuple(regions),
+            gpu_types=tuple(GpuTypeId(gpu_type) for gpu_type in gpu_types),
+        )
+        rules.finish()
+        if not rules.has("sites") and not rules.has("regions") and not rules.has("gpu_types"):
+            inner.wrong(name, "nothing", "sites, regions or gpu_types: a tenant without rules is left out")
+            continue
         try:
-            parse_name("tenant_weights", name)
+            found[name] = one.check(name) if sites or regions or gpu_types else one
         except FieldError as error:
             inner.problems.add_field(inner.line_of(name), error)
-        else:
-            found[TenantId(name)] = inner.figure(name, _MILLI, low, high)
+    return found
+
+
+def _names_of(fields: Fields, inner: Fields, key: str) -> list[TenantId]:
+    """The tenants that stand below a key, those that are none left out and noted."""
+    names = inner.keys()
+    if len(names) > TENANTS_MAX:
+        fields.wrong(key, f"{len(names)} tenants", f"at most {TENANTS_MAX} tenants")
+        return []
+    found = []
+    for name in names:
+        try:
+            found.append(TenantId(parse_name(key, name)))
+        except FieldError as error:
+            inner.problems.add_field(inner.line_of(name), error)
     return found
 
 
@@ -197,6 +230,9 @@ def write_policy(policy: Policy) -> str:
         "# Shares of tenants while they wait: 2 gets twice the GPU-seconds of 1, which is what others have.",
         f"tenant_weights:{'' if policy.tenant_weight_milli else ' {}'}",
         *(f"  {quoted_text(name)}: {written(weight, _MILLI)}" for name, weight in sorted(policy.tenant_weight_milli.items())),
+        "# Where jobs of a tenant may run at all, whatever they ask for: sites, regions, gpu_types. Others may run anywhere.",
+        f"tenants:{'' if policy.tenant_rules else ' {}'}",
+        *(f"  {quoted_text(name)}: {{{_ruled(rules)}}}" for name, rules in sorted(policy.tenant_rules.items())),
     ]
     for section in SECTIONS:
         lines += ["", f"# --- {section.title}", *(line for setting in section.settings for line in _written(policy, setting))]
@@ -204,6 +240,11 @@ def write_policy(policy: Policy) -> str:
     for average, half_life_ms, share in zip(AVERAGES, policy.demand_half_lives_ms, policy.demand_weights_milli, strict=True):
         lines.append(f"  {average}: {{half_life_s: {written(half_life_ms, _MILLI)}, share: {written(share, _MILLI)}}}")
     return "\n".join(lines) + "\n"
+
+
+def _ruled(rules: TenantRules) -> str:
+    kinds = (("sites", rules.sites), ("regions", rules.regions), ("gpu_types", rules.gpu_types))
+    return ", ".join(f"{key}: [{', '.join(quoted_text(name) for name in names)}]" for key, names in kinds if names)
 
 
 def _written(policy: Policy, setting: Setting) -> tuple[str, str]:
@@ -238,6 +279,8 @@ def _shown(value: object) -> str:
         case frozenset():
             left_out = [term for term in _TERMS_IN_ORDER if term not in value]
             return f"without {', '.join(left_out)}" if left_out else "all"
+        case dict() if any(isinstance(one, TenantRules) for one in value.values()):
+            return "; ".join(f"{name} only {_ruled(rules)}" for name, rules in sorted(value.items()))
         case dict():
             return ", ".join(f"{name} {written(weight, _MILLI)}" for name, weight in sorted(value.items())) or "none"
         case tuple():

@@ -122,6 +122,7 @@ OTHER_KEYS: Final = {
     "terms": "terms",
     "priority_weight_milli": "priority_weights",
     "tenant_weight_milli": "tenant_weights",
+    "tenant_rules": "tenants",
     "demand_half_lives_ms": "demand",
     "demand_weights_milli": "demand",
 }
