@@ -177,19 +177,23 @@ async def test_what_a_pipeline_cannot_make_is_the_jobs_fault(site: Site, place: 
     assert "shape is '63x63': expected sides that are multiples of 8, such as 64x64" in errored.failure.message
 
 
-async def test_a_killed_slot_is_told_and_made_again(site: Site, place: Place) -> None:
-    await site.load(place.image)
-    site.run(key_of("struck"), place.image, shape=LONG)
-    await site.progressed(key_of("struck"), 2)
-    slot_process(site).kill()
-    lost = await site.heard(SlotLost)
-    assert lost.slot == site.slot
-    await site.heard(SlotReady)
-    assert not any(isinstance(event, AttemptFinished) for event in site.events)
-    site.events.clear()
-    await site.load(place.image)
-    site.run(key_of("struck", 2), place.image, shape=square(64, 2))
-    await site.heard(AttemptFinished, lambda event: event.key == key_of("struck", 2))
+async def test_a_killed_slot_is_told_and_made_again_and_the_next_agent_hears_whether_it_has_generated(place: Place) -> None:
+    async with attached(place) as site:
+        await site.load(place.image)
+        site.run(key_of("struck"), place.image, shape=LONG)
+        await site.progressed(key_of("struck"), 2)
+        slot_process(site).kill()
+        lost = await site.heard(SlotLost)
+        assert lost.slot == site.slot
+        await site.heard(SlotReady)
+        assert not any(isinstance(event, AttemptFinished) for event in site.events)
+    async with attached(place) as site:
+        assert site.started is not None and site.started.slots[0].fresh
+        await site.load(place.image)
+        site.run(key_of("struck", 2), place.image, shape=square(64, 2))
+        await site.heard(AttemptFinished, lambda event: event.key == key_of("struck", 2))
+    async with attached(place) as site:
+        assert site.started is not None and not site.started.slots[0].fresh
 
 
 async def test_a_committed_manifest_counts_though_the_slot_died(site: Site, place: Place) -> None:
