@@ -258,13 +258,15 @@ def _say_target(places: ModelPlaces) -> None:
     there = [str(sum(view.copies for view in places.copies if view.tier is tier)) for tier in (Tier.GPU, Tier.HOST, Tier.DISK)]
     table(["COPIES", "WARM", "IN MEMORY", "ON DISK", ""], [*wanted, ["there are", *there, " "]], frozenset({1, 2, 3}), indent="  ")
     averages = ", ".join(f"{name} {rate / 1_000:.3g}" for name, rate in zip(_AVERAGES, target.average_per_hour_milli, strict=False))
+    # The mixture is told in steps of an eighth, its parts as they are: it is about so much.
     rate = f"{target.rate_per_hour_milli / 1_000:.3g}"
+    about = f"about {rate} {'job' if rate == '1' else 'jobs'} an hour"
     if not target.arrivals:
         say("  demand: nobody has asked for it yet; what is assumed of any model fades with time,")
-        say(f"  and is {rate} jobs an hour now ({averages})")
+        say(f"  and is {about} now ({averages})")
         return
     worth = f"; the last warm copy saves others {duration(target.value_us_per_hour)} an hour per GB" if target.gpu else ""
-    say(f"  demand: {rate} jobs an hour ({averages}), from {count(target.arrivals, 'job')} so far{worth}")
+    say(f"  demand: {about} ({averages}), from {count(target.arrivals, 'job')} so far{worth}")
 
 
 def _wanted(places: ModelPlaces) -> list[list[str]]:

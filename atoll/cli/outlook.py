@@ -77,7 +77,7 @@ def comparison(
     if gain_us < -_TIE_US and other.wait_us:
         return f"{duration(-gain_us)} more than {what}: those who wait for that already go first there"
     if gain_us <= _TIE_US:
-        return f"as good as {what}; ties go to what is loaded already, then to what evicts less, then to the GPU of the lower price"
+        return f"as good as {what}; of equals {_virtue(names, chosen, other)}"
     if sooner_us < 0 and unhurried(names, chosen):
         return f"{duration(-sooner_us)} later than {what}, but cheaper, and early enough for its deadline"
     if sooner_us < 0:
@@ -85,6 +85,17 @@ def comparison(
     if sooner_us * 2 >= gain_us:
         return f"{duration(sooner_us)} sooner than {what}"
     return f"{duration(gain_us)} cheaper than {what}, {duration(sooner_us)} of it time"
+
+
+def _virtue(names: Sequence[str], chosen: Candidate, other: Candidate) -> str:
+    """What decided between places of equal cost: the first virtue, in the order in which they count, by which they differ."""
+    if other.cold and not chosen.cold:
+        return "the one where it is loaded already goes first"
+    if term(names, chosen, "fetch") < term(names, other, "fetch"):
+        return "the one with the shorter fetch goes first"
+    if term(names, chosen, "evict") < term(names, other, "evict"):
+        return "the one that evicts less goes first"
+    return "the GPU of the lower price goes first, then the pool with more free slots, then one that is always the same"
 
 
 def unhurried(names: Sequence[str], candidate: Candidate) -> bool:
