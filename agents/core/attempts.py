@@ -190,7 +190,7 @@ def advanced(ctx: Context, event: AttemptAdvanced) -> None:
     most = work.assigned.spec.shape.steps if work.assigned is not None else event.steps_done
     steps = max(work.steps_done, min(event.steps_done, most))
     if event.state in PHASES:
-        advance_to(ctx, replace(work, steps_done=steps), event.state)
+        advance_to(ctx, work if steps == work.steps_done else replace(work, steps_done=steps), event.state)
 
 
 def finished(ctx: Context, event: AttemptFinished) -> None:

@@ -129,7 +129,7 @@ class AgentMachine:
             times.append(reports.due_us(state) if state.started else None)
             times.append(state.events_sent_us + outbox.resend_us(state) if state.outbox else None)
             times.append(state.renew_due_us if state.renew_due_us >= 0 else None)
-        return min((at_us for at_us in times if at_us is not None), default=None)
+        return min([at_us for at_us in times if at_us is not None], default=None)
 
     def snapshot(self) -> AgentSnapshot:
         """Everything, as a frozen value: `restore` of it goes on with equal steps."""

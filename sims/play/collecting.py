@@ -19,13 +19,13 @@ from agents.twin.truth import Truth
 from atoll.model.adapter import AdapterSpec
 from atoll.model.attempt import Attempt, AttemptState, FailureKind, PhaseTimes
 from atoll.model.gpu import GpuType
-from atoll.model.ids import AttemptKey, GpuTypeId, JobId, ModelId, PoolId, SiteId, SlotRef
+from atoll.model.ids import AttemptKey, GpuTypeId, JobId, PoolId, SiteId, SlotRef
 from atoll.model.job import TERMINAL, Job, JobSpec, JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaState
 from atoll.model.shape import Precision, Shape
 from atoll.model.site import LinkSpec, PoolSpec, SiteAdmin, SiteSpec
-from atoll.physics.execution import execution_us
+from atoll.physics.execution import Likeness, execution_us, likeness
 from atoll.physics.joint import FetchKey
 from atoll.physics.output import output_bytes
 from orchestrator.core.state import Site
@@ -71,13 +71,13 @@ class _Counts:
 
 @dataclass(slots=True, kw_only=True)
 class _Fastest:
-    """The fastest type of GPU of the fleet for a shape."""
+    """The fastest type of GPU of the fleet for a shape: once for all fine-tunes of a model, which take equally long and as much memory."""
 
     gpus: tuple[GpuType, ...]
-    known: dict[tuple[ModelId, Shape, Precision, int], int] = field(default_factory=dict)
+    known: dict[tuple[Likeness, int, Shape, Precision, int], int] = field(default_factory=dict)
 
     def us(self, model: ModelSpec, spec: JobSpec) -> int:
-        key = (model.model_id, spec.shape, spec.precision, spec.gang_size)
+        key = (likeness(model), model.resident_bytes, spec.shape, spec.precision, spec.gang_size)
         found = self.known.get(key)
         if found is None:
             able = [gpu for gpu in self.gpus if gpu.memory_bytes >= model.resident_bytes] or list(self.gpus)

@@ -225,7 +225,7 @@ class Quotes:
         for key, parts in self._kinds.items():
             for part, one in parts.items():
                 near = [self._kinds[other][part].spread.bins for other in _nearest(key, part)]
-                one.read([sum(counts) for counts in zip(*near, strict=True)])
+                one.read(list(map(sum, zip(*near, strict=True))))
 
     def kinds(self) -> tuple[tuple[QuoteKey, QuotePart, int, int, int], ...]:
         """(kind, part, evidence in thousandths of observations, P50 and P90), of kinds that were seen. The last two are in thousandths: of
