@@ -262,7 +262,8 @@ def _took(last: Attempt) -> str:
 
 def _ended_badly(job: Job, last: Attempt | None) -> str:
     where = "while it waited in the queue"
-    if last is not None and (last.state not in ENDED or last.ended_us == job.ended_us):
+    # An attempt that is stopped for it ends a moment after the job.
+    if last is not None and (last.state not in ENDED or last.ended_us >= job.ended_us):
         where = f"while it {'ran' if last.running_us else 'was'} at {last.site_id}"
     match job.state:
         case JobState.CANCELLED:

@@ -23,7 +23,7 @@ _REMEDIES: Final[dict[Reason, str]] = {
     Reason.GPU_TYPE_NOT_ALLOWED: "submit with another --gpu, or none",
     Reason.PRICE_TOO_HIGH: "raise --max-price, or make the job smaller",
     Reason.LOAD_TOO_DEAR: "raise --max-price, or wait: they may come",
-    Reason.MEMORY_TOO_SMALL: "a smaller --size, --frames or --batch, or larger GPUs",
+    Reason.MEMORY_TOO_SMALL: "larger GPUs; or, unless its weights alone take more, a smaller --size, --frames or --batch",
     Reason.EVICTION_IN_VAIN: "a later --deadline or --start-timeout, or wait for memory that nobody uses",
     Reason.MEMORY_BUSY: "wait: it is looked at again when one of them is idle",
     Reason.PRECISION_UNSUPPORTED: "another --precision, or newer GPUs",

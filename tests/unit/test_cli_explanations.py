@@ -247,6 +247,8 @@ def test_jobs_that_were_ended(capsys: Shown) -> None:
         DONE, state=JobState.EXPIRED, ended_us=2_000_000, result=None, cancel_reason="deadline of 3.00s passed", attempts=(stopping,)
     )
     assert story_of(capsys, expired) == ["It expired while it ran at tokyo-1: its deadline of 3.00s passed."]
+    stopped = replace(stopping, state=AttemptState.STOPPED, running_us=0, ended_us=2_400_000)
+    assert story_of(capsys, replace(expired, attempts=(stopped,)))[0].startswith("It expired while it was at tokyo-1:")
     bad = Failure(kind=FailureKind.BAD_INPUT, message="no")
     failed = replace(DONE, state=JobState.FAILED, failure=bad, attempts=_tried(3, bad))
     story = story_of(capsys, failed)
