@@ -114,9 +114,13 @@ def _estimate_table(run: Run, found: Estimate, *, wide: bool) -> None:
     say(f"  {found.flops / 1e12:.1f} TFLOP; denoising reaches {found.eta_milli / 1_000:.3f} of the dense peak; known by: {found.eta_level}")
     if _fits(run):
         say(f"  {_memory(run)}")
+    computed = used_precision(run.gpu, run.precision)
     if not run.gpu.supports(run.precision):
         lacks = f"{run.gpu.gpu_type} has no units for {run.precision.value}"
-        say(f"  {lacks}: no such job is placed there, and the figure is that of {used_precision(run.gpu, run.precision).value}")
+        say(f"  {lacks}: no such job is placed there, and the figure is that of {computed.value}")
+    elif computed is not run.precision:
+        wider = f"{run.gpu.gpu_type} computes {run.precision.value} in {computed.value}"
+        say(f"  {wider}, and that is the figure; --precision fp16 may be quicker")
     used = used_stack(run.stack, run.gpu.arch)
     if used is not run.stack:
         where = f"{run.gpu.gpu_type} is {run.gpu.arch}"

@@ -276,5 +276,5 @@ def _stack(text: str) -> Stack:
     from atoll.physics.stack import Stack
 
     if text not in set(Stack):
-        raise FieldError("--stack", text, f"{_one_of(text, list(Stack), 'stack')} (there are {', '.join(Stack)})")
+        raise FieldError("--stack", text, _one_of(text, list(Stack), "stack"))
     return Stack(text)

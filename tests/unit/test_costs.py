@@ -50,6 +50,16 @@ def test_a_precision_that_placement_rejects_there_is_said_so(capsys: Shown) -> N
     assert "no units" not in capsys.readouterr().out
 
 
+def test_a_precision_that_is_computed_in_a_wider_one_is_said_so(capsys: Shown) -> None:
+    """It runs there, several times as long as in one that the GPU has units for."""
+    asked = ["costs", "predict", "--model", "flux.1-dev", "--gpu", "T4", "--precision"]
+    assert json_of(capsys, *asked, "bf16")["supported"] is True
+    assert main([*asked, "bf16"]) == Exit.OK
+    assert "T4 computes bf16 in fp32, and that is the figure; --precision fp16 may be quicker" in capsys.readouterr().out
+    assert main([*asked, "fp16"]) == Exit.OK
+    assert "computes" not in capsys.readouterr().out
+
+
 def test_flash_attention_3_is_counted_only_where_it_runs(capsys: Shown) -> None:
     for gpu, stack, used in (("T4", "eager-fa3", "eager"), ("B200", "compile-fa3", "compile"), ("A100-80-SXM", "eager-cudnn", "eager")):
         asked = ["costs", "predict", "--model", "flux.1-dev", "--gpu", gpu]
