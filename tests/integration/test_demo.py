@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -98,7 +99,7 @@ def test_shows_jobs_by_site_the_drain_and_one_explanation(demo: Demo) -> None:
         assert site in said
     assert "Drain of " in said
     assert "none was lost" in said
-    assert "It went to " in said and "  PLACE " in said
+    assert re.search(r"\b[Ii]t went to ", said) and "  PLACE " in said, "the job that is explained may have waited in the queue first"
     assert "are simulated, and so are their results" in said
     assert "all 38 sites are connected" in demo.stderr
 
