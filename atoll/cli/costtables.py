@@ -76,6 +76,7 @@ def _estimate_plain(run: Run, found: Estimate) -> dict[str, Any]:
         "gpu": run.gpu.gpu_type,
         "gpus": run.gang_size,
         "precision": run.precision.value,
+        "computed_precision": used_precision(run.gpu, run.precision).value,
         "supported": run.gpu.supports(run.precision),
         "stack": run.stack.value,
         "stack_supported": used_stack(run.stack, run.gpu.arch) is run.stack,
@@ -184,6 +185,7 @@ def show_check(form: Form, source: Table, judged: Sequence[Judged]) -> None:
         _qualities(title, groups[key])
     if form is Form.WIDE:
         _each_row(judged, [row.row.line for row in source.known])
+    _say_wider(source)
     _say_unknown(source.unknown)
 
 
@@ -259,11 +261,31 @@ def _row_plain(one: Judged, line: int, cells: Mapping[str, str]) -> dict[str, An
         "line": line,
         "model_id": run.model.model_id,
         "class": class_of(run.model),
+        "computed_precision": used_precision(run.gpu, run.precision).value,
         "stack": run.stack.value,
         "predicted": one.predicted_us / _US,
         "actual": one.observation.actual_us / _US,
         "error": _short(one.error),
     }
+
+
+def _say_wider(source: Table) -> None:
+    """Rows in a format that their GPU has no units for. Who really ran a narrower one wrote down another than was measured."""
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for row in source.known:
+        run = row.observation.run
+        computed = used_precision(run.gpu, run.precision)
+        if computed is not run.precision:
+            groups.setdefault((run.precision.value, run.gpu.gpu_type, computed.value), []).append(row.row.line)
+    if groups:
+        say("")
+        rows = [[*names, str(len(lines)), _lines(lines)] for names, lines in groups.items()]
+        table(["NO UNITS FOR", "GPU", "PREDICTED AS", "ROWS", "LINES"], rows, frozenset({3}))
+        say("  (a row that really ran in another format should say that one)")
+
+
+def _lines(lines: Sequence[int]) -> str:
+    return ", ".join(map(str, lines[:_LINES_SHOWN])) + (", ..." if len(lines) > _LINES_SHOWN else "")
 
 
 def _grouped_unknown(unknown: Sequence[Unknown]) -> dict[tuple[str, str], list[int]]:
@@ -284,10 +306,7 @@ def _say_unknown(unknown: Sequence[Unknown]) -> None:
     if not unknown:
         return
     say("")
-    rows = []
-    for (field, value), lines in _grouped_unknown(unknown).items():
-        shown = ", ".join(map(str, lines[:_LINES_SHOWN])) + (", ..." if len(lines) > _LINES_SHOWN else "")
-        rows.append([field, value, str(len(lines)), shown])
+    rows = [[field, value, str(len(lines)), _lines(lines)] for (field, value), lines in _grouped_unknown(unknown).items()]
     table(["NOT KNOWN", "VALUE", "ROWS", "LINES"], rows, frozenset({2}))
 
 

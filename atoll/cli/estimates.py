@@ -17,22 +17,24 @@ from atoll.cli import arguments
 from atoll.cli.exits import CliError, Exit
 from atoll.cli.figures import count
 from atoll.cli.output import Form, note, say, show_plain
+from atoll.cli.refusals import in_options
 from atoll.cli.session import session, verb
 from atoll.model import limits
-from atoll.model.errors import FieldError, quoted
+from atoll.model.errors import FieldError, SourceError, quoted
 from atoll.model.ids import GpuTypeId
-from atoll.model.modelspec import Modality, ModelSpec
+from atoll.model.modelspec import ModelSpec
 from atoll.model.shape import Precision, Shape
 
 if TYPE_CHECKING:
     from atoll.physics.calibration import Observation
+    from atoll.physics.evaluation import LeaveOut
     from atoll.physics.published import Known, Names, Unknown
     from atoll.physics.stack import Stack
 
 _FILE_BYTES_MAX: Final = 4 * 1024 * 1024
-# Leaving out one source at a time fits everything anew for each: 24 sources with 191 rows take some seconds.
 # Of a name of which only the end is mistaken.
 _BEGINNING_CHARS: Final = 3
+# Leaving out one source at a time fits everything anew for each: 24 sources with 191 rows take some seconds.
 _SOURCES_MAX: Final = 200
 _ROWS_MAX: Final = 5_000
 _PACKAGED: Final = "atoll/data/latencies.csv"
@@ -143,12 +145,11 @@ def check(
     table = _packaged(_SWEEP if sweep else _OWN, names) if sweep or own_times else _read(file, names)
     if not cv:
         show_check(form, table, judge([row.observation for row in table.known], FITTED))
+        if not table.known:
+            raise _nothing_known(table, "nothing could be checked")
         return
-    observations = table.fitting()
-    what = LeaveOut(cv)
+    observations = _to_leave_out(table, what := LeaveOut(cv))
     left_out = {named(one, what) for one in observations}
-    if not left_out or "" in left_out:
-        raise CliError(f"{table.file}: expected rows to learn from, with a {cv} in each", code=Exit.USAGE)
     if len(left_out) > _SOURCES_MAX or len(observations) > _ROWS_MAX:
         expected = f"at most {_SOURCES_MAX} {cv}s and {_ROWS_MAX} rows, for each {cv} is a fit"
         raise CliError(f"{table.file} has {len(left_out)} {cv}s and {len(observations)} rows: expected {expected}", code=Exit.USAGE)
@@ -170,7 +171,7 @@ def fit(
 
     form = session().form
     names = _names()
-    judged = _read(file, names).fitting()
+    judged = [row.observation for row in _fitting(_read(file, names))]
     # The sweep is one witness with many rows, and our own check another: what they say of spreads would drown the rest.
     others = [] if file else [*_packaged(_SWEEP, names).fitting(), *_packaged(_OWN, names).fitting()]
     observations = [*judged, *others]
@@ -182,6 +183,38 @@ def fit(
     else:
         say(coefficients_module(found).rstrip("\n"))
     note(f"{count(len(observations), 'row')} of {count(len({one.source for one in observations}), 'source')}")
+
+
+def _nothing_known(table: Table, what: str) -> CliError:
+    """No row can be predicted. It is no mistake of the file: names may be those of models that are not known yet."""
+    fields = ", ".join(sorted({field for one in table.unknown for field, _ in one.cells}))
+    told = f"each of its {len(table.unknown)} rows has" if len(table.unknown) > 1 else "its only row has"
+    return CliError(f"{table.file}: {what}: {told} a name that is not known here ({fields})", code=Exit.UNDECIDED)
+
+
+def _to_leave_out(table: Table, what: LeaveOut) -> list[Observation]:
+    """The rows that may be learned from, each of which says what it is left out with. Only a source may be missing: nothing is predicted
+    without a model or a GPU."""
+    from atoll.physics.evaluation import named
+
+    fitting = _fitting(table)
+    nameless = [row for row in fitting if not named(row.observation, what)]
+    why = f"by which --cv {what} tells rows apart"
+    for row in nameless[:1]:
+        if what.value not in row.row.cells:
+            raise SourceError(table.file, 1, "header", ",".join(row.row.cells), f"also the column {what}, {why}")
+        raise SourceError(table.file, row.row.line, what.value, "", f"a {what}, {why}")
+    return [row.observation for row in fitting]
+
+
+def _fitting(table: Table) -> list[Known]:
+    """The rows that may be learned from. CliError if there is none."""
+    if not table.known:
+        raise _nothing_known(table, "nothing to learn from")
+    fitting = [row for row in table.known if row.fitting]
+    if not fitting:
+        raise CliError(f"{table.file}: expected rows to learn from, but those that are known are of the split 'context'", code=Exit.USAGE)
+    return fitting
 
 
 def _names() -> Names:
@@ -241,8 +274,11 @@ def _wanted(
         cfg_passes=arguments.whole("--cfg", cfg, 1, limits.CFG_PASSES_MAX, default=own.cfg_passes),
         batch=arguments.whole("--batch", batch, 1, limits.BATCH_MAX, default=own.batch),
     )
-    if spec.modality is Modality.IMAGE and shape.frames > 1:
-        raise FieldError("--frames", frames, f"1, for {spec.model_id} makes images")
+    try:
+        spec.check_shape(shape)
+    except FieldError as error:
+        told = in_options(error.field, str(error))
+        raise CliError(told or str(error), code=Exit.USAGE) from None
     return spec, shape
 
 

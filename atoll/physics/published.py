@@ -104,9 +104,6 @@ class Names:
             raise FieldError("resolution", row.resolution, "WIDTHxHEIGHT in pixels")
         if not row.steps:
             raise FieldError("steps", row.steps, "at least 1 for a model that denoises")
-        precision = Precision(row.precision)
-        if precision is Precision.BF16 and not gpu.has_bf16:
-            precision = Precision.FP16  # what such a type is really run in; a table that says bf16 for all its rows did not mean emulation
         width, height = row.size
         passes = row.cfg_passes or model.default_shape.cfg_passes
         shape = Shape(width=width, height=height, frames=row.frames, steps=row.steps, cfg_passes=passes, batch=row.batch)
@@ -114,7 +111,7 @@ class Names:
             model=model,
             shape=shape.check(),
             gpu=gpu,
-            precision=precision,
+            precision=Precision(row.precision),
             stack=stack.stack,
             gang_size=row.gpus,
             guidance_split="cfg" in row.parallelism.lower(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from atoll import data
 from atoll.cli.app import main
 from atoll.cli.exits import Exit
+from atoll.model.shape import Precision
 from tests.unit.costs_commands import HEADER, ROW, Shown, errors_of, file_of, json_of
 
 PREDICT = ["costs", "predict", "--model", "flux.1-dev", "--gpu", "H100-SXM"]
@@ -124,7 +126,10 @@ def test_a_level_with_one_row_says_so(capsys: Shown) -> None:
         (["--size", "big"], "--size is 'big': expected WIDTHxHEIGHT in pixels"),
         (["--size", "99999x99999"], "--size is '99999x99999': expected WIDTHxHEIGHT in pixels"),
         (["--size", "16384x16384"], "--size is '16384x16384': expected at most"),
-        (["--frames", "81"], "--frames is '81': expected 1, for flux.1-dev makes images"),
+        (["--frames", "81"], "--frames is 81: expected 1: flux.1-dev makes images"),
+        (["--size", "1000x1001"], "--size is '1000x1001': expected sides that are multiples of 16, such as 992x1008"),
+        (["--size", "1024x1001"], "the height of --size is 1001: expected a multiple of 16, such as 992 or 1008"),
+        (["--model", "wan2.1-t2v-14b-720p", "--frames", "80"], "--frames is 80: expected 1 + a multiple of 4, such as 77 or 81"),
         (["--steps", "0"], "--steps is '0': expected a whole number from 1 to 1000"),
         (["--steps", "nan"], "--steps is 'nan': expected a whole number from 1 to 1000"),
         (["--gpus", "3"], "--gpus is '3': expected one of 1, 2, 4, 8"),
@@ -201,20 +206,56 @@ def test_names_that_are_not_known_are_listed_and_not_dropped(tmp_path: Path, cap
         assert name in told
 
 
-def test_a_row_of_bf16_on_a_type_without_it_is_read_as_fp16(tmp_path: Path, capsys: Shown) -> None:
-    row = ROW.replace("H100-SXM", "V100-32")
-    rows = json_of(capsys, "costs", "check", file_of(tmp_path, HEADER, row, row.replace("bf16", "fp16")))["rows"]
-    assert rows[0]["predicted"] == rows[1]["predicted"]
+@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("gpu", ["T4", "V100-32", "A10G", "H100-SXM", "B200"])
+def test_a_row_is_predicted_as_predict_predicts_it(gpu: str, precision: str, tmp_path: Path, capsys: Shown) -> None:
+    """Of a format without units on that type too: both say what it is computed in."""
+    row = ROW.replace("H100-SXM", gpu).replace("bf16", precision)
+    (checked,) = json_of(capsys, "costs", "check", file_of(tmp_path, HEADER, row))["rows"]
+    told = json_of(capsys, "costs", "predict", "--model", "flux.1-dev", "--gpu", gpu, "--precision", precision, "--stack", "eager")
+    assert checked["predicted"] == pytest.approx(told["seconds"], abs=1e-5), "but for what each stage rounds"
+    assert checked["computed_precision"] == told["computed_precision"]
 
 
-def test_a_table_of_strangers_only_is_told_and_no_error(tmp_path: Path, capsys: Shown) -> None:
-    found = json_of(capsys, "costs", "check", file_of(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "Dream")))
+def test_rows_in_a_format_without_units_are_said_to_be_predicted_in_another(tmp_path: Path, capsys: Shown) -> None:
+    rows = [ROW.replace("H100-SXM", "T4"), ROW.replace("H100-SXM", "T4").replace("bf16", "fp16"), ROW]
+    assert main(["costs", "check", file_of(tmp_path, HEADER, *rows)]) == Exit.OK
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert told[told.index(["NO", "UNITS", "FOR", "GPU", "PREDICTED", "AS", "ROWS", "LINES"]) + 1] == ["bf16", "T4", "fp32", "1", "2"]
+    assert main(["costs", "check", file_of(tmp_path, HEADER, ROW)]) == Exit.OK
+    assert "NO UNITS" not in capsys.readouterr().out
+
+
+def test_no_packaged_row_is_of_a_format_that_its_gpu_has_no_units_for(capsys: Shown) -> None:
+    """Nobody published such a run: those whose chart said bf16 for V100 were faster than its fp32 units can be, so they ran in fp16."""
+    for table in ([], ["--sweep"], ["--own"]):
+        for row in json_of(capsys, "costs", "check", *table)["rows"]:
+            assert row["precision"] in {row["computed_precision"], "bfloat16"} and row["computed_precision"] != "fp32", row
+
+
+def test_a_table_of_strangers_only_is_no_success_and_told_in_one_line(tmp_path: Path, capsys: Shown) -> None:
+    strangers = [ROW.replace("FLUX.1-dev", "Dream"), ROW.replace("H100-SXM", "H900")]
+    file = file_of(tmp_path, HEADER, *strangers)
+    said = f"error: {file}: nothing could be checked: each of its 2 rows has a name that is not known here (gpu, model)\n"
+    assert main(["costs", "check", file, "-o", "json"]) == Exit.UNDECIDED
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
     assert found["rows"] == [] and found["summary"]["all"] is None and found["unknown"][0]["value"] == "Dream"
-    assert main(["costs", "check", file_of(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "Dream"))]) == Exit.OK
-    told = capsys.readouterr().out
-    assert "0 rows predicted, 1 not known" in told
-    titles = [line.split()[:2] for line in told.splitlines() if line.isupper() or line.startswith("NOT")]
+    assert captured.err == said
+    assert main(["costs", "check", file]) == Exit.UNDECIDED
+    captured = capsys.readouterr()
+    assert "0 rows predicted, 2 not known" in captured.out and captured.err == said
+    titles = [line.split()[:2] for line in captured.out.splitlines() if line.isupper() or line.startswith("NOT")]
     assert titles == [["NOT", "KNOWN"]], "tables without a line say nothing"
+
+
+@pytest.mark.parametrize("verb", [["check", "--cv", "source"], ["fit"]])
+def test_from_strangers_alone_nothing_is_learned(verb: list[str], tmp_path: Path, capsys: Shown) -> None:
+    file = file_of(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "Dream"))
+    assert main(["costs", verb[0], file, *verb[1:]]) == Exit.UNDECIDED
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"error: {file}: nothing to learn from: its only row has a name that is not known here (model)\n"
 
 
 @pytest.mark.parametrize(
@@ -287,8 +328,9 @@ def test_quotes_byte_order_marks_and_windows_lines_are_read(tmp_path: Path, caps
 
 
 def test_texts_of_a_table_never_reach_a_terminal_raw(tmp_path: Path, capsys: Shown) -> None:
-    assert main(["costs", "check", file_of(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "\x1b[31mred"))]) == Exit.OK
-    assert "\x1b" not in capsys.readouterr().out
+    assert main(["costs", "check", file_of(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "\x1b[31mred"), ROW)]) == Exit.OK
+    captured = capsys.readouterr()
+    assert "red" in captured.out and "\x1b" not in captured.out + captured.err
 
 
 # --- check --cv ---------------------------------------------------------------------------------------------------------------
@@ -311,8 +353,13 @@ def test_sources_are_left_out_one_at_a_time(tmp_path: Path, capsys: Shown) -> No
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ([HEADER, ROW, ROW], "expected rows to learn from, with a source in each"),
-        ([f"{HEADER},source", ROW.replace("FLUX.1-dev", "Dream") + ",a"], "expected rows to learn from"),
+        ([HEADER, ROW, ROW], ":1: header is 'model,resolution,"),
+        ([HEADER, ROW, ROW], ": expected also the column source, by which --cv source tells rows apart"),
+        ([f"{HEADER},source", f"{ROW},a", f"{ROW},"], ":3: source is '': expected a source, by which --cv source tells rows apart"),
+        (
+            [f"{HEADER},source,split", f"{ROW},a,context"],
+            "expected rows to learn from, but those that are known are of the split 'context'",
+        ),
         ([f"{HEADER},source", *(f"{ROW},{number}" for number in range(201))], "expected at most 200 sources and 5000 rows"),
     ],
 )
