@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from atoll.cli import arguments, explain, progress
+from atoll.cli import arguments, explain, outlook, progress
 from atoll.cli.exits import CliError, Exit
 from atoll.cli.figures import NONE, change, count, duration, size
 from atoll.cli.output import Column, Form, Listing, note, printable, say, show_list, show_one, show_plain
@@ -50,12 +50,12 @@ def _predicted(job: Job) -> str:
 
 
 def _eta(job: Job) -> str:
-    """When half of such jobs are done, of one that is on its way."""
+    """When half of such jobs are done, of one that is on its way, or by how much it is later."""
     if job.eta is None:
         return NONE
     if job.eta.end_p50_us > job.as_of_us:
         return f"in {duration(job.eta.end_p50_us - job.as_of_us)}"
-    return "now" if job.eta.end_p90_us > job.as_of_us else "overdue"
+    return outlook.late_by(job.eta, job.as_of_us) or "now"
 
 
 def _took(job: Job) -> str:

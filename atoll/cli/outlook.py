@@ -128,14 +128,23 @@ def policy(name: str, rule: str) -> str:
 
 
 def when(eta: Eta, now_us: int) -> str:
-    """When it should begin and be done: "begin in about 2.00s and be done in about 9.10s (9 of 10: within 18.2s)"."""
+    """When it should begin and be done: "begin in about 2.00s and be done in about 9.10s (9 of 10: within 18.2s)"; of one whose time is
+    over: "be done any moment, late by 1.20s (9 of 10: within 3.00s)"."""
+    late = late_by(eta, now_us)
     if eta.end_p90_us <= now_us:
-        return f"be done by now: it is overdue, nine of ten such jobs would have been done {duration(now_us - eta.end_p90_us)} ago"
-    late = f"9 of 10 such jobs: within {duration(eta.end_p90_us - now_us)}"
-    done = f"be done in about {duration(eta.end_p50_us - now_us)}" if eta.end_p50_us > now_us else "be done any moment"
+        return f"be done by now: it is {late or 'due'}, nine of ten such jobs would have been done {duration(now_us - eta.end_p90_us)} ago"
+    most = f"9 of 10 such jobs: within {duration(eta.end_p90_us - now_us)}"
+    soon = f"be done any moment, {late}" if late else "be done any moment"
+    done = f"be done in about {duration(eta.end_p50_us - now_us)}" if eta.end_p50_us > now_us else soon
     if not eta.begin_p50_us or eta.begin_p50_us <= now_us:
-        return f"{done} ({late})"
-    return f"begin in about {duration(eta.begin_p50_us - now_us)} and {done} ({late})"
+        return f"{done} ({most})"
+    return f"begin in about {duration(eta.begin_p50_us - now_us)} and {done} ({most})"
+
+
+def late_by(eta: Eta, now_us: int) -> str:
+    """By how much it takes longer than half of such jobs do: "late by 1.20s"; "" while it does not."""
+    late_us = now_us - eta.end_p50_us
+    return f"late by {duration(late_us)}" if late_us >= _TIE_US else ""
 
 
 def in_time(eta: Eta | None, limits: TimeLimits, *, never: bool = False) -> list[str]:

@@ -175,8 +175,11 @@ def _phase(job: Job) -> str:
 
 
 def _left(job: Job) -> str:
-    left_us = job.eta.end_p50_us - job.as_of_us if job.eta is not None else 0
-    return f", done in about {duration(left_us)}" if left_us > 0 else ""
+    if job.eta is None:
+        return ""
+    left_us = job.eta.end_p50_us - job.as_of_us
+    late = outlook.late_by(job.eta, job.as_of_us)
+    return f", done in about {duration(left_us)}" if left_us > 0 else f", {late}" if late else ""
 
 
 def _why_waiting(job: Job) -> str:

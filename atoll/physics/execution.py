@@ -17,11 +17,11 @@ from atoll.model.gpu import CPU, GpuType
 from atoll.model.modelspec import DenoiserKind, Modality, ModelPhysics, ModelSpec
 from atoll.model.shape import Precision, Shape
 from atoll.physics.coefficients import factor_milli
-from atoll.physics.estimate import predict_us
+from atoll.physics.estimate import predict_us, stages_us
 from atoll.physics.fitted import FITTED
 from atoll.physics.peaks import used_precision
 from atoll.physics.stack import ENGINE_COMPILED, ENGINE_STACK, Stack, used_stack
-from atoll.physics.terms import CPU_MILLI, MATMUL_MILLI, Run, denoise_keys, device_key, part_keys, plain_milli
+from atoll.physics.terms import CPU_MILLI, MATMUL_MILLI, Run, Stage, denoise_keys, device_key, part_keys, plain_milli
 
 _MILLI: Final = 1_000
 # Predictions that are kept: each class of jobs and each look at a model asks for all types of GPU again. 1,000 models on 23 types in two
@@ -52,6 +52,14 @@ def _known_us(model: ModelSpec, shape: Shape, gpu: GpuType, precision: Precision
     stack = stack_of(model, gpu, gang_size) if stack is None else stack
     run = Run(model=model, shape=shape, gpu=gpu, precision=precision, stack=stack, gang_size=gang_size)
     return predict_us(FITTED, run)
+
+
+@lru_cache(maxsize=_KEPT)
+def decoding_milli(model: ModelSpec, shape: Shape, gpu: GpuType, precision: Precision, gang_size: int = 1) -> int:
+    """What of an execution comes behind its last step, in thousandths of all of it."""
+    run = Run(model=model, shape=shape, gpu=gpu, precision=precision, stack=stack_of(model, gpu, gang_size), gang_size=gang_size)
+    stages = stages_us(FITTED, run)
+    return stages[Stage.DECODE] * _MILLI // max(sum(stages.values()), 1)
 
 
 class Likeness(NamedTuple):

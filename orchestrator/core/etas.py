@@ -10,6 +10,7 @@ from typing import Final
 from atoll.model.attempt import AttemptState
 from atoll.model.modelspec import Modality
 from atoll.model.quote import Eta
+from atoll.physics.execution import decoding_milli
 from orchestrator.core.context import Context
 from orchestrator.core.learning.quotes import Spread
 from orchestrator.core.learning.waits import WaitKey
@@ -18,6 +19,7 @@ from orchestrator.core.state import LiveAttempt
 
 # 300 years: what is further away is never, and fits into every message.
 NEVER_US: Final = 10**16
+_WHOLE_MILLI: Final = 1_000
 
 
 def spread(ctx: Context, predicted_us: int, execution_us: int, *, cold: bool, modality: Modality) -> Spread:
@@ -68,19 +70,18 @@ def after_us(from_us: int, taken: Spread) -> Eta:
 
 
 def of_attempt(ctx: Context, live: LiveAttempt, now_us: int) -> Eta:
-    """The times of a live attempt: by the steps that are left once it executes, before that by what was told at its decision."""
+    """The times of a live attempt: by the steps that are left once it executes, before that by what was told at its decision. The end of
+    one that takes longer than was predicted is past."""
     attempt = live.attempt
     explanation = attempt.explanation
     model = ctx.state.models.get(live.model_id)
     modality = model.modality if model is not None else Modality.IMAGE
     if attempt.state in (AttemptState.RUNNING, AttemptState.UPLOADING):
-        steps = live.spec.shape.steps
-        left_us = _output_us(live)
-        if attempt.state is AttemptState.RUNNING:
-            # Between two steps as much may have passed since the last one as a step takes: the steps done are what is known.
-            left_us += live.exec_us * (steps - attempt.steps_done) // steps
+        left_us = _output_us(live) + (_executing_us(ctx, live) if attempt.state is AttemptState.RUNNING else 0)
         left = spread(ctx, left_us, left_us, cold=False, modality=modality)
-        return Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=now_us + left.p50_us, end_p90_us=now_us + left.p90_us)
+        # From when it was seen to get on: until it is again these instants stand, and what is past is late.
+        seen_us = live.advanced_us or now_us
+        return Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=seen_us + left.p50_us, end_p90_us=seen_us + left.p90_us)
     taken = spread(ctx, attempt.predicted_us, parts_us(live)[1], cold=attempt.cold, modality=modality)
     if explanation is not None and explanation.p90_us:
         p50_us, p90_us = explanation.p50_us, explanation.p90_us
@@ -89,6 +90,18 @@ def of_attempt(ctx: Context, live: LiveAttempt, now_us: int) -> Eta:
         )
     # What has yet to begin begins now at the earliest.
     return after_us(max(attempt.leased_us + _late_us(ctx, live), now_us - taken.begin_p50_us), taken)
+
+
+def _executing_us(ctx: Context, live: LiveAttempt) -> int:
+    """What is left of an execution, as of when it was seen to get on: by the steps to come, and the decoding behind the last one."""
+    spec, done = live.spec, live.attempt.steps_done
+    model = ctx.state.models.get(spec.model_id)
+    pool = ctx.state.sites[live.attempt.site_id].pools.get(live.attempt.slot.pool_id)
+    milli = 0
+    if model is not None and pool is not None:
+        milli = decoding_milli(model, spec.denoised, pool.gpu, spec.precision, spec.gang_size)
+    decoding_us = live.exec_us * milli // _WHOLE_MILLI
+    return (live.exec_us - decoding_us) * (spec.shape.steps - done) // spec.shape.steps + decoding_us
 
 
 def _late_us(ctx: Context, live: LiveAttempt) -> int:

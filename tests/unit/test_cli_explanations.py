@@ -232,10 +232,11 @@ def test_a_job_on_its_way(capsys: Shown, state: AttemptState, steps: int, said: 
 
 def test_a_job_that_takes_longer_than_it_should(capsys: Shown) -> None:
     late = Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=2_000_000, end_p90_us=3_500_000)
-    assert "be done any moment (9 of 10 such jobs: within 500ms)" in story_of(capsys, live(AttemptState.LOADING), eta=late)[0]
+    story = story_of(capsys, live(AttemptState.LOADING), eta=late)
+    assert "be done any moment, late by 1.00s (9 of 10 such jobs: within 500ms)" in story[0]
     over = replace(late, end_p90_us=2_500_000)
     story = story_of(capsys, live(AttemptState.LOADING), eta=over)
-    assert "it is overdue, nine of ten such jobs would have been done 500ms ago" in story[0]
+    assert "be done by now: it is late by 1.00s, nine of ten such jobs would have been done 500ms ago" in story[0]
 
 
 def test_jobs_that_were_ended(capsys: Shown) -> None:

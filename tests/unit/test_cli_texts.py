@@ -20,7 +20,7 @@ from atoll.model.quote import Eta
 from tests.unit.jobs_to_show import DONE, QUEUED, SPEC
 
 # Long before the ETA, just after half of such jobs are done, and after nine tenths are.
-TIMES = (1_000_000, 10_000_000, 13_000_000)
+TIMES = (1_000_000, 9_010_000, 13_000_000)
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,10 @@ def test_sentences_say_where_a_job_stands() -> None:
     assert progress.sentence(running) == "is running at tokyo-1, step 3 of 28"
     eta = Eta(begin_p50_us=0, begin_p90_us=0, end_p50_us=9_000_000, end_p90_us=12_000_000)
     assert progress.sentence(replace(running, eta=eta, as_of_us=5_000_000)).endswith("step 3 of 28, done in about 4.00s")
-    assert progress.sentence(replace(running, eta=eta, as_of_us=9_500_000)).endswith("step 3 of 28")
+    assert progress.sentence(replace(running, eta=eta, as_of_us=9_010_000)).endswith("step 3 of 28")
+    assert progress.sentence(replace(running, eta=eta, as_of_us=9_500_000)).endswith("step 3 of 28, late by 500ms")
     cells = [column.cell(replace(running, eta=eta, as_of_us=at_us)) for column in JOBS.columns if column.title == "ETA" for at_us in TIMES]
-    assert cells == ["in 8.00s", "now", "overdue"]
+    assert cells == ["in 8.00s", "now", "late by 4.00s"]
     assert progress.sentence(DONE) == "succeeded at tokyo-1 in 11.0s, predicted 10.0s (+10 %)"
     assert progress.sentence(failed) == "failed: out of memory: 12 GB needed"
     assert progress.sentence(replace(QUEUED, state=JobState.CANCELLED, cancel_reason="typo")) == "was cancelled: typo"
