@@ -43,7 +43,7 @@ format: setup  ## rewrite the sources in the project's layout
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-protos: setup  ## generate atoll/v1 again from protos/atoll/v1
+protos: setup  ## generate the packages of messages again from protos/
 	@$(BIN)/python protos/generate.py
 
 demo: setup  ## two real sites and 36 twins on this machine, pictures in out/

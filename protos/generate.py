@@ -1,4 +1,4 @@
-"""Generates atoll/v1 from protos/atoll/v1/*.proto: messages, services, and type stubs for both.
+"""Generates each package of PACKAGES from its folder below protos/: messages, services, and type stubs for both.
 
 The same function serves ``make protos`` (writes into the tree) and the stale-proto test (writes into a temporary folder
 and compares), so that the two cannot disagree. Nothing generated is ever edited by hand.
@@ -16,9 +16,10 @@ from pathlib import Path
 
 PROTO_ROOT = Path(__file__).resolve().parent
 REPOSITORY = PROTO_ROOT.parent
-PACKAGE = Path("atoll/v1")
+# Our own contract, and the part of etcd's that the store speaks.
+PACKAGES = (Path("atoll/v1"), Path("orchestrator/store/etcd/pb"))
 
-INIT_TEXT = '''"""Generated from protos/atoll/v1 by ``make protos``; never edited by hand."""
+INIT_TEXT = '''"""Generated from protos/{package} by ``make protos``; never edited by hand."""
 '''
 
 # A file without a service gets no *_pb2_grpc module: it would be an empty one that imports grpc.
@@ -33,22 +34,27 @@ class GenerationError(RuntimeError):
 
 
 def generate(into: Path) -> list[Path]:
-    """Compiles every proto into ``into`` (the parent of ``atoll``); returns the files of the package, sorted.
+    """Compiles every proto into its package below ``into``; returns the files of all packages, in order.
 
     A file whose bytes would not change is left alone, so that build tools see only real changes.
     Raises GenerationError when protoc refuses; nothing in ``into`` has been touched then.
     """
-    sources = sorted((PROTO_ROOT / PACKAGE).glob("*.proto"))
-    if not sources:
-        raise GenerationError(f"no .proto file in {PROTO_ROOT / PACKAGE}")
     with tempfile.TemporaryDirectory(prefix="atoll-protos-") as name:
         fresh = Path(name)
-        _protoc(sources, "python", "mypy", out=fresh)
-        services = [source for source in sources if SERVICE.search(source.read_text(encoding="utf-8"))]
-        if services:
-            _protoc(services, "grpc_python", "mypy_grpc", out=fresh)
-        (fresh / PACKAGE / "__init__.py").write_text(INIT_TEXT, encoding="utf-8")
-        return _publish(fresh / PACKAGE, into / PACKAGE)
+        for package in PACKAGES:
+            _compile(package, fresh)
+        return [path for package in PACKAGES for path in _publish(fresh / package, into / package)]
+
+
+def _compile(package: Path, fresh: Path) -> None:
+    sources = sorted((PROTO_ROOT / package).glob("*.proto"))
+    if not sources:
+        raise GenerationError(f"no .proto file in {PROTO_ROOT / package}")
+    _protoc(sources, "python", "mypy", out=fresh)
+    services = [source for source in sources if SERVICE.search(source.read_text(encoding="utf-8"))]
+    if services:
+        _protoc(services, "grpc_python", "mypy_grpc", out=fresh)
+    (fresh / package / "__init__.py").write_text(INIT_TEXT.format(package=package), encoding="utf-8")
 
 
 def _protoc(sources: list[Path], *plugins: str, out: Path) -> None:
@@ -85,15 +91,15 @@ def _publish(fresh: Path, target: Path) -> list[Path]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Generate atoll/v1 from protos/atoll/v1.")
-    parser.add_argument("--out", type=Path, default=REPOSITORY, help="receives atoll/v1 (default: the repository)")
+    parser = argparse.ArgumentParser(description="Generate the packages of messages from the files beside this one.")
+    parser.add_argument("--out", type=Path, default=REPOSITORY, help="receives the packages (default: the repository)")
     arguments = parser.parse_args()
     try:
         written = generate(arguments.out)
     except GenerationError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{len(written)} files in {arguments.out / PACKAGE}")
+    print(f"{len(written)} files in {arguments.out}")
     return 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = ("atoll", "orchestrator", "agents", "sims")
 EVERYTHING = (*PROGRAMS, "tests", "protos")
-GENERATED = REPOSITORY / "atoll" / "v1"
+GENERATED = (REPOSITORY / "atoll" / "v1", REPOSITORY / "orchestrator" / "store" / "etcd" / "pb")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ def python_files(*folders: str) -> list[Path]:
     found: set[Path] = set()
     for folder in folders:
         found.update((REPOSITORY / folder).rglob("*.py"))
-    return sorted(path for path in found if GENERATED not in path.parents)
+    return sorted(path for path in found if not any(folder in path.parents for folder in GENERATED))
 
 
 def shown(path: Path, line: int | None = None) -> str:

@@ -1,0 +1,142 @@
+"""Following keys: first what they are, then every change in order, whatever happens to the stream meanwhile.
+
+Decides from where a stream that broke goes on, and when one that says nothing counts as broken. Must not know what keys mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from orchestrator.store.etcd import methods
+from orchestrator.store.etcd.client import EtcdClient
+from orchestrator.store.etcd.errors import EtcdCompactedError, EtcdDeniedError, EtcdTokenError, EtcdUnavailableError, passes, told
+from orchestrator.store.etcd.pb import etcd_pb2 as pb
+
+# A stream over which nothing came for so long is asked for its progress; a second such silence means that it is dead.
+QUIET_S: Final = 2.0
+# To open a stream, or to write to one.
+_OPENING_S: Final = 3.0
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 1.0
+_PAGE: Final = 1_000
+# What a stream reads at its end; the stubs lack it.
+_EOF: Final[Any] = grpc.aio.EOF  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All keys as of `revision`. First of all, and again when changes were missed for good because etcd has compacted them."""
+
+    kvs: tuple[pb.KeyValue, ...]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What happened next, in order."""
+
+    events: tuple[pb.Event, ...]
+
+
+async def follow(client: EtcdClient, key: bytes, end: bytes = b"", *, quiet_s: float = QUIET_S) -> AsyncGenerator[Listing | Changes]:
+    """The key, or all keys of [key, end): a listing, then every change after it, once each and in order, for ever.
+
+    Outages are waited out. Raises EtcdError only for what waiting does not cure: a refused user, a member that does not know the method.
+    """
+    revision = 0  # the next that is wanted; 0: of a listing
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            if not revision:
+                listing = await _list(client, key, end)
+                revision = listing.revision + 1
+                yield listing
+            async for events in _stream(client, key, end, revision, quiet_s):
+                pause_s = _FIRST_PAUSE_S
+                # Not from what the server says it has reached: it said so before it sent what came before that.
+                revision = events[-1].kv.mod_revision + 1
+                yield Changes(events)
+        except EtcdCompactedError:
+            revision = 0
+            continue
+        except EtcdTokenError:
+            client.forget_token()
+        except grpc.RpcError as error:
+            if not passes(error):
+                raise told(error) from error
+        except (EtcdUnavailableError, TimeoutError):
+            pass
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+
+async def _list(client: EtcdClient, key: bytes, end: bytes) -> Listing:
+    first = await client.range(key, end, limit=_PAGE)
+    kvs, page = list(first.kvs), first
+    while page.more:
+        page = await client.range(kvs[-1].key + b"\x00", end, limit=_PAGE, revision=first.header.revision)
+        kvs.extend(page.kvs)
+    return Listing(tuple(kvs), first.header.revision)
+
+
+async def _stream(client: EtcdClient, key: bytes, end: bytes, revision: int, quiet_s: float) -> AsyncGenerator[tuple[pb.Event, ...]]:
+    """Changes from `revision` on, until the stream ends. TimeoutError when it says nothing, EtcdCompactedError, AioRpcError."""
+    opened: Any = client.channel.stream_stream(  # the stubs know it with an iterator of requests only
+        methods.WATCH.path,
+        request_serializer=methods.WATCH.request.SerializeToString,
+        response_deserializer=methods.WATCH.response.FromString,
+    )
+    call: Any = opened(metadata=await client.metadata())
+    try:
+        create = pb.WatchCreateRequest(key=key, range_end=end, start_revision=revision)
+        async with asyncio.timeout(_OPENING_S):
+            await call.write(pb.WatchRequest(create_request=create))
+        while True:
+            response = await _read(call, quiet_s)
+            if response is None:
+                return
+            if response.compact_revision:
+                raise EtcdCompactedError(f"revision {revision} is gone", response.compact_revision)
+            if response.canceled:
+                _refused(response.cancel_reason)
+                return
+            if response.events:
+                yield tuple(response.events)
+    finally:
+        call.cancel()
+
+
+async def _read(call: Any, quiet_s: float) -> pb.WatchResponse | None:
+    """The next answer; None: the stream ended. TimeoutError when it is silent although it was asked."""
+    reading = asyncio.ensure_future(call.read())
+    try:
+        done, _ = await asyncio.wait({reading}, timeout=quiet_s)
+        if not done:
+            async with asyncio.timeout(quiet_s):
+                await call.write(pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
+                await asyncio.wait({reading})
+        answer = reading.result()
+    finally:
+        reading.cancel()
+    if answer is _EOF:
+        # What the stream ended with, if with an error.
+        code = await call.code()
+        if code is not grpc.StatusCode.OK:
+            raise grpc.aio.AioRpcError(code, await call.initial_metadata(), await call.trailing_metadata(), await call.details(), None)
+        return None
+    found: pb.WatchResponse = answer
+    return found
+
+
+def _refused(reason: str) -> None:
+    """Why the server does not watch: said in words only."""
+    if "permission denied" in reason:
+        raise EtcdDeniedError(f"etcd does not let this user watch: {reason}")
+    if "token" in reason:
+        raise EtcdTokenError(f"etcd does not let this user watch: {reason}")
