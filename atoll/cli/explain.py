@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
 
-from atoll.cli import costtable, outlook
+from atoll.cli import calibrated, costtable, outlook
 from atoll.cli.costtable import Legend
 from atoll.cli.figures import change, count, duration
 from atoll.cli.output import Form, plain, printable, say, show_plain
@@ -176,20 +176,21 @@ def _story(moment: Moment) -> list[str]:
         case JobState.PLACED | JobState.RUNNING if last is not None:
             return [*_live(moment, last), *_patient(job, last), *_before(job.attempts[:-1])]
         case JobState.SUCCEEDED if last is not None:
-            return [_went(last), *_patient(job, last), _took(last), *_before(job.attempts[:-1])]
+            return [_went(last), *_patient(job, last), _took(last), *_retold(last), *_before(job.attempts[:-1])]
         case _:
             return [_ended_badly(job, last), *_before(job.attempts[:-1])]
 
 
 def _queued(moment: Moment, last: Attempt | None) -> list[str]:
     job, quote = moment.job, moment.quote
+    claim = job.deferral.claim if job.deferral is not None else None
     lines = []
     if last is not None and last.failure is not None:
         lines.append(f"Its last attempt, at {last.site_id}, ended without a result: {last.failure.words}.")
     if moment.held_until_us > moment.now_us:
         lines.append(f"It is tried again in {duration(moment.held_until_us - moment.now_us)}, elsewhere if there is another place.")
-    elif job.deferral is not None and job.deferral.claim is not None:
-        lines.append(_claimed(job.deferral.claim, moment.now_us))
+    elif claim is not None and (quote is None or quote.chosen is None):
+        lines.append(_claimed(claim, moment.now_us))
     elif quote is None:
         lines.append(_deferred(job.deferral, moment.now_us) if job.deferral else "It is about to be placed.")
     elif quote.chosen is None:
@@ -199,6 +200,8 @@ def _queued(moment: Moment, last: Attempt | None) -> list[str]:
         better = outlook.comparison(quote.term_names, quote.chosen, quote.others, quote.weights_bytes, rule=quote.rule)
         lines.append(f"It is about to go to {costtable.place(quote.chosen)}: {better}.")
         lines += outlook.patient_offer(quote, moment.limits)
+    elif claim is not None and (claim.site_id, claim.pool_id) == (quote.chosen.site_id, quote.chosen.pool_id):
+        lines.append(f"It waits for {outlook.kept(claim, quote)}.")
     else:
         lines.append(f"It waits for {outlook.waiting(quote, moment.limits)}.")
     placeless = quote is not None and quote.chosen is None
@@ -206,7 +209,7 @@ def _queued(moment: Moment, last: Attempt | None) -> list[str]:
         lines.append(f"{count(moment.queue_position - 1, 'job')} may go before it, for this place or for others.")
     if moment.eta is not None:
         lines.append(f"It should {outlook.when(moment.eta, moment.now_us)}.")
-        lines += outlook.corrected(quote) if quote is not None else []
+        lines += calibrated.corrected(quote) if quote is not None else []
     return lines
 
 
@@ -231,7 +234,7 @@ def _live(moment: Moment, last: Attempt) -> list[str]:
     step = f", step {last.steps_done} of {moment.job.spec.shape.steps}" if last.state is AttemptState.RUNNING and last.steps_done else ""
     does = _DOES.get(last.state, "is at {site}").format(site=last.site_id)
     soon = f"; it should {outlook.when(moment.eta, moment.now_us)}" if moment.eta is not None else ""
-    return [f"It {does}{step}{soon}.", _went(last)]
+    return [f"It {does}{step}{soon}.", _went(last), *_retold(last)]
 
 
 def _went(last: Attempt) -> str:
@@ -258,6 +261,10 @@ def _took(last: Attempt) -> str:
     told = last.explanation
     late = f", and at most {duration(told.p90_us)} for nine of ten such jobs" if told is not None and told.p90_us else ""
     return f"It took {duration(took_us)}; {duration(last.predicted_us)} had been predicted ({change(last.predicted_us, took_us)}){late}."
+
+
+def _retold(last: Attempt) -> list[str]:
+    return calibrated.recorrected(last.explanation, last.predicted_us) if last.explanation is not None else []
 
 
 def _ended_badly(job: Job, last: Attempt | None) -> str:

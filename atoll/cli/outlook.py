@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, assert_never
 
-from atoll.cli import costtable
+from atoll.cli import calibrated, costtable
 from atoll.cli.costtable import Legend, place, sources, term, time_us
 from atoll.cli.figures import count, duration, money, size
 from atoll.cli.output import printable, say
 from atoll.cli.reasons import advice, meaning
-from atoll.model.placement import LASTING, Awaits, Candidate, Rejection, is_lasting
+from atoll.model.placement import LASTING, Awaits, Candidate, Claim, Rejection, is_lasting
 from atoll.model.quote import Eta, InTime, PlaceView, Quote, TimeLimits, Verdict, prospects
 
 # As the policy resolves ties: below it nobody would call one place better.
 _TIE_US: Final = 50_000
 _REASONS_NAMED: Final = 2
-# A time that differs from its terms by less than this part of them would be rounded to once.
+# A place that is later by less than this part of the time is as good as one that is not.
 _SHARE_TOLD: Final = 20
 # The rule of a decision that a comparison of costs explains; decisions of older stores do not name theirs.
 _BY_COST: Final = frozenset({"", "cost"})
@@ -220,10 +220,25 @@ def waiting(quote: Quote, limits: TimeLimits | None = None) -> str:
     elif at_once:
         that_is = "that is " if quote.rule in _BY_COST else ""
         rest = that_is + comparison(quote.term_names, chosen, at_once[:1], quote.weights_bytes, rule=quote.rule, turn_us=quote.turn_us)
-    behind = ""
-    if quote.turn_us:
-        behind = f", and {count(quote.ahead, 'job')} before it for {duration(quote.turn_us)} more"
-    return f"{awaited(chosen, chosen.wait_us)}{behind}: {rest}"
+    return f"{awaited(chosen, calibrated.told_us(quote, chosen.wait_us))}{_behind(quote)}: {rest}"
+
+
+def kept(claim: Claim, quote: Quote) -> str:
+    """A gang's block that is kept for jobs like this one, for which it waits; the times are those of its quote."""
+    chosen = quote.chosen
+    assert chosen is not None, "what is waited for is a place"
+    first, last = claim.first, claim.first + claim.slots - 1
+    free = f"the last of them should be free in about {duration(calibrated.told_us(quote, chosen.wait_us))}"
+    if not quote.turn_us:
+        return f"slots {first} to {last} of {claim.node_id} at {place(chosen)}. They are kept for it, and {free}"
+    block = f"slots {first} to {last} of {claim.node_id} are kept for the first of those like it"
+    return f"{place(chosen)}, where {block}: {free}{_behind(quote)}"
+
+
+def _behind(quote: Quote) -> str:
+    if not quote.turn_us:
+        return ""
+    return f", and {count(quote.ahead, 'job')} before it for {duration(calibrated.told_us(quote, quote.turn_us))} more"
 
 
 def _slack(quote: Quote, chosen: Candidate, other: Candidate, limits: TimeLimits) -> str:
@@ -255,19 +270,6 @@ def _reasons(found: Sequence[Rejection]) -> str:
     return ", ".join(named) + more if named else "the fleet has no pools"
 
 
-def corrected(quote: Quote) -> list[str]:
-    """Why what is told is not what the terms add up to, where that is so."""
-    added_us, eta = quote.predicted_us + quote.turn_us, quote.eta
-    if eta is None or added_us <= 0:
-        return []
-    told_us = eta.end_p50_us - quote.at_us
-    if abs(told_us - added_us) * _SHARE_TOLD < added_us or abs(told_us - added_us) < _TIE_US:
-        return []
-    behind = " and the jobs before it" if quote.turn_us else ""
-    times = f"{told_us / added_us:.2f}".rstrip("0").rstrip(".")
-    return [f"The terms below{behind} add up to {duration(added_us)}: jobs like this took {times} times as long as predicted of late."]
-
-
 def patient_offer(quote: Quote, limits: TimeLimits | None) -> list[str]:
     """As `patient`, of what a job with these limits is offered."""
     if quote.chosen is None or limits is None or not limits.deadline_ms:
@@ -297,7 +299,7 @@ def show_quote(model: str, quote: Quote, *, origin: str = "", limits: TimeLimits
         leaving = quote.egress_usd_micros >= _WORTH_NAMING_USD_MICROS
         leave = f" and {money(quote.egress_usd_micros)} for the result to leave" if leaving else ""
         say(f"  It should {when(quote.eta, quote.at_us)}, for {money(quote.gpu_usd_micros)} of GPU time{leave}.")
-        for line in corrected(quote):
+        for line in calibrated.corrected(quote):
             say(f"  {line}")
     if quote.refusal:
         again = f"; try again in {duration(quote.retry_after_ms * 1_000)}" if quote.retry_after_ms else ""

@@ -187,12 +187,14 @@ def _why_waiting(job: Job) -> str:
     deferral = job.deferral
     if deferral is None:
         return tried
+    as_of_us = job.as_of_us or deferral.since_us
     if deferral.claim:
         claim = deferral.claim
-        left_us = max(claim.begins_us - deferral.since_us, 0)
+        left_us = max(claim.begins_us - as_of_us, 0)
         return f"{tried}, waiting for {claim.slots} GPUs of {claim.node_id} at {claim.site_id}, free in about {duration(left_us)}"
     if deferral.waits_for:
-        return f"{tried}, waiting for {deferral.waits_for.site_id}, free in about {duration(deferral.waits_for.wait_us)}"
+        left_us = max(deferral.since_us + deferral.waits_for.wait_us - as_of_us, 0)
+        return f"{tried}, waiting for {deferral.waits_for.site_id}, free in about {duration(left_us)}"
     return f"{tried}: {lowered(outlook.nowhere(deferral.rejections)).rstrip('.')}"
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from atoll.cli import costtable, explain, outlook
+from atoll.cli import calibrated, costtable, explain, outlook
 from atoll.cli.reasons import remedy
 from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind, PhaseTimes
 from atoll.model.ids import AdapterId, AttemptKey, GpuTypeId, JobId, Ordinal, PoolId, SiteId
@@ -305,8 +305,8 @@ def test_a_quote_that_differs_from_its_terms_says_why(capsys: Shown) -> None:
     said = "The terms below and the jobs before it add up to 7.50s: jobs like this took 0.75 times as long as predicted of late."
     assert story_of(capsys, QUEUED, quote=waits, eta=waits.eta)[-1] == said
     # What is the same to the eye needs no reason, and what cannot run has none.
-    for quote in (GOES, WAITS, NOWHERE, replace(GOES, eta=replace(GOES.eta, end_p50_us=12_300_000))):
-        assert outlook.corrected(quote) == []
+    for quote in (GOES, WAITS, NOWHERE, replace(GOES, eta=replace(GOES.eta, end_p50_us=12_040_000))):
+        assert calibrated.corrected(quote) == []
 
 
 def test_a_place_that_is_waited_for_is_not_called_impossible(capsys: Shown) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from atoll.cli import costtable, explain, outlook
-from atoll.model.quote import TimeLimits
+from atoll.model.quote import Eta, TimeLimits
 from tests.unit.jobs_to_show import CHOSEN, DONE, FIRST, GOES, OTHER, QUEUED, WAITS, story_of
 
 Shown = pytest.CaptureFixture[str]
@@ -49,7 +49,9 @@ def test_a_job_that_is_due_later_waits_for_a_cheap_place_and_says_so(capsys: Sho
     names = ("queue", "fetch", "stage", "execution", "money", "deadline")
     cheap = replace(OTHER, total_us=4_000_000, terms_us=(300_000_000, 0, 0, 60_000_000, 4_000_000, -360_000_000), wait_us=300_000_000)
     dear = replace(CHOSEN, total_us=9_000_000, terms_us=(0, 2_000_000, 3_000_000, 4_000_000, 9_000_000, -9_000_000))
+    eta = Eta(begin_p50_us=303_000_000, begin_p90_us=400_000_000, end_p50_us=363_000_000, end_p90_us=460_000_000)
     quote = replace(WAITS, term_names=names, chosen=cheap, others=(dear,), turn_us=0, ahead=0, gpu_usd_micros=40_000)
+    quote = replace(quote, predicted_us=360_000_000, eta=eta)
     limits = TimeLimits(now_us=3_000_000, asked_us=1_000_000, deadline_ms=3_600_000, start_timeout_ms=0)
     outlook.show_quote("flux1-dev", quote, limits=limits)
     why = "it is due only in 59m58s, and that is cheaper than tokyo-1/h100, which it could have at once: "
