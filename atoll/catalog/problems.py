@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from atoll.catalog.likeness import alike
-from atoll.model.errors import AtollError, FieldError, SourceError
+from atoll.model.errors import AtollError, FieldError, SourceError, UnknownKeyError
 
 # A screen of errors; beyond it one mistake (wrong indentation, another format) has usually caused the rest.
 PROBLEMS_MAX: Final = 20
@@ -37,9 +37,24 @@ class Problems:
 
     def add(self, line: int, field: str, value: object, expected: str) -> None:
         """Note one mistake; raises SourceErrors when there are as many as anybody reads."""
-        self._found.append(SourceError(self.file_name, line, field, value, expected))
+        self._note(SourceError(self.file_name, line, field, value, expected))
+
+    def _note(self, error: SourceError) -> None:
+        self._found.append(error)
         if len(self._found) >= PROBLEMS_MAX:
             raise SourceErrors(self._found)
+
+    def add_unknown(self, line: int, path: str, key: str, within: str, value: str, known: Iterable[str]) -> None:
+        """Note a key that means nothing where it stands; `known` are those that do."""
+        words = tuple(known)
+        close = alike(key, words, most=_MEANT_WORDS)
+        listed = ", ".join(words[:_LISTED_WORDS]) + (", ..." if len(words) > _LISTED_WORDS else "")
+        expected = f"expected one of {listed}"
+        if close:
+            # A list of many after each mistake would hide what it is about: whoever shows the mistakes has them all in `known`.
+            rest = f" There are {listed}" if len(words) <= _LISTED_WORDS else ""
+            expected = f"did you mean {' or '.join(map(repr, close))}?{rest}"
+        self._note(UnknownKeyError(self.file_name, line, path, key, within, value, expected, words))
 
     def add_field(self, line: int, error: FieldError) -> None:
         """Note what a check of a value said."""

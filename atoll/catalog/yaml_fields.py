@@ -157,11 +157,11 @@ class Fields:
 
     def finish(self) -> None:
         """Note every key that nobody asked for."""
-        for key, (line, _) in self._entries.items():
+        for key, (line, node) in self._entries.items():
             if key not in self._asked:
-                # The value is quoted by the error; a path that holds it must be fit to print, too.
+                # The key is quoted by the error; a path that holds it must be fit to print, too.
                 shown = key if key.isidentifier() and len(key) <= LABEL_CHARS_MAX else "key"
-                self.problems.add(line, self.at(shown), key, one_of(key, self._asked, "key"))
+                self.problems.add_unknown(line, self.at(shown), key, self.path, kind_of(node), self._asked)
 
     def _number(self, key: str, read: Callable[[str], int | None], expected: str, substitute: int, default: int | None) -> int:
         if default is not None and key not in self._entries:

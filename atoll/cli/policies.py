@@ -16,6 +16,7 @@ from atoll.cli.session import session, verb
 from atoll.cli.verbs import Noun
 
 if TYPE_CHECKING:
+    from atoll.catalog.problems import SourceErrors
     from atoll.client import PolicyInUse
     from orchestrator.core.placement.policy import Policy
 
@@ -188,4 +189,14 @@ def load(where: str) -> Policy:
         return load_policy(where)
     except SourceErrors as error:
         first, *more = [str(one) for one in error.errors]
-        raise CliError(first, code=Exit.USAGE, more=tuple(more)) from None
+        raise CliError(first, code=Exit.USAGE, more=tuple(more), hint=_keys(error)) from None
+
+
+def _keys(error: SourceErrors) -> str:
+    """All keys of a policy file, where one was unknown: too many to follow each such mistake."""
+    from atoll.model.errors import UnknownKeyError
+
+    known = next((one.known for one in error.errors if isinstance(one, UnknownKeyError) and one.field == one.value), ())
+    return (
+        f"the keys of a policy file are {', '.join(known)}; 'atoll policies show --packaged -o yaml' says what each is for" if known else ""
+    )

@@ -46,6 +46,17 @@ class SourceError(AtollError):
         self.expected = expected
 
 
+class UnknownKeyError(SourceError):
+    """A key of a file that means nothing there. `path` is that of the key, `within` that of what it stands in ("": the whole file), `value`
+    what stands there, `known` all that could."""
+
+    def __init__(self, file: str, line: int, path: str, key: str, within: str, value: str, expected: str, known: tuple[str, ...]) -> None:
+        super().__init__(file, line, path, key, expected)
+        where = f" in {within}" if within else ""
+        self.args = (f"{file}:{line}: unknown key {quoted(key)}{where}, whose value is {quoted(value)}: {expected}",)
+        self.known = known
+
+
 class NotFoundError(AtollError):
     """There is no such thing, or it is not the caller's: one text for both. `hint`: what may have been meant."""
 

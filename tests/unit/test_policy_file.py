@@ -35,6 +35,10 @@ from tests.unit.fleet_of_machines import GPUS
 
 Shown = pytest.CaptureFixture[str]
 HEAD = "version: 1\nname: own\n"
+OF_A_TENANT = "sites, regions, gpu_types"
+ALL_TERMS_OF_A_FILE = (
+    "input, stage, init, adapt, compile, execution, output, money, net, link, evict, churn, fragmentation, risk, deadline, queue, fetch"
+)
 
 
 def _said(text: str) -> list[str]:
@@ -139,7 +143,8 @@ def test_what_is_left_out_is_as_in_the_base() -> None:
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ("aging_s: 3", "own.yaml:3: aging_s is 'aging_s': expected a known key; did you mean 'ageing_s'?"),
+        ("aging_s: 3", "own.yaml:3: unknown key 'aging_s', whose value is '3': did you mean 'ageing_s'?"),
+        ("seconds_per_dolar: 90", "own.yaml:3: unknown key 'seconds_per_dolar', whose value is '90': did you mean 'seconds_per_dollar'?"),
         ("seconds_per_dollar: .nan", "own.yaml:3: seconds_per_dollar is '.nan': expected a whole number from 0 to 100000"),
         ("seconds_per_dollar: 1.5", "own.yaml:3: seconds_per_dollar is '1.5': expected a whole number from 0 to 100000"),
         ("seconds_per_dollar:", "own.yaml:3: seconds_per_dollar is 'nothing': expected a whole number from 0 to 100000"),
@@ -154,7 +159,10 @@ def test_what_is_left_out_is_as_in_the_base() -> None:
         ("eviction: lur", "own.yaml:3: eviction is 'lur': expected a known eviction; did you mean 'lru'?"),
         ("base: defualt", "own.yaml:3: base is 'defualt': expected a known policy; did you mean 'default'?"),
         ("learning: yes", "own.yaml:3: learning is 'yes': expected true or false"),
-        ("terms: {mony: false}", "own.yaml:3: terms.mony is 'mony': expected a known key; did you mean 'money'?"),
+        (
+            "terms: {mony: false}",
+            f"own.yaml:3: unknown key 'mony' in terms, whose value is 'false': did you mean 'money'? There are {ALL_TERMS_OF_A_FILE}",
+        ),
         (
             "terms: {queue: false}",
             "own.yaml:3: terms.queue is 'false': expected true: queue and fetch always count, since they say when a place can begin",
@@ -172,7 +180,11 @@ def test_what_is_left_out_is_as_in_the_base() -> None:
         ),
         (
             "tenants: {gold: {planets: [mars], sites: [s]}}",
-            "own.yaml:3: tenants.gold.planets is 'planets': expected a known key: one of gpu_types, regions, sites",
+            f"own.yaml:3: unknown key 'planets' in tenants.gold, whose value is 'a list': expected one of {OF_A_TENANT}",
+        ),
+        (
+            "tenants: {gold: {region: [mars]}}",
+            f"own.yaml:3: unknown key 'region' in tenants.gold, whose value is 'a list': did you mean 'regions'? There are {OF_A_TENANT}",
         ),
         ("tenants: {gold: {regions: []}}", "own.yaml:3: tenants.gold.regions is '0 entries': expected a list of 1 to 256: names"),
         ("demand: {days: {share: 0.9}}", "own.yaml:3: demand is 'shares of 1.7 in all': expected shares that add up to 1"),
@@ -205,7 +217,7 @@ def test_a_name_of_ours_is_refused_for_other_figures() -> None:
 
 def test_all_terms_are_listed_to_whoever_names_none_and_those_that_always_count_may_be_named() -> None:
     (said,) = _said(f"{HEAD}terms: {{zzzz: true}}\n")
-    assert said.partition("one of ")[2].split(", ") == sorted(term.name for term in TERMS)
+    assert sorted(said.partition("one of ")[2].split(", ")) == sorted(term.name for term in TERMS)
     assert parse_policy(f"{HEAD}terms: {{queue: true, fetch: true, net: false}}\n", "f").terms == ALL_TERMS - {"net"}
 
 
@@ -295,6 +307,20 @@ def test_mistakes_of_a_file_are_lines_of_their_own(tmp_path: Path, capsys: Shown
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert [line.removeprefix(f"error: {file}:")[:2] for line in lines] == ["3:", "4:"]
     assert not (tmp_path / "data").exists()
+
+
+def test_all_keys_are_listed_once_where_some_are_unknown(tmp_path: Path, capsys: Shown) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(f"{HEAD}k_a: 1\nseconds_per_dolar: 90\n", encoding="utf-8")
+    assert main(["policies", "check", str(file)]) == Exit.USAGE
+    *errors, hint = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and hint.startswith("hint: the keys of a policy file are version, name, base, ")
+    for setting in SETTINGS:
+        assert f" {setting.key}," in hint, setting.key
+    for nothing_unknown in ("k_e: -1\n", "terms: {mony: false}\n"):
+        file.write_text(HEAD + nothing_unknown, encoding="utf-8")
+        assert main(["policies", "check", str(file)]) == Exit.USAGE
+        assert "hint" not in capsys.readouterr().err, "those of terms stand in the error"
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def _rules(fields: Fields, base: Policy) -> dict[TenantId, TenantRules]:
             gpu_types=tuple(GpuTypeId(gpu_type) for gpu_type in gpu_types),
         )
         rules.finish()
-        if not rules.has("sites") and not rules.has("regions") and not rules.has("gpu_types"):
+        if not rules.keys():
             inner.wrong(name, "nothing", "sites, regions or gpu_types: a tenant without rules is left out")
             continue
         try:
