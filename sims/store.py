@@ -122,20 +122,25 @@ class SimStore:
             pins=tuple(self.pins.values()),
             pushes=tuple(self.pushes.values()),
             policy=self.policy,
-            ended_keys=tuple(
-                EndedKey(
-                    tenant=job.spec.tenant,
-                    idempotency_key=job.idempotency_key,
-                    job_id=job.job_id,
-                    payload_digest=job.payload_digest,
-                )
-                for job in ended
-                if job.idempotency_key
-            ),
+            ended_keys=self._ended_keys(),
             ended_count=len(ended),
             estimates=self.estimates,
             demand=self.demand,
             demand_age_us=self._world.now_us - self._demand_at_us,
+        )
+
+    def _ended_keys(self) -> tuple[EndedKey, ...]:
+        """In the order in which the jobs ended. The youngest job has a key: of those before it nobody asks any more."""
+        owners = {(job.spec.tenant, job.idempotency_key): job for job in self.jobs.values() if job.idempotency_key}
+        ended = sorted((job for job in owners.values() if job.state in TERMINAL), key=lambda job: (job.ended_us, job.job_id))
+        return tuple(
+            EndedKey(
+                tenant=job.spec.tenant,
+                idempotency_key=job.idempotency_key,
+                job_id=job.job_id,
+                payload_digest=job.payload_digest,
+            )
+            for job in ended
         )
 
     def commit(self, term: Term, now_us: int, records: tuple[Record, ...], done: Callable[[CommitOutcome], None]) -> None:

@@ -1,41 +1,80 @@
 """Stores under test, each behind the same few handles, and small nouns to put into them.
 
-A further store joins the conformance tests by one entry in `BACKENDS`.
+What is committed and read again is the same for all three (`JOURNALS`); pages, sweeps and copies are the real ones' (`STORES`).
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from atoll.model.adapter import AdapterSpec
 from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind
 from atoll.model.audit import AuditEvent, Severity
 from atoll.model.demand import KeptDemand
-from atoll.model.ids import AdapterId, AttemptKey, ChangeSeq, GpuTypeId, JobId, ModelId, NodeId, Ordinal, PoolId, SiteId, SlotRef, TenantId
+from atoll.model.ids import (
+    AdapterId,
+    AttemptKey,
+    ChangeSeq,
+    GpuTypeId,
+    JobId,
+    ModelId,
+    NodeId,
+    Ordinal,
+    PoolId,
+    SiteId,
+    SlotRef,
+    TenantId,
+    Term,
+)
 from atoll.model.job import Job, JobSpec, JobState
 from atoll.model.learned import Estimates
 from atoll.model.modelspec import DenoiserKind, Modality, ModelPhysics, ModelSpec
 from atoll.model.shape import Shape
 from atoll.model.site import LinkSpec, SiteRecord, SiteSpec
 from orchestrator.core.demand import Demand
+from orchestrator.core.durable import Stored
 from orchestrator.core.learning.book import Book
 from orchestrator.core.learning.corrections import Place
 from orchestrator.core.learning.observation import COMPONENTS, Observation
-from orchestrator.store.base import Store
+from orchestrator.core.outputs import PutJob, Record
+from orchestrator.store.base import CommitOutcome, Store
 from orchestrator.store.sqlite import SqliteStore
+from tests.integration.sim_journal import SimBackend
 from tests.unit.learned_world import completion
 
 SHAPE = Shape(width=64, height=64, steps=4)
 
 
-class Backend(Protocol):
+class Journal(Protocol):
+    """The part of `Store` on which the core rests."""
+
+    async def take_over(self) -> Stored:
+        """See `Store`."""
+
+    async def commit(self, term: Term, now_us: int, records: Sequence[Record]) -> CommitOutcome:
+        """See `Store`."""
+
+    async def get_job(self, job_id: JobId) -> Job | None:
+        """See `Store`."""
+
+    async def list_audit(self, *, after: ChangeSeq, limit: int) -> tuple[AuditEvent, ...]:
+        """See `Store`."""
+
+    async def close(self) -> None:
+        """See `Store`."""
+
+
+Opened_co = TypeVar("Opened_co", bound=Journal, covariant=True)
+
+
+class Backend(Protocol[Opened_co]):
     """One store's storage, which outlives the objects that open it."""
 
-    def open(self) -> Store:
+    def open(self) -> Opened_co:
         """A store on this storage, not taken over yet."""
 
     async def depose(self) -> None:
@@ -57,7 +96,20 @@ class SqliteBackend:
         connection.close()
 
 
-BACKENDS: dict[str, Callable[[Path], Backend]] = {"sqlite": SqliteBackend}
+STORES: dict[str, Callable[[Path], Backend[Store]]] = {"sqlite": SqliteBackend}
+JOURNALS: dict[str, Callable[[Path], Backend[Journal]]] = {**STORES, "simulated": lambda _: SimBackend()}
+
+
+async def put(store: Journal, term: Term, *jobs: Job, now_us: int = 1) -> None:
+    """Commit these jobs as they are."""
+    assert await store.commit(term, now_us, [PutJob(job=job) for job in jobs]) is CommitOutcome.COMMITTED
+
+
+async def reopened(backend: Backend[Opened_co], store: Journal) -> tuple[Opened_co, Stored]:
+    """As after a restart of the process."""
+    await store.close()
+    again = backend.open()
+    return again, await again.take_over()
 
 
 def queued(name: str, *, tenant: str = "team-a", accepted_us: int = 1, key: str | None = None, prompt: str = "a lighthouse") -> Job:
