@@ -35,20 +35,25 @@ class Rates:
             disk_bytes_per_s=self._disk.with_one_more(disk),
             h2d_bytes_per_s=self._h2d.with_one_more(h2d),
             origin_bytes_per_s=self._origin.with_one_more(origin),
+            disk_transfers=self._disk.transfers,
+            h2d_transfers=self._h2d.transfers,
+            origin_transfers=self._origin.transfers,
         )
         self._tell(RatesMeasured(rates=facts))
 
 
 @dataclass(slots=True)
 class _Mean:
-    """The mean is of seconds per byte: what is predicted from it is seconds."""
+    """The mean is of seconds per byte: what is predicted from it is seconds. `transfers`: all that there were, of which the last count."""
 
     bytes_per_s: int = 0
     counted: int = 0
+    transfers: int = 0
 
     def with_one_more(self, rate: int | None) -> int:
         if rate:
-            self.counted = min(self.counted + 1, _COUNTED_MAX)
+            self.transfers += 1
+            self.counted = min(self.transfers, _COUNTED_MAX)
             old = self.bytes_per_s or rate
             self.bytes_per_s = max(self.counted * old * rate // ((self.counted - 1) * rate + old), 1)
         return self.bytes_per_s

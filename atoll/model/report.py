@@ -65,11 +65,15 @@ class NodeFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateFacts:
-    """Rates measured by the site's own reads, loads and fetches, bytes per second; 0: nothing measured yet."""
+    """Rates measured by the site's own reads, loads and fetches, bytes per second; 0: nothing measured yet. And how many transfers of its
+    kind each is made of; 0 beside a rate: an older agent, which does not count them."""
 
     disk_bytes_per_s: int = 0
     h2d_bytes_per_s: int = 0
     origin_bytes_per_s: int = 0
+    disk_transfers: int = 0
+    h2d_transfers: int = 0
+    origin_transfers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

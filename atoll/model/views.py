@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from atoll.model.ids import GpuTypeId, JobId, ModelId, PoolId, SiteId
+from atoll.model.report import RateFacts
 from atoll.model.site import Drain, SiteAdmin, SiteConnection, SiteRuntime, SiteSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolView:
     """A pool as it is now. `slots_used` counts slots with at least one live attempt; `warm` the models resident, at most 32, by name;
-    `closed_until_us` > 0: its breaker is open, and lets one attempt in from then on."""
+    `closed_until_us` > 0: its breaker is open, and lets one attempt in from then on. Rates are as declared, else as the data sheet of its
+    GPUs says; 0: an older orchestrator, which does not tell."""
 
     pool_id: PoolId
     gpu_type: GpuTypeId
@@ -26,11 +28,14 @@ class PoolView:
     warm: tuple[ModelId, ...]
     usd_micros_per_gpu_hour: int
     closed_until_us: int = 0
+    disk_bytes_per_s: int = 0
+    h2d_bytes_per_s: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteView:
-    """A site as it is now. `connection` is None for a site that has never connected; `live_attempts` counts stopping ones too."""
+    """A site as it is now. `connection` is None for a site that has never connected; `live_attempts` counts stopping ones too; `measured`
+    is None where an older orchestrator does not tell."""
 
     spec: SiteSpec
     admin: SiteAdmin
@@ -42,6 +47,7 @@ class SiteView:
     live_attempts: int
     last_report_us: int
     agent_version: str = ""
+    measured: RateFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

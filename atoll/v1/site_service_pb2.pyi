@@ -346,19 +346,29 @@ class RateFacts(_message.Message):
     DISK_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     H2D_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     ORIGIN_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    DISK_TRANSFERS_FIELD_NUMBER: _builtins.int
+    H2D_TRANSFERS_FIELD_NUMBER: _builtins.int
+    ORIGIN_TRANSFERS_FIELD_NUMBER: _builtins.int
     disk_bytes_per_s: _builtins.int
     h2d_bytes_per_s: _builtins.int
     origin_bytes_per_s: _builtins.int
+    disk_transfers: _builtins.int
+    """How many transfers each is made of. Absent from agents that do not count them."""
+    h2d_transfers: _builtins.int
+    origin_transfers: _builtins.int
     def __init__(
         self,
         *,
         disk_bytes_per_s: _builtins.int = ...,
         h2d_bytes_per_s: _builtins.int = ...,
         origin_bytes_per_s: _builtins.int = ...,
+        disk_transfers: _builtins.int = ...,
+        h2d_transfers: _builtins.int = ...,
+        origin_transfers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_bytes_per_s", b"disk_bytes_per_s", "h2d_bytes_per_s", b"h2d_bytes_per_s", "origin_bytes_per_s", b"origin_bytes_per_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_bytes_per_s", b"disk_bytes_per_s", "disk_transfers", b"disk_transfers", "h2d_bytes_per_s", b"h2d_bytes_per_s", "h2d_transfers", b"h2d_transfers", "origin_bytes_per_s", b"origin_bytes_per_s", "origin_transfers", b"origin_transfers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1667,6 +1667,8 @@ class PoolView(_message.Message):
     WARM_FIELD_NUMBER: _builtins.int
     USD_MICROS_PER_GPU_HOUR_FIELD_NUMBER: _builtins.int
     CLOSED_UNTIL_US_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    H2D_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     gpu_type: _builtins.str
     nodes: _builtins.int
@@ -1676,6 +1678,9 @@ class PoolView(_message.Message):
     usd_micros_per_gpu_hour: _builtins.int
     closed_until_us: _builtins.int
     """> 0: attempts kept failing there, and it takes no new work until then, then one attempt"""
+    disk_bytes_per_s: _builtins.int
+    """As declared, or as its data sheet says; 0 from orchestrators that do not tell."""
+    h2d_bytes_per_s: _builtins.int
     @_builtins.property
     def warm(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -1690,14 +1695,52 @@ class PoolView(_message.Message):
         warm: _abc.Iterable[_builtins.str] | None = ...,
         usd_micros_per_gpu_hour: _builtins.int = ...,
         closed_until_us: _builtins.int = ...,
+        disk_bytes_per_s: _builtins.int = ...,
+        h2d_bytes_per_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "closed_until_us", b"closed_until_us", "gpu_type", b"gpu_type", "nodes", b"nodes", "pool_id", b"pool_id", "slots", b"slots", "slots_used", b"slots_used", "usd_micros_per_gpu_hour", b"usd_micros_per_gpu_hour", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "closed_until_us", b"closed_until_us", "disk_bytes_per_s", b"disk_bytes_per_s", "gpu_type", b"gpu_type", "h2d_bytes_per_s", b"h2d_bytes_per_s", "nodes", b"nodes", "pool_id", b"pool_id", "slots", b"slots", "slots_used", b"slots_used", "usd_micros_per_gpu_hour", b"usd_micros_per_gpu_hour", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PoolView: _TypeAlias = PoolView  # noqa: Y015
+
+@_typing.final
+class MeasuredRates(_message.Message):
+    """What a site measured by its own transfers, bytes per second (0: nothing yet), and how many transfers of a kind each is made of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    H2D_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    ORIGIN_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    DISK_TRANSFERS_FIELD_NUMBER: _builtins.int
+    H2D_TRANSFERS_FIELD_NUMBER: _builtins.int
+    ORIGIN_TRANSFERS_FIELD_NUMBER: _builtins.int
+    disk_bytes_per_s: _builtins.int
+    h2d_bytes_per_s: _builtins.int
+    origin_bytes_per_s: _builtins.int
+    disk_transfers: _builtins.int
+    h2d_transfers: _builtins.int
+    origin_transfers: _builtins.int
+    def __init__(
+        self,
+        *,
+        disk_bytes_per_s: _builtins.int = ...,
+        h2d_bytes_per_s: _builtins.int = ...,
+        origin_bytes_per_s: _builtins.int = ...,
+        disk_transfers: _builtins.int = ...,
+        h2d_transfers: _builtins.int = ...,
+        origin_transfers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_bytes_per_s", b"disk_bytes_per_s", "disk_transfers", b"disk_transfers", "h2d_bytes_per_s", b"h2d_bytes_per_s", "h2d_transfers", b"h2d_transfers", "origin_bytes_per_s", b"origin_bytes_per_s", "origin_transfers", b"origin_transfers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasuredRates: _TypeAlias = MeasuredRates  # noqa: Y015
 
 @_typing.final
 class SiteView(_message.Message):
@@ -1713,6 +1756,7 @@ class SiteView(_message.Message):
     LIVE_ATTEMPTS_FIELD_NUMBER: _builtins.int
     LAST_REPORT_US_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
     admin: Global___SiteAdmin.ValueType
     connection: Global___SiteConnection.ValueType
     runtime: Global___SiteRuntime.ValueType
@@ -1726,6 +1770,10 @@ class SiteView(_message.Message):
     def drain(self) -> Global___Drain: ...
     @_builtins.property
     def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolView]: ...
+    @_builtins.property
+    def measured(self) -> Global___MeasuredRates:
+        """absent from orchestrators that do not tell"""
+
     def __init__(
         self,
         *,
@@ -1739,10 +1787,11 @@ class SiteView(_message.Message):
         live_attempts: _builtins.int = ...,
         last_report_us: _builtins.int = ...,
         agent_version: _builtins.str = ...,
+        measured: Global___MeasuredRates | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "measured", b"measured", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "agent_version", b"agent_version", "connection", b"connection", "drain", b"drain", "last_report_us", b"last_report_us", "live_attempts", b"live_attempts", "pools", b"pools", "reason", b"reason", "runtime", b"runtime", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "agent_version", b"agent_version", "connection", b"connection", "drain", b"drain", "last_report_us", b"last_report_us", "live_attempts", b"live_attempts", "measured", b"measured", "pools", b"pools", "reason", b"reason", "runtime", b"runtime", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

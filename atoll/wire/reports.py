@@ -238,15 +238,21 @@ def rate_facts_to_proto(rates: RateFacts) -> pb.RateFacts:
         disk_bytes_per_s=rates.disk_bytes_per_s,
         h2d_bytes_per_s=rates.h2d_bytes_per_s,
         origin_bytes_per_s=rates.origin_bytes_per_s,
+        disk_transfers=rates.disk_transfers,
+        h2d_transfers=rates.h2d_transfers,
+        origin_transfers=rates.origin_transfers,
     )
 
 
 def rate_facts_from_proto(msg: pb.RateFacts) -> RateFacts:
-    """FieldError naming the rate that cannot be."""
+    """FieldError naming the figure that cannot be."""
     return RateFacts(
         disk_bytes_per_s=bounds.number("disk_bytes_per_s", msg.disk_bytes_per_s, 0, _RATE),
         h2d_bytes_per_s=bounds.number("h2d_bytes_per_s", msg.h2d_bytes_per_s, 0, _RATE),
         origin_bytes_per_s=bounds.number("origin_bytes_per_s", msg.origin_bytes_per_s, 0, _RATE),
+        disk_transfers=bounds.number("disk_transfers", msg.disk_transfers, 0, bounds.COUNT_MAX),
+        h2d_transfers=bounds.number("h2d_transfers", msg.h2d_transfers, 0, bounds.COUNT_MAX),
+        origin_transfers=bounds.number("origin_transfers", msg.origin_transfers, 0, bounds.COUNT_MAX),
     )
 
 

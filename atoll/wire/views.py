@@ -7,6 +7,7 @@ from typing import Final
 from atoll.model import limits
 from atoll.model.errors import FieldError
 from atoll.model.ids import JobId, ModelId, PoolId, SiteId, parse_gpu_type, parse_name
+from atoll.model.report import RateFacts
 from atoll.model.views import Alarm, AlarmKind, DrainMove, DrainPlan, FleetView, PoolView, SiteView
 from atoll.v1 import operator_service_pb2 as operator_pb
 from atoll.v1 import types_pb2 as pb
@@ -32,6 +33,10 @@ def _count(field: str, value: int) -> int:
     return bounds.number(field, value, 0, bounds.COUNT_MAX)
 
 
+def _rate(field: str, value: int) -> int:
+    return bounds.number(field, value, 0, limits.RATE_BYTES_PER_S_MAX)
+
+
 def pool_view_to_proto(view: PoolView) -> pb.PoolView:
     """A pool as it is now."""
     return pb.PoolView(
@@ -44,6 +49,8 @@ def pool_view_to_proto(view: PoolView) -> pb.PoolView:
         warm=view.warm,
         usd_micros_per_gpu_hour=view.usd_micros_per_gpu_hour,
         closed_until_us=view.closed_until_us,
+        disk_bytes_per_s=view.disk_bytes_per_s,
+        h2d_bytes_per_s=view.h2d_bytes_per_s,
     )
 
 
@@ -59,6 +66,32 @@ def pool_view_from_proto(msg: pb.PoolView) -> PoolView:
         warm=tuple([ModelId(name) for name in bounds.names("warm", msg.warm, limits.MODELS_MAX)]),
         usd_micros_per_gpu_hour=_count("usd_micros_per_gpu_hour", msg.usd_micros_per_gpu_hour),
         closed_until_us=bounds.instant("closed_until_us", msg.closed_until_us),
+        disk_bytes_per_s=_rate("disk_bytes_per_s", msg.disk_bytes_per_s),
+        h2d_bytes_per_s=_rate("h2d_bytes_per_s", msg.h2d_bytes_per_s),
+    )
+
+
+def measured_to_proto(rates: RateFacts) -> pb.MeasuredRates:
+    """What a site measured, for readers."""
+    return pb.MeasuredRates(
+        disk_bytes_per_s=rates.disk_bytes_per_s,
+        h2d_bytes_per_s=rates.h2d_bytes_per_s,
+        origin_bytes_per_s=rates.origin_bytes_per_s,
+        disk_transfers=rates.disk_transfers,
+        h2d_transfers=rates.h2d_transfers,
+        origin_transfers=rates.origin_transfers,
+    )
+
+
+def measured_from_proto(msg: pb.MeasuredRates) -> RateFacts:
+    """FieldError naming the figure that cannot be."""
+    return RateFacts(
+        disk_bytes_per_s=_rate("disk_bytes_per_s", msg.disk_bytes_per_s),
+        h2d_bytes_per_s=_rate("h2d_bytes_per_s", msg.h2d_bytes_per_s),
+        origin_bytes_per_s=_rate("origin_bytes_per_s", msg.origin_bytes_per_s),
+        disk_transfers=_count("disk_transfers", msg.disk_transfers),
+        h2d_transfers=_count("h2d_transfers", msg.h2d_transfers),
+        origin_transfers=_count("origin_transfers", msg.origin_transfers),
     )
 
 
@@ -75,6 +108,7 @@ def site_view_to_proto(view: SiteView) -> pb.SiteView:
         live_attempts=view.live_attempts,
         last_report_us=view.last_report_us,
         agent_version=view.agent_version,
+        measured=None if view.measured is None else measured_to_proto(view.measured),
     )
 
 
@@ -91,6 +125,7 @@ def site_view_from_proto(msg: pb.SiteView) -> SiteView:
         live_attempts=_count("live_attempts", msg.live_attempts),
         last_report_us=bounds.instant("last_report_us", msg.last_report_us),
         agent_version=bounds.label("agent_version", msg.agent_version),
+        measured=bounds.part("measured", msg.measured, measured_from_proto) if msg.HasField("measured") else None,
     )
 
 

@@ -33,6 +33,7 @@ def site_view(site: Site) -> SiteView:
         live_attempts=len(site.attempts),
         last_report_us=site.last_heard_us,
         agent_version=site.hello.agent_version if site.hello is not None else "",
+        measured=site.rates,
     )
 
 
@@ -49,6 +50,8 @@ def _pool_view(site: Site, pool: Pool) -> PoolView:
         warm=tuple(warm[:_WARM_NAMES]),
         usd_micros_per_gpu_hour=pool.spec.usd_micros_per_gpu_hour or pool.gpu.usd_micros_per_hour,
         closed_until_us=site.breakers[pool.pool_id].until_us if pool.pool_id in site.breakers else 0,
+        disk_bytes_per_s=pool.spec.node.disk_bytes_per_s,
+        h2d_bytes_per_s=pool.spec.node.h2d_bytes_per_s or pool.gpu.h2d_bytes_per_s,
     )
 
 

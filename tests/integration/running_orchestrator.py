@@ -17,7 +17,7 @@ from atoll.model.attempt import Artifact, AttemptState, Failure, FailureKind, Ph
 from atoll.model.ids import AttemptKey, EventSeq, FleetId, Generation, NodeId, PoolId, SiteId, Term
 from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import ReplicaFact
-from atoll.model.report import PROTOCOL_VERSION, AttemptEvent, AttemptProgress, NodeFacts, SiteHello, SiteReport, SlotFacts
+from atoll.model.report import PROTOCOL_VERSION, AttemptEvent, AttemptProgress, NodeFacts, RateFacts, SiteHello, SiteReport, SlotFacts
 from atoll.model.site import LinkSpec, PoolSpec, SiteRuntime, SiteSpec
 from atoll.v1 import job_service_pb2 as jobs_pb
 from atoll.v1 import operator_service_pb2 as operators_pb
@@ -171,6 +171,7 @@ class ScriptedAgent:
         self.error: grpc.aio.AioRpcError | None = None
         self.log: tuple[str, ...] = ()
         self.times = PhaseTimes()
+        self.rates = RateFacts()  # what it has measured
         self._saying = asyncio.Lock()
         self._next_seq = 1
         self._report_seq = 0
@@ -239,7 +240,8 @@ class ScriptedAgent:
             for one in self.pools for index in range(one.nodes)
         )  # fmt: skip
         progress = tuple(AttemptProgress(key=key, state=AttemptState.RUNNING, steps_done=3) for key in self.attempts)
-        report = SiteReport(seq=self._report_seq, full=True, generation=Generation(self.generation), nodes=nodes, progress=progress)
+        generation = Generation(self.generation)
+        report = SiteReport(seq=self._report_seq, full=True, generation=generation, nodes=nodes, progress=progress, rates=self.rates)
         await self.say(sites_pb.AgentMessage(report=report_to_proto(report)))
 
     async def _listen(self) -> None:

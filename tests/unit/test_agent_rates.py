@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from agents.core.events import AgentEvent, RatesMeasured
@@ -24,7 +26,15 @@ def test_the_first_measurement_is_told_as_it_is_and_others_stay_as_they_were() -
     rates.measured(disk=4_000)
     rates.measured(origin=800)
     rates.measured()
-    assert told == [RateFacts(disk_bytes_per_s=4_000), RateFacts(disk_bytes_per_s=4_000, origin_bytes_per_s=800)]
+    first = RateFacts(disk_bytes_per_s=4_000, disk_transfers=1)
+    assert told == [first, replace(first, origin_bytes_per_s=800, origin_transfers=1)]
+
+
+def test_all_transfers_are_counted_of_which_the_last_ones_make_the_mean() -> None:
+    rates, told = _rates()
+    for _ in range(100):
+        rates.measured(origin=800)
+    assert (told[11].origin_transfers, told[-1].origin_transfers, told[-1].disk_transfers) == (12, 100, 0)
 
 
 def test_one_fast_transfer_does_not_make_a_fast_site() -> None:
