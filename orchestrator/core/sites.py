@@ -248,9 +248,10 @@ def _node_reported(ctx: Context, column: Column, node_index: int, facts: NodeFac
         attempts.forget_fetch(ctx, column, node_index, model_id)
     listed = [one for one in facts.slots if 0 <= one.index < len(node.slots)]
     news = [one for one in listed if not _is_known(column.site, node.slots[one.index], one)]
+    unsettled = 0
     for slot_facts in news:
-        _slot_reported(ctx, column, node.slots[slot_facts.index], slot_facts)
-    node.told = None if news or facts.fetching else (facts, node.version)
+        unsettled += not _slot_reported(ctx, column, node.slots[slot_facts.index], slot_facts)
+    node.told = None if unsettled or facts.fetching else (facts, node.version)
 
 
 def _fetches_reported(ctx: Context, column: Column, node_index: int, facts: NodeFacts, *, current: bool) -> None:
@@ -299,8 +300,9 @@ def _as_known(site: Site, slot: Slot, facts: SlotFacts) -> bool:
     return True
 
 
-def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -> None:
-    """Believe what is resident, but for victims that bound attempts will evict, and keep room for models they will load."""
+def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -> bool:
+    """Believe what is resident, but for victims that bound attempts will evict, and keep room for models they will load. Whether all of
+    it was believed before: the same facts change nothing then until something else changes the slot."""
     lives = [column.site.attempts[key] for key in slot.attempts if key in column.site.attempts]
     leaving = {model_id for live in lives if live.attempt.state is not AttemptState.STOPPING for model_id in live.evict}
     told: dict[ReplicaKey, ReplicaFact] = {
@@ -318,11 +320,15 @@ def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -
     changed = before != after or (facts.ready, facts.fresh) != (slot.ready, slot.fresh)
     taken = loading.told(ctx, column, slot, facts)
     if not changed and not taken:
-        return
+        # What loads goes on for longer at each look, and victims stay out only until their attempt is stopped.
+        if slot.loading is not None or leaving:
+            return False
+        slot.told = (facts, slot.version)
+        return True
     slot.ready, slot.fresh = facts.ready, facts.fresh
     ctx.columns.slot_changed(column, slot, was_free)
     if not changed and not is_free(slot):
-        return
+        return False
     if slot.ready and column.site.reported:  # else it is no turnover: the site, or the slot, begins anew
         gone = (replica for key, replica in known.items() if key not in slot.replicas and key.model_id in ctx.state.models)
         turnover.left(ctx, column, turnover.counted(slot, gone))
@@ -332,6 +338,7 @@ def _slot_reported(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -
         bettered.slot_free(ctx, column, slot, took_loads=took_loads)
         ctx.queue.wake_for_slot(column.index)
         ctx.queue.wake_for_slot(NO_POOL)
+    return False
 
 
 def _believed(known: Replica | None, key: ReplicaKey, fact: ReplicaFact | None, lives: list[LiveAttempt]) -> Replica:
