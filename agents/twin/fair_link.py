@@ -45,6 +45,9 @@ class FairLink:
     def __len__(self) -> int:
         return len(self._flows)
 
+    def __contains__(self, number: int) -> bool:
+        return number in self._flows
+
     def add(self, now: float, work: float, done: Callable[[], None], *, share: float = 1.0) -> int:
         """Begin a transfer at `now`; its number."""
         self._advance(now)

@@ -76,8 +76,8 @@ class TwinFetches:
         takes as much less as has come."""
         key = (node_id, model_id, False)
         flight = self._flights.get(key)
-        if flight is None:
-            return
+        if flight is None or flight.number not in self._link:
+            return  # its last byte came in the same moment as that of the fetch with which it shared a source
         now_us = self._timers.now_us()
         left_us = self._link.take_out(now_us, flight.number)
         self._booked_us += (flight.from_us - left_us) * flight.share

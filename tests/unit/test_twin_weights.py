@@ -23,10 +23,12 @@ from agents.core.events import (
 from agents.core.outputs import AdaptReplica, EvictReplica, FetchAdapter, FetchWeights, LoadReplica, PinWeights, StageWeights, YieldFetch
 from agents.runtime.twin import TwinRuntime
 from agents.twin.fair_link import FairLink
+from agents.twin.fetches import Flight, TwinFetches
 from agents.twin.host_memory import HostMemory
 from atoll.model.ids import ModelId
 from atoll.model.modelspec import ModelSpec
 from atoll.physics.hidden import HiddenWorld
+from sims.play.timeline import Timeline
 from tests.unit.agent_core_site import adapter
 from tests.unit.fleet_of_machines import GB, GPUS, model, pool, site
 from tests.unit.test_agent_twin import NODE, SLOT, Heard
@@ -114,6 +116,25 @@ def test_a_link_gives_back_the_work_that_was_left_of_a_transfer_taken_out() -> N
         done()
     assert ended == ["second"]
     assert link.take_out(12.0, first) == 0.0
+
+
+def test_fetches_of_one_source_that_end_in_one_moment_end_once_each() -> None:
+    """The end of the first gives the second, whose last byte has come too, more of what they shared."""
+    timeline, ended = Timeline(), list[str]()
+
+    def done(flight: Flight) -> None:
+        assert isinstance(flight.command, FetchWeights)
+        ended.append(flight.command.model.model_id)
+        for name in ("m", "n"):
+            fetches.retime(NODE, ModelId(name), 5_000_000, 1.0)
+
+    fetches = TwinFetches(timeline, lambda: 1_000_000, done=done, came=lambda *_: None)
+    for name in ("m", "n"):
+        fetches.begin(FetchWeights(node_id=NODE, model=model(name)), 10_000_000, 0.5)
+    timeline.run(60_000_000)
+    carried_us, booked_us = fetches.books()
+    assert sorted(ended) == ["m", "n"]
+    assert carried_us == pytest.approx(booked_us)
 
 
 def test_what_is_larger_than_memory_is_not_held_and_pushes_nobody_out() -> None:
