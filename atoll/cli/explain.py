@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
 
-from atoll.cli import calibrated, costtable, outlook
+from atoll.cli import calibrated, costtable, heldback, outlook
 from atoll.cli.costtable import Legend
 from atoll.cli.figures import change, count, duration
 from atoll.cli.output import Form, plain, printable, say, show_plain
@@ -102,6 +102,7 @@ def show(moment: Moment, *, full: bool = False) -> None:
     if moment.quote is not None and job.state not in TERMINAL:
         say("")
         outlook.details(moment.quote, "Would make room:", legend)
+    heldback.details(job)
     for attempt in reversed(job.attempts):
         say("")
         _attempt(attempt, legend)
@@ -178,7 +179,7 @@ def _story(moment: Moment) -> list[str]:
         case JobState.SUCCEEDED if last is not None:
             return [_went(last), *_patient(job, last), _took(last), *_retold(last), *_before(job.attempts[:-1])]
         case _:
-            return [_ended_badly(job, last), *_before(job.attempts[:-1])]
+            return [_ended_badly(job, last), *heldback.story(job), *_before(job.attempts[:-1])]
 
 
 def _queued(moment: Moment, last: Attempt | None) -> list[str]:
@@ -268,7 +269,7 @@ def _retold(last: Attempt) -> list[str]:
 
 
 def _ended_badly(job: Job, last: Attempt | None) -> str:
-    where = "while it waited in the queue"
+    where = f"while it waited in the queue{heldback.standing(job)}"
     # An attempt that is stopped for it ends a moment after the job.
     if last is not None and (last.state not in ENDED or last.ended_us >= job.ended_us):
         where = f"while it {'ran' if last.running_us else 'was'} at {last.site_id}"

@@ -209,7 +209,7 @@ class Job:
     attempts: tuple[Attempt, ...] = ()
     failure: Failure | None = None
     result: ResultManifest | None = None
-    deferral: Deferral | None = None  # soft: why it waits just now
+    deferral: Deferral | None = None  # soft: why it waits just now; and why one waited that expired in the queue
     # In answers only, and no part of what a job is: when a placed or running one should be done, and the fleet time of the answer.
     eta: Eta | None = field(default=None, compare=False)
     as_of_us: int = field(default=0, compare=False)

@@ -220,13 +220,16 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deferral:
-    """Waiting was the cheapest candidate (or there was none): what for, and until when it is looked at again."""
+    """Waiting was the cheapest candidate (or there was none): what for, and until when it is looked at again. Of a job that expired while
+    it waited also its place in the queue then, from 1, and how many waited; 0 while it waits."""
 
     since_us: int
     until_us: int
     waits_for: Candidate | None
     rejections: tuple[Rejection, ...]
     claim: Claim | None = None  # of a gang: the block that is kept for it
+    position: int = 0
+    queue_length: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -857,8 +857,13 @@ class Deferral(_message.Message):
     WAITS_FOR_FIELD_NUMBER: _builtins.int
     REJECTIONS_FIELD_NUMBER: _builtins.int
     CLAIM_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    QUEUE_LENGTH_FIELD_NUMBER: _builtins.int
     since_us: _builtins.int
     until_us: _builtins.int
+    position: _builtins.int
+    """of a job that expired while it waited: its place in the queue then, from 1, and how many waited"""
+    queue_length: _builtins.int
     @_builtins.property
     def waits_for(self) -> Global___Candidate: ...
     @_builtins.property
@@ -873,10 +878,12 @@ class Deferral(_message.Message):
         waits_for: Global___Candidate | None = ...,
         rejections: _abc.Iterable[Global___Rejection] | None = ...,
         claim: Global___Claim | None = ...,
+        position: _builtins.int = ...,
+        queue_length: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "waits_for", b"waits_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "rejections", b"rejections", "since_us", b"since_us", "until_us", b"until_us", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "position", b"position", "queue_length", b"queue_length", "rejections", b"rejections", "since_us", b"since_us", "until_us", b"until_us", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -131,6 +131,8 @@ def deferral_to_proto(deferral: Deferral) -> pb.Deferral:
         waits_for=None if deferral.waits_for is None else candidate_to_proto(deferral.waits_for),
         rejections=[rejection_to_proto(rejection) for rejection in deferral.rejections],
         claim=None if deferral.claim is None else claim_to_proto(deferral.claim),
+        position=deferral.position,
+        queue_length=deferral.queue_length,
     )
 
 
@@ -142,6 +144,8 @@ def deferral_from_proto(msg: pb.Deferral) -> Deferral:
         waits_for=bounds.part("waits_for", msg.waits_for, candidate_from_proto) if msg.HasField("waits_for") else None,
         rejections=bounds.each("rejections", msg.rejections, len(Reason), rejection_from_proto),
         claim=bounds.part("claim", msg.claim, claim_from_proto) if msg.HasField("claim") else None,
+        position=bounds.number("position", msg.position, 0, bounds.COUNT_MAX),
+        queue_length=bounds.number("queue_length", msg.queue_length, 0, bounds.COUNT_MAX),
     )
 
 

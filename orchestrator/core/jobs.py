@@ -12,9 +12,10 @@ from atoll.model.attempt import RETRIES, Attempt, Failure, FailureKind, ResultMa
 from atoll.model.errors import FieldError
 from atoll.model.ids import JobId, SiteId, TenantId
 from atoll.model.job import IMAGE_INPUT, Job, JobSpec, JobState, check_job_state
+from atoll.model.placement import Deferral
 from atoll.model.splits import check_gang
 from atoll.model.words import count, duration, size
-from orchestrator.core import attempts, promises, residency
+from orchestrator.core import attempts, explain, promises, residency
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.events import JobCancelRequested, JobsSubmitted, Submission
 from orchestrator.core.outputs import (
@@ -190,10 +191,11 @@ def end(
 ) -> None:
     """A job becomes terminal: durable, out of memory, its live attempt told to stop."""
     check_job_state(entry.job.job_id, entry.job.state, state)
-    ctx.queue.discard(entry.job.job_id)
+    held = _held_back(ctx, entry.job.job_id) if state is JobState.EXPIRED else None
+    _leave_queue(ctx, entry.job)
     if result is None:
         attempts.stop_live(ctx, entry, FailureKind.MOVED, reason or state.value)
-    entry.job = replace(entry.job, state=state, ended_us=ctx.now_us, cancel_reason=reason, failure=failure, result=result, deferral=None)
+    entry.job = replace(entry.job, state=state, ended_us=ctx.now_us, cancel_reason=reason, failure=failure, result=result, deferral=held)
     job = entry.job
     del ctx.state.jobs[job.job_id]
     ctx.state.jobs_ended += 1
@@ -202,6 +204,27 @@ def end(
     promises.settled(ctx, job)
     ctx.save_ended(job)
     ctx.decisions.append(JobSettled(job_id=job.job_id, state=state, queued_to_end_us=ctx.now_us - job.accepted_us))
+
+
+def _leave_queue(ctx: Context, job: Job) -> None:
+    """A job waits no longer. What the first of a class was told passes to the next: for the whole class it was found, which rests on."""
+    key = ctx.queue.class_key(job.job_id)
+    ctx.queue.discard(job.job_id)
+    if key is None or job.deferral is None or key not in ctx.queue.classes:
+        return
+    heir = ctx.state.jobs[ctx.queue.classes[key].head[1]]
+    if heir.job.deferral is None:
+        heir.deferrals += 1
+        heir.job = heir.job.decided(heir.job.state, heir.job.attempts, job.deferral)
+
+
+def _held_back(ctx: Context, job_id: JobId) -> Deferral | None:
+    """What a job waits for that ends now without having been placed: nobody can ask the queue any more."""
+    told = explain.deferral_of(ctx, job_id)
+    if told is None:
+        return None
+    position, length = explain.queue_position(ctx, job_id)
+    return replace(told, position=position, queue_length=length)
 
 
 def _count_down(ctx: Context, tenant: TenantId) -> None:

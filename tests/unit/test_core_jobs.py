@@ -9,8 +9,9 @@ import pytest
 from atoll.model import limits
 from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.errors import FieldError
-from atoll.model.ids import JobId, SiteId, TenantId
+from atoll.model.ids import AttemptKey, JobId, Ordinal, SiteId, TenantId
 from atoll.model.job import InputRef, JobState
+from atoll.wire.stored import decode_job_progress, encode_job_progress
 from orchestrator.core import events
 from orchestrator.core.outputs import Accepted, Done, LateResultRefused, PutJob, Refusal, RefusalCode, SubmitReply
 from tests.unit.fleet_of_machines import Fleet, in_regions, model, pool, site, spec
@@ -173,6 +174,29 @@ def test_a_start_timeout_spares_a_job_that_runs() -> None:
     fleet.running("a", key)
     fleet.wait(5, reporting=("a",))
     assert {fleet.job(first).state, fleet.job(second).state} == {JobState.RUNNING, JobState.EXPIRED}
+
+
+def test_a_job_that_expires_in_the_queue_keeps_why_it_waited_and_where_it_stood() -> None:
+    fleet = Fleet(site("a", pool("big", gpus=1)), models=(model("m"), model("huge", weights_gb=500)))
+    (busy, _) = _accepted(fleet.submit(spec(), spec(prompt="behind")))
+    fleet.running("a", AttemptKey(job_id=JobId(busy), ordinal=Ordinal(1)))
+    stuck, waiting, behind = _accepted(
+        fleet.submit(
+            spec("huge", start_timeout_ms=5_000), spec(prompt="3", start_timeout_ms=3_000), spec(prompt="4", start_timeout_ms=4_000)
+        )
+    )
+    fleet.wait(2, reporting=("a",))
+    stood = [fleet.machine.queue_position(JobId(one)) for one in (stuck, waiting)]
+    fleet.wait(4, reporting=("a",))
+    ended = [decode_job_progress(encode_job_progress(fleet.job(one)), fleet.job(one).spec) for one in (stuck, waiting, behind)]
+    assert {job.state for job in ended} == {JobState.EXPIRED}
+    why, place, same = [job.deferral for job in ended]
+    assert why is not None and why.waits_for is None and [one.reason for one in why.rejections] == ["memory_too_small"]
+    assert place is not None and place.waits_for is not None and place.waits_for.pool_id == "big"
+    assert (place.position, place.queue_length) == stood[1]
+    assert same is not None and same.waits_for is not None, "it waited behind the first of its class, for the same place"
+    assert (why.position, why.queue_length) == (1, 1), "the others had expired before"
+    assert stood[0] == (1, 3)
 
 
 def test_an_impossible_job_waits_with_reasons_and_blocks_nobody() -> None:
