@@ -1,4 +1,4 @@
-"""How estimates and their errors are printed: tables for people, JSON and YAML for programs, effects as a Python module.
+"""How errors of estimates are printed: tables for people, JSON and YAML for programs, effects as a Python module.
 
 Decides units: seconds, and errors as shares of the actual time.
 """
@@ -8,16 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from atoll.cli.figures import count, seconds, size
-from atoll.cli.output import Form, printable, say, show_plain, table
-from atoll.model.errors import FieldError
-from atoll.model.splits import check_gang
+from atoll.cli.figures import count, seconds
+from atoll.cli.output import Form, say, show_plain, table
 from atoll.physics.coefficients import Coefficients
-from atoll.physics.estimate import DEVICE_LEVEL, Estimate
 from atoll.physics.evaluation import Judged, LeaveOut, LeftOut, Quality, grouped, named, quality
-from atoll.physics.memory import needed_bytes, peak_bytes
 from atoll.physics.peaks import used_precision
-from atoll.physics.stack import used_stack
 from atoll.physics.terms import Run, class_of
 
 if TYPE_CHECKING:
@@ -37,126 +32,6 @@ _GROUPS: Final[tuple[tuple[str, str, Callable[[Run], str]], ...]] = (
 )
 # What a fit to other rows is asked about beside all of them: gangs and batches.
 _ASKED: Final = _GROUPS[-2:]
-
-
-# --- predict ------------------------------------------------------------------------------------------------------------------
-
-
-def show_estimate(form: Form, run: Run, found: Estimate) -> None:
-    """Print what was predicted."""
-    match form:
-        case Form.JSON | Form.YAML:
-            show_plain(form, _estimate_plain(run, found))
-        case Form.NAME:
-            say(_exact(found.total_us))
-        case Form.TABLE | Form.WIDE:
-            _estimate_table(run, found, wide=form is Form.WIDE)
-
-
-def _parts(found: Estimate) -> dict[str, int]:
-    return {
-        "text": found.text_us,
-        "denoise": found.denoise_us,
-        "decode": found.decode_us,
-        "overhead": found.overhead_us,
-        "exchange": found.gang_us,
-    }
-
-
-def _estimate_plain(run: Run, found: Estimate) -> dict[str, Any]:
-    shape = run.shape
-    return {
-        "model": run.model.model_id,
-        "width": shape.width,
-        "height": shape.height,
-        "frames": shape.frames,
-        "steps": shape.steps,
-        "cfg_passes": shape.cfg_passes,
-        "batch": shape.batch,
-        "gpu": run.gpu.gpu_type,
-        "gpus": run.gang_size,
-        "precision": run.precision.value,
-        "computed_precision": used_precision(run.gpu, run.precision).value,
-        "supported": run.gpu.supports(run.precision),
-        "stack": run.stack.value,
-        "stack_supported": used_stack(run.stack, run.gpu.arch) is run.stack,
-        "fits": _fits(run),
-        "memory_bytes": needed_bytes(run.model, shape),
-        "weights_bytes": run.model.resident_bytes,
-        "activations_bytes": peak_bytes(run.model, shape),
-        "gpu_memory_bytes": run.gpu.memory_bytes,
-        "seconds": found.total_us / _US,
-        "low_seconds": found.low_us / _US,
-        "high_seconds": found.high_us / _US,
-        "parts": {name: us / _US for name, us in _parts(found).items()},
-        "flops": found.flops,
-        "eta": found.eta_milli / 1_000,
-        "eta_level": found.eta_level,
-        "levels": [
-            {"level": level.name, "of": level.of, "effect": level.effect_milli / 1_000, "rows": level.rows} for level in found.levels
-        ],
-        "gang_speedup": found.gang_speedup_milli / 1_000,
-    }
-
-
-def _estimate_table(run: Run, found: Estimate, *, wide: bool) -> None:
-    shape = run.shape
-    passes = count(shape.cfg_passes, "pass", "passes")
-    results = f", {shape.batch} results" if shape.batch > 1 else ""
-    where = f"{run.gang_size} {run.gpu.gpu_type}" if run.gang_size > 1 else run.gpu.gpu_type
-    pixels = str(shape).rpartition("/")[0]
-    steps = count(shape.steps, "step")
-    say(f"{run.model.model_id}: {pixels}, {steps} of {passes}{results}, {run.precision.value}, {run.stack.value}, on {where}")
-    if not _fits(run):
-        say(f"  {_memory(run)}")
-    rows = [[name, seconds(us)] for name, us in _parts(found).items() if us] + [["in all", seconds(found.total_us)]]
-    table(["PART", "SECONDS"], rows, frozenset({1}), indent="  ")
-    say(f"  {_range(found)}")
-    say(f"  {found.flops / 1e12:.1f} TFLOP; denoising reaches {found.eta_milli / 1_000:.3f} of the dense peak; known by: {found.eta_level}")
-    if _fits(run):
-        say(f"  {_memory(run)}")
-    computed = used_precision(run.gpu, run.precision)
-    if not run.gpu.supports(run.precision):
-        lacks = f"{run.gpu.gpu_type} has no units for {run.precision.value}"
-        say(f"  {lacks}: no such job is placed there, and the figure is that of {computed.value}")
-    elif computed is not run.precision:
-        wider = f"{run.gpu.gpu_type} computes {run.precision.value} in {computed.value}"
-        say(f"  {wider}, and that is the figure; --precision fp16 may be quicker")
-    used = used_stack(run.stack, run.gpu.arch)
-    if used is not run.stack:
-        where = f"{run.gpu.gpu_type} is {run.gpu.arch}"
-        say(f"  FlashAttention 3 and cuDNN's attention run on Hopper only, and {where}: the figure is that of {used.value}")
-    if run.gang_size > 1:
-        say(f"  {found.gang_speedup_milli / 1_000:.2f} times as fast as one GPU")
-        try:
-            check_gang(run.model, shape, run.gang_size)
-        except FieldError as error:
-            say(f"  no such job is placed: {printable(str(error).replace('gang_size', '--gpus', 1))}")
-    if wide:
-        rows = [[level.name, level.of, f"{level.effect_milli / 1_000:+.3f}", str(level.rows)] for level in found.levels]
-        table(["LEVEL", "OF", "LOG OF TIME", "ROWS"], rows, frozenset({2, 3}), indent="  ")
-
-
-def _fits(run: Run) -> bool:
-    return needed_bytes(run.model, run.shape) <= run.gpu.memory_bytes
-
-
-def _memory(run: Run) -> str:
-    """Whether the model fits, and what takes how much. A gang splits the work; each of its GPUs holds the whole model."""
-    weights, activations = size(run.model.resident_bytes), size(peak_bytes(run.model, run.shape))
-    each = "each GPU" if run.gang_size > 1 else "the GPU"
-    takes = f"weights of {weights} and activations of {activations} take {size(needed_bytes(run.model, run.shape))}"
-    if _fits(run):
-        return f"it fits: {takes} of the {size(run.gpu.memory_bytes)} of {each}"
-    return f"it does not fit: {takes}, and {each} has {size(run.gpu.memory_bytes)}: no such job is placed there"
-
-
-def _range(found: Estimate) -> str:
-    """Where most runs lie. What was said of GPU types before theirs were measured is all that is known of one without a row."""
-    spread = f"{seconds(found.low_us)} to {seconds(found.high_us)} s"
-    if any(level.rows for level in found.levels if level.name == DEVICE_LEVEL):
-        return f"80 % of such runs took {spread}"
-    return f"nobody measured a run on this type: 80 % should take {spread}, as of other types before theirs were measured"
 
 
 # --- check --------------------------------------------------------------------------------------------------------------------

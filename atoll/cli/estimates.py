@@ -1,6 +1,7 @@
 """`atoll costs predict|check|fit`: what an execution takes in seconds, and how good that estimate is.
 
-Decides how rows and runs are read; how answers look is `costtables`'. Needs no orchestrator: the estimate is arithmetic.
+Decides how rows and runs are read; how answers look is `estimatetable`'s and `costtables`'. Needs no orchestrator:
+the estimate is arithmetic.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def predict(
     ] = "",
 ) -> None:
     """Predict how long an execution takes, without loading and transfers: seconds by part, and the range of 80 % of such predictions."""
-    from atoll.cli.costtables import show_estimate
+    from atoll.cli.estimatetable import show_estimate
     from atoll.physics.estimate import estimate
     from atoll.physics.fitted import FITTED
     from atoll.physics.stack import ENGINE_STACK, used_stack
@@ -115,7 +116,7 @@ def predict(
         raise FieldError("--gpu", gpu, _one_of(gpu, names.gpus, "GPU type"))
     kernels = _stack(stack) if stack else used_stack(ENGINE_STACK, gpu_type.arch)
     run = Run(model=spec, shape=shape, gpu=gpu_type, precision=_precision(precision, spec.precision), stack=kernels, gang_size=gang)
-    show_estimate(session().form, run, estimate(FITTED, replace(run, stack=used_stack(run.stack, gpu_type.arch))))
+    show_estimate(session().form, run, estimate(FITTED, replace(run, stack=used_stack(run.stack, gpu_type.arch))), names.gpus.values())
 
 
 def check(

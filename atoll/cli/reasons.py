@@ -23,7 +23,7 @@ _REMEDIES: Final[dict[Reason, str]] = {
     Reason.GPU_TYPE_NOT_ALLOWED: "submit with another --gpu, or none",
     Reason.PRICE_TOO_HIGH: "raise --max-price, or make the job smaller",
     Reason.LOAD_TOO_DEAR: "raise --max-price, or wait: they may come",
-    Reason.MEMORY_TOO_SMALL: "larger GPUs; or, unless its weights alone take more, a smaller --size, --frames or --batch",
+    Reason.MEMORY_TOO_SMALL: "larger GPUs; or, unless its weights alone take more, a smaller --size, --batch or, of a film, --frames",
     Reason.EVICTION_IN_VAIN: "a later --deadline or --start-timeout, or wait for memory that nobody uses",
     Reason.MEMORY_BUSY: "wait: it is looked at again when one of them is idle",
     Reason.PRECISION_UNSUPPORTED: "another --precision, or newer GPUs",
@@ -59,10 +59,12 @@ def advice(reason: str, quote: Quote | None) -> str:
     if quote is not None and reason == Reason.EVICTION_IN_VAIN and quote.short_us:
         return f"a --deadline or --start-timeout that is {duration(quote.short_us)} later, or wait for memory that nobody uses"
     if quote is not None and reason == Reason.MEMORY_TOO_SMALL and quote.memory_bytes:
-        larger = f"GPUs of {size(quote.memory_bytes)} and more, the largest of these has {size(quote.gpu_memory_bytes)}"
+        larger, has = f"GPUs of {size(quote.memory_bytes)} and more", f"the largest of these has {size(quote.gpu_memory_bytes)}"
         if quote.resident_bytes > quote.gpu_memory_bytes:
-            return f"{larger}: its weights alone take {size(quote.resident_bytes)}, no --size helps"
-        return f"a smaller --size, --frames or --batch, or {larger}"
+            # Each GPU of a gang holds the whole model, as it is stored.
+            return f"{larger}: its weights alone take {size(quote.resident_bytes)}, {has}; no --size, --gpus or --precision helps"
+        more = f"weights of {size(quote.resident_bytes)} and {size(quote.memory_bytes - quote.resident_bytes)} at this shape"
+        return f"a smaller --size, --batch or, of a film, --frames; or {larger}: {more}, {has}"
     return remedy(reason)
 
 

@@ -17,7 +17,7 @@ from atoll.physics.estimate import predict_us
 from atoll.physics.execution import eta_milli, execution_us, likeness
 from atoll.physics.fitted import FITTED
 from atoll.physics.flops import decode_flops, forward_flops, generation_flops, latent_frames, text_flops, tokens
-from atoll.physics.memory import peak_bytes
+from atoll.physics.memory import fitting, needed_bytes, peak_bytes
 from atoll.physics.output import output_bytes
 from atoll.physics.peaks import peak_flops
 from atoll.physics.stack import Stack
@@ -275,3 +275,18 @@ def test_nothing_of_a_model_makes_it_slower_but_what_its_likeness_says(name: str
     assert watched.read <= {*told._fields, "model_id"}
     tuned = replace(model, model_id=ModelId(f"{model.model_id}-tuned"), title="", weights_bytes=1, resident_bytes=2, weights_digest="")
     assert likeness(tuned) == likeness(model)
+
+
+def test_shapes_that_would_fit_are_made_by_the_model_fit_and_are_the_largest_that_do() -> None:
+    asked = 0
+    for model in MODELS.values():
+        room = model.resident_bytes + model.activation_bytes
+        large = replace(model.default_shape, batch=5)
+        for shape in fitting(model, large, room):
+            asked += 1
+            model.check_shape(shape)
+            assert needed_bytes(model, shape) <= room < needed_bytes(model, large)
+            if shape.batch < large.batch:
+                assert needed_bytes(model, replace(shape, batch=shape.batch + 1)) > room
+        assert fitting(model, large, model.resident_bytes) == (), "its weights leave no room"
+    assert asked > len(MODELS)
