@@ -97,6 +97,11 @@ def test_unsorted_rows_are_refused_and_can_be_sorted(tmp_path: Path, capsys: Sho
             ["convert", "trace.csv", "out.csv", "--from", "philly"],
             "cluster; is it another record (--from)?",
         ),
+        (["convert", "trace.csv", "out.csv", "--video-share", "0.1"], "--video-share is '0.1': expected only with --from diffusion"),
+        (
+            ["convert", "trace.csv", "out.csv", "--from", "diffusion", "--video-share", "8"],
+            "--video-share is '8': expected a number from 0",
+        ),
         (["convert", "trace.csv", "out.csv", "--copies", "many"], "--copies is 'many': expected a whole number from 1 to 500"),
         (["convert", "trace.csv", "out.csv", "--speed", "nan"], "--speed is 'nan': expected a number from 0.001"),
         (["generate", "out.csv", "--models", "0"], "--models is '0': expected a whole number from 1 to 9000"),

@@ -12,7 +12,7 @@ from atoll.catalog.models import parse_models_csv
 from atoll.model.errors import FieldError, SourceError
 from sims.traces.job import TraceJob
 from sims.traces.loaders.known import LOADERS
-from sims.traces.loaders.records import Record
+from sims.traces.loaders.records import VIDEO_SHARE, Record
 from sims.traces.reading import Rules
 from sims.traces.sorting import in_order
 from sims.traces.variants import base_of, spec_of
@@ -29,8 +29,10 @@ def diffusion_row(arrival_s: int, tenant: str, model: str, loras: str = "", scal
     return f"{arrival_s},2000-01-01 00:00:00,TXT_2_IMG,{status},9.0,{tenant},5.0,,2.0,30.0,{model},{loras.count('L')},{loras},{scales},\n"
 
 
-def loaded(kind: str, path: Path, *, seed: int = 0, skip_bad: bool = False) -> tuple[list[TraceJob], Record]:
-    record = Record(path=path, rules=Rules(skip_bad=skip_bad), seed=seed, catalogue=CATALOGUE)
+def loaded(
+    kind: str, path: Path, *, seed: int = 0, skip_bad: bool = False, video_share: float = VIDEO_SHARE
+) -> tuple[list[TraceJob], Record]:
+    record = Record(path=path, rules=Rules(skip_bad=skip_bad), seed=seed, catalogue=CATALOGUE, video_share=video_share)
     found = LOADERS[kind].jobs(record)
     return list(found if LOADERS[kind].in_order else in_order(found)), record
 
@@ -61,6 +63,9 @@ def test_diffusion_takes_each_base_model_for_one_that_there_is(tmp_path: Path) -
     assert 0.02 < sum(job.frames > 1 for job in found) / len(found) < 0.2
     assert loaded("diffusion", path)[0] == found
     assert loaded("diffusion", path, seed=1)[0] != found
+    assert not any(job.frames > 1 for job in loaded("diffusion", path, video_share=0.0)[0])
+    many = {job.model_id for job in loaded("diffusion", path, video_share=0.5)[0] if job.frames > 1}
+    assert {job.model_id for job in found if job.frames > 1} < many, "a model that makes films makes them at every larger share"
 
 
 def test_azure_keeps_arrivals(tmp_path: Path) -> None:

@@ -82,6 +82,12 @@ def _convert(
         str | None, typer.Option("--speed", metavar="FACTOR", show_default=False, help="Arrivals come so many times as fast.")
     ] = None,
     first: Annotated[str | None, typer.Option("--first", metavar="N", show_default=False, help="Only so many jobs.")] = None,
+    video_share: Annotated[
+        str | None,
+        typer.Option(
+            "--video-share", metavar="SHARE", show_default=False, help="With --from diffusion: films, of base models. (default 0.08)"
+        ),
+    ] = None,
     sort: Annotated[bool, typer.Option("--sort", help="Put rows in order of arrival first.")] = False,
     seed: Seed = None,
     skip_bad: SkipBad = False,
@@ -95,7 +101,8 @@ def _convert(
     if source.resolve() == target.resolve():
         raise FieldError("OUT", str(target), "another file than FILE")
     rules = rules_of(rows_max, dense=dense, skip_bad=skip_bad)
-    begun = _Source(source, rules, from_, sort=sort, seed=arguments.whole("--seed", seed, 0, 2**63 - 1))
+    films = None if video_share is None else _figure("--video-share", video_share, 0, 1, 0)
+    begun = _Source(source, rules, from_, sort=sort, seed=arguments.whole("--seed", seed, 0, 2**63 - 1), video_share=films)
     jobs: Jobs = begun.jobs
     settings: dict[str, str] = {}
     if copies is not None:
@@ -185,7 +192,7 @@ def _generate(
 class _Source:
     """What is converted: a trace, or a record. Its jobs can be read again and again."""
 
-    def __init__(self, path: Path, rules: Rules, kind: str, *, sort: bool, seed: int) -> None:
+    def __init__(self, path: Path, rules: Rules, kind: str, *, sort: bool, seed: int, video_share: float | None) -> None:
         self._file: TraceFile | None = None
         self._record: Record | None = None
         self._sort = sort
@@ -194,20 +201,33 @@ class _Source:
 
             from sims.traces.reading import TraceFile
 
+            self._refuse_share(video_share)
             self._file = TraceFile(path, replace(rules, any_order=sort))
             self.meta = self._file.meta
             return
         from sims.traces.loaders.known import LOADERS
-        from sims.traces.loaders.records import Record
+        from sims.traces.loaders.records import VIDEO_SHARE, Record
 
         if kind not in LOADERS:
             raise FieldError("--from", kind, f"one of {', '.join((_OWN, *LOADERS))}{arguments.meant(kind, LOADERS)}")
         if not path.is_file():
             raise FieldError("FILE", str(path), "a file that exists")
         self._loader: Loader = LOADERS[kind]
+        share, settings = VIDEO_SHARE if video_share is None else video_share, {"seed": str(seed)}
+        if self._loader.draws_films:
+            settings["video_share"] = f"{share:g}"
+        else:
+            self._refuse_share(video_share)
         self._sort = sort or not self._loader.in_order
-        self._record = Record(path=path, rules=rules, seed=seed, catalogue=packaged_models())
-        self.meta = with_settings(self._loader.meta, {"seed": str(seed)})
+        self._record = Record(path=path, rules=rules, seed=seed, catalogue=packaged_models(), video_share=share)
+        self.meta = with_settings(self._loader.meta, settings)
+
+    @staticmethod
+    def _refuse_share(video_share: float | None) -> None:
+        if video_share is not None:
+            raise FieldError(
+                "--video-share", f"{video_share:g}", "only with --from diffusion, whose record does not say what a model makes"
+            )
 
     def jobs(self) -> Iterator[TraceJob]:
         """All of them, in order."""

@@ -23,8 +23,7 @@ _COLUMNS: Final = (
     "arrival_s", "predict_status", "exec_time_seconds", "groupId", "num_images_per_prompt", "num_inference_steps",
     "checkpoint_model_version_id", "loras", "lora_scales",
 )  # fmt: skip
-# Of a hundred base models so many are taken for makers of films, and of sessions with pictures so many for 4K.
-_VIDEO_OF_HUNDRED: Final = 8
+# Of sessions with pictures so many are taken for 4K.
 _SHARE_4K: Final = 0.02
 _SECONDS_MAX: Final = 10.0**8
 _SUCCEEDED: Final = "SUCCEED"
@@ -59,7 +58,7 @@ def _job(record: Record, row: Mapping[str, str]) -> TraceJob | None:
 
 
 def _base(record: Record, model: str) -> ModelSpec:
-    is_film = record.random("kind", model).random() * 100 < _VIDEO_OF_HUNDRED
+    is_film = record.random("kind", model).random() < record.video_share
     model_id = ModelId(record.pick(VIDEO_BASES if is_film else IMAGE_BASES, "base", model))
     if model_id not in record.catalogue:
         raise FieldError("catalogue", model_id, "a catalogue with all models that a base model may be taken for")
@@ -90,4 +89,5 @@ DIFFUSION: Final = Loader(
         settings={"measured_us": "contains loads; on which GPU is not known", "arrival_us": "the clock was shifted; whole seconds"},
     ),
     jobs=jobs,
+    draws_films=True,
 )

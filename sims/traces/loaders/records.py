@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from atoll.model.errors import FieldError, SourceError
 from atoll.model.ids import ModelId, parse_name
@@ -24,6 +24,8 @@ from sims.traces.metadata import TraceMeta
 from sims.traces.reading import Rules, Skipped
 from sims.traces.unpacking import lines_of
 
+# Of a hundred base models whose kind the record does not say so many are taken for makers of films.
+VIDEO_SHARE: Final = 0.08
 Choice = TypeVar("Choice")
 Made = TypeVar("Made")
 _US = 1_000_000
@@ -31,12 +33,13 @@ _US = 1_000_000
 
 @dataclass(slots=True, kw_only=True)
 class Record:
-    """What a loader is given, and `skipped`: what it left out of it."""
+    """What a loader is given, and `skipped`: what it left out of it. `video_share`: films, of base models whose kind is not recorded."""
 
     path: Path
     rules: Rules
     seed: int
     catalogue: Mapping[ModelId, ModelSpec]
+    video_share: float = VIDEO_SHARE
     skipped: Skipped = field(default_factory=Skipped)
 
     def each(self, rows: Iterator[tuple[int, Any]], make: Callable[[Any], Made | None]) -> Iterator[Made]:
@@ -78,13 +81,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loader:
-    """One kind of record. `in_order`: its rows are sorted by arrival."""
+    """One kind of record. `in_order`: its rows are sorted by arrival; `draws_films`: which models make films is drawn."""
 
     name: str
     about: str
     meta: TraceMeta
     jobs: Callable[[Record], Iterator[TraceJob]]
     in_order: bool = True
+    draws_films: bool = False
 
 
 def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str] | FieldError]]:
