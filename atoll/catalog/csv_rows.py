@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from atoll.catalog.figures import parse_figure, parse_whole, range_text
+from atoll.catalog.likeness import alike
 from atoll.catalog.problems import Problems, one_of
 
 T = TypeVar("T")
 
-TABLE_BYTES_MAX: Final = 4 * 1024 * 1024
+# Some 130,000 rows of times, which take 350 MB while they are read.
+TABLE_BYTES_MAX: Final = 8 * 1024 * 1024
+
+# What spreadsheets put between columns where a comma stands in numbers.
+_OTHER_MARKS: Final = ((";", "semicolons"), ("\t", "tabs"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,16 +67,15 @@ def read_rows(text: str, problems: Problems, columns: frozenset[str]) -> list[Ro
     if len(text) > TABLE_BYTES_MAX:
         raise problems.give_up(0, "file", f"{len(text)} characters", f"at most {TABLE_BYTES_MAX} characters")
     if not text.strip():
-        raise problems.give_up(1, "file", "", "a table with a header line")
+        raise problems.give_up(1, "file", "empty", "a table with a header line")
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     rows: list[Row] = []
     try:
         header = [name.strip() for name in next(reader)]
         lacks = sorted(columns - set(header))
         if lacks:
-            noun = "columns" if len(lacks) > 1 else "column"
-            problems.add(1, "header", ",".join(header), f"also the {noun} {', '.join(lacks)}")
-        if len(set(header)) < len(header):
+            problems.add(1, "header", ",".join(header), _lacking(lacks, header, columns))
+        elif len(set(header)) < len(header):
             problems.add(1, "header", ",".join(header), "each column once")
         problems.check()
         for cells in reader:
@@ -84,6 +88,17 @@ def read_rows(text: str, problems: Problems, columns: frozenset[str]) -> list[Ro
     except csv.Error as error:
         raise problems.give_up(reader.line_num, "row", str(error), "comma-separated values with paired quotes") from None
     return rows
+
+
+def _lacking(lacks: list[str], header: list[str], columns: frozenset[str]) -> str:
+    """What a header should have besides. One that is a single cell may have another mark between its columns."""
+    parting = next((shown for mark, shown in _OTHER_MARKS if len(header) == 1 and len(columns & set(header[0].split(mark))) > 1), "")
+    if parting:
+        return f"commas between the columns, in place of {parting}"
+    others = [name for name in header if name not in columns]
+    meant = {name: alike(name, others, most=1) for name in lacks}
+    named = ", ".join(f"{name} (is {close[0]!r} meant?)" if (close := meant[name]) else name for name in lacks)
+    return f"also the {'columns' if len(lacks) > 1 else 'column'} {named}"
 
 
 def known(row: Row, column: str, words: frozenset[str], kind: str) -> str:
@@ -101,5 +116,5 @@ def parse_rows(text: str, file_name: str, columns: frozenset[str], parse: Callab
     found = tuple(parse(row) for row in read_rows(text, problems, columns))
     problems.check()
     if not found:
-        raise problems.give_up(1, "file", "", "at least one row below the header")
+        raise problems.give_up(1, "file", "a header alone", "at least one row below the header")
     return found

@@ -70,10 +70,11 @@ def whole(option: str, text: str | None, low: int, high: int, default: int = 0) 
 
 def gang_size(option: str, text: str | None) -> int:
     """How many GPUs of one node at once; 1 when the option was not given."""
-    found = whole(option, text, 1, max(limits.GANG_SIZES), default=1)
-    if found not in limits.GANG_SIZES:
-        raise FieldError(option, text, f"one of {', '.join(map(str, limits.GANG_SIZES))}")
-    return found
+    if text is None:
+        return 1
+    if text.strip() not in (sizes := {str(size): size for size in limits.GANG_SIZES}):
+        raise FieldError(option, text, f"one of {', '.join(sizes)}")
+    return sizes[text.strip()]
 
 
 def decimal(option: str, text: str | None, low: float, high: float) -> float | None:

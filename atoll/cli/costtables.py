@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from atoll.cli.figures import count, seconds
-from atoll.cli.output import Form, say, show_plain, table
+from atoll.cli.output import Form, note, say, show_plain, table
 from atoll.physics.coefficients import Coefficients
 from atoll.physics.evaluation import Judged, LeaveOut, LeftOut, Quality, grouped, named, quality
 from atoll.physics.peaks import used_precision
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _US: Final = 1_000_000
 _RIGHTS: Final = frozenset({1, 2, 3, 4})
 _LINES_SHOWN: Final = 6
+# Of a table of somebody's own names nobody reads a thousand.
+_VALUES_SHOWN: Final = 60
 _ESTIMATORS: Final = (("ours", "ours"), ("flat", "ours, flat priors"), ("baseline", "one efficiency per GPU"))
 _GROUPS: Final[tuple[tuple[str, str, Callable[[Run], str]], ...]] = (
     ("by_gpu", "GPU", lambda run: run.gpu.gpu_type),
@@ -182,7 +184,9 @@ def _say_unknown(unknown: Sequence[Unknown]) -> None:
         return
     say("")
     rows = [[field, value, str(len(lines)), _lines(lines)] for (field, value), lines in _grouped_unknown(unknown).items()]
-    table(["NOT KNOWN", "VALUE", "ROWS", "LINES"], rows, frozenset({2}))
+    table(["NOT KNOWN", "VALUE", "ROWS", "LINES"], rows[:_VALUES_SHOWN], frozenset({2}))
+    if len(rows) > _VALUES_SHOWN:
+        note(f"{len(rows) - _VALUES_SHOWN} more values are not known: -o json has all of them")
 
 
 def _percent(share: float) -> str:

@@ -28,11 +28,12 @@ from atoll.model.shape import Precision, Shape
 
 if TYPE_CHECKING:
     from atoll.physics.calibration import Observation
-    from atoll.physics.evaluation import LeaveOut
+    from atoll.physics.evaluation import Judged, LeaveOut
     from atoll.physics.published import Known, Names, Unknown
     from atoll.physics.stack import Stack
 
-_FILE_BYTES_MAX: Final = 4 * 1024 * 1024
+# Rows between two words of how far it is: 3 s of one core.
+_TOLD_ROWS: Final = 20_000
 # Of a name of which only the end is mistaken.
 _BEGINNING_CHARS: Final = 3
 # Leaving out one source at a time fits everything anew for each: 24 sources with 191 rows take some seconds.
@@ -108,6 +109,9 @@ def predict(
     from atoll.physics.stack import ENGINE_STACK, used_stack
     from atoll.physics.terms import Run
 
+    for option, given, such in (("--model", model, "flux.1-dev"), ("--gpu", gpu, "H100-SXM")):
+        if not given:
+            raise CliError(f"{option} is missing: expected one of the catalogue, such as {such}", code=Exit.USAGE)
     names = _names()
     spec, shape = _wanted(names, model, size, frames, steps, cfg, batch)
     gang = arguments.gang_size("--gpus", gpus)
@@ -125,27 +129,32 @@ def check(
         str, typer.Argument(metavar="FILE", show_default=False, help="Times, with the columns of a packaged table (default: latencies).")
     ] = "",
     sweep: Annotated[bool, typer.Option("--sweep", help="The packaged sweep over batches and gangs instead of a file.")] = False,
-    own_times: Annotated[bool, typer.Option("--own", help="What Atoll's own gpu-check measured.")] = False,
+    own_times: Annotated[bool, typer.Option("--own", help="What Atoll's own gpu-check measured, instead of a file.")] = False,
     cv: Annotated[
         str,
         typer.Option("--cv", metavar="COLUMN", show_default=False, help="source, model or gpu: fit anew without each, and predict it."),
     ] = "",
 ) -> None:
-    """Predicted against actual seconds: errors by GPU type, class, stack, gang and batch. Names that are not known are listed."""
+    """Predicted against actual seconds: errors by GPU type, class, stack, gang and batch. Names that are not known are listed.
+
+    FILE has commas between the columns model, resolution (WIDTHxHEIGHT), frames, steps, cfg_forwards, batch, precision, optimisation (a
+    stack), gpu, n_gpus, seconds, in any order, beside others. With source, --cv source can tell rows apart.
+
+    Exit code 8: no row has names that are known.
+    """
     from atoll.cli.costtables import show_check, show_left_out
-    from atoll.physics.evaluation import LeaveOut, compare, judge, named
-    from atoll.physics.fitted import FITTED
+    from atoll.physics.evaluation import LeaveOut, compare, named
 
     if cv and cv not in set(LeaveOut):
         raise FieldError("--cv", cv, f"one of {', '.join(LeaveOut)}")
-    for option, given in (("--sweep", sweep), ("--own", own_times)):
-        if given and (file or (sweep and own_times)):
-            raise FieldError(option, "given", "no other table beside it: it stands for one")
+    tables = [name for name, given in (("FILE", file), ("--sweep", sweep), ("--own", own_times)) if given]
+    if len(tables) > 1:
+        raise CliError(f"{' and '.join(tables)} are given: expected one of them, since each is a table", code=Exit.USAGE)
     form = session().form
     names = _names()
     table = _packaged(_SWEEP if sweep else _OWN, names) if sweep or own_times else _read(file, names)
     if not cv:
-        show_check(form, table, judge([row.observation for row in table.known], FITTED))
+        show_check(form, table, _judged(table))
         if not table.known:
             raise _nothing_known(table, "nothing could be checked")
         return
@@ -165,7 +174,10 @@ def fit(
         str, typer.Argument(metavar="FILE", show_default=False, help="Times, with the columns of a packaged table (default: all three).")
     ] = "",
 ) -> None:
-    """Fit the effects that predictions use to published times, and print them: as the Python module that Atoll ships, or as data."""
+    """Fit the effects that predictions use to published times, and print them: as the Python module that Atoll ships, or as data.
+
+    Exit code 8: no row has names that are known.
+    """
     from atoll.cli.costtables import coefficients_module, coefficients_plain
     from atoll.physics.calibration import fit as fit_effects
     from atoll.physics.evaluation import leave_out, spreads
@@ -184,6 +196,20 @@ def fit(
     else:
         say(coefficients_module(found).rstrip("\n"))
     note(f"{count(len(observations), 'row')} of {count(len({one.source for one in observations}), 'source')}")
+
+
+def _judged(table: Table) -> list[Judged]:
+    """Predictions for all rows; of many it is told how far they are."""
+    from atoll.physics.evaluation import judge
+    from atoll.physics.fitted import FITTED
+
+    observations = [row.observation for row in table.known]
+    judged: list[Judged] = []
+    for start in range(0, len(observations), _TOLD_ROWS):
+        judged += judge(observations[start : start + _TOLD_ROWS], FITTED)
+        if len(judged) < len(observations):
+            note(f"{len(judged)} of {len(observations)} rows predicted")
+    return judged
 
 
 def _nothing_known(table: Table, what: str) -> CliError:
@@ -228,9 +254,10 @@ def _names() -> Names:
 
 
 def _read(file: str, names: Names) -> Table:
+    from atoll.catalog.csv_rows import TABLE_BYTES_MAX
     from atoll.cli.textfile import read_text
 
-    return _table(file, read_text(Path(file), _FILE_BYTES_MAX), names) if file else _packaged(_PACKAGED, names)
+    return _table(file, read_text(Path(file), TABLE_BYTES_MAX), names) if file else _packaged(_PACKAGED, names)
 
 
 def _packaged(file: str, names: Names) -> Table:

@@ -13,6 +13,7 @@ import typer
 
 from atoll.cli.figures import NONE, count, rate
 from atoll.cli.output import Column, Form, Listing, note, show_list
+from atoll.cli.refusals import as_options
 from atoll.cli.session import session, verb
 from atoll.cli.sites import site_id
 from atoll.model.report import RateFacts
@@ -86,7 +87,7 @@ def rates(
     Ways that nobody measured are shown with --site or -o wide. Links between sites are declared, and only what comes in by them is learned.
     """
     form = session().form
-    with session().client() as client:
+    with as_options(), session().client() as client:
         show(form, (client.sites_get(site_id(site)),) if site else client.sites_list(), every=bool(site))
 
 

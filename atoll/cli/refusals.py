@@ -52,6 +52,9 @@ _OPTIONS: Final = {
     "inputs.digest": "--image",
     "tenant": "--tenant",
     "idempotency_key": "--key",
+    # Of what is learned, beside jobs.
+    "component": "--component",
+    "site_id": "--site",
 }
 # Of one job of many, and which of several of its adapters or inputs.
 _WHICH: Final = re.compile(r"^jobs\[\d+\]\.|\[\d+\]")

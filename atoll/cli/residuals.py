@@ -15,6 +15,7 @@ from atoll.cli.exits import CliError, Exit
 from atoll.cli.figures import NONE, count, duration
 from atoll.cli.models import model_id
 from atoll.cli.output import Column, Form, Listing, note, plain, say, show_list, show_plain, table
+from atoll.cli.refusals import as_options
 from atoll.cli.session import session, verb
 from atoll.cli.sites import site_id
 from atoll.model.learned import (
@@ -122,7 +123,7 @@ def residuals(
     --site, --model or -o wide.
     """
     form = session().form
-    with session().client() as client:
+    with as_options(), session().client() as client:
         found = client.residuals(component=component, site_id=site_id(site), model_id=model_id(model))
     if form in {Form.JSON, Form.YAML}:
         show_plain(form, plain(found))
@@ -159,7 +160,7 @@ def calibrate(
         drain.demand_reason(reason)
     elif component or site or reason:
         raise CliError("--component, --site and --reason belong to --reset", code=Exit.USAGE)
-    with session().client() as client:
+    with as_options(), session().client() as client:
         if reset:
             found = client.estimates_reset(component=component, site_id=site_id(site), reason=reason)
         else:

@@ -92,7 +92,10 @@ async def test_what_is_no_component_and_no_site_is_said_so(tmp_path: Path, capsy
     async with orchestrator(tmp_path) as running:
         run = _at(running, capsys)
         code, _, err = await run("costs", "residuals", "--component", "magic")
-        assert code == Exit.USAGE and "fetch, load, adapt, compile, execution, upload" in err
+        assert code == Exit.USAGE and err.startswith("error: --component is 'magic': expected one of fetch, load, adapt, compile, ")
+        for verb in (("residuals",), ("rates",), ("calibrate", "--reset", "--reason", "r")):
+            code, _, err = await run("costs", *verb, "--site", "a b")
+            assert code == Exit.USAGE and err.startswith("error: --site is 'a b': expected 1 to 63 of ")
         for noun in ("site", "model"):
             code, out, err = await run("costs", "residuals", f"--{noun}", "nope")
             assert (code, out) == (Exit.NOT_FOUND, "") and f"no {noun} 'nope'" in err and "nothing was learned" not in err

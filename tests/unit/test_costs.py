@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 from pathlib import Path
@@ -180,7 +181,15 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path, capsys: Shown) -> 
     assert "expected at least one row below the header" in said(HEADER.encode() + b"\n")
     assert "expected UTF-8 text (byte" in said(HEADER.encode() + b"\n" + ROW.encode("utf-16"))
     assert "line 2" in said(HEADER.encode() + b"\n\xff\xfe")
-    assert "expected at most 4194304 bytes" in said(b"x" * (4 * 1024 * 1024 + 1))
+    assert "expected at most 8 MiB; give it in parts" in said(b"x" * (8 * 1024 * 1024 + 1))
+    table = f"{HEADER}\n{ROW}\n"
+    assert "this is compressed: unpack it first, with gunzip" in said(gzip.compress(table.encode()))
+    assert "a zip archive or a spreadsheet" in said(b"PK\x03\x04 and so on")
+    assert said(table.replace(",", ";").encode()).endswith(": expected commas between the columns, in place of semicolons")
+    assert said(table.replace(",", "\t").encode()).endswith(": expected commas between the columns, in place of tabs")
+    assert said(table.replace("seconds", "secs").encode()).endswith(": expected also the column seconds (is 'secs' meant?)")
+    assert said(table.replace("model", "Model").encode()).endswith(": expected also the column model (is 'Model' meant?)")
+    assert "expected also the columns batch" in said(f"{ROW}\n".encode()), "a header that is missing is one mistake"
     assert "row is" in said(HEADER.encode() + b'\n"a\x00')
     missing = errors_of(capsys, main(["costs", "check", str(tmp_path / "none.csv")]))
     assert "cannot read it: No such file" in missing[0]
@@ -198,6 +207,35 @@ def test_texts_of_a_table_never_reach_a_terminal_raw(tmp_path: Path, capsys: Sho
     assert main(["costs", "check", file_of(tmp_path, HEADER, ROW.replace("FLUX.1-dev", "\x1b[31mred"), ROW)]) == Exit.OK
     captured = capsys.readouterr()
     assert "red" in captured.out and "\x1b" not in captured.out + captured.err
+
+
+def test_of_many_rows_it_is_told_how_far_it_is(tmp_path: Path, capsys: Shown) -> None:
+    assert main(["costs", "check", file_of(tmp_path, HEADER, *[ROW] * 20_001)]) == Exit.OK
+    captured = capsys.readouterr()
+    assert captured.err == "20000 of 20001 rows predicted\n" and "20001 rows predicted, 0 not known" in captured.out
+    assert main(["costs", "check", file_of(tmp_path, HEADER, *[ROW] * 20)]) == Exit.OK
+    assert capsys.readouterr().err == ""
+
+
+def test_a_thousand_names_that_are_not_known_fill_a_screen_and_not_more(tmp_path: Path, capsys: Shown) -> None:
+    rows = [ROW.replace("FLUX.1-dev", f"mine-{number}") for number in range(1_000)]
+    file = file_of(tmp_path, HEADER, ROW, *rows)
+    assert main(["costs", "check", file]) == Exit.OK
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) < 100
+    assert captured.err == "940 more values are not known: -o json has all of them\n"
+    assert len(json_of(capsys, "costs", "check", file)["unknown"]) == 1_000
+
+
+def test_one_table_at_a_time(tmp_path: Path, capsys: Shown) -> None:
+    file = file_of(tmp_path, HEADER, ROW)
+    for given, named in (
+        ([file, "--sweep"], "FILE and --sweep"),
+        (["--sweep", "--own"], "--sweep and --own"),
+        ([file, "--own"], "FILE and --own"),
+    ):
+        (error,) = errors_of(capsys, main(["costs", "check", *given]))
+        assert error == f"{named} are given: expected one of them, since each is a table"
 
 
 # --- check --cv ---------------------------------------------------------------------------------------------------------------

@@ -106,7 +106,8 @@ def test_a_level_with_one_row_says_so(capsys: Shown) -> None:
     ("arguments", "said"),
     [
         (["--model", "flux1-dev"], "--model is 'flux1-dev': expected a model of the catalogue; did you mean 'flux.1-dev'?"),
-        (["--model", ""], "--model is '': expected a model of the catalogue; there are allegro, "),
+        (["--model", ""], "--model is missing: expected one of the catalogue, such as flux.1-dev"),
+        (["--gpu", ""], "--gpu is missing: expected one of the catalogue, such as H100-SXM"),
         (["--model", "x" * 100_000], "--model is 'xxxx"),
         (["--model", "tiny-image"], "--model is 'tiny-image': expected a model of the catalogue; there are allegro, "),
         (["--gpu", "H100"], "--gpu is 'H100': expected a known GPU type; did you mean 'H100-NVL' or 'H100-PCIe' or 'H100-SXM'?"),
@@ -123,7 +124,7 @@ def test_a_level_with_one_row_says_so(capsys: Shown) -> None:
         (["--steps", "0"], "--steps is '0': expected a whole number from 1 to 1000"),
         (["--steps", "nan"], "--steps is 'nan': expected a whole number from 1 to 1000"),
         (["--gpus", "3"], "--gpus is '3': expected one of 1, 2, 4, 8"),
-        (["--gpus", "-1"], "--gpus is '-1': expected a whole number from 1 to 8"),
+        (["--gpus", "-1"], "--gpus is '-1': expected one of 1, 2, 4, 8"),
         (["--cfg", "9"], "--cfg is '9': expected a whole number from 1 to 3"),
         (["--batch", "1e9"], "--batch is '1e9': expected a whole number from 1 to 32"),
     ],

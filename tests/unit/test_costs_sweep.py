@@ -81,13 +81,11 @@ def test_what_is_packaged_of_a_sweep_is_what_the_script_makes(tmp_path: Path) ->
     assert set(COLUMNS) == SWEEP_COLUMNS
 
 
-def test_the_packaged_sweep_is_checked_and_stands_for_a_file(tmp_path: Path, capsys: Shown) -> None:
+def test_the_packaged_sweep_is_checked_and_stands_for_a_file(capsys: Shown) -> None:
     found = json_of(capsys, "costs", "check", "--sweep")
     assert len(found["rows"]) == found["summary"]["all"]["rows"] == 722 and found["unknown"] == []
     assert list(found["summary"]["by_batch"]) == ["1", "2", "4", "8", "16", "32"]
     assert list(found["summary"]["by_gpus"]) == ["1", "2", "4", "8"]
-    (error,) = errors_of(capsys, main(["costs", "check", file_of(tmp_path, HEADER, ROW), "--sweep"]))
-    assert error.startswith("--sweep is 'given': expected no other table beside it")
 
 
 def test_models_and_gpu_types_are_left_out_too(tmp_path: Path, capsys: Shown) -> None:
@@ -112,9 +110,6 @@ def test_times_of_our_own_check_are_packaged_and_stand_for_a_file(tmp_path: Path
     for remark in ("", "; FA3 on Hopper"):
         other = json_of(capsys, "costs", "check", file_of(tmp_path, *text.replace("; cuDNN attention on Hopper", remark).splitlines()))
         assert found["summary"]["all"]["median"] < other["summary"]["all"]["median"] / 2
-    for other in ([file_of(tmp_path, HEADER, ROW)], ["--sweep"]):
-        (error,) = errors_of(capsys, main(["costs", "check", *other, "--own"]))
-        assert "no other table beside it" in error
 
 
 def test_without_a_stack_it_is_what_workers_run_on_that_gpu(capsys: Shown) -> None:
