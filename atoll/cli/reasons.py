@@ -63,7 +63,8 @@ def advice(reason: str, quote: Quote | None) -> str:
         if quote.resident_bytes > quote.gpu_memory_bytes:
             # Each GPU of a gang holds the whole model, as it is stored.
             return f"{larger}: its weights alone take {size(quote.resident_bytes)}, {has}; no --size, --gpus or --precision helps"
-        more = f"weights of {size(quote.resident_bytes)} and {size(quote.memory_bytes - quote.resident_bytes)} at this shape"
+        # Activations, and the weights of adapters where it has some.
+        more = f"weights of {size(quote.resident_bytes)} and {size(quote.memory_bytes - quote.resident_bytes)} beside them"
         return f"a smaller --size, --batch or, of a film, --frames; or {larger}: {more}, {has}"
     return remedy(reason)
 

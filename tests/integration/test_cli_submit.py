@@ -137,7 +137,7 @@ async def test_what_would_have_to_change_has_figures(tmp_path: Path, atoll: Call
             )
             _, out, _ = await run("quote", "large")
             assert "a smaller --size, --batch or, of a film, --frames; or GPUs of 81.0 GB and more: weights of " in out
-            assert " at this shape, the largest of these has 80.0 GB" in out
+            assert " beside them, the largest of these has 80.0 GB" in out
             code, out, _ = await run("quote", "m", "--max-price", "0.000001")
             assert code == Exit.FAILED
             (enough,) = re.findall(r"raise --max-price to ([0-9.]+), or make the job smaller", out)
