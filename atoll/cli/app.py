@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
@@ -34,11 +34,9 @@ from atoll.cli import (
 from atoll.cli.exits import HELP, CliError, Exit, code_of, hint_of
 from atoll.cli.output import note, printable
 from atoll.cli.session import AddressOption, CaOption, ConfigOption, OutputOption, TokenOption, begin, examples
-from atoll.cli.verbs import Noun, Verb
+from atoll.cli.verbs import USAGE_ERROR, Noun, Verb
 from atoll.model.errors import AtollError
 
-# Typer exports the kinds of a wrong command line, not their root.
-_USAGE_ERROR: Final[Any] = typer.BadParameter.__bases__[0]
 DEBUG_VARIABLE: Final = "ATOLL_DEBUG"
 
 app = typer.Typer(
@@ -113,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _nobody_reads()
     except AtollError as error:
         return _failed(str(error), code_of(error), hint_of(error), error)
-    except _USAGE_ERROR as error:
+    except USAGE_ERROR as error:
         return _misused(error)
     except typer.Abort:
         return _interrupted()

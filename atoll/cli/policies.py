@@ -196,7 +196,7 @@ def _keys(error: SourceErrors) -> str:
     """All keys of a policy file, where one was unknown: too many to follow each such mistake."""
     from atoll.model.errors import UnknownKeyError
 
-    known = next((one.known for one in error.errors if isinstance(one, UnknownKeyError) and one.field == one.value), ())
+    known = next((one.known for one in error.errors if isinstance(one, UnknownKeyError) and not one.within), ())
     return (
         f"the keys of a policy file are {', '.join(known)}; 'atoll policies show --packaged -o yaml' says what each is for" if known else ""
     )

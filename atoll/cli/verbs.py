@@ -6,13 +6,25 @@ Decides that a flag takes nothing and shows nothing, and that text is called TEX
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
+import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
+
+# Typer exports the kinds of a wrong command line, not their root.
+USAGE_ERROR: Final[Any] = typer.BadParameter.__bases__[0]
 
 
 class Verb(TyperCommand):
     """A verb whose help says what its options take."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As usual; an error knows whose it is, also where an option at the end lacks what it takes."""
+        try:
+            return super().parse_args(ctx, args)
+        except USAGE_ERROR as error:
+            error.ctx = error.ctx or ctx
+            raise
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Its options, --help among them."""

@@ -54,6 +54,7 @@ class UnknownKeyError(SourceError):
         super().__init__(file, line, path, key, expected)
         where = f" in {within}" if within else ""
         self.args = (f"{file}:{line}: unknown key {quoted(key)}{where}, whose value is {quoted(value)}: {expected}",)
+        self.within = within
         self.known = known
 
 

@@ -218,3 +218,10 @@ def test_debugging_shows_where_it_happened(free_port: int, capsys: Shown, monkey
     monkeypatch.setenv("ATOLL_DEBUG", "1")
     assert main(["fleet", "--address", "nonsense:"]) == Exit.USAGE
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["costs", "check", "--cv"], ["submit", "m", "--size"], ["costs", "predict", "--nope"], ["sites", "get"]])
+def test_a_wrong_command_line_points_to_the_help_of_its_own_verb(words: list[str], capsys: Shown) -> None:
+    verb = [word for word in words if word not in {"--cv", "m", "--size", "--nope"}]
+    assert main(words) == Exit.USAGE
+    assert capsys.readouterr().err.splitlines()[-1] == f"hint: see 'atoll {' '.join(verb)} --help'"

@@ -311,6 +311,9 @@ def test_mistakes_of_a_file_are_lines_of_their_own(tmp_path: Path, capsys: Shown
 
 def test_all_keys_are_listed_once_where_some_are_unknown(tmp_path: Path, capsys: Shown) -> None:
     file = tmp_path / "own.yaml"
+    file.write_text(f"{HEAD}k-e: 1\n", encoding="utf-8")
+    assert main(["policies", "check", str(file)]) == Exit.USAGE
+    assert "hint: the keys of a policy file are version, " in capsys.readouterr().err, "whatever the key looks like"
     file.write_text(f"{HEAD}k_a: 1\nseconds_per_dolar: 90\n", encoding="utf-8")
     assert main(["policies", "check", str(file)]) == Exit.USAGE
     *errors, hint = capsys.readouterr().err.splitlines()
