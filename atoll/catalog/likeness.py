@@ -17,12 +17,16 @@ _COMPARED_MAX: Final = 256
 _BEGINNING_CHARS: Final = 2
 # As `difflib` has it: more than half of the letters in order.
 _CUTOFF: Final = 0.6
+# A word that resembles the beginning of a name is short for it, if four of its five letters do; shorter ones begin like too much.
+_BEGUN_CUTOFF: Final = 0.8
+_BEGUN_CHARS_MIN: Final = 4
 # Where one name resembles a word by this much more than another, the other is not worth naming.
 _AS_GOOD: Final = 0.1
 
 
 def alike(word: str, known: Collection[str], most: int = 3) -> list[str]:
-    """At most so many of `known`: those that `word` begins, then the most similar, whatever their case."""
+    """At most so many of `known`: those that `word` begins, then the most similar, else those of the most similar beginning, whatever
+    their case."""
     if not word or len(word) > _COMPARED_CHARS:
         return []
     folded = word.lower()
@@ -34,7 +38,15 @@ def alike(word: str, known: Collection[str], most: int = 3) -> list[str]:
     close = difflib.get_close_matches(folded, by_folded, n=most, cutoff=_CUTOFF)
     ratios = [difflib.SequenceMatcher(a=found, b=folded).ratio() for found in close]
     resembling = [by_folded[found] for found, ratio in zip(close, ratios, strict=True) if ratio >= ratios[0] - _AS_GOOD]
-    return list(dict.fromkeys([*begun, *resembling]))[:most]
+    return list(dict.fromkeys([*begun, *resembling]))[:most] or _begun_alike(folded, some, most)
+
+
+def _begun_alike(folded: str, known: Collection[str], most: int) -> list[str]:
+    if len(folded) < _BEGUN_CHARS_MIN:
+        return []
+    beginnings = {name[: len(folded)].lower() for name in known}
+    close = difflib.get_close_matches(folded, beginnings, n=1, cutoff=_BEGUN_CUTOFF)
+    return sorted(name for name in known if name[: len(folded)].lower() in close)[:most]
 
 
 def _beginning(folded: str, known: Collection[str]) -> list[str]:

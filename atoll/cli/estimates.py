@@ -317,7 +317,8 @@ def _unknown_model(model: str, known: list[str]) -> CliError:
     begins = {name[:_BEGINNING_CHARS] for name in known}
     close = alike(model, known) if model[:_BEGINNING_CHARS].lower() in begins else []
     stems = sorted({found[0] for name in known if "/" not in name and (found := re.match(r"[a-z]+", name))})
-    rest = f"did you mean {' or '.join(map(repr, close))}?" if close else f"there are {', '.join(stems)}"
+    nothing = f"none of its {len(known)} is like it" if model else f"there are {', '.join(stems)}"
+    rest = f"did you mean {' or '.join(map(repr, close))}?" if close else nothing
     hint = "models that a fleet has of its own are asked by 'atoll quote MODEL'"
     return CliError(f"--model is {quoted(model)}: expected a model of the catalogue; {rest}", code=Exit.USAGE, hint=hint)
 

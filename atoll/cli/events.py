@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from atoll.cli import arguments
 from atoll.cli.figures import duration, local_time, rfc3339
-from atoll.cli.output import Column, Form, Listing, plain, printable, say, show_list, show_plain
+from atoll.cli.output import Column, Form, Listing, note, plain, printable, say, show_list, show_plain
 from atoll.cli.session import session, verb
+from atoll.model import limits
 from atoll.model.audit import AuditEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+# Some screens: what happened lately. All of a fleet's history is a million lines.
+_SHOWN: Final = 200
 
 EVENTS: Listing[AuditEvent] = Listing(
     kind="event",
@@ -41,6 +45,7 @@ def register(root: typer.Typer) -> None:
         "events",
         epilog="""
         atoll events
+        atoll events --limit 20
         atoll events --follow --after 1200
         atoll events --follow -o json  # one JSON object a line
         """,
@@ -50,20 +55,28 @@ def register(root: typer.Typer) -> None:
 def events(
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as things happen, until interrupted.")] = False,
-    after: Annotated[str, typer.Option("--after", metavar="SEQ", help="Only what comes after this number.")] = "0",
+    after: Annotated[str | None, typer.Option("--after", metavar="SEQ", help="Only what comes after this number.")] = None,
+    limit: Annotated[
+        str | None,
+        typer.Option("--limit", metavar="N", help="The last so many of what there is; 0: all. Default: 200, with --after all."),
+    ] = None,
 ) -> None:
     """Who did what to the fleet, when and why; and what it did by itself that a person should know.
 
     Times are shown in this machine's time zone; with -o json or yaml `time` is RFC 3339 in UTC, and `at_us` fleet time. -o wide has both.
     """
     after_seq = arguments.whole("--after", after, 0, 2**61)
+    most = arguments.whole("--limit", limit, 0, limits.AUDIT_LINES_MAX, default=0 if after is not None else _SHOWN)
     form = session().form
     with session().client() as client:
-        found = client.events(after_seq=after_seq, follow=follow)
+        found = client.events(after_seq=after_seq, limit=most, follow=follow)
         if follow:
             _follow(form, found)
         else:
-            _show(form, found)
+            told = list(found)
+            _show(form, told)
+            if most and len(told) == most and form in {Form.TABLE, Form.WIDE}:
+                note(f"the last {most} of them; --limit 0 lists all")
 
 
 def _show(form: Form, found: Iterable[AuditEvent]) -> None:

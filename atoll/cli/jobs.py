@@ -12,6 +12,7 @@ from atoll.cli import arguments, explain, outlook, progress
 from atoll.cli.exits import CliError, Exit
 from atoll.cli.figures import NONE, change, count, duration, size
 from atoll.cli.output import Column, Form, Listing, note, printable, say, show_list, show_one, show_plain
+from atoll.cli.refusals import as_options
 from atoll.cli.session import session, verb
 from atoll.cli.verbs import Noun
 from atoll.model import limits
@@ -127,12 +128,14 @@ def job_id(text: str) -> str:
     epilog="""
     atoll jobs list
     atoll jobs list --state running,placed -o wide
+    atoll jobs list --model flux.1-schnell --state queued
     atoll jobs list --state failed --limit 0 -o json | jq '.[].failure'
     """,
 )
 def list_jobs(
     *,
     state: Annotated[list[str] | None, typer.Option("--state", metavar="STATE", help="Only these states; may be repeated.")] = None,
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", show_default=False, help="Only this model's.")] = "",
     tenant: Annotated[str, typer.Option("--tenant", help="Only this tenant's (operators see all).")] = "",
     limit: Annotated[str, typer.Option("--limit", metavar="N", help="At most so many; 0: all.")] = "50",
 ) -> None:
@@ -145,9 +148,9 @@ def list_jobs(
         except ValueError:
             raise FieldError("--state", name, f"one of {', '.join(JobState)}") from None
     form = session().form
-    with session().client() as client:
+    with session().client() as client, as_options(model_id="--model"):
         size_of_page = min(most or limits.PAGE_SIZE_MAX, limits.PAGE_SIZE_MAX)
-        jobs = client.list(states=states, tenant=tenant, page_size=size_of_page)
+        jobs = client.list(states=states, tenant=tenant, model=model, page_size=size_of_page)
         found = list(islice(jobs, most)) if most else list(jobs)
     show_list(form, JOBS, found, empty="no jobs")
     if most and len(found) == most and form in {Form.TABLE, Form.WIDE}:

@@ -6,7 +6,7 @@ Decides what each field of a job is called here. Must not know what is refused a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -64,22 +64,23 @@ _WORDS: Final = (("an input named image", "--image"), ("a batch of ", "--batch "
 
 
 @contextmanager
-def as_options() -> Iterator[None]:
-    """A field that is refused, here or by an orchestrator, is named as the option that it was given by."""
+def as_options(**own: str) -> Iterator[None]:
+    """A field that is refused, here or by an orchestrator, is named as the option that it was given by: that of a job, or one of a verb's
+    `own`."""
     from atoll.client import InputError
 
     try:
         yield
     except InputError as error:
-        told = in_options(error.field, error.message)
+        told = in_options(error.field, error.message, own)
         if told is None:
             raise
         raise CliError(told, code=Exit.USAGE) from None
 
 
-def in_options(field: str, message: str) -> str | None:
+def in_options(field: str, message: str, others: Mapping[str, str] = _OPTIONS) -> str | None:
     """A refusal of this field as who used options understands it; None for a field that no option says."""
-    option = _OPTIONS.get(_WHICH.sub("", field))
+    option = others.get(field) or _OPTIONS.get(_WHICH.sub("", field))
     if option is None:
         return None
     what = re.sub(r"^jobs\[\d+\]: ", "", message)

@@ -136,11 +136,13 @@ class AsyncClient(AsyncAdapterVerbs):
         """A job as it is."""
         return await self.run(job_calls.get(job_id))
 
-    async def list(self, *, states: Collection[JobState] = (), tenant: str = "", page_size: int = 100) -> AsyncIterator[Job]:
+    async def list(
+        self, *, states: Collection[JobState] = (), tenant: str = "", model: str = "", page_size: int = 100
+    ) -> AsyncIterator[Job]:
         """Jobs, newest first, page by page. A job that ends meanwhile may come twice."""
         token = ""
         while True:
-            jobs, token = await self.run(job_calls.page(tenant, states, page_size, token))
+            jobs, token = await self.run(job_calls.page(tenant, model, states, page_size, token))
             for job in jobs:
                 yield job
             if not token:
@@ -311,9 +313,9 @@ class AsyncClient(AsyncAdapterVerbs):
         """Where a model is and should be; with `why`, what came and left lately."""
         return await self.run(copy_calls.where(model_id, events=why))
 
-    def events(self, *, after_seq: int = 0, follow: bool = False) -> AsyncIterator[AuditEvent]:
-        """The audit after a number: who did what and why. With `follow` it goes on as things happen."""
-        return self.follow(operator_calls.events(follow=follow), after_seq=after_seq)
+    def events(self, *, after_seq: int = 0, limit: int = 0, follow: bool = False) -> AsyncIterator[AuditEvent]:
+        """The audit after a number, its last `limit` lines (0: all): who did what and why. With `follow` it goes on as things happen."""
+        return self.follow(operator_calls.events(after_seq, limit, follow=follow), after_seq=after_seq)
 
     async def residuals(self, *, component: str = "", site_id: str = "", model_id: str = "") -> Residuals:
         """What was learned of the estimates: of one component, site or model, or of all."""

@@ -44,13 +44,14 @@ def get(job_id: str) -> Call[Job]:
     return Call(service=JOBS, method="Get", request=pb.GetJobRequest(job_id=_job_id(job_id)), read=job_from_proto, repeatable=True)
 
 
-def page(tenant: str, states: Collection[JobState], size: int, token: str) -> Call[tuple[tuple[Job, ...], str]]:
+def page(tenant: str, model: str, states: Collection[JobState], size: int, token: str) -> Call[tuple[tuple[Job, ...], str]]:
     """One page of jobs, newest first, and the token of the next ("": there is none)."""
     request = pb.ListJobsRequest(
         tenant=argument(parse_name, "tenant", tenant) if tenant else "",
         states=[JOB_STATE_TO[state] for state in sorted(set(states))],
         page_size=whole("page_size", size, 1, limits.PAGE_SIZE_MAX),
         page_token=token,
+        model_id=argument(parse_name, "model_id", model) if model else "",
     )
 
     def read(response: pb.ListJobsResponse) -> tuple[tuple[Job, ...], str]:

@@ -211,11 +211,13 @@ def _optional_name(field: str, value: str) -> str:
     return argument(parse_name, field, value) if value else ""
 
 
-def events(*, follow: bool) -> Stream[AuditEvent]:
-    """The audit; with `follow` it stays open."""
+def events(after_seq: int, limit: int, *, follow: bool) -> Stream[AuditEvent]:
+    """The audit after a number, at most the last so many lines of it (0: all); with `follow` it stays open."""
+    most = whole("limit", limit, 0, limits.AUDIT_LINES_MAX)
 
     def request_after(seq: int) -> pb.EventsRequest:
-        return pb.EventsRequest(after_seq=seq, follow=follow)
+        # Where the stream breaks off all that came meanwhile is wanted.
+        return pb.EventsRequest(after_seq=seq, follow=follow, limit=most if seq == after_seq else 0)
 
     def read(message: types_pb2.AuditEvent) -> AuditEvent | None:
         return audit_event_from_proto(message) if message.seq else None

@@ -136,11 +136,11 @@ class Client(AdapterVerbs):
         """A job as it is."""
         return self.run(job_calls.get(job_id))
 
-    def list(self, *, states: Collection[JobState] = (), tenant: str = "", page_size: int = 100) -> Iterator[Job]:
+    def list(self, *, states: Collection[JobState] = (), tenant: str = "", model: str = "", page_size: int = 100) -> Iterator[Job]:
         """Jobs, newest first, page by page. A job that ends meanwhile may come twice."""
         token = ""
         while True:
-            jobs, token = self.run(job_calls.page(tenant, states, page_size, token))
+            jobs, token = self.run(job_calls.page(tenant, model, states, page_size, token))
             yield from jobs
             if not token:
                 return
@@ -310,9 +310,9 @@ class Client(AdapterVerbs):
         """Where a model is and should be; with `why`, what came and left lately."""
         return self.run(copy_calls.where(model_id, events=why))
 
-    def events(self, *, after_seq: int = 0, follow: bool = False) -> Iterator[AuditEvent]:
-        """The audit after a number: who did what and why. With `follow` it goes on as things happen."""
-        return self.follow(operator_calls.events(follow=follow), after_seq=after_seq)
+    def events(self, *, after_seq: int = 0, limit: int = 0, follow: bool = False) -> Iterator[AuditEvent]:
+        """The audit after a number, its last `limit` lines (0: all): who did what and why. With `follow` it goes on as things happen."""
+        return self.follow(operator_calls.events(after_seq, limit, follow=follow), after_seq=after_seq)
 
     def residuals(self, *, component: str = "", site_id: str = "", model_id: str = "") -> Residuals:
         """What was learned of the estimates: of one component, site or model, or of all."""

@@ -70,6 +70,8 @@ REASON_CHARS_MAX: Final = 500
 # Candidates kept with a decision: the chosen and the 8 next best.
 CANDIDATES_KEPT: Final = 9
 PAGE_SIZE_MAX: Final = 1_000
+# Lines of the audit that are kept: at one a second, eleven days of uninterrupted incidents; of usual operation, years.
+AUDIT_LINES_MAX: Final = 1_000_000
 # One chunk of an upload or download: a quarter of gRPC's default message limit.
 CHUNK_BYTES: Final = 1024 * 1024
 # Largest input file of a job.

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from atoll.v1 import types_pb2 as atoll_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61toll/v1/job_service.proto\x12\x08\x61toll.v1\x1a\x14\x61toll/v1/types.proto\"I\n\rSubmitRequest\x12\x1f\n\x04spec\x18\x01 \x01(\x0b\x32\x11.atoll.v1.JobSpec\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"2\n\x0eSubmitResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08\x65xisting\x18\x02 \x01(\x08\";\n\x12SubmitBatchRequest\x12%\n\x04jobs\x18\x01 \x03(\x0b\x32\x17.atoll.v1.SubmitRequest\"U\n\rSubmitOutcome\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08\x65xisting\x18\x02 \x01(\x08\x12\"\n\x07refusal\x18\x03 \x01(\x0b\x32\x11.atoll.v1.Refusal\"O\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x03\"@\n\x13SubmitBatchResponse\x12)\n\x08outcomes\x18\x01 \x03(\x0b\x32\x17.atoll.v1.SubmitOutcome\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"l\n\x0fListJobsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\"\n\x06states\x18\x02 \x03(\x0e\x32\x12.atoll.v1.JobState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"H\n\x10ListJobsResponse\x12\x1b\n\x04jobs\x18\x01 \x03(\x0b\x32\r.atoll.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"N\n\x10WatchJobsRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x03\x12\x16\n\x0euntil_terminal\x18\x03 \x01(\x08\"L\n\x11WatchJobsResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x1a\n\x03job\x18\x02 \x01(\x0b\x32\r.atoll.v1.Job\x12\x0e\n\x06resync\x18\x03 \x01(\x08\"2\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"4\n\x11\x45xplainJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07site_id\x18\x02 \x01(\t\"\xe6\x01\n\x12\x45xplainJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.atoll.v1.Job\x12\x16\n\x0equeue_position\x18\x02 \x01(\x03\x12\x14\n\x0cqueue_length\x18\x03 \x01(\x03\x12\x0e\n\x06now_us\x18\x04 \x01(\x03\x12\x15\n\rheld_until_us\x18\x05 \x01(\x03\x12\x1a\n\x03\x65ta\x18\x06 \x01(\x0b\x32\r.atoll.v1.Eta\x12\x1e\n\x05quote\x18\x07 \x01(\x0b\x32\x0f.atoll.v1.Quote\x12#\n\x06places\x18\x08 \x03(\x0b\x32\x13.atoll.v1.PlaceView\"/\n\x0cQuoteRequest\x12\x1f\n\x04spec\x18\x01 \x01(\x0b\x32\x11.atoll.v1.JobSpec\"/\n\rQuoteResponse\x12\x1e\n\x05quote\x18\x01 \x01(\x0b\x32\x0f.atoll.v1.Quote\"@\n\x0eJobLogsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07ordinal\x18\x02 \x01(\x03\x12\r\n\x05lines\x18\x03 \x01(\x05\"B\n\x0fJobLogsResponse\x12\x0f\n\x07site_id\x18\x01 \x01(\t\x12\x0f\n\x07ordinal\x18\x02 \x01(\x03\x12\r\n\x05lines\x18\x03 \x03(\t\",\n\rUploadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"3\n\x0eUploadResponse\x12!\n\x05input\x18\x01 \x01(\x0b\x32\x12.atoll.v1.InputRef\"C\n\x0f\x44ownloadRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"6\n\x10\x44ownloadResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\x32\xbd\x05\n\nJobService\x12;\n\x06Submit\x12\x17.atoll.v1.SubmitRequest\x1a\x18.atoll.v1.SubmitResponse\x12J\n\x0bSubmitBatch\x12\x1c.atoll.v1.SubmitBatchRequest\x1a\x1d.atoll.v1.SubmitBatchResponse\x12-\n\x03Get\x12\x17.atoll.v1.GetJobRequest\x1a\r.atoll.v1.Job\x12=\n\x04List\x12\x19.atoll.v1.ListJobsRequest\x1a\x1a.atoll.v1.ListJobsResponse\x12\x42\n\x05Watch\x12\x1a.atoll.v1.WatchJobsRequest\x1a\x1b.atoll.v1.WatchJobsResponse0\x01\x12\x33\n\x06\x43\x61ncel\x12\x1a.atoll.v1.CancelJobRequest\x1a\r.atoll.v1.Job\x12\x44\n\x07\x45xplain\x12\x1b.atoll.v1.ExplainJobRequest\x1a\x1c.atoll.v1.ExplainJobResponse\x12\x38\n\x05Quote\x12\x16.atoll.v1.QuoteRequest\x1a\x17.atoll.v1.QuoteResponse\x12;\n\x04Logs\x12\x18.atoll.v1.JobLogsRequest\x1a\x19.atoll.v1.JobLogsResponse\x12=\n\x06Upload\x12\x17.atoll.v1.UploadRequest\x1a\x18.atoll.v1.UploadResponse(\x01\x12\x43\n\x08\x44ownload\x12\x19.atoll.v1.DownloadRequest\x1a\x1a.atoll.v1.DownloadResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61toll/v1/job_service.proto\x12\x08\x61toll.v1\x1a\x14\x61toll/v1/types.proto\"I\n\rSubmitRequest\x12\x1f\n\x04spec\x18\x01 \x01(\x0b\x32\x11.atoll.v1.JobSpec\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"2\n\x0eSubmitResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08\x65xisting\x18\x02 \x01(\x08\";\n\x12SubmitBatchRequest\x12%\n\x04jobs\x18\x01 \x03(\x0b\x32\x17.atoll.v1.SubmitRequest\"U\n\rSubmitOutcome\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08\x65xisting\x18\x02 \x01(\x08\x12\"\n\x07refusal\x18\x03 \x01(\x0b\x32\x11.atoll.v1.Refusal\"O\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x03\"@\n\x13SubmitBatchResponse\x12)\n\x08outcomes\x18\x01 \x03(\x0b\x32\x17.atoll.v1.SubmitOutcome\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"~\n\x0fListJobsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\"\n\x06states\x18\x02 \x03(\x0e\x32\x12.atoll.v1.JobState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x10\n\x08model_id\x18\x05 \x01(\t\"H\n\x10ListJobsResponse\x12\x1b\n\x04jobs\x18\x01 \x03(\x0b\x32\r.atoll.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"N\n\x10WatchJobsRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x03\x12\x16\n\x0euntil_terminal\x18\x03 \x01(\x08\"L\n\x11WatchJobsResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x1a\n\x03job\x18\x02 \x01(\x0b\x32\r.atoll.v1.Job\x12\x0e\n\x06resync\x18\x03 \x01(\x08\"2\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"4\n\x11\x45xplainJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07site_id\x18\x02 \x01(\t\"\xe6\x01\n\x12\x45xplainJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.atoll.v1.Job\x12\x16\n\x0equeue_position\x18\x02 \x01(\x03\x12\x14\n\x0cqueue_length\x18\x03 \x01(\x03\x12\x0e\n\x06now_us\x18\x04 \x01(\x03\x12\x15\n\rheld_until_us\x18\x05 \x01(\x03\x12\x1a\n\x03\x65ta\x18\x06 \x01(\x0b\x32\r.atoll.v1.Eta\x12\x1e\n\x05quote\x18\x07 \x01(\x0b\x32\x0f.atoll.v1.Quote\x12#\n\x06places\x18\x08 \x03(\x0b\x32\x13.atoll.v1.PlaceView\"/\n\x0cQuoteRequest\x12\x1f\n\x04spec\x18\x01 \x01(\x0b\x32\x11.atoll.v1.JobSpec\"/\n\rQuoteResponse\x12\x1e\n\x05quote\x18\x01 \x01(\x0b\x32\x0f.atoll.v1.Quote\"@\n\x0eJobLogsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07ordinal\x18\x02 \x01(\x03\x12\r\n\x05lines\x18\x03 \x01(\x05\"B\n\x0fJobLogsResponse\x12\x0f\n\x07site_id\x18\x01 \x01(\t\x12\x0f\n\x07ordinal\x18\x02 \x01(\x03\x12\r\n\x05lines\x18\x03 \x03(\t\",\n\rUploadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"3\n\x0eUploadResponse\x12!\n\x05input\x18\x01 \x01(\x0b\x32\x12.atoll.v1.InputRef\"C\n\x0f\x44ownloadRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"6\n\x10\x44ownloadResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\x32\xbd\x05\n\nJobService\x12;\n\x06Submit\x12\x17.atoll.v1.SubmitRequest\x1a\x18.atoll.v1.SubmitResponse\x12J\n\x0bSubmitBatch\x12\x1c.atoll.v1.SubmitBatchRequest\x1a\x1d.atoll.v1.SubmitBatchResponse\x12-\n\x03Get\x12\x17.atoll.v1.GetJobRequest\x1a\r.atoll.v1.Job\x12=\n\x04List\x12\x19.atoll.v1.ListJobsRequest\x1a\x1a.atoll.v1.ListJobsResponse\x12\x42\n\x05Watch\x12\x1a.atoll.v1.WatchJobsRequest\x1a\x1b.atoll.v1.WatchJobsResponse0\x01\x12\x33\n\x06\x43\x61ncel\x12\x1a.atoll.v1.CancelJobRequest\x1a\r.atoll.v1.Job\x12\x44\n\x07\x45xplain\x12\x1b.atoll.v1.ExplainJobRequest\x1a\x1c.atoll.v1.ExplainJobResponse\x12\x38\n\x05Quote\x12\x16.atoll.v1.QuoteRequest\x1a\x17.atoll.v1.QuoteResponse\x12;\n\x04Logs\x12\x18.atoll.v1.JobLogsRequest\x1a\x19.atoll.v1.JobLogsResponse\x12=\n\x06Upload\x12\x17.atoll.v1.UploadRequest\x1a\x18.atoll.v1.UploadResponse(\x01\x12\x43\n\x08\x44ownload\x12\x19.atoll.v1.DownloadRequest\x1a\x1a.atoll.v1.DownloadResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,35 +47,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETJOBREQUEST']._serialized_start=484
   _globals['_GETJOBREQUEST']._serialized_end=515
   _globals['_LISTJOBSREQUEST']._serialized_start=517
-  _globals['_LISTJOBSREQUEST']._serialized_end=625
-  _globals['_LISTJOBSRESPONSE']._serialized_start=627
-  _globals['_LISTJOBSRESPONSE']._serialized_end=699
-  _globals['_WATCHJOBSREQUEST']._serialized_start=701
-  _globals['_WATCHJOBSREQUEST']._serialized_end=779
-  _globals['_WATCHJOBSRESPONSE']._serialized_start=781
-  _globals['_WATCHJOBSRESPONSE']._serialized_end=857
-  _globals['_CANCELJOBREQUEST']._serialized_start=859
-  _globals['_CANCELJOBREQUEST']._serialized_end=909
-  _globals['_EXPLAINJOBREQUEST']._serialized_start=911
-  _globals['_EXPLAINJOBREQUEST']._serialized_end=963
-  _globals['_EXPLAINJOBRESPONSE']._serialized_start=966
-  _globals['_EXPLAINJOBRESPONSE']._serialized_end=1196
-  _globals['_QUOTEREQUEST']._serialized_start=1198
-  _globals['_QUOTEREQUEST']._serialized_end=1245
-  _globals['_QUOTERESPONSE']._serialized_start=1247
-  _globals['_QUOTERESPONSE']._serialized_end=1294
-  _globals['_JOBLOGSREQUEST']._serialized_start=1296
-  _globals['_JOBLOGSREQUEST']._serialized_end=1360
-  _globals['_JOBLOGSRESPONSE']._serialized_start=1362
-  _globals['_JOBLOGSRESPONSE']._serialized_end=1428
-  _globals['_UPLOADREQUEST']._serialized_start=1430
-  _globals['_UPLOADREQUEST']._serialized_end=1474
-  _globals['_UPLOADRESPONSE']._serialized_start=1476
-  _globals['_UPLOADRESPONSE']._serialized_end=1527
-  _globals['_DOWNLOADREQUEST']._serialized_start=1529
-  _globals['_DOWNLOADREQUEST']._serialized_end=1596
-  _globals['_DOWNLOADRESPONSE']._serialized_start=1598
-  _globals['_DOWNLOADRESPONSE']._serialized_end=1652
-  _globals['_JOBSERVICE']._serialized_start=1655
-  _globals['_JOBSERVICE']._serialized_end=2356
+  _globals['_LISTJOBSREQUEST']._serialized_end=643
+  _globals['_LISTJOBSRESPONSE']._serialized_start=645
+  _globals['_LISTJOBSRESPONSE']._serialized_end=717
+  _globals['_WATCHJOBSREQUEST']._serialized_start=719
+  _globals['_WATCHJOBSREQUEST']._serialized_end=797
+  _globals['_WATCHJOBSRESPONSE']._serialized_start=799
+  _globals['_WATCHJOBSRESPONSE']._serialized_end=875
+  _globals['_CANCELJOBREQUEST']._serialized_start=877
+  _globals['_CANCELJOBREQUEST']._serialized_end=927
+  _globals['_EXPLAINJOBREQUEST']._serialized_start=929
+  _globals['_EXPLAINJOBREQUEST']._serialized_end=981
+  _globals['_EXPLAINJOBRESPONSE']._serialized_start=984
+  _globals['_EXPLAINJOBRESPONSE']._serialized_end=1214
+  _globals['_QUOTEREQUEST']._serialized_start=1216
+  _globals['_QUOTEREQUEST']._serialized_end=1263
+  _globals['_QUOTERESPONSE']._serialized_start=1265
+  _globals['_QUOTERESPONSE']._serialized_end=1312
+  _globals['_JOBLOGSREQUEST']._serialized_start=1314
+  _globals['_JOBLOGSREQUEST']._serialized_end=1378
+  _globals['_JOBLOGSRESPONSE']._serialized_start=1380
+  _globals['_JOBLOGSRESPONSE']._serialized_end=1446
+  _globals['_UPLOADREQUEST']._serialized_start=1448
+  _globals['_UPLOADREQUEST']._serialized_end=1492
+  _globals['_UPLOADRESPONSE']._serialized_start=1494
+  _globals['_UPLOADRESPONSE']._serialized_end=1545
+  _globals['_DOWNLOADREQUEST']._serialized_start=1547
+  _globals['_DOWNLOADREQUEST']._serialized_end=1614
+  _globals['_DOWNLOADRESPONSE']._serialized_start=1616
+  _globals['_DOWNLOADRESPONSE']._serialized_end=1670
+  _globals['_JOBSERVICE']._serialized_start=1673
+  _globals['_JOBSERVICE']._serialized_end=2374
 # @@protoc_insertion_point(module_scope)

@@ -253,9 +253,12 @@ class OperatorService(OperatorServiceServicer):
     async def Events(self, request: pb.EventsRequest, context: Context) -> AsyncIterator[types_pb2.AuditEvent]:
         """The audit after a number: from the store, then as it grows."""
         last = ChangeSeq(number("after_seq", request.after_seq, 0, COUNT_MAX))
+        most = number("limit", request.limit, 0, limits.AUDIT_LINES_MAX)
         # Before the store is read, so that no line falls between.
         watcher = self._audit.open()
         try:
+            if most:
+                last = max(last, await self._store.audit_tail(most=most))
             while True:
                 while page := await self._store.list_audit(after=last, limit=_AUDIT_PAGE):
                     for event in page:

@@ -5,7 +5,6 @@ Decides codes and details only. A caller learns of our own bugs a reference, not
 
 from __future__ import annotations
 
-import heapq
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -41,6 +40,8 @@ CODES: Final = {
 }
 # HTTP/2 headers are bytes of at most 16 KiB in all; a message of this length says enough.
 _MESSAGE_CHARS: Final = 2_000
+# Names that are all told where none is like the one that was meant.
+_LISTED_MAX: Final = 5
 
 
 class UnauthenticatedError(AtollError):
@@ -158,8 +159,10 @@ def did_you_mean(field: str, value: str, what: str, known: Collection[str], *, g
     close = alike(value, known) if guess else []
     if close:
         return FieldError(field, value, f"a known {what}; did you mean {_either(close)}?")
-    some = ", ".join(heapq.nsmallest(5, known)) or "none yet"
-    return FieldError(field, value, f"a known {what} ({some}{', ...' if len(known) > 5 else ''})")
+    if len(known) > _LISTED_MAX:
+        # Some of many would be those that happen to come first, which nobody meant.
+        return FieldError(field, value, f"a known {what}" + (f"; none of the {len(known)} is like it" if guess else ""))
+    return FieldError(field, value, f"a known {what} ({', '.join(sorted(known)) or 'none yet'})")
 
 
 def not_found(kind: str, name: str, known: Collection[str]) -> NotFoundError:

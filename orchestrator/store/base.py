@@ -61,6 +61,9 @@ class Store(Protocol):
     async def list_audit(self, *, after: ChangeSeq, limit: int) -> tuple[AuditEvent, ...]:
         """Audit lines with seq > `after`, ascending."""
 
+    async def audit_tail(self, *, most: int) -> ChangeSeq:
+        """The number after which at most so many lines of the audit follow; 0: all do."""
+
     async def sweep(self, *, now_us: int, retention_ms: int, max_ended: int) -> int:
         """Forget terminal jobs older than the retention or beyond the count; how many went. In small transactions."""
 

@@ -20,7 +20,7 @@ from atoll.model.audit import AuditEvent
 from atoll.model.errors import StateError
 from atoll.model.ids import ChangeSeq, JobId, TenantId, Term
 from atoll.model.job import Job, JobState
-from atoll.model.limits import WALL_MS_MAX
+from atoll.model.limits import AUDIT_LINES_MAX, WALL_MS_MAX
 from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.outputs import Record
 from orchestrator.store import sqlite_rows as rows
@@ -35,8 +35,6 @@ T = TypeVar("T")
 ENDED_KEYS_MAX: Final = 300_000
 # Rows deleted in one transaction of a sweep: a few milliseconds, for which a commit may have to wait.
 SWEEP_ROWS: Final = 500
-# Lines of the audit that are kept: at one a second, eleven days of uninterrupted incidents; of usual operation, years.
-AUDIT_LINES_MAX: Final = 1_000_000
 
 
 def _wall_ms() -> int:
@@ -95,6 +93,10 @@ class SqliteStore:
     async def list_audit(self, *, after: ChangeSeq, limit: int) -> tuple[AuditEvent, ...]:
         """See `Store`."""
         return await self._read(lambda: rows.list_audit(self._open_reader(), after, limit))
+
+    async def audit_tail(self, *, most: int) -> ChangeSeq:
+        """See `Store`."""
+        return await self._read(lambda: rows.audit_tail(self._open_reader(), most))
 
     async def sweep(self, *, now_us: int, retention_ms: int, max_ended: int) -> int:
         """See `Store`. Ends early when the term was deposed. Trims the audit too."""

@@ -361,6 +361,12 @@ def list_audit(connection: sqlite3.Connection, after: ChangeSeq, limit: int) -> 
     return tuple(replace(stored.decode_audit(line), written_ms=written_ms) for line, written_ms in found)
 
 
+def audit_tail(connection: sqlite3.Connection, most: int) -> ChangeSeq:
+    """The number after which at most so many lines follow."""
+    row = connection.execute("SELECT seq FROM audit ORDER BY seq DESC LIMIT 1 OFFSET ?", (most,)).fetchone()
+    return ChangeSeq(row[0] if row is not None else 0)
+
+
 # --- forgetting ---------------------------------------------------------------------------------------------------------------
 
 

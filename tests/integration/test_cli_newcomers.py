@@ -17,7 +17,7 @@ import pytest
 
 from atoll.cli.exits import Exit
 from atoll.cli.output import plain
-from atoll.client import AsyncClient, DeadlineError, NeverRunsWarning
+from atoll.client import AsyncClient, DeadlineError, NeverRunsWarning, operator_calls
 from atoll.model.attempt import AttemptState
 from atoll.model.ids import TenantId
 from atoll.v1 import job_service_pb2 as jobs_pb
@@ -38,6 +38,32 @@ ONLY_B = types_pb2.Constraints(sites=["b"])
 def atoll(capsys: Shown) -> Callable[[Running], Atoll]:
     """A function that runs one command line against an orchestrator: (code, standard output, standard error)."""
     return partial(command_line, capsys)
+
+
+async def test_lists_are_cut_to_what_was_asked_for_and_say_so(tmp_path: Path, atoll: Callable[[Running], Atoll]) -> None:
+    async with orchestrator(tmp_path) as running:
+        run = atoll(running)
+        await running.add_models(model("m"), model("n"))
+        for number in range(4):
+            await run("sites", "add", f"lab-{number}", "--region", "Berlin")
+        every = json.loads((await run("events", "-o", "json"))[1])
+        assert len(every) > 4
+        assert json.loads((await run("events", "--limit", "2", "-o", "json"))[1]) == every[-2:]
+        assert json.loads((await run("events", "--after", str(every[0]["seq"]), "-o", "json"))[1]) == every[1:]
+        _, out, err = await run("events", "--limit", "2")
+        assert len(out.splitlines()) == 3 and err == "the last 2 of them; --limit 0 lists all\n"
+        assert (await run("events", "--limit", "many"))[0] == Exit.USAGE
+        mine = [await running.submit(model_id=name) for name in ("m", "n", "m")][::2]
+        code, out, _ = await run("jobs", "list", "--model", "m", "-o", "name")
+        assert (code, out.split()) == (Exit.OK, [f"job/{job_id}" for job_id in reversed(mine)])
+        code, _, err = await run("jobs", "list", "--model", "mm")
+        assert code == Exit.USAGE and err.startswith("error: --model is 'mm': expected a known model") and err.count("\n") == 1
+
+
+def test_a_stream_of_events_that_breaks_goes_on_with_all_that_came_meanwhile() -> None:
+    stream = operator_calls.events(7, 2, follow=True)
+    asked = [stream.request_after(seq) for seq in (7, 40)]
+    assert asked == [operators_pb.EventsRequest(after_seq=7, limit=2, follow=True), operators_pb.EventsRequest(after_seq=40, follow=True)]
 
 
 async def test_events_are_dated_by_a_clock_that_people_have(

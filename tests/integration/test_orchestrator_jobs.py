@@ -13,6 +13,7 @@ from atoll.model.attempt import AttemptState
 from atoll.v1 import job_service_pb2 as pb
 from atoll.v1 import operator_service_pb2 as operators_pb
 from atoll.v1 import types_pb2
+from orchestrator.api import listing
 from tests.integration.running_orchestrator import Running, ScriptedAgent, job, orchestrator, trailers, until
 from tests.unit.fleet_of_machines import model, site
 
@@ -180,6 +181,36 @@ async def test_listing_pages_over_live_and_ended_jobs_newest_first(tmp_path: Pat
             assert all(len(page) <= size for page in pages)
         assert await _pages(running, 100, tenant="t") == [[one for one in live[::-1] + submitted[3:6][::-1] if one in submitted[1::2]]]
         assert await _pages(running, 2, states=[CANCELLED]) == [submitted[3:6][:0:-1], submitted[3:4]]
+
+
+async def test_jobs_of_one_model_are_listed_and_an_unknown_name_says_what_was_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So few are looked at for one page that its jobs lie on several.
+    monkeypatch.setattr(listing, "_READ_AT_ONCE", 2)
+    monkeypatch.setattr(listing, "_READ_MAX", 4)
+    async with orchestrator(tmp_path) as running:
+        await running.add_models(model("m"), *(model(f"other-{number}") for number in range(6)))
+        submitted = [await running.submit(model_id="m" if index in (0, 9, 11) else "other-1") for index in range(12)]
+        for job_id in submitted[:10]:
+            await running.jobs.Cancel(pb.CancelJobRequest(job_id=job_id))
+        mine = [submitted[11], submitted[9], submitted[0]]
+        for size in (1, 2, 100):
+            pages = await _pages(running, size, model_id="m")
+            assert [job_id for page in pages for job_id in page] == mine
+            assert all(len(page) <= size for page in pages)
+        assert len(await _pages(running, 100, model_id="m")) == 3, "ten that have ended are looked at four by four"
+        assert await _pages(running, 100, model_id="m", states=[CANCELLED]) == [[submitted[9]], [], [submitted[0]]]
+        assert await _pages(running, 100, model_id="other-2") == [[], [], []], "it is known: nobody asked for it"
+        token = (await running.jobs.List(pb.ListJobsRequest(page_size=1, model_id="m"))).next_page_token
+        for request, field, meant in (
+            (pb.ListJobsRequest(page_token=token, model_id="other-1"), "page_token", ""),
+            (pb.ListJobsRequest(model_id="othr-1"), "model_id", "did you mean 'other-1'"),
+            (pb.ListJobsRequest(model_id="nope"), "model_id", "none of the 7 is like it"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await running.jobs.List(request)
+            assert trailers(refused)["atoll-field"] == field and meant in (refused.value.details() or "")
 
 
 async def test_page_tokens_from_elsewhere_are_refused(tmp_path: Path) -> None:

@@ -164,6 +164,15 @@ async def test_events_are_read_from_the_store_and_then_live(tmp_path: Path) -> N
     async with orchestrator(tmp_path) as running:
         resumed = [event async for event in running.operators.Events(pb.EventsRequest(after_seq=seen[-1].seq))]
         assert resumed[0] == live
+        every = [event async for event in running.operators.Events(pb.EventsRequest())]
+        for most, after_seq in ((1, 0), (3, 0), (len(every), 0), (10_000, 0), (2, every[0].seq), (10_000, every[-3].seq)):
+            told = [event async for event in running.operators.Events(pb.EventsRequest(limit=most, after_seq=after_seq))]
+            assert told == [event for event in every if event.seq > after_seq][-most:]
+        following = running.operators.Events(pb.EventsRequest(limit=1, follow=True))
+        assert (await following.read()) == every[-1]
+        await running.operators.CordonSite(pb.CordonSiteRequest(site_id="a", reason="three"))
+        assert (await following.read()).reason == "three", "what comes is told besides"
+        following.cancel()
 
 
 async def test_applying_sites_says_what_changes_and_refuses_unknown_gpus_and_doubles(tmp_path: Path) -> None:

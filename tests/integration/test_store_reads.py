@@ -109,6 +109,7 @@ async def test_the_audit_is_paged_in_order(store: Store) -> None:
     while page := await store.list_audit(after=found[-1].seq if found else ChangeSeq(0), limit=3):
         found.extend(page)
     assert found == lines
+    assert [await store.audit_tail(most=most) for most in (1, 3, 10, 11, 1_000)] == [10, 8, 1, 0, 0]
 
 
 async def test_keys_of_ended_jobs_are_found(backend: Backend[Store], store: Store) -> None:
