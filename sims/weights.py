@@ -203,14 +203,14 @@ class SimWeights:
         if node.disk_free_bytes() < model.weights_bytes:
             self._fail_fetch(command, FailureKind.DISK_FULL)
             return
-        near = any(other.disk.get(model.model_id) for other in self._nodes.values())
+        near = command.fetch_from is None and any(other.disk.get(model.model_id) for other in self._nodes.values())
         elapsed_us = self._truth.copy_us(self._site_id, model) if near else self._truth.fetch_us(self._site_id, model)
         if self._faults.strikes(Fault.FETCH_FAILS):
             kind = self._random.choice((FailureKind.FETCH_FAILED, FailureKind.BAD_WEIGHTS, FailureKind.DISK_FULL))
             fail = partial(self._fail_fetch, command, kind)
             self._fly(node, model.model_id, self._random.randint(*_FAILURE_US), fail)
             return
-        if command.fetch_from is not None and not near:
+        if command.fetch_from is not None:
             elapsed_us = self._read(command.node_id, model, command.fetch_from, elapsed_us)
         self._fly(node, model.model_id, elapsed_us, partial(self._fetched, node, command.node_id, model))
 

@@ -162,7 +162,7 @@ class NodeWeights:
     def _peers(self, command: FetchWeights) -> PeerSources | None:
         """Where the orchestrator says that the weights are nearest."""
         told = command.fetch_from
-        if told is None:
+        if told is None or not told.peers:
             return None
         peers = tuple(PeerSource(site_id=peer.site_id, url=peer.url, token=self._peer_token) for peer in told.peers)
         return PeerSources(peers=peers, origin_too=told.origin_too)

@@ -183,11 +183,11 @@ class TwinWeights:
     def _begin(self, node: _Storage, command: FetchWeights | FetchAdapter, name: str, size_bytes: int) -> None:
         node.incoming[name] = size_bytes
         self._fetches += 1
-        copied = isinstance(command, FetchWeights) and any(other.disk.get(command.model.model_id) for other in self._nodes.values())
+        copied = isinstance(command, FetchWeights) and command.fetch_from is None and self.holds(command.model.model_id)
         rate = self._spec.lan_bytes_per_s if copied else min(self._spec.origin_bytes_per_s, self._spec.wan_bytes_per_s)
         key = f"{command.node_id}/{name}#{self._fetches}"
         alone_us, share = self._truth.fetch_us(size_bytes, rate, 0, self._spec.site_id, key), 1.0
-        if isinstance(command, FetchWeights) and command.fetch_from is not None and not copied:
+        if isinstance(command, FetchWeights) and command.fetch_from is not None:
             here, model_id = self._spec.site_id, command.model.model_id
             named = [peer.site_id for peer in command.fetch_from.peers]
             found = {src: self._peers.fetch_us(self._truth, src, here, model_id, size_bytes, key) for src in named}

@@ -271,7 +271,7 @@ _ENDS: Final = {AttemptState.FAILED: "failed", AttemptState.LOST: "was lost", At
 
 
 def _corrected_as(component: Component | None, chosen: Candidate) -> Component | None:
-    return Component.PEER if component is Component.FETCH and chosen.fetch_from is not None else component
+    return Component.PEER if component is Component.FETCH and chosen.fetch_from is not None and chosen.fetch_from.sites else component
 
 
 def _factor(attempt: Attempt, component: Component | None) -> str:

@@ -41,7 +41,7 @@ def _doing(names: Sequence[str], candidate: Candidate, weights_bytes: int) -> st
 
 def _whose(candidate: Candidate) -> str:
     """Where weights come from that do not come from the origin store."""
-    if candidate.fetch_from is None:
+    if candidate.fetch_from is None or not candidate.fetch_from.sites:
         return ""
     return f" from the peer site{'s' if len(candidate.fetch_from.sites) > 1 else ''} {sources(candidate.fetch_from)}"
 

@@ -28,7 +28,7 @@ class Peer:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
     """Peers from which weights are read at once, the one that gives most first. `origin_too`: the origin store beside them, not only when
-    they fail."""
+    they fail; that alone, where there are no peers, although other nodes of the site have them."""
 
     peers: tuple[Peer, ...]
     origin_too: bool = False
@@ -58,7 +58,7 @@ class AssignedAttempt:
     # Work without a renewal stops itself after this long; enforced where the work runs.
     stop_after_ms: int
     request_id: str = ""
-    fetch_from: Sources | None = None  # where the weights are nearest, if they have to be fetched; None: the origin store
+    fetch_from: Sources | None = None  # where the weights are nearest, if they have to be fetched; None: the site, else the origin store
     adapters_from: tuple[AdapterPeer, ...] = ()  # of adapters that have to be fetched those that are nearest at a peer
 
 

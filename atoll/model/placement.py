@@ -106,7 +106,8 @@ class Awaits(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchFrom:
-    """Sites whose disks weights come from, all at once, the one that gives most first. `origin_too`: and from the origin store."""
+    """Sites whose disks weights come from, all at once, the one that gives most first. `origin_too`: and from the origin store; from that
+    alone, where there are no sites, although other nodes of the site have them."""
 
     sites: tuple[SiteId, ...]
     origin_too: bool = False
@@ -123,7 +124,7 @@ class Candidate:
     cold: bool
     wait_us: int = 0  # > 0: no slot can be bound now, this is the deferral's price
     awaits: Awaits = Awaits.NOTHING
-    fetch_from: FetchFrom | None = None  # None: the origin store alone, or no fetch
+    fetch_from: FetchFrom | None = None  # None: another node of the site where one has them, else the origin store; or no fetch
     lacks: tuple[AdapterId, ...] = ()  # adapters of the job that its replica is still to be given
 
 

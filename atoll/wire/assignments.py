@@ -77,7 +77,7 @@ def _peers_to_proto(sources: Sources | None) -> list[pb.Peer]:
 
 def _sources_from_proto(peers: Sequence[pb.Peer], *, origin_too: bool) -> Sources | None:
     found = bounds.each("fetch_from", peers, limits.FETCH_SOURCES_MAX, peer_from_proto)
-    return Sources(peers=found, origin_too=origin_too) if found else None
+    return Sources(peers=found, origin_too=origin_too) if found or origin_too else None
 
 
 def desired_replica_to_proto(desired: DesiredReplica) -> pb.DesiredReplica:

@@ -55,7 +55,7 @@ def candidate_from_proto(msg: pb.Candidate) -> Candidate:
 
 def _fetch_from(msg: pb.Candidate) -> FetchFrom | None:
     sites = bounds.names("fetch_from", msg.fetch_from, limits.FETCH_SOURCES_MAX)
-    return FetchFrom(sites=tuple([SiteId(name) for name in sites]), origin_too=msg.origin_too) if sites else None
+    return FetchFrom(sites=tuple([SiteId(name) for name in sites]), origin_too=msg.origin_too) if sites or msg.origin_too else None
 
 
 def _awaits_from_proto(name: str) -> Awaits:

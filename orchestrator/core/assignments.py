@@ -67,9 +67,11 @@ def _make(ctx: Context, site: Site) -> Assignment:
 
 
 def _sources(ctx: Context, chosen: FetchFrom | None) -> Sources | None:
-    """Peer sites as their weights can be read now, without those that fell silent or went meanwhile; None: the origin store alone."""
+    """Peer sites as their weights can be read now, without those that fell silent or went meanwhile; None: as the site sees fit."""
     if chosen is None:
         return None
+    if not chosen.sites:
+        return Sources(peers=(), origin_too=True)
     sites = [ctx.state.sites[site_id] for site_id in chosen.sites if site_id in ctx.state.sites]
     peers = tuple(Peer(site_id=site.site_id, url=site.record.spec.weights_url) for site in sites if serves(site))
     return Sources(peers=peers, origin_too=chosen.origin_too) if peers else None

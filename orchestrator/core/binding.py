@@ -13,10 +13,11 @@ from atoll.model.placement import Explanation
 from orchestrator.core import breakers, etas, leases, preempting, sites, turnover, wishes
 from orchestrator.core.context import Context
 from orchestrator.core.outputs import JobPlaced
-from orchestrator.core.placement.choose import Board, slots_of, victims_in
+from orchestrator.core.placement.choose import Board, slots_of
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.registry import TERM_NAMES
 from orchestrator.core.placement.rows import Out
+from orchestrator.core.placement.victims import victims_in
 from orchestrator.core.state import JobEntry, LiveAttempt, Replica, Slot
 
 

@@ -119,7 +119,8 @@ def place_of(ctx: Context, key: ClassKey, board: Board, column: Column, slots: t
     source, coming_us = Source.DISK, 0
     if not is_ready:
         dyn, fix = ctx.columns.dyn[column.index], estimate.fix[row]
-        fetch = Fetch(int(fix[Fix.FETCH]) * (int(dyn[Dyn.FLOWS]) + 1), int(fix[Fix.COPY]) * (int(dyn[Dyn.COPIES]) + 1))
+        alone_us, flows, copy_us = int(fix[Fix.FETCH]), int(dyn[Dyn.FLOWS]), int(fix[Fix.COPY]) * (int(dyn[Dyn.COPIES]) + 1)
+        fetch = Fetch(alone_us * (flows + 1), copy_us, min(copy_us, alone_us * max(flows, 1)))
         near = ctx.columns.where.near(column, key.model_id)
         source, coming_us = fetch_us(source_at(column, key.model_id, slots[0].node_index, near), fetch, ctx.now_us)
     load_us = max(int(estimate.fix[row, Fix.SERIAL] - estimate.fix[ready_row, Fix.SERIAL]), 0)

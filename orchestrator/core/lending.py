@@ -16,10 +16,11 @@ from orchestrator.core.claiming import free_at_us
 from orchestrator.core.claims import members
 from orchestrator.core.context import Context
 from orchestrator.core.placement import supposing
-from orchestrator.core.placement.choose import Board, slots_of, victims_in
+from orchestrator.core.placement.choose import Board, slots_of
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.rows import COLD, READY, Fix
+from orchestrator.core.placement.victims import victims_in
 from orchestrator.core.state import ReplicaKey, Slot
 
 # The table in which a class is scored against what is lent: what it was scored without that stays readable.

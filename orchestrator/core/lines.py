@@ -3,7 +3,9 @@
 Decides who is in a line: all who rest for the slots that a row waits for, whatever their model. The work of those who rest for a replica
 spreads evenly over the slots that have it, in all pools that serve them about as soon, and that of those who load over all slots; so to
 each slot comes a share of the work of all whose models are there. Who loads waits for a slot that is empty: behind work of its own model a
-slot takes more (`slot_depth`), so those who have theirs pass by, until ageing makes room. Must not change the queue or the fleet.
+slot takes more (`slot_depth`), so those who have theirs pass by, until ageing makes room. Who waits for weights on their way to another
+node of the site will share the ways to its nodes with all who wait for that; while there are free slots for them, nothing else puts off.
+Must not change the queue or the fleet.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from orchestrator.core.placement.choose import Board, awaited_slot
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.listing import Serving, alike
-from orchestrator.core.placement.rows import UNREACHABLE, Out, State
+from orchestrator.core.placement.rows import COLD, UNREACHABLE, Dyn, Fix, Out, Source, State
 from orchestrator.core.queue import Queue
 from orchestrator.core.standing import EVERYWHERE, Kind, Queued, Stand
 from orchestrator.core.state import ReplicaKey
@@ -31,6 +33,8 @@ _LINES_MAX: Final = 4
 _ABOUT_US: Final = 5_000_000
 _WHOLE_MILLI: Final = 1_000
 _DELAY, _STATE, _IMPOSSIBLE = int(Out.DELAY), int(Out.STATE), int(State.IMPOSSIBLE)
+_SOURCE, _SITE_FETCHING, _COPY, _FETCH = int(Out.SOURCE), int(Source.SITE_FETCHING), int(Fix.COPY), int(Fix.FETCH)
+_FREE = int(Dyn.FREE)
 
 
 class Line(NamedTuple):
@@ -45,10 +49,50 @@ class Line(NamedTuple):
 _NO_LINE: Final = Line(jobs=0, work_us=0, passing_us=0)
 
 
-def each_us(board: Board, row: int, key: ClassKey, bound: int | None = None) -> int:
-    """By how much one job of a class that waits for a row puts off the next, which finds loaded what this one loads. `bound`: the row that
-    can be had now."""
-    return max(board.estimate.execution_us.item(row) * key.gang_size // _serving(board, row, key, bound).slots, 1)
+class Pace(NamedTuple):
+    """By how much each job of a class that waits puts off the next: `free_us` those for whom slots are `free` when what they wait for has
+    come, `each_us` the others."""
+
+    each_us: int
+    free: int = 0
+    free_us: int = 0
+
+    def after_us(self, jobs: int) -> int:
+        """By how much so many put off whoever comes after."""
+        return min(jobs, self.free) * self.free_us + max(jobs - self.free, 0) * self.each_us
+
+    def jobs_within(self, left_us: int) -> int:
+        """How many of them are put off by no more than this by those before them; the first of them by nobody."""
+        all_free_us = self.free * self.free_us
+        if left_us < all_free_us:
+            return left_us // self.free_us + 1 if left_us >= 0 else 0
+        return self.free + (left_us - all_free_us) // self.each_us + 1
+
+
+def pace(board: Board, row: int, key: ClassKey, bound: int | None = None, before: int = 0) -> Pace:
+    """How those of a class that wait for a row put each other off, each of whom finds loaded what the one before loads. `bound`: the row
+    that can be had now; `before`: jobs of other classes that take free slots first."""
+    serving = _serving(board, row, key, bound)
+    slot_us = max(board.estimate.execution_us.item(row) * key.gang_size // serving.slots, 1)
+    own_us = _landing_us(board, row, key)
+    if not own_us:
+        return Pace(slot_us)
+    rows = [COLD * board.pools + pool for pool, _ in serving.pools]
+    at_each_us = {board.column(other).site.site_id: us for other in reversed(rows) if (us := _landing_us(board, other, key))}
+    # All sites take as many as they can in the time in which the slowest takes one.
+    longest_us = max(at_each_us.values())
+    landing_us = max(longest_us // sum([longest_us // us for us in at_each_us.values()]), 1)
+    free = sum([board.dyn.item(other % board.pools, _FREE) for other in rows if _landing_us(board, other, key)])
+    return Pace(max(slot_us, landing_us), max(free - before, 0), landing_us)
+
+
+def _landing_us(board: Board, row: int, key: ClassKey) -> int:
+    """For how long a job takes the ways to nodes when the flight of its site has landed: copies within the site and fetches from outside go
+    on beside each other, and what comes to a node is for all of its slots. 0: the row waits for no flight."""
+    if board.out.item(row, _SOURCE) != _SITE_FETCHING:
+        return 0
+    copy_us, fetch_us = board.estimate.fix.item(row, _COPY), board.estimate.fix.item(row, _FETCH)
+    return max(copy_us * fetch_us // max(copy_us + fetch_us, 1) * key.gang_size // board.column(row).pool.spec.gpus_per_node, 1)
 
 
 def line_at(queue: Queue, board: Board, patient: int, key: ClassKey) -> Line:
@@ -67,7 +111,11 @@ def line_at(queue: Queue, board: Board, patient: int, key: ClassKey) -> Line:
         left = slots.count(0)
         # Those whose model is nowhere wait for the slots for which nobody rests whose model is there; where there are none, for ageing.
         passing_us = 0 if left else min(*slots, queue.ageing_us)
-        return Line(jobs=jobs, work_us=work_us * len(slots) // (left or len(slots)), passing_us=passing_us)
+        work_us = work_us * len(slots) // (left or len(slots))
+        if board.out.item(patient, _SOURCE) == _SITE_FETCHING:
+            landing_us, free = sum([crowd.copy_us for line in loading for crowd in line.crowds.values()]), board.dyn.item(pool, _FREE)
+            work_us = landing_us + max(work_us - landing_us, 0) * max(jobs - free, 0) // max(jobs, 1)
+        return Line(jobs=jobs, work_us=work_us, passing_us=passing_us)
     if ready:
         others = _Brought(ready, besides=ReplicaKey(key.model_id, key.gang_size))
         own_jobs, own_us = others.own
@@ -163,6 +211,7 @@ def stand_of(board: Board, row: int, key: ClassKey, bound: int | None = None) ->
         each_us=exec_us * key.gang_size,
         load_us=max(held_us - exec_us, 0) * key.gang_size,
         copies_max=max(sum([served for _, served in there.pools]) // key.gang_size, 1),
+        copy_us=_landing_us(board, row, key) // (len(there.pools) if len(there.pools) > _LINES_MAX else 1),
     )
 
 

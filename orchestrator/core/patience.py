@@ -5,7 +5,7 @@ Decides where waiting ends to pay. Must not change the queue or the fleet.
 
 from __future__ import annotations
 
-from orchestrator.core.lines import each_us, line_at
+from orchestrator.core.lines import line_at, pace
 from orchestrator.core.placement.choose import Board
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.queue import Queue
@@ -22,4 +22,4 @@ def patience(queue: Queue, board: Board, bound: int, patient: int | None, key: C
         return 0
     line = line_at(queue, board, patient, key)
     left_us = gain_us - line.work_us - line.passing_us
-    return left_us // each_us(board, patient, key, bound) + 1 if left_us >= 0 else 0
+    return pace(board, patient, key, bound, before=line.jobs).jobs_within(left_us) if left_us >= 0 else 0

@@ -17,15 +17,16 @@ from atoll.model.placement import Reason, is_lasting
 from atoll.model.quote import Eta, PlaceView, Quote, Verdict
 from orchestrator.core import claims, etas, jobs, lending, promises
 from orchestrator.core.context import Context
-from orchestrator.core.lines import each_us, line_at
+from orchestrator.core.lines import line_at, pace
 from orchestrator.core.outputs import Refusal, RefusalCode
 from orchestrator.core.patience import patience
 from orchestrator.core.placement.advice import shortfall
-from orchestrator.core.placement.choose import Board, slots_of, victims_in
+from orchestrator.core.placement.choose import Board, slots_of
 from orchestrator.core.placement.classes import NO_AVOIDANCE, ClassKey
 from orchestrator.core.placement.columns import REASONS
 from orchestrator.core.placement.registry import TERM_NAMES
 from orchestrator.core.placement.rows import COLD, NO_DEADLINE, Out, State
+from orchestrator.core.placement.victims import victims_in
 from orchestrator.core.placing import lot_of
 
 
@@ -256,7 +257,8 @@ def _turn_us(ctx: Context, asked: _Asked, board: Board, row: int) -> int:
         return 0  # the block is kept for it, whoever else waits
     known = ctx.queue.classes.get(asked.key)
     alike = asked.alike if known is not None and known.resting else 0
-    jobs, work_us = line.jobs + alike, line.work_us + alike * each_us(board, row, asked.key, board.bound)
+    jobs = line.jobs + alike
+    work_us = line.work_us + (pace(board, row, asked.key, board.bound, before=line.jobs).after_us(alike) if alike else 0)
     return line.passing_us + (work_us * min(asked.ahead, jobs) // jobs if jobs else 0)
 
 

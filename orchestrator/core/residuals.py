@@ -45,7 +45,7 @@ def note_placed(ctx: Context) -> None:
         pool = site.pools[chosen.pool_id]
         factors = ctx.book.factors_milli(live.model_id, pool.gpu.gpu_type, site.site_id)
         # What comes from a peer says nothing of the origin store, and the other way round.
-        unheard = {_PEER if chosen.fetch_from is None else _FETCH}
+        unheard = {_FETCH if _reads_peers(chosen) else _PEER}
         if chosen.cold and (_joins_fetch(ctx, site, pool, live) or _is_copied(pool, live)):
             # What is left of a fetch that began before is not what a fetch takes, nor is a copy from another node of the site.
             unheard |= {_FETCH, _PEER}
@@ -77,7 +77,7 @@ def _start_of(pool: Pool, live: LiveAttempt, chosen: Candidate) -> Start:
     """Where the weights are that it begins with."""
     if not chosen.cold:
         return Start.WARM
-    if chosen.fetch_from is not None or _is_copied(pool, live):
+    if _reads_peers(chosen) or _is_copied(pool, live):
         return Start.PEER
     if chosen.terms_us[FETCH]:
         return Start.ORIGIN
@@ -90,6 +90,11 @@ def _comes_beside(pool: Pool, live: LiveAttempt, chosen: Candidate) -> bool:
     predicted, one after the other."""
     near = pool.nodes[pool.node_index[live.attempt.slot.node_id]].disk_adapters
     return bool(chosen.lacks) and (chosen.cold or (chosen.terms_us[QUEUE] > 0 and not near.issuperset(chosen.lacks)))
+
+
+def _reads_peers(chosen: Candidate) -> bool:
+    """Whether its weights come from peer sites, perhaps beside the origin store."""
+    return chosen.fetch_from is not None and bool(chosen.fetch_from.sites)
 
 
 def _is_copied(pool: Pool, live: LiveAttempt) -> bool:

@@ -18,10 +18,11 @@ from atoll.model.learned import Component
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import FetchFrom, Reason
 from atoll.model.replica import ReplicaState, Tier
-from atoll.physics.coldstart import init_us, stage_us
+from atoll.physics.coldstart import init_us, stage_us, transfer_us
 from atoll.physics.execution import execution_us
 from atoll.physics.memory import peak_bytes
 from orchestrator.core.context import Context
+from orchestrator.core.placement.choose import PAST_THE_SITE
 from orchestrator.core.placement.classes import class_of
 from orchestrator.core.placement.column import Column, free_bytes, is_free
 from orchestrator.core.placement.columns import REASONS
@@ -54,8 +55,8 @@ class Siting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """What a copy in a pool takes: executing a job of the default shape, fetching (from peer sites, or the origin store) and loading the
-    weights. Microseconds."""
+    """What a copy in a pool takes: executing a job of the default shape, fetching (from another node of the site, peer sites, or the origin
+    store) and loading the weights. Microseconds."""
 
     execution_us: int
     fetch_us: int
@@ -114,10 +115,14 @@ def times(ctx: Context, model: ModelSpec, column: Column) -> Times:
     columns, index, pool = ctx.columns, column.index, column.pool
     ways, node, learned = ctx.estimator.ways(model), pool.spec.node, ctx.estimator.factors(model)
     h2d = int(columns.h2d_rate[index]) or node.h2d_bytes_per_s or pool.gpu.h2d_bytes_per_s
+    outside_us = min(int(ways.us[index]) * (1 + column.site.fetches), FETCH_MAX_US)
+    copy_us = min(transfer_us(model.weights_bytes, int(columns.lan_rate[index]), 0) * (1 + column.site.copies), FETCH_MAX_US)
+    held = columns.where.holds(column, model.model_id)
+    copied = held and copy_us < outside_us
     return Times(
         execution_us=learned.at(Component.EXECUTION, index, execution_us(model, model.default_shape, pool.gpu, model.precision)),
-        fetch_us=min(int(ways.us[index]) * (1 + column.site.fetches), FETCH_MAX_US),
-        fetch_from=ways.source(index),
+        fetch_us=copy_us if copied else outside_us,
+        fetch_from=None if copied else ways.source(index) or (PAST_THE_SITE if held else None),
         load_us=learned.at(Component.LOAD, index, stage_us(model, int(columns.disk_rate[index]), h2d, from_host=False) + init_us(model)),
     )
 

@@ -29,6 +29,7 @@ class Stand:
     each_us: int = 0  # executing
     load_us: int = 0  # loading, where it is cold: once for each copy, however many jobs then find it there
     copies_max: int = 1  # that the slots have room for
+    copy_us: int = 0  # of the way between the site's nodes, where the weights are on their way to another one
 
 
 NO_STAND: Final = Stand()
@@ -44,6 +45,7 @@ class Crowd:
     load_us: int = 0  # of all classes
     copies_max: int = 0  # of all classes
     slots: int = 0  # of all classes
+    copy_us: int = 0  # of all jobs
     _slot_us: int = field(default=-1, compare=False)  # what `slot_us` answers; -1: to be reckoned when somebody asks
 
     def add(self, stand: Stand, share_milli: int, slots: int, classes: int, jobs: int) -> None:
@@ -55,6 +57,7 @@ class Crowd:
         self.load_us += classes * stand.load_us
         self.copies_max += classes * stand.copies_max
         self.slots += classes * slots
+        self.copy_us += jobs * (stand.copy_us * share_milli // _WHOLE_MILLI)
 
     def slot_us(self) -> int:
         """The work of all jobs that each slot which serves them gets, with the loads that they will make: one more copy where what is left

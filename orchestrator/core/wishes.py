@@ -162,6 +162,8 @@ def told_fetch(ctx: Context, column: Column, node_index: int, model: ModelSpec, 
     ways = ctx.estimator.ways(model)
     if chosen is not None and chosen == ways.source(column.index):
         fetch_us = int(ways.us[column.index]) * left_bytes // max(model.weights_bytes, 1)
+    elif chosen is None and ctx.columns.where.holds(column, model.model_id):
+        fetch_us = transfer_us(left_bytes, int(ctx.columns.lan_rate[column.index]), 0)
     else:
         fetch_us = transfer_us(left_bytes, int(ctx.columns.origin_rate[column.index]), 0)
     note_fetch(ctx, column, node_index, model, fetch_us, chosen, left_bytes=left_bytes)
@@ -178,9 +180,9 @@ def note_fetch(
     left_bytes: int | None = None,
 ) -> None:
     """Weights are on their way to a node: placing sees the flow, here and at the peers that it reads, and jobs may join it. Where the site
-    has them they are copied from there."""
+    has them they are copied from there, unless it was told to fetch them from outside (`fetch_from`)."""
     node = column.pool.nodes[node_index]
-    copied = ctx.columns.where.holds(column, model.model_id)
+    copied = fetch_from is None and ctx.columns.where.holds(column, model.model_id)
     before = column.site.copies if copied else column.site.fetches
     flights.shared(ctx, column.site, copying=copied, before=before, after=before + 1)
     flights.began(ctx, node, model.model_id, model.weights_bytes if left_bytes is None else left_bytes, ctx.now_us + fetch_us)
@@ -189,7 +191,7 @@ def note_fetch(
         column.site.copies += 1
     else:
         column.site.fetches += 1
-        if fetch_from is not None:
+        if fetch_from is not None and fetch_from.sites:
             node.sources[model.model_id] = fetch_from.sites
             ctx.columns.peers.reads(fetch_from.sites, 1)
     ctx.columns.node_changed(column, node_index, "fetching", model.model_id, present=True)

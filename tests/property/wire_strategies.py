@@ -169,6 +169,11 @@ BY_NAME: dict[str, Strategy] = {
     "credential": st.sampled_from(["", "token-123"]),
     "max_price_usd_micros": prices,
 }
+# The origin store alone, said because nodes of the site have the weights.
+PAST_THE_SITE: dict[Any, Any] = {
+    assignment.Sources: assignment.Sources(peers=(), origin_too=True),
+    placement.FetchFrom: placement.FetchFrom(sites=(), origin_too=True),
+}
 UNIQUE: dict[tuple[type, str], Callable[[Any], Any]] = {
     (attempt.ResultManifest, "artifacts"): lambda artifact: artifact.name,
     (site.SiteSpec, "pools"): lambda pool: pool.pool_id,
@@ -200,6 +205,8 @@ def nouns(cls: Any) -> Strategy:
         return attempt_events()
     hints = get_type_hints(cls)
     made = st.builds(cls, **{name: _field(cls, name, hints[name]) for name in names_of(cls)})
+    if cls in PAST_THE_SITE:
+        return st.one_of(made, st.just(PAST_THE_SITE[cls]))
     return made.map(_of_its_inputs) if cls is job.JobSpec else made
 
 

@@ -91,4 +91,5 @@ def test_a_burst_of_500_jobs_of_one_model_against_stale_reports_does_not_land_on
         assert at[one.site_id] <= usable[one.site_id] * POLICY.slot_depth
         assert at[one.site_id] <= max(TIMES_THE_SHARE * share, node), one.site_id
     able = sum(1 for slots in usable.values() if slots)
-    assert len(at) == able if gpu else len(at) > able // 4, "of equal GPUs every site takes some"
+    # Of unequal ones few are better than a moment until the weights have landed at the cheapest.
+    assert len(at) == able if gpu else len(at) > able // 8, "of equal GPUs every site takes some"

@@ -9,8 +9,10 @@ from atoll.model.ids import SiteId, TenantId
 from atoll.model.job import Constraints, JobSpec, JobState
 from atoll.model.quote import Quote, Verdict
 from atoll.model.shape import Shape
+from atoll.model.site import SiteRuntime
 from orchestrator.core.events import TimerFired
 from orchestrator.core.machine import restore
+from orchestrator.core.placement.policy import Policy
 from tests.unit.as_predicted import AsPredicted, of_steps
 from tests.unit.fleet_of_machines import BATCH, GPUS, SECOND, URGENT, Fleet, model, pool, site, spec
 
@@ -236,3 +238,45 @@ def test_a_restored_core_knows_how_long_the_line_is() -> None:
     quoted = _quoted(fleet, picture)
     assert quoted.verdict is Verdict.WAITS and quoted.turn_us > 0
     assert again.quote_job(picture, fleet.now_us) == quoted
+
+
+def _flight(*, elsewhere: bool) -> tuple[Fleet, JobSpec]:
+    """20 GB of weights are on their way to one of the twenty nodes of a, which copy at 5 GB/s and fetch at 1 GB/s, for a gang of all of its
+    eight GPUs; b, if there is one, costs half as much again."""
+    cheap, dear = (replace(pool("p", nodes=20, gpus=8), usd_micros_per_gpu_hour=usd * 1_000_000) for usd in (2, 3))
+    sites = (site("a", cheap), *((site("b", dear),) if elsewhere else ()))
+    made = [replace(one, lan_bytes_per_s=5 * 10**9) for one in sites]
+    policy = Policy(learning=False, claims_share_milli=0)
+    fleet = Fleet(*made, models=(model("m", 20),), runtime=SiteRuntime.TWIN, policy=policy, checked=False)
+    gang = spec(simulated=True, gang_size=8, shape=Shape(width=2048, height=2048, steps=1_000))
+    fleet.submit(gang)
+    (job,) = fleet.jobs.values()
+    assert job.attempts and job.attempts[0].site_id == "a"
+    return fleet, gang
+
+
+_COPY_AND_FETCH_US = SECOND * 20 * 4 // (20 + 4)
+
+
+def test_who_waits_for_weights_knows_of_others_who_will_copy_them() -> None:
+    fleet, gang = _flight(elsewhere=False)
+    others = [replace(gang, shape=replace(gang.shape, steps=steps)) for steps in (900, 800, 700)]
+    for number in range(4):
+        fleet.submit(*(replace(other, prompt=str(number)) for other in others))
+    assert sum(1 for job in fleet.jobs.values() if job.state is JobState.QUEUED) == 12
+    quoted = _quoted(fleet, gang)
+    assert quoted.verdict is Verdict.WAITS and abs(quoted.turn_us - 12 * _COPY_AND_FETCH_US) < 100
+
+
+def test_no_more_wait_for_weights_than_are_better_off_with_a_copy_of_them() -> None:
+    fleet, gang = _flight(elsewhere=True)
+    quoted = _quoted(fleet, gang)
+    assert quoted.chosen is not None and (quoted.verdict, quoted.chosen.site_id) == (Verdict.WAITS, "a")
+    gain_us = next(other.total_us for other in quoted.others if other.site_id == "b") - quoted.chosen.total_us
+    better_off = gain_us // _COPY_AND_FETCH_US + 1
+    assert 1 < better_off < 12
+    fleet.submit(*(replace(gang, prompt=str(number)) for number in range(12)))
+    waiting = [job for job in fleet.jobs.values() if not job.attempts]
+    assert any(job.attempts and job.attempts[0].site_id == "b" for job in fleet.jobs.values())
+    # Those behind the first at b wait for its flight too, or for that at a: of both as many as each gives.
+    assert better_off <= len(waiting) < 12

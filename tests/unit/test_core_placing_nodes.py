@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from atoll.model.assignment import Sources
 from atoll.model.ids import AdapterId, ModelId, SiteId
 from atoll.model.job import Constraints, JobState
 from atoll.model.modelspec import AdapterUse
@@ -91,6 +92,37 @@ def test_one_node_fetches_and_the_others_of_the_site_copy_from_it() -> None:
     assert fetches_us[0] * 2 - 100_000 <= fetches_us[1] <= 6_100_000, "two copies share the way between the nodes"
     assert fleet.machine.context.state.sites[SiteId("a")].fetches <= 1, "copies take nothing of the way to the origin"
     assert restore(fleet.machine.snapshot(), fleet.policy, GPUS).snapshot() == fleet.machine.snapshot()
+
+
+def test_a_node_that_the_origin_store_serves_sooner_than_its_neighbour_is_told_to_fetch_from_there() -> None:
+    quick = replace(site("a", pool("p", nodes=4, gpus=1), origin_gbs=10), lan_bytes_per_s=GB, wan_bytes_per_s=10 * GB)
+    fleet = Fleet(quick, models=(model("m", 30),), runtime=SiteRuntime.TWIN)
+    fleet.agents[SiteId("a")].disk_of = {"p-0": {"m"}}
+    fleet.report("a")
+    fleet.submit(*(spec("m", prompt=str(number), shape=replace(spec().shape, steps=1_000), simulated=True) for number in range(4)))
+    attempts = [job.attempts[0] for job in fleet.jobs.values()]
+    fetches_us = sorted(attempt.explanation.chosen.terms_us[_FETCH] for attempt in attempts if attempt.explanation is not None)
+    assert fetches_us == [0, 3_000_000, 6_000_000, 9_000_000], "each counts those before it, and none takes the 30 s of a copy"
+    told = {assigned.slot.node_id: assigned.fetch_from for assigned in fleet.agents[SiteId("a")].attempts.values()}
+    assert told == {"p-0": None} | dict.fromkeys(("p-1", "p-2", "p-3"), Sources(peers=(), origin_too=True))
+    known = fleet.machine.context.state.sites[SiteId("a")]
+    assert (known.fetches, known.copies) == (3, 0)
+    assert restore(fleet.machine.snapshot(), fleet.policy, GPUS).snapshot() == fleet.machine.snapshot()
+
+
+def test_a_copy_ahead_of_demand_comes_from_where_it_is_there_sooner() -> None:
+    for lan_gbs, told in ((1, Sources(peers=(), origin_too=True)), (20, None)):
+        quick = replace(site("a", pool("p", nodes=1, gpus=1), pool("q", nodes=1, gpus=1), origin_gbs=10), lan_bytes_per_s=lan_gbs * GB)
+        fleet = Fleet(replace(quick, wan_bytes_per_s=10 * GB), models=(model("m", 30), model("big", 70)), runtime=SiteRuntime.TWIN)
+        fleet.agents[SiteId("a")].disk_of = {"p-0": {"m"}}
+        fleet.warm("a", "p-0", 0, "big", 70)
+        fleet.report("a")
+        _pin(fleet, "big")
+        _pin(fleet, "m")
+        (wanted,) = (one for one in fleet.agents[SiteId("a")].wanted.values() if one.model_id == "m")
+        assert (wanted.node_id, wanted.fetch_from) == ("q-0", told)
+        known = fleet.machine.context.state.sites[SiteId("a")]
+        assert (known.fetches, known.copies) == ((1, 0) if told else (0, 1))
 
 
 def test_nodes_of_a_real_site_do_not_copy_and_each_fetches_for_itself() -> None:

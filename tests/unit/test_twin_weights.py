@@ -25,6 +25,7 @@ from agents.runtime.twin import TwinRuntime
 from agents.twin.fair_link import FairLink
 from agents.twin.fetches import Flight, TwinFetches
 from agents.twin.host_memory import HostMemory
+from atoll.model.assignment import Sources
 from atoll.model.ids import ModelId
 from atoll.model.modelspec import ModelSpec
 from atoll.physics.hidden import HiddenWorld
@@ -68,6 +69,19 @@ async def test_weights_that_left_the_gpu_stay_in_memory_and_load_without_the_dis
     h2d = GPUS[SMALL.gpu_type].h2d_bytes_per_s
     from_host_us = hidden.stage_us(one, SMALL.node.disk_bytes_per_s, h2d, True, site("s").site_id, key)
     assert warm == from_host_us + hidden.init_us(one, site("s").site_id, key)
+
+
+async def test_what_its_neighbour_has_a_node_copies_unless_it_is_told_to_fetch_it_from_outside() -> None:
+    pools = replace(pool("p"), nodes=3)
+    slow = replace(site("s", pools, origin_gbs=10), wan_bytes_per_s=10 * GB, lan_bytes_per_s=GB // 10)
+    heard = await Heard(TwinRuntime(slow, gpus=GPUS, hidden=HiddenWorld(1)), scale=100_000).start()
+    first, second, third = (pools.node_id(index) for index in range(3))
+    await heard.perform(FetchWeights(node_id=first, model=model("m")), WeightsFetched)
+    outside = FetchWeights(node_id=second, model=model("m"), fetch_from=Sources(peers=(), origin_too=True))
+    fetched = await heard.perform(outside, WeightsFetched)
+    copied = await heard.perform(FetchWeights(node_id=third, model=model("m")), WeightsFetched)
+    assert copied.elapsed_us > 10 * fetched.elapsed_us
+    await heard.runtime.close(keep_work=True)
 
 
 async def test_memory_forgets_the_least_recently_used_but_never_what_is_wanted_there(heard: Heard) -> None:

@@ -22,8 +22,9 @@ from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column, free_bytes
 from orchestrator.core.placement.columns import REASON_CODE, REASONS, Columns
 from orchestrator.core.placement.estimate import Estimate
-from orchestrator.core.placement.eviction import Victim, leaving
+from orchestrator.core.placement.eviction import leaving
 from orchestrator.core.placement.gangs import spare_slot
+from orchestrator.core.placement.nearness import NOTHING_NEAR
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.presence import lacked, warm_slot
 from orchestrator.core.placement.registry import LAYOUT, TERM_NAMES
@@ -54,6 +55,8 @@ _NO_SLOT, _NO_BLOCK = REASON_CODE[Reason.NO_SLOT], REASON_CODE[Reason.NO_BLOCK]
 _TOLD_APART = (REASON_CODE[Reason.MEMORY_BUSY], REASON_CODE[Reason.LOAD_TOO_DEAR], REASON_CODE[Reason.EVICTION_IN_VAIN])
 _ON_ITS_WAY: Final = (ReplicaState.ABSENT, ReplicaState.LOADING)
 _WIDTH: Final = LEAD + len(TERM_NAMES)
+# The origin store gives sooner than those of the site that have the weights.
+PAST_THE_SITE: Final = FetchFrom(sites=(), origin_too=True)
 _TOLD_WAIT, _TOLD_AWAITS = 1, 3
 _AWAITS: Final = {awaits: number for number, awaits in enumerate(AWAITS)}
 _NOW, _NEED, _CHURN, _SLACK = int(Rate.NOW), int(Rate.NEED), int(Rate.CHURN), int(Rate.SLACK)
@@ -139,9 +142,9 @@ class Board:
             # Nothing is looked up for those that load in a slot which is free: they wait for nothing.
             if (one // pools != COLD or wait_us) and (awaits := awaited(self, one)) is not Awaits.NOTHING:
                 figures[number, _TOLD_AWAITS] = _AWAITS[awaits]
-        fetch_from = () if self.estimate.ways.peers is None else tuple(map(self.fetch_from, told))
+        fetch_from = () if self.estimate.ways.peers is None else tuple(map(self._peers_of, told))
         lacks = () if self.estimate.adapting is None else tuple(map(self.lacks, told))
-        of_first = (fetch_from[0] if fetch_from else None, lacks[0] if lacks else ())
+        of_first = (self.fetch_from(row), lacks[0] if lacks else ())
         chosen = candidate_of(columns[row % pools].place, figures[0].tolist(), *of_first)
         if found == 1:
             return chosen, ()
@@ -153,9 +156,16 @@ class Board:
         return self.estimate.variant.adapters if self.is_cold(row) else lacked(self.estimate.variant, slots_of(self, row))
 
     def fetch_from(self, row: int) -> FetchFrom | None:
-        """The peer sites from which a row's weights have to come; None: the origin store, or they are at the site or on their way."""
-        ways, line = self.estimate.ways, self.out[row]
-        if ways.peers is None or row // self.pools != COLD or line[_SOURCE] != _ORIGIN or not line[_FETCH]:
+        """From where outside of the site a row's weights have to come, if that has to be said: from peer sites, or past nodes of the site
+        that have them, or should by now. None: the origin store, as nobody is nearer, or they are at the site or on their way."""
+        if row // self.pools != COLD or self.out.item(row, _SOURCE) != _ORIGIN or not self.out.item(row, _FETCH):
+            return None
+        peers, near = self._peers_of(row), self.columns.where.near(self.column(row), self.estimate.variant.model_id)
+        return PAST_THE_SITE if peers is None and near != NOTHING_NEAR else peers
+
+    def _peers_of(self, row: int) -> FetchFrom | None:
+        ways = self.estimate.ways
+        if ways.peers is None or row // self.pools != COLD or self.out.item(row, _SOURCE) != _ORIGIN or not self.out.item(row, _FETCH):
             return None
         return ways.source(row % self.pools)
 
@@ -344,17 +354,6 @@ def _price_us(board: Board, column: Column, slot: Slot) -> int:
     gone = leaving(victims, short_bytes)
     fits = sum(victim.memory_bytes for victim in gone) >= short_bytes
     return min(sum(victim.price_us for victim in gone), FORBIDDEN_US) if fits else FORBIDDEN_US
-
-
-def victims_in(board: Board, row: int, slot: Slot) -> tuple[Victim, ...]:
-    """What leaves an idle slot so that the class of the board fits."""
-    if slot.attempts:
-        return ()
-    variant = board.estimate.variant
-    own = ReplicaKey(variant.model_id, variant.gang_size)
-    victims = board.columns.prices.victims(slot, board.column(row).pool, besides=own)
-    held = sum(victim.memory_bytes for victim in victims)
-    return leaving(victims, held + board.estimate.memory_bytes - slot.memory_bytes)
 
 
 def awaited(board: Board, row: int) -> Awaits:

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from orchestrator.core.placement import vectors
 from orchestrator.core.placement.clearing import room
 from orchestrator.core.placement.hazard import X_PPM_MAX, within_ppm
+from orchestrator.core.placement.landing import copy_us, landed_us
 from orchestrator.core.placement.lateness import in_order, is_timed, short_us, tardy_us
 from orchestrator.core.placement.leasts import best
 from orchestrator.core.placement.machine_code import COMPILED, jit
@@ -147,10 +148,10 @@ def _link_us(fix: Ints, dyn: Ints, rates: Ints, row: int) -> int:
 @jit
 def _held_us(fix: Ints, dyn: Ints, row: int, wait: int, fetch: int, source: int) -> int:
     """For how much of its fetch a cold row holds the slot: all of one that begins when it is bound, what is left of one in flight, and
-    where another node of the site fetches, the copy that follows."""
+    where another node of the site fetches, what follows that."""
     held = fetch
     if source == _SITE_FETCHING:
-        held = min(fix[row, _F_COPY] * (dyn[row - len(dyn), _D_COPIES] + 1), held)
+        held = min(landed_us(fix, dyn, row), held)
     elif source == _FETCHING:
         held = max(held - wait, 0)
     return int(held)
@@ -228,14 +229,13 @@ def _rank_of(fix: Ints, dyn: Ints, rates: Ints, out: Ints, row: int, least: int,
 def _cold_line(fix: Ints, dyn: Ints, pres: Ints, rates: Ints, out: Ints, line: int, row: int, least: int, safe: bool) -> None:
     """The cold row of a pool whose site has something of the model."""
     now, source, until = rates[_R_NOW], pres[line, _P_SOURCE], pres[line, _P_SOURCE_US]
-    copy = min(fix[row, _F_COPY] * (dyn[pres[line, _P_POOL], _D_COPIES] + 1), FETCH_MAX_US)
     if source == _SITE_FETCHING and until > now:
         # One flight per model and site: others wait for it, unless it should have ended by now, and copy from where it landed.
-        out[row, _O_SOURCE], out[row, _O_FETCH] = source, min(until - now + copy, FETCH_MAX_US)
+        out[row, _O_SOURCE], out[row, _O_FETCH] = source, min(until - now + landed_us(fix, dyn, row), FETCH_MAX_US)
         if out[row, _O_STATE] == _BINDABLE:
             out[row, _O_STATE], out[row, _O_WAIT] = _WAITS, until - now
     elif source == _SITE:
-        wait, fetch = out[row, _O_WAIT], out[row, _O_FETCH]
+        wait, fetch, copy = out[row, _O_WAIT], out[row, _O_FETCH], copy_us(fix, dyn, row)
         nearer, link = copy < fetch, _link_us(fix, dyn, rates, row)
         longer = _delay_us(fix, row, wait, copy, out[row, _O_SAVING]) - _delay_us(fix, row, wait, fetch, out[row, _O_SAVING])
         if (not nearer and (longer < link or is_timed(rates))) or not in_order(rates):

@@ -5,7 +5,7 @@ Decides the source of one node; from how far away the origin store or a peer sit
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from atoll.model.ids import ModelId
 from orchestrator.core.placement.column import Column
@@ -19,6 +19,9 @@ class Near(NamedTuple):
     flight_us: int | None
 
 
+NOTHING_NEAR: Final = Near(held=False, flight_us=None)
+
+
 class Way(NamedTuple):
     """Where weights come from, and when a fetch in flight that they are waited for should be done (0: there is none)."""
 
@@ -27,10 +30,12 @@ class Way(NamedTuple):
 
 
 class Fetch(NamedTuple):
-    """Of one pool, how long a fetch from outside of the site takes as the links are now, and how long a copy within it."""
+    """Of one pool, how long a fetch from outside of the site takes as the links are now, how long a copy within it, and what follows where
+    another node's fetch has landed."""
 
     outside_us: int
     copy_us: int
+    landed_us: int
 
 
 def source_beside(near: Near) -> Way:
@@ -61,6 +66,6 @@ def fetch_us(way: Way, fetch: Fetch, now_us: int) -> tuple[Source, int]:
         case Source.SITE if fetch.copy_us < fetch.outside_us:
             return way.source, fetch.copy_us
         case Source.SITE_FETCHING if way.until_us > now_us:
-            return way.source, min(way.until_us - now_us + fetch.copy_us, FETCH_MAX_US)
+            return way.source, min(way.until_us - now_us + fetch.landed_us, FETCH_MAX_US)
         case _:
             return Source.ORIGIN, fetch.outside_us

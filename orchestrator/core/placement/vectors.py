@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from orchestrator.core.placement.hazard import X_PPM_MAX, within_ppm
+from orchestrator.core.placement.landing import landings
 from orchestrator.core.placement.lateness import outlooks
 from orchestrator.core.placement.rows import (
     BARE,
@@ -170,13 +171,13 @@ def _sources(fix: Ints, dyn: Ints, rates: Ints, lines: Ints, out: Ints, rows: In
     now, told = rates[Rate.NOW], out[rows]
     state, wait, fetch = told[:, Out.STATE], told[:, Out.WAIT], told[:, Out.FETCH]
     source, until = lines[:, Pres.SOURCE], lines[:, Pres.SOURCE_US]
-    copy = np.minimum(fix[rows, Fix.COPY] * (dyn[lines[:, Pres.POOL], Dyn.COPIES] + 1), FETCH_MAX_US)
+    copy, landed = landings(fix[rows], dyn[lines[:, Pres.POOL]])
     beside = (source == Source.SITE_FETCHING) & (until > now)
     mine = _Ways(wait, copy, told[:, Out.SAVING], told[:, Out.EVICT], np.full(len(lines), Source.SITE))
     ranks = _ranks(fix, dyn, rates, rows, state, mine, told[:, Out.EVICTED_BYTES], best_copy)
     there = (source == Source.SITE) & _lower(ranks, _ranks_of(fix, dyn, rates, rows, told, best_copy))
     local = (source == Source.FETCHING) | (source == Source.DISK) | (source == Source.HOST)
-    fetch = np.where(beside, np.minimum(until - now + copy, FETCH_MAX_US), np.where(there, copy, fetch))
+    fetch = np.where(beside, np.minimum(until - now + landed, FETCH_MAX_US), np.where(there, copy, fetch))
     fetch = np.where(local, np.where(source == Source.FETCHING, np.maximum(until - now, 0), 0), fetch)
     joins = beside & (state == State.BINDABLE)
     out[rows, Out.STATE], out[rows, Out.FETCH] = np.where(joins, State.WAITS, state), fetch
@@ -246,9 +247,9 @@ def _figures(fix: Ints, dyn: Ints, rates: Ints, rows: Ints, way: _Ways) -> _Figu
     """See `kernel._figures`."""
     pools = max(len(dyn), 1)
     cold, pool, fix = rows // pools == COLD, rows % pools, fix[rows]
-    copy = np.minimum(fix[:, Fix.COPY] * (dyn[pool, Dyn.COPIES] + 1), way.fetch)
+    _, landed = landings(fix, dyn[pool])
     held = np.where(way.source == Source.FETCHING, np.maximum(way.fetch - way.wait, 0), way.fetch)
-    held = np.where(way.source == Source.SITE_FETCHING, copy, held)
+    held = np.where(way.source == Source.SITE_FETCHING, np.minimum(landed, way.fetch), held)
     occupied = np.clip(fix[:, Fix.OCCUPANCY] - way.saving + np.where(cold, held, 0), 0, HELD_MAX_US)
     paid = fix[:, Fix.PAY] * (occupied // 1_000) // MS_PER_HOUR
     money = np.minimum(paid * rates[Rate.MONEY], MONEY_MAX_US) * 1_000 // rates[Rate.WEIGHT_MILLI]

@@ -14,7 +14,7 @@ from orchestrator.core.placement.adapting import Adapting
 from orchestrator.core.placement.classes import Variant
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.gang_tables import GangTables
-from orchestrator.core.placement.nearness import Near
+from orchestrator.core.placement.nearness import NOTHING_NEAR, Near
 from orchestrator.core.placement.presence import Presence, Residents, line_of, residents, spots_in
 from orchestrator.core.state import Site
 
@@ -177,7 +177,7 @@ class Whereabouts:
     def near(self, column: Column, model_id: ModelId) -> Near:
         """What the pool's site has of a model for those of its nodes that have nothing of it."""
         if not _copies(column.site):
-            return Near(False, None)
+            return NOTHING_NEAR
         key = (column.site.site_id, model_id)
         flights = self._flights.get(key)
         return Near(key in self._holding, min(flights.values()) if flights else None)
