@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from atoll.model.audit import AuditEvent
 from atoll.model.errors import AtollError
@@ -15,6 +15,10 @@ from atoll.model.ids import ChangeSeq, JobId, TenantId, Term
 from atoll.model.job import Job, JobState
 from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.outputs import Record
+
+# Ids that are looked through for the jobs of one tenant, a few milliseconds of a reader. So many begin alike when they were
+# submitted in the same second; who has typed so little of one can type more.
+BEGUN_IDS_MAX: Final = 5_000
 
 
 class StoreError(AtollError):
@@ -43,6 +47,12 @@ class Store(Protocol):
 
     async def commit(self, term: Term, now_us: int, records: Sequence[Record]) -> CommitOutcome:
         """Write all records in one transaction if `term` is still the store's; durable when it returns `committed`."""
+
+    async def deposed(self) -> None:
+        """Returns once another one has taken over: at once, not with the next commit. Never, where nobody else can."""
+
+    def why_shed(self) -> str:
+        """Why no new job may be accepted now, for whoever wanted one: it is nearly full. "": it may. Costs nothing."""
 
     async def get_job(self, job_id: JobId) -> Job | None:
         """A job, terminal ones included as long as they are retained."""

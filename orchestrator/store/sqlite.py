@@ -10,7 +10,6 @@ import asyncio
 import gc
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,14 +19,16 @@ from atoll.model.audit import AuditEvent
 from atoll.model.errors import StateError
 from atoll.model.ids import ChangeSeq, JobId, TenantId, Term
 from atoll.model.job import Job, JobState
-from atoll.model.limits import AUDIT_LINES_MAX, WALL_MS_MAX
+from atoll.model.limits import AUDIT_LINES_MAX
 from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.outputs import Record
 from orchestrator.store import sqlite_rows as rows
 from orchestrator.store.base import CommitOutcome
+from orchestrator.store.changes import changes_of
 from orchestrator.store.lockfile import LockFile
 from orchestrator.store.sqlite_backup import write_backup
 from orchestrator.store.sqlite_schema import open_reader, open_writer, told
+from orchestrator.store.wall import wall_ms as peoples_wall_ms
 
 T = TypeVar("T")
 
@@ -37,16 +38,11 @@ ENDED_KEYS_MAX: Final = 300_000
 SWEEP_ROWS: Final = 500
 
 
-def _wall_ms() -> int:
-    """What people's clocks say. Written beside lines of the audit, for those who read them, and beside demand, which decays by it."""
-    return min(max(time.time_ns() // 1_000_000, 0), WALL_MS_MAX)
-
-
 class SqliteStore:
     """The store in the file at `path` (made when there is none). Nothing is opened before `take_over`."""
 
     def __init__(
-        self, path: str | os.PathLike[str], *, ended_keys_max: int = ENDED_KEYS_MAX, wall_ms: Callable[[], int] = _wall_ms
+        self, path: str | os.PathLike[str], *, ended_keys_max: int = ENDED_KEYS_MAX, wall_ms: Callable[[], int] = peoples_wall_ms
     ) -> None:
         # Two names of one file are one store, and one lock.
         self._path = os.path.realpath(os.fspath(path))
@@ -71,6 +67,14 @@ class SqliteStore:
     async def commit(self, term: Term, now_us: int, records: Sequence[Record]) -> CommitOutcome:
         """See `Store`. Raises StoreError when SQLite fails; it is then not known whether the transaction survives."""
         return await self._write(lambda: self._commit(term, now_us, records))
+
+    async def deposed(self) -> None:
+        """See `Store`. The kernel's lock keeps others out for as long as this process has it."""
+        await asyncio.get_running_loop().create_future()
+
+    def why_shed(self) -> str:
+        """See `Store`. A full disk is told by the commit that meets it."""
+        return ""
 
     async def get_job(self, job_id: JobId) -> Job | None:
         """See `Store`."""
@@ -190,7 +194,7 @@ class SqliteStore:
         return loaded
 
     def _commit(self, term: Term, now_us: int, records: Sequence[Record]) -> CommitOutcome:
-        changes = rows.changes_of(records)
+        changes = changes_of(records)
         new: list[tuple[JobId, int]] = []
 
         def work(writer: sqlite3.Connection) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from atoll.model.errors import FieldError
@@ -19,6 +21,20 @@ TERM_GAP: Final = 1_000_000
 
 def write_backup(source: str, path: str) -> int:
     """Copy `source` to `path`; size in bytes. FieldError when `path` cannot be made, StoreError when the copy fails."""
+    try:
+        with new_file(path) as partial:
+            _copy(source, partial)
+    except (sqlite3.Error, OSError) as error:
+        raise told(error, path) from error
+    return os.stat(path).st_size
+
+
+@contextmanager
+def new_file(path: str) -> Iterator[str]:
+    """A file to write a copy into, which then becomes visible as `path`, whole and durable; on any error it does not.
+
+    FieldError when `path` cannot be made, OSError when what was written cannot be kept.
+    """
     check_path(path)
     folder, partial = os.path.dirname(path), f"{path}.partial"
     try:
@@ -28,20 +44,17 @@ def write_backup(source: str, path: str) -> int:
     except OSError as error:
         raise FieldError("path", path, f"a path that can be written ({error.strerror})") from None
     try:
-        _copy(source, partial)
-        size = _sync(partial)
+        yield partial
+        _sync(partial)
         # Unlike a rename, a link never replaces what somebody else put there meanwhile.
         os.link(partial, path)
         sync_folder(folder)
     except FileExistsError:
         raise FieldError("path", path, "a path that does not exist yet") from None
-    except (sqlite3.Error, OSError) as error:
-        raise told(error, path) from error
     finally:
-        for left in (partial, f"{partial}-journal", f"{partial}-wal", f"{partial}-shm"):
+        for left in (partial, *(f"{partial}{ending}" for ending in ("-journal", "-wal", "-shm", ".lock"))):
             if os.path.lexists(left):
                 os.unlink(left)
-    return size
 
 
 def check_path(path: str) -> None:
@@ -63,19 +76,22 @@ def _copy(source: str, partial: str) -> None:
         try:
             # In write-ahead mode this reads one snapshot and holds up no writer.
             origin.backup(copy)
-            # One file without a log beside it.
-            copy.execute("PRAGMA journal_mode = DELETE")
-            copy.execute("UPDATE fleet SET term = term + ?", (TERM_GAP,))
+            as_copy(copy)
         finally:
             copy.close()
     finally:
         origin.close()
 
 
-def _sync(partial: str) -> int:
+def as_copy(copy: sqlite3.Connection) -> None:
+    """What makes a store one that may go on in another's place: one file without a log beside it, under a term that nobody has seen."""
+    copy.execute("PRAGMA journal_mode = DELETE")
+    copy.execute("UPDATE fleet SET term = term + ?", (TERM_GAP,))
+
+
+def _sync(partial: str) -> None:
     fd = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
-        return os.fstat(fd).st_size
     finally:
         os.close(fd)

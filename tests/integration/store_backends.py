@@ -6,12 +6,16 @@ What is committed and read again is the same for all three (`JOURNALS`); pages, 
 from __future__ import annotations
 
 import sqlite3
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+
+import pytest
 
 from atoll.model.adapter import AdapterSpec
+from atoll.model.address import Address
 from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind
 from atoll.model.audit import AuditEvent, Severity
 from atoll.model.demand import KeptDemand
@@ -42,7 +46,13 @@ from orchestrator.core.learning.corrections import Place
 from orchestrator.core.learning.observation import COMPONENTS, Observation
 from orchestrator.core.outputs import PutJob, Record
 from orchestrator.store.base import CommitOutcome, Store
+from orchestrator.store.etcd.client import EtcdClient
+from orchestrator.store.etcd.layout import Layout, LeadershipValue, decode, encode
+from orchestrator.store.etcd.operations import Put
+from orchestrator.store.etcd.store import EtcdStore
+from orchestrator.store.etcd.target import EtcdTarget
 from orchestrator.store.sqlite import SqliteStore
+from tests.integration.etcd_members import needs_etcd
 from tests.integration.sim_journal import SimBackend
 from tests.unit.learned_world import completion
 
@@ -96,8 +106,43 @@ class SqliteBackend:
         connection.close()
 
 
-STORES: dict[str, Callable[[Path], Backend[Store]]] = {"sqlite": SqliteBackend}
-JOURNALS: dict[str, Callable[[Path], Backend[Journal]]] = {**STORES, "simulated": lambda _: SimBackend()}
+class EtcdBackend:
+    """A prefix of a real etcd."""
+
+    def __init__(self, member: Address) -> None:
+        self.target = EtcdTarget(members=(member,), prefix=f"test/{uuid.uuid4().hex}")
+
+    def open(self) -> EtcdStore:
+        return EtcdStore(self.target)
+
+    async def depose(self) -> None:
+        """By the one key that a takeover writes: the leader goes on showing signs of life."""
+        layout = Layout(self.target.prefix)
+        client = await EtcdClient.open(self.target)
+        kv = (await client.read([layout.leadership]))[layout.leadership]
+        taken = LeadershipValue(term=decode(LeadershipValue, kv).term + 1, instance="another", holder="another")
+        await client.transact([], [Put(layout.leadership, encode(taken))])
+        await client.close()
+
+
+class Bench:
+    """What stores are made of: a folder of the test's own, and an etcd that is started for the first who wants one."""
+
+    def __init__(self, folder: Path, etcd: Callable[[], Address]) -> None:
+        self.folder = folder
+        self.etcd = etcd
+
+
+STORES: dict[str, Callable[[Bench], Backend[Store]]] = {
+    "etcd": lambda bench: EtcdBackend(bench.etcd()),
+    "sqlite": lambda bench: SqliteBackend(bench.folder),
+}
+JOURNALS: dict[str, Callable[[Bench], Backend[Journal]]] = {**STORES, "simulated": lambda _: SimBackend()}
+
+
+def each_of(stores: dict[str, Callable[[Bench], Any]]) -> list[Any]:
+    """Their names, as parameters."""
+    return [pytest.param(name, marks=[needs_etcd] if name == "etcd" else []) for name in sorted(stores)]
 
 
 async def put(store: Journal, term: Term, *jobs: Job, now_us: int = 1) -> None:

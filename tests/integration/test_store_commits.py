@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from atoll.model.address import Address
 from atoll.model.attempt import AttemptState
 from atoll.model.ids import AdapterId, ChangeSeq, JobId, ModelId, SiteId, TenantId, Term
 from atoll.model.job import JobState
@@ -37,13 +38,16 @@ from orchestrator.core.outputs import (
 )
 from orchestrator.core.placement.policy import Identity
 from orchestrator.store.base import CommitOutcome
+from tests.integration.etcd_members import member, running
 from tests.integration.store_backends import (
     JOURNALS,
     Backend,
+    Bench,
     Journal,
     adapter,
     audit,
     demand,
+    each_of,
     ended,
     estimates,
     link,
@@ -66,9 +70,15 @@ def push(model_id: str) -> Push:
     return Push(model_id=ModelId(model_id), sites=(SiteId("a"), SiteId("b")), warm=(SiteId("b"),), actor="t", until_us=9)
 
 
-@pytest.fixture(params=sorted(JOURNALS))
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], int]) -> Iterator[Address]:
+    with running(member(tmp_path_factory.mktemp("etcd"), free_ports)) as one:
+        yield one.address
+
+
+@pytest.fixture(params=each_of(JOURNALS))
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend[Journal]:
-    return JOURNALS[request.param](tmp_path)
+    return JOURNALS[request.param](Bench(tmp_path, lambda: request.getfixturevalue("etcd")))
 
 
 @pytest.fixture
@@ -244,3 +254,29 @@ async def test_a_key_that_was_forgotten_belongs_to_the_youngest_job(backend: Bac
     await again.close()
     assert [job.job_id for job in stored.jobs] == ["bystander"]
     assert [key.job_id for key in stored.ended_keys] == ["new"]
+
+
+async def test_a_commit_of_any_size_is_one(backend: Backend[Journal], store: Journal) -> None:
+    """More records, and more bytes, than a store may take at once by its nature."""
+    term = (await store.take_over()).term
+    jobs = [queued(f"j{number:04}", prompt="x" * (number * 7 % 8_000)) for number in range(700)]
+    placed_jobs = [placed(job) for job in jobs]
+    records: list[Record] = [*(PutJob(job=job) for job in jobs), *(AppendAudit(event=audit(seq)) for seq in range(1, 200))]
+    assert await store.commit(term, 7, records) is COMMITTED
+    await put(store, term, *placed_jobs[:500], *(ended(job, 9) for job in placed_jobs[500:]), now_us=9)
+    await put(store, term, queued("last"))
+    again, stored = await reopened(backend, store)
+    assert stored.jobs == (*placed_jobs[:500], queued("last"))
+    assert (stored.ended_count, stored.fleet_time_us, stored.last_audit_seq) == (200, 9, 199)
+    assert await again.get_job(JobId("j0699")) == ended(placed_jobs[699], 9)
+    await again.close()
+
+
+async def test_a_large_commit_of_a_deposed_writer_changes_nothing(backend: Backend[Journal], store: Journal) -> None:
+    term = (await store.take_over()).term
+    await backend.depose()
+    records = [PutJob(job=queued(f"j{number}", prompt="x" * 8_000)) for number in range(300)]
+    assert await store.commit(term, 1, records) is CommitOutcome.REFUSED
+    again, stored = await reopened(backend, store)
+    await again.close()
+    assert (stored.jobs, stored.fleet_time_us) == ((), 0)

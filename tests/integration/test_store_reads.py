@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from atoll.model.address import Address
 from atoll.model.audit import AuditEvent
 from atoll.model.errors import FieldError, StateError
 from atoll.model.ids import ChangeSeq, JobId, TenantId, Term
@@ -17,10 +18,13 @@ from orchestrator.core.outputs import (
     AppendAudit,
 )
 from orchestrator.store.base import CommitOutcome, Store
+from tests.integration.etcd_members import member, running
 from tests.integration.store_backends import (
     STORES,
     Backend,
+    Bench,
     audit,
+    each_of,
     ended,
     placed,
     put,
@@ -31,9 +35,15 @@ from tests.integration.store_backends import (
 COMMITTED = CommitOutcome.COMMITTED
 
 
-@pytest.fixture(params=sorted(STORES))
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], int]) -> Iterator[Address]:
+    with running(member(tmp_path_factory.mktemp("etcd"), free_ports)) as one:
+        yield one.address
+
+
+@pytest.fixture(params=each_of(STORES))
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend[Store]:
-    return STORES[request.param](tmp_path)
+    return STORES[request.param](Bench(tmp_path, lambda: request.getfixturevalue("etcd")))
 
 
 @pytest.fixture

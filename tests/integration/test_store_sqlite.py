@@ -8,7 +8,6 @@ import asyncio
 import os
 import random
 import resource
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import pytest
 
 from atoll.model.demand import KeptDemand
 from atoll.model.errors import StateError
-from atoll.model.ids import ChangeSeq, JobId
+from atoll.model.ids import JobId
 from atoll.model.learned import Estimates
 from orchestrator.core.demand import PutDemand
 from orchestrator.core.outputs import AppendAudit, PutAdapter, PutEstimates, PutJob, PutModel
@@ -28,6 +27,7 @@ from orchestrator.store.base import CommitOutcome, StoreError
 from orchestrator.store.sqlite import SqliteStore
 from orchestrator.store.sqlite_backup import TERM_GAP
 from orchestrator.store.sqlite_schema import FORMAT
+from tests.integration.killed_writer import check_whole, killed_after, writer
 from tests.integration.store_backends import adapter, audit, demand, ended, estimates, model, queued
 
 ROOT = Path(__file__).parents[2]
@@ -45,54 +45,23 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
     await store.close()
 
 
-def writer(path: Path, number: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.integration.store_writer", str(path), str(number)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-
-
-def killed_after(process: subprocess.Popen[str], lines: int) -> list[str]:
-    """What the process had promised when it was killed in mid-flight."""
-    assert process.stdout is not None
-    promised: list[str] = []
-    try:
-        for _ in range(lines):
-            line = process.stdout.readline()
-            assert line.endswith("\n"), "the writer ended by itself"
-            promised.append(line)
-    finally:
-        process.kill()
-        rest = process.stdout.read()
-        process.stdout.close()
-        process.wait()
-    # Lines that were on their way count too; a torn last one does not.
-    promised.extend(line for line in rest.splitlines(keepends=True) if line.endswith("\n"))
-    assert process.returncode == -signal.SIGKILL
-    return promised
-
-
 async def test_kill_at_any_moment_loses_nothing_promised_and_tears_no_batch(path: Path) -> None:
     chance = random.Random(20)
     promised: dict[str, int] = {}
     rounds = 5
     for number in range(rounds):
-        process = writer(path, number)
+        process = writer(str(path), number)
         lines = await asyncio.to_thread(killed_after, process, chance.randint(1, 60))
         promised.update((f"r{number}-b{batch}", int(jobs)) for batch, jobs in (line.split() for line in lines))
     store = SqliteStore(path)
     stored = await store.take_over()
-    held = Counter(job.job_id.rpartition("-")[0] for job in stored.jobs)
-    assert {batch: held[batch] for batch in promised} == promised
-    # Also what was not promised is whole: its jobs and its line of the audit, or neither.
-    told: dict[str, int] = {}
-    while lines_of := await store.list_audit(after=ChangeSeq(len(told)), limit=1_000):
-        told.update((batch, int(jobs)) for batch, jobs in (line.detail.split() for line in lines_of))
-    assert told == dict(held)
+    await check_whole(store, stored, promised)
     assert stored.term == rounds + 1
     await store.close()
 
 
 async def test_a_second_process_is_told_who_holds_the_store(path: Path, store: SqliteStore) -> None:
-    process = writer(path, 0)
+    process = writer(str(path), 0)
     assert process.stdout is not None
     try:
         assert await asyncio.to_thread(process.stdout.readline)
@@ -201,6 +170,7 @@ import asyncio, resource, sys
 from orchestrator.core.outputs import PutJob
 from orchestrator.store.base import StoreError
 from orchestrator.store.sqlite import SqliteStore
+from tests.integration.killed_writer import check_whole, killed_after, writer
 from tests.integration.store_backends import queued
 
 async def main(path):

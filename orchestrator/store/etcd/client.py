@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Final, TypeVar
 
 import grpc
@@ -59,12 +59,15 @@ class EtcdClient:
 
     # --- keys ----------------------------------------------------------------------------------------------------------------
 
-    async def range(self, key: bytes, end: bytes = b"", *, limit: int = 0, revision: int = 0, keys_only: bool = False) -> pb.RangeResponse:
-        """The key, or the keys of [key, end) in order, at most `limit` of them; as of `revision`, or now."""
-        request = pb.RangeRequest(key=key, range_end=end, limit=limit, revision=revision, keys_only=keys_only)
+    async def range(
+        self, key: bytes, end: bytes = b"", *, limit: int = 0, revision: int = 0, keys_only: bool = False, last: bool = False
+    ) -> pb.RangeResponse:
+        """The key, or the keys of [key, end) in order, at most `limit` of them, from behind if `last`; as of `revision`, or now."""
+        order = pb.RangeRequest.DESCEND if last else pb.RangeRequest.NONE
+        request = pb.RangeRequest(key=key, range_end=end, limit=limit, revision=revision, keys_only=keys_only, sort_order=order)
         return await self.call(methods.RANGE, request, try_s=BULK_TRY_S if end else _TRY_S)
 
-    async def pages(self, key: bytes, end: bytes, *, limit: int, revision: int = 0) -> AsyncIterator[Sequence[pb.KeyValue]]:
+    async def pages(self, key: bytes, end: bytes, *, limit: int, revision: int = 0) -> AsyncGenerator[Sequence[pb.KeyValue]]:
         """All keys of [key, end) in order, `limit` at a time. Without a revision, each page is as of when it was read."""
         while True:
             page = await self.range(key, end, limit=limit, revision=revision)
@@ -82,9 +85,9 @@ class EtcdClient:
         """
         return await self.call(methods.TXN, transaction(guards, changes, otherwise), try_s=try_s)
 
-    async def read(self, keys: Sequence[bytes]) -> dict[bytes, pb.KeyValue]:
+    async def read(self, keys: Sequence[bytes], *, revision: int = 0) -> dict[bytes, pb.KeyValue]:
         """Those of these keys that exist, all as of one revision; as many as one transaction takes."""
-        request = pb.TxnRequest(success=[pb.RequestOp(request_range=pb.RangeRequest(key=key)) for key in keys])
+        request = pb.TxnRequest(success=[pb.RequestOp(request_range=pb.RangeRequest(key=key, revision=revision)) for key in keys])
         response = await self.call(methods.TXN, request, try_s=BULK_TRY_S)
         return {kv.key: kv for one in response.responses for kv in one.response_range.kvs}
 

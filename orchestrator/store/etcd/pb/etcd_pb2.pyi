@@ -127,15 +127,32 @@ Global___Event: _TypeAlias = Event  # noqa: Y015
 class RangeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _SortOrder:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _SortOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RangeRequest._SortOrder.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        NONE: RangeRequest._SortOrder.ValueType  # 0
+        ASCEND: RangeRequest._SortOrder.ValueType  # 1
+        DESCEND: RangeRequest._SortOrder.ValueType  # 2
+
+    class SortOrder(_SortOrder, metaclass=_SortOrderEnumTypeWrapper): ...
+    NONE: RangeRequest.SortOrder.ValueType  # 0
+    ASCEND: RangeRequest.SortOrder.ValueType  # 1
+    DESCEND: RangeRequest.SortOrder.ValueType  # 2
+
     KEY_FIELD_NUMBER: _builtins.int
     RANGE_END_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    SORT_ORDER_FIELD_NUMBER: _builtins.int
     KEYS_ONLY_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     range_end: _builtins.bytes
     limit: _builtins.int
     revision: _builtins.int
+    sort_order: Global___RangeRequest.SortOrder.ValueType
     keys_only: _builtins.bool
     def __init__(
         self,
@@ -144,11 +161,12 @@ class RangeRequest(_message.Message):
         range_end: _builtins.bytes = ...,
         limit: _builtins.int = ...,
         revision: _builtins.int = ...,
+        sort_order: Global___RangeRequest.SortOrder.ValueType = ...,
         keys_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "keys_only", b"keys_only", "limit", b"limit", "range_end", b"range_end", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "keys_only", b"keys_only", "limit", b"limit", "range_end", b"range_end", "revision", b"revision", "sort_order", b"sort_order"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,343 @@
+"""The store in etcd: for fleets with which another machine must be able to go on.
+
+Decides what is answered from memory (where a job is, whose a key is) and what etcd is asked for. etcd is kept small: terminal jobs leave
+after the retention, history is compacted as it is written, and nothing new is accepted when it is nearly full.
+Must not know what a record means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Final
+
+import structlog
+
+from atoll.model.audit import AuditEvent
+from atoll.model.errors import FieldError, StateError
+from atoll.model.ids import ChangeSeq, JobId, TenantId, Term
+from atoll.model.job import TERMINAL, Job, JobState
+from atoll.wire import stored
+from orchestrator.core.durable import EndedKey, Stored
+from orchestrator.core.outputs import Record
+from orchestrator.store.base import BEGUN_IDS_MAX, CommitOutcome, StoreError
+from orchestrator.store.changes import changes_of
+from orchestrator.store.etcd import leading, rows
+from orchestrator.store.etcd.client import PATIENCE_S, EtcdClient
+from orchestrator.store.etcd.copying import write_copy
+from orchestrator.store.etcd.errors import EtcdError, EtcdUnavailableError
+from orchestrator.store.etcd.index import JobIndex, Plan
+from orchestrator.store.etcd.layout import HealthValue, Layout, LeadershipValue, decode, encode, number_of
+from orchestrator.store.etcd.loading import Reader
+from orchestrator.store.etcd.operations import OPERATIONS_MAX, Delete, end_of
+from orchestrator.store.etcd.pulse import Pulse
+from orchestrator.store.etcd.quota import DEFAULT_QUOTA_BYTES, why_shed
+from orchestrator.store.etcd.target import EtcdTarget
+from orchestrator.store.etcd.watch import Changes as Changed
+from orchestrator.store.etcd.watch import follow
+from orchestrator.store.etcd.writing import Writer
+from orchestrator.store.wall import wall_ms as peoples_wall_ms
+
+_log = structlog.get_logger(__name__)
+
+# Lines of the audit that are kept here, fewer than `limits.AUDIT_LINES_MAX`: 4 MB, a week of incidents. Who must keep them longer follows
+# `atoll events` into a log.
+AUDIT_LINES_MAX: Final = 20_000
+# What was superseded is history that nobody reads; beyond this much of it, or this long, it is compacted away.
+_HISTORY_BYTES_MAX: Final = 64 * 1024 * 1024
+_HISTORY_S_MAX: Final = 300.0
+# From so many records on they are encoded in a thread: milliseconds in which streams are served.
+_FEW_RECORDS: Final = 64
+
+
+class EtcdStore:
+    """The store below the prefix of `target`. Nothing is asked before `take_over`. `quota_bytes`: etcd's, where it does not say."""
+
+    def __init__(
+        self,
+        target: EtcdTarget,
+        *,
+        quota_bytes: int = DEFAULT_QUOTA_BYTES,
+        patience_s: float = PATIENCE_S,
+        wall_ms: Callable[[], int] = peoples_wall_ms,
+    ) -> None:
+        self._target = target
+        self._quota_bytes = quota_bytes
+        self._patience_s = patience_s
+        self._wall_ms = wall_ms
+        self._layout = Layout(target.prefix)
+        self._instance = uuid.uuid4().hex
+        self._client: EtcdClient | None = None
+        self._writer: Writer | None = None
+        self._pulse: Pulse | None = None
+        self._index = JobIndex()
+        self._term = Term(0)
+        self._closed = False
+        # Commits, sweeps and takeovers, one at a time.
+        self._writing = asyncio.Lock()
+        self._deposed = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+        self._compacting: asyncio.Task[None] | None = None
+        self._compacted_s = 0.0
+        self._copying = 0
+
+    # --- leading -------------------------------------------------------------------------------------------------------------
+
+    async def take_over(self) -> Stored:
+        """See `Store`."""
+        async with self._writing, self._telling():
+            if self._closed:
+                raise StateError("the store is closed")
+            try:
+                return await self._take_over()
+            except EtcdUnavailableError:
+                # Names may stand for other addresses by the next try.
+                await self._disconnect()
+                raise
+
+    async def _take_over(self) -> Stored:
+        self._writer = None
+        if self._client is None:
+            self._client = await EtcdClient.open(self._target, patience_s=self._patience_s)
+        client, layout = self._client, self._layout
+        head = await leading.take_over(client, layout, self._instance)
+        writer = Writer(client, layout, head)
+        self._beat(writer)
+        self._watch(head.leadership)
+        commit = await writer.recover()
+        collecting = gc.isenabled()
+        # Very many new objects, none of them garbage: looking for some would double the time.
+        gc.disable()
+        try:
+            loaded, self._index = await Reader(client, layout).stored(head, commit, wall_ms=self._wall_ms())
+        finally:
+            if collecting:
+                gc.enable()
+        self._writer, self._term = writer, loaded.term
+        self._deposed.clear()
+        return loaded
+
+    def _beat(self, writer: Writer) -> None:
+        if self._pulse is not None:
+            self._pulse.guard = writer.leadership
+            return
+        holder = leading.holder_name()
+
+        def value(beat: int) -> bytes:
+            return encode(HealthValue(instance=self._instance, holder=holder, beat=beat))
+
+        self._pulse = Pulse(self._target, key=self._layout.health, value=value, guard=writer.leadership)
+        self._pulse.start()
+
+    def _watch(self, mine: LeadershipValue) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        self._watching = asyncio.create_task(self._notice_others(mine))
+
+    async def _notice_others(self, mine: LeadershipValue) -> None:
+        assert self._client is not None
+        try:
+            async with aclosing(follow(self._client, self._layout.leadership)) as updates:
+                async for update in updates:
+                    kvs = [event.kv for event in update.events] if isinstance(update, Changed) else update.kvs
+                    if any(decode(LeadershipValue, kv).instance != mine.instance for kv in kvs):
+                        self._deposed.set()
+        except (EtcdError, StateError) as error:
+            # The next commit will say the same.
+            _log.warning("leadership_not_watched", error=str(error))
+
+    async def deposed(self) -> None:
+        """See `Store`."""
+        await self._deposed.wait()
+
+    # --- writing -------------------------------------------------------------------------------------------------------------
+
+    async def commit(self, term: Term, now_us: int, records: Sequence[Record]) -> CommitOutcome:
+        """See `Store`. Raises StoreError when etcd does not answer; it is then not known whether the records are there."""
+        async with self._writing, self._telling():
+            writer = self._led()
+            if term != self._term:
+                return CommitOutcome.REFUSED
+            changes = changes_of(records)
+            awaited = rows.awaited(changes, self._index)
+            read = await self._reader().done(awaited) if awaited else ()
+            stopping = {job.job_id: job for job in read}
+            plan = Plan(self._index)
+            arguments = (self._layout, plan, changes, stopping, self._wall_ms())
+            wanted = rows.operations(*arguments) if len(records) < _FEW_RECORDS else await asyncio.to_thread(rows.operations, *arguments)
+            outcome = await writer.commit(now_us, wanted)
+            if outcome is CommitOutcome.COMMITTED:
+                plan.settle()
+            self._compact_when_due(writer)
+            return outcome
+
+    async def sweep(self, *, now_us: int, retention_ms: int, max_ended: int) -> int:
+        """See `Store`. Ends early when the term was deposed. Trims the audit too."""
+        went = 0
+        before_us = now_us - retention_ms * 1_000
+        while went_now := await self._forget(before_us, max_ended):
+            went += went_now
+        async with self._writing, self._telling():
+            writer = self._led()
+            last = await self._reader().last_audit_seq()
+            if last > AUDIT_LINES_MAX:
+                await writer.apply([Delete(self._layout.audit, self._layout.audit_line(last - AUDIT_LINES_MAX + 1))])
+            self._compact_when_due(writer)
+        return went
+
+    async def _forget(self, before_us: int, max_ended: int) -> int:
+        """The oldest terminal jobs that are too old, or too many: as many as one transaction takes."""
+        async with self._writing, self._telling():
+            writer, index = self._led(), self._index
+            excess = index.ended_count - max_ended
+            oldest = index.oldest(OPERATIONS_MAX // 2)
+            leaving = [(job_id, entry) for place, (job_id, entry) in enumerate(oldest) if entry.ended_us < before_us or place < excess]
+            deletes = [delete for job_id, entry in leaving for delete in rows.forgotten(self._layout, job_id, entry)]
+            if not deletes or not await writer.apply(deletes):
+                return 0
+            for job_id, _ in leaving:
+                index.remove(job_id)
+            return len(leaving)
+
+    def _compact_when_due(self, writer: Writer) -> None:
+        now_s = asyncio.get_running_loop().time()
+        due = writer.written_bytes > _HISTORY_BYTES_MAX or now_s - self._compacted_s > _HISTORY_S_MAX
+        if not due or self._copying or (self._compacting is not None and not self._compacting.done()):
+            return
+        writer.written_bytes, self._compacted_s = 0, now_s
+        self._compacting = asyncio.create_task(self._compact(writer.revision))
+
+    async def _compact(self, revision: int) -> None:
+        assert self._client is not None
+        try:
+            await self._client.compact(revision)
+        except EtcdError as error:
+            _log.warning("not_compacted", revision=revision, error=str(error))
+
+    def why_shed(self) -> str:
+        """See `Store`."""
+        return why_shed(self._pulse.fullness, self._quota_bytes) if self._pulse is not None else ""
+
+    # --- reading -------------------------------------------------------------------------------------------------------------
+
+    async def get_job(self, job_id: JobId) -> Job | None:
+        """See `Store`."""
+        async with self._telling():
+            self._led()
+            if self._index.get(job_id) is None:
+                return None
+            live, done = self._layout.live_job(job_id), self._layout.done_job(job_id)
+            found = await self._open().read([live, done])
+            if done in found:
+                return stored.decode_job(found[done].value)
+            return stored.decode_job(number_of(found[live].value)[1]) if live in found else None
+
+    async def find_ids(self, prefix: str, *, tenant: TenantId | None, limit: int) -> tuple[JobId, ...]:
+        """See `Store`."""
+        async with self._telling():
+            self._led()
+            begun: list[JobId] = []
+            for folder, first in ((self._layout.live, self._layout.live_job(prefix)), (self._layout.done, self._layout.done_job(prefix))):
+                page = await self._open().range(first, end_of(first), limit=BEGUN_IDS_MAX + 1, keys_only=True)
+                begun.extend(JobId(kv.key.removeprefix(folder).decode()) for kv in page.kvs)
+            looked_at = sorted(set(begun))[: BEGUN_IDS_MAX + 1]
+            found = tuple(job_id for job_id in looked_at if (entry := self._index.get(job_id)) and tenant in {None, entry.tenant})[:limit]
+            if len(looked_at) > BEGUN_IDS_MAX and len(found) < limit:
+                raise FieldError("job_id", prefix, f"more of the id: more than {BEGUN_IDS_MAX} begin so")
+            return found
+
+    async def find_keys(self, *, tenant: TenantId, keys: Sequence[str]) -> tuple[EndedKey, ...]:
+        """See `Store`."""
+        self._led()
+        owners = [self._index.owner(tenant, key) for key in keys]
+        found = (self._index.ended_key(job_id) for job_id in owners if job_id is not None)
+        return tuple(key for key in found if key is not None)
+
+    async def list_ended(
+        self, *, tenant: TenantId | None, states: frozenset[JobState], before: tuple[int, JobId] | None, limit: int
+    ) -> tuple[Job, ...]:
+        """See `Store`."""
+        async with self._telling():
+            self._led()
+            wanted = (states or TERMINAL) & TERMINAL
+            chosen: list[JobId] = []
+            for job_id, entry in self._index.ended_before(before, tenant) if wanted else ():
+                if entry.state in wanted:
+                    chosen.append(job_id)
+                    if len(chosen) == limit:
+                        break
+            return await self._reader().done(chosen)
+
+    async def list_audit(self, *, after: ChangeSeq, limit: int) -> tuple[AuditEvent, ...]:
+        """See `Store`."""
+        async with self._telling():
+            self._led()
+            return await self._reader().audit(after, limit)
+
+    async def audit_tail(self, *, most: int) -> ChangeSeq:
+        """See `Store`."""
+        async with self._telling():
+            self._led()
+            return await self._reader().last_audit_seq(before=most)
+
+    async def backup(self, path: str) -> int:
+        """See `Store`. The copy is an embedded store: `atoll orchestrator` runs on it as it is."""
+        async with self._telling():
+            async with self._writing:
+                # None is half carried out; and what is compacted from here on is older.
+                revision = self._led().revision
+                self._copying += 1
+            try:
+                return await write_copy(self._open(), self._layout, revision, path)
+            finally:
+                self._copying -= 1
+
+    # --- the end -------------------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """See `Store`. Again is allowed."""
+        if self._closed:
+            return
+        self._closed = True
+        async with self._writing:
+            await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        for task in (self._watching, self._compacting):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        self._watching = self._compacting = self._writer = None
+        if self._pulse is not None:
+            await asyncio.to_thread(self._pulse.stop)
+            self._pulse = None
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    def _led(self) -> Writer:
+        """The writer of the own term. StateError before the first takeover and after the end, StoreError between."""
+        if self._closed:
+            raise StateError("the store is closed")
+        if self._term == 0:
+            raise StateError("the store was not taken over yet")
+        if self._writer is None:
+            raise StoreError("the store is being taken over anew")
+        return self._writer
+
+    def _open(self) -> EtcdClient:
+        assert self._client is not None
+        return self._client
+
+    def _reader(self) -> Reader:
+        return Reader(self._open(), self._layout)
+
+    @asynccontextmanager
+    async def _telling(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        except EtcdError as error:
+            raise StoreError(f"{self._target}: {error}") from error
