@@ -632,7 +632,7 @@ class AssignedAttempt(_message.Message):
     stop_after_ms: _builtins.int
     request_id: _builtins.str
     origin_too: _builtins.bool
-    """the origin store is read beside the peers, not only when they fail"""
+    """the origin store is read beside the peers, not only when they fail; without peers: past nodes of the site"""
     @_builtins.property
     def key(self) -> _types_pb2.AttemptKey: ...
     @_builtins.property

@@ -754,7 +754,7 @@ class Candidate(_message.Message):
     gang; else ""
     """
     origin_too: _builtins.bool
-    """and from the origin store beside them"""
+    """and from the origin store beside them; without sites: past nodes of the site that have them"""
     @_builtins.property
     def terms_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
