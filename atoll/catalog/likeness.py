@@ -17,9 +17,9 @@ _COMPARED_MAX: Final = 256
 _BEGINNING_CHARS: Final = 2
 # As `difflib` has it: more than half of the letters in order.
 _CUTOFF: Final = 0.6
-# A word that resembles the beginning of a name is short for it, if four of its five letters do; shorter ones begin like too much.
+# A word is short for the names whose beginning it resembles, if four of its five letters do; shorter words resemble too many.
 _BEGUN_CUTOFF: Final = 0.8
-_BEGUN_CHARS_MIN: Final = 4
+_BEGUN_CHARS_MIN: Final = 5
 # Where one name resembles a word by this much more than another, the other is not worth naming.
 _AS_GOOD: Final = 0.1
 
@@ -35,9 +35,10 @@ def alike(word: str, known: Collection[str], most: int = 3) -> list[str]:
         return begun
     some = known if len(known) <= _COMPARED_MAX else _beginning(folded, known)
     by_folded = {name.lower(): name for name in some if len(name) <= _COMPARED_CHARS}
-    close = difflib.get_close_matches(folded, by_folded, n=most, cutoff=_CUTOFF)
-    ratios = [difflib.SequenceMatcher(a=found, b=folded).ratio() for found in close]
-    resembling = [by_folded[found] for found, ratio in zip(close, ratios, strict=True) if ratio >= ratios[0] - _AS_GOOD]
+    close = difflib.get_close_matches(folded, by_folded, n=len(by_folded) or 1, cutoff=_CUTOFF)
+    ratios = {found: difflib.SequenceMatcher(a=found, b=folded).ratio() for found in close}
+    ranked = sorted(close, key=lambda found: (-ratios[found], found))
+    resembling = [by_folded[found] for found in ranked[:most] if ratios[found] >= ratios[ranked[0]] - _AS_GOOD]
     return list(dict.fromkeys([*begun, *resembling]))[:most] or _begun_alike(folded, some, most)
 
 

@@ -6,7 +6,6 @@ the estimate is arithmetic.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -316,9 +315,7 @@ def _unknown_model(model: str, known: list[str]) -> CliError:
 
     begins = {name[:_BEGINNING_CHARS] for name in known}
     close = alike(model, known) if model[:_BEGINNING_CHARS].lower() in begins else []
-    stems = sorted({found[0] for name in known if "/" not in name and (found := re.match(r"[a-z]+", name))})
-    nothing = f"none of its {len(known)} is like it" if model else f"there are {', '.join(stems)}"
-    rest = f"did you mean {' or '.join(map(repr, close))}?" if close else nothing
+    rest = f"did you mean {' or '.join(map(repr, close))}?" if close else f"none of its {len(known)} names is like it"
     hint = "models that a fleet has of its own are asked by 'atoll quote MODEL'"
     return CliError(f"--model is {quoted(model)}: expected a model of the catalogue; {rest}", code=Exit.USAGE, hint=hint)
 

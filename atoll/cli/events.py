@@ -69,14 +69,16 @@ def events(
     most = arguments.whole("--limit", limit, 0, limits.AUDIT_LINES_MAX, default=0 if after is not None else _SHOWN)
     form = session().form
     with session().client() as client:
-        found = client.events(after_seq=after_seq, limit=most, follow=follow)
         if follow:
-            _follow(form, found)
-        else:
-            told = list(found)
-            _show(form, told)
-            if most and len(told) == most and form in {Form.TABLE, Form.WIDE}:
-                note(f"the last {most} of them; --limit 0 lists all")
+            _follow(form, client.events(after_seq=after_seq, limit=most, follow=True))
+            return
+        # One more than is shown, to know whether there are more.
+        found = list(client.events(after_seq=after_seq, limit=min(most + 1, limits.AUDIT_LINES_MAX) if most else 0))
+    more = bool(most) and len(found) > most
+    _show(form, found[-most:] if more else found)
+    if more:
+        # In every form: a program would take them for all.
+        note(f"there are more than {most}: these are the last; --limit 0 lists all")
 
 
 def _show(form: Form, found: Iterable[AuditEvent]) -> None:

@@ -149,12 +149,15 @@ def list_jobs(
             raise FieldError("--state", name, f"one of {', '.join(JobState)}") from None
     form = session().form
     with session().client() as client, as_options(model_id="--model"):
-        size_of_page = min(most or limits.PAGE_SIZE_MAX, limits.PAGE_SIZE_MAX)
+        # One more than is shown, to know whether there are more.
+        size_of_page = min(most + 1 if most else limits.PAGE_SIZE_MAX, limits.PAGE_SIZE_MAX)
         jobs = client.list(states=states, tenant=tenant, model=model, page_size=size_of_page)
-        found = list(islice(jobs, most)) if most else list(jobs)
-    show_list(form, JOBS, found, empty="no jobs")
-    if most and len(found) == most and form in {Form.TABLE, Form.WIDE}:
-        note(f"{most} of them, those that have not ended before the others; --limit 0 lists all")
+        found = list(islice(jobs, most + 1)) if most else list(jobs)
+    more = bool(most) and len(found) > most
+    show_list(form, JOBS, found[:most] if more else found, empty="no jobs")
+    if more:
+        # In every form: a program would take them for all.
+        note(f"there are more than {most}: these are the first, and those that have not ended come first; --limit 0 lists all")
 
 
 @verb(
@@ -204,7 +207,7 @@ def watch(
     "cancel",
     epilog="""
     atoll jobs cancel JOB --reason "wrong prompt"
-    atoll jobs list --state queued -o name | xargs -r atoll jobs cancel
+    atoll jobs list --state queued --limit 0 -o name | xargs -r atoll jobs cancel
     """,
 )
 def cancel(*, jobs: JobsArgument, reason: Annotated[str, typer.Option("--reason", help="Why; kept with the job.")] = "") -> None:

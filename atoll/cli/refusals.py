@@ -56,6 +56,7 @@ _OPTIONS: Final = {
     "component": "--component",
     "site_id": "--site",
 }
+_NONE_OF_ITS_OWN: Final[Mapping[str, str]] = {}
 # Of one job of many, and which of several of its adapters or inputs.
 _WHICH: Final = re.compile(r"^jobs\[\d+\]\.|\[\d+\]")
 # Figures of messages are thousandths; "is 5: expected 34 to 1000" is what a refusal says of one.
@@ -78,20 +79,21 @@ def as_options(**own: str) -> Iterator[None]:
         raise CliError(told, code=Exit.USAGE) from None
 
 
-def in_options(field: str, message: str, others: Mapping[str, str] = _OPTIONS) -> str | None:
-    """A refusal of this field as who used options understands it; None for a field that no option says."""
-    option = others.get(field) or _OPTIONS.get(_WHICH.sub("", field))
+def in_options(field: str, message: str, own: Mapping[str, str] = _NONE_OF_ITS_OWN) -> str | None:
+    """A refusal of this field as who used options understands it, by a verb's `own` or those of a job; None for a field that no option
+    says."""
+    option = own.get(field) or _OPTIONS.get(_WHICH.sub("", field))
     if option is None:
         return None
     what = re.sub(r"^jobs\[\d+\]: ", "", message)
-    own = re.sub(r"^jobs\[\d+\]\.", "", field)
+    named = re.sub(r"^jobs\[\d+\]\.", "", field)
     for words, ours in _WORDS:
         what = what.replace(words, ours)
-    if not what.startswith(own):
+    if not what.startswith(named):
         return f"{option}: {what}"
-    if own.endswith("_milli"):
+    if named.endswith("_milli"):
         what = _THOUSANDTHS.sub(lambda found: "".join(_thousandths(part) for part in found.groups()), what)
-    return option + what.removeprefix(own)
+    return option + what.removeprefix(named)
 
 
 def _thousandths(part: str) -> str:

@@ -51,7 +51,7 @@ async def test_lists_are_cut_to_what_was_asked_for_and_say_so(tmp_path: Path, at
         assert json.loads((await run("events", "--limit", "2", "-o", "json"))[1]) == every[-2:]
         assert json.loads((await run("events", "--after", str(every[0]["seq"]), "-o", "json"))[1]) == every[1:]
         _, out, err = await run("events", "--limit", "2")
-        assert len(out.splitlines()) == 3 and err == "the last 2 of them; --limit 0 lists all\n"
+        assert len(out.splitlines()) == 3 and err == "there are more than 2: these are the last; --limit 0 lists all\n"
         assert (await run("events", "--limit", "many"))[0] == Exit.USAGE
         mine = [await running.submit(model_id=name) for name in ("m", "n", "m")][::2]
         code, out, _ = await run("jobs", "list", "--model", "m", "-o", "name")
@@ -112,6 +112,24 @@ async def test_a_mistyped_name_is_answered_with_what_it_looks_like(tmp_path: Pat
         assert "bigg is none of theirs; did you mean 'big'?" in (await run("sites", "list", "--gpu", "bigg"))[2]
         elsewhere = (await run("sites", "list", "--region", "region-aws-us1"))[2]
         assert "region-aws-us1 is none of theirs; did you mean 'region-aws-use1'" in elsewhere
+
+
+async def test_an_unknown_model_is_answered_in_one_line_and_not_with_those_that_happen_to_come_first(
+    tmp_path: Path, atoll: Callable[[Running], Atoll]
+) -> None:
+    async with orchestrator(tmp_path) as running:
+        run = atoll(running)
+        await running.add_models(*(model(f"sdxl-{number}") for number in range(6)), model("wan"))
+        for verb, option in ((("submit",), "MODEL"), (("quote",), "MODEL"), (("jobs", "list", "--model"), "--model")):
+            for name, meant in (
+                ("nope", "none of the 7 is like it"),
+                ("wann", "did you mean 'wan'?"),
+                ("sdxlx", "did you mean 'sdxl-0' or 'sdxl-1' or 'sdxl-2'?"),
+            ):
+                code, out, err = await run(*verb, name)
+                assert (code, out) == (Exit.USAGE, "")
+                assert err.splitlines()[0] == f"error: {option} is '{name}': expected a known model; {meant}"
+                assert "sdxl-0" not in err or name == "sdxlx"
 
 
 def common_beginning(one: str, other: str) -> str:

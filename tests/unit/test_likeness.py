@@ -40,6 +40,17 @@ def test_among_many_names_those_that_begin_alike_are_compared() -> None:
     assert alike("fluks.1-schnel", names)[0] == "flux.1-schnell"
 
 
+def test_a_word_that_is_short_for_long_names_is_meant_for_those_that_begin_nearly_so() -> None:
+    names = ["flux.1-kontext-dev", "flux.1-schnell-fp8", "wan2.2-t2v-a14b-720p", "sd-1.5"]
+    assert alike("fluxx", names) == ["flux.1-kontext-dev", "flux.1-schnell-fp8"]
+    assert alike("wan22", names) == ["wan2.2-t2v-a14b-720p"]
+    assert alike("fxxxx", names) == alike("flxx", names) == []
+
+
+def test_names_that_are_as_like_come_in_their_order() -> None:
+    assert alike("nodex", ["node3", "node1", "node4", "node2"]) == ["node1", "node2", "node3"]
+
+
 def test_sites_in_the_examples_of_the_command_line_are_those_of_the_reference_fleet() -> None:
     fleet = {site["id"] for site in yaml.safe_load((REPOSITORY / "clusters.yaml").read_text(encoding="utf-8"))["sites"]}
     named = set()
