@@ -15,7 +15,7 @@ from atoll.cli.output import say, table
 from atoll.cli.reasons import advice, meaning
 from atoll.model.attempt import Attempt, AttemptState
 from atoll.model.learned import Component
-from atoll.model.placement import PRICE_TERMS, Awaits, Candidate, Evicted, Explanation, FetchFrom, Reason, Rejection
+from atoll.model.placement import PRICE_TERMS, Awaits, Candidate, Evicted, Explanation, FetchFrom, Reason, Rejection, Stopped
 from atoll.model.quote import Quote
 
 _LEGEND_CHARS: Final = 110
@@ -181,6 +181,22 @@ def made_room(evicted: Sequence[Evicted], verb: str) -> None:
         say(f"  {verb} {one.model_id}, {size(one.memory_bytes)}: {price}")
 
 
+def stopped(found: Sequence[Stopped]) -> None:
+    """Whose work was stopped for a job, the costliest by name, and how much of it is to be done again."""
+    if not found:
+        return
+    ordered = sorted(found, key=lambda one: one.lost_us, reverse=True)
+    named = [f"{one.job_id} at {one.site_id}/{one.pool_id}{_again(one)}" for one in ordered]
+    more = [f"and {count(len(ordered) - _STOPPED_NAMED, 'other')}"] if len(ordered) > _STOPPED_NAMED else []
+    say(f"  Stopped for it: {'; '.join([*named[:_STOPPED_NAMED], *more])}")
+
+
+def _again(one: Stopped) -> str:
+    return f", {duration(one.lost_us)} of its work to do again" if one.lost_us else ""
+
+
+# Jobs of a lower priority that were stopped for one, by name: for one GPU it is one or two.
+_STOPPED_NAMED: Final = 3
 # Why a pool cannot be bound though it is a place to wait for: its slots have all their work, or what is in their memory may not go.
 _WAITED_FOR: Final = (Reason.NO_SLOT, Reason.NO_BLOCK, Reason.MEMORY_BUSY)
 

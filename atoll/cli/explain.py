@@ -321,6 +321,7 @@ def _attempt(attempt: Attempt, legend: Legend) -> None:
     costtable.candidates(told.term_names, [told.chosen, *told.others], legend)
     costtable.brought(told.term_names, told.chosen)
     costtable.made_room(told.evicted, "Made room:")
+    costtable.stopped(told.stopped)
     if attempt.ended_us and attempt.state in (AttemptState.SUCCEEDED, AttemptState.FAILED):
         costtable.phases(attempt, told)
     elif attempt.ended_us:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, overload
 
-from atoll.model.ids import AdapterId, ModelId, NodeId, PoolId, SiteId
+from atoll.model.ids import AdapterId, JobId, ModelId, NodeId, Ordinal, PoolId, SiteId
+
+# For a gang of eight all that runs in its slots, and waits behind that.
+STOPPED_MAX: Final = 16
 
 
 class Reason(StrEnum):
@@ -243,6 +246,17 @@ class Evicted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """An attempt of a lower priority that was stopped for a job: `lost_us` of its work has to be done again."""
+
+    job_id: JobId
+    ordinal: Ordinal
+    site_id: SiteId
+    pool_id: PoolId
+    lost_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """One decision, bounded: the chosen, the next best, the rejections counted. `term_names` orders every `terms_us`."""
 
@@ -254,6 +268,7 @@ class Explanation:
     others: Sequence[Candidate]
     rejections: tuple[Rejection, ...]
     evicted: tuple[Evicted, ...] = ()
+    stopped: tuple[Stopped, ...] = ()  # for this job, here or, where another place was better then, elsewhere
     deferrals: int = 0  # how often the job had waited by choice before
     queued_us: int = 0  # time in the queue before this decision
     weights_bytes: int = 0  # of the model: what a cold place has to load

@@ -917,6 +917,39 @@ class Evicted(_message.Message):
 Global___Evicted: _TypeAlias = Evicted  # noqa: Y015
 
 @_typing.final
+class Stopped(_message.Message):
+    """An attempt of a lower priority that was stopped for a job. `lost_us`: how much of its work has to be done again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    ORDINAL_FIELD_NUMBER: _builtins.int
+    SITE_ID_FIELD_NUMBER: _builtins.int
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    LOST_US_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    ordinal: _builtins.int
+    site_id: _builtins.str
+    pool_id: _builtins.str
+    lost_us: _builtins.int
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        ordinal: _builtins.int = ...,
+        site_id: _builtins.str = ...,
+        pool_id: _builtins.str = ...,
+        lost_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "lost_us", b"lost_us", "ordinal", b"ordinal", "pool_id", b"pool_id", "site_id", b"site_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stopped: _TypeAlias = Stopped  # noqa: Y015
+
+@_typing.final
 class Explanation(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -933,6 +966,7 @@ class Explanation(_message.Message):
     WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
     P50_US_FIELD_NUMBER: _builtins.int
     P90_US_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
     decided_us: _builtins.int
     policy: _builtins.str
@@ -956,6 +990,10 @@ class Explanation(_message.Message):
     def rejections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejection]: ...
     @_builtins.property
     def evicted(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evicted]: ...
+    @_builtins.property
+    def stopped(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stopped]:
+        """for this job, at the place chosen or another one"""
+
     def __init__(
         self,
         *,
@@ -972,11 +1010,12 @@ class Explanation(_message.Message):
         weights_bytes: _builtins.int = ...,
         p50_us: _builtins.int = ...,
         p90_us: _builtins.int = ...,
+        stopped: _abc.Iterable[Global___Stopped] | None = ...,
         rule: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "decided_us", b"decided_us", "deferrals", b"deferrals", "evicted", b"evicted", "node_id", b"node_id", "others", b"others", "p50_us", b"p50_us", "p90_us", b"p90_us", "policy", b"policy", "queued_us", b"queued_us", "rejections", b"rejections", "rule", b"rule", "term_names", b"term_names", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "decided_us", b"decided_us", "deferrals", b"deferrals", "evicted", b"evicted", "node_id", b"node_id", "others", b"others", "p50_us", b"p50_us", "p90_us", b"p90_us", "policy", b"policy", "queued_us", b"queued_us", "rejections", b"rejections", "rule", b"rule", "stopped", b"stopped", "term_names", b"term_names", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

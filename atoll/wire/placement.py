@@ -9,8 +9,20 @@ from typing import Final
 
 from atoll.model import limits
 from atoll.model.errors import FieldError
-from atoll.model.ids import AdapterId, ModelId, NodeId, PoolId, SiteId, parse_name
-from atoll.model.placement import Awaits, Candidate, Claim, Deferral, Evicted, Explanation, FetchFrom, Reason, Rejection
+from atoll.model.ids import AdapterId, JobId, ModelId, NodeId, Ordinal, PoolId, SiteId, parse_name
+from atoll.model.placement import (
+    STOPPED_MAX,
+    Awaits,
+    Candidate,
+    Claim,
+    Deferral,
+    Evicted,
+    Explanation,
+    FetchFrom,
+    Reason,
+    Rejection,
+    Stopped,
+)
 from atoll.v1 import types_pb2 as pb
 from atoll.wire import bounds
 
@@ -97,6 +109,22 @@ def evicted_from_proto(msg: pb.Evicted) -> Evicted:
     )
 
 
+def _stopped_to_proto(stopped: Stopped) -> pb.Stopped:
+    return pb.Stopped(
+        job_id=stopped.job_id, ordinal=stopped.ordinal, site_id=stopped.site_id, pool_id=stopped.pool_id, lost_us=stopped.lost_us
+    )
+
+
+def _stopped_from_proto(msg: pb.Stopped) -> Stopped:
+    return Stopped(
+        job_id=JobId(parse_name("job_id", msg.job_id)),
+        ordinal=Ordinal(bounds.number("ordinal", msg.ordinal, 1, bounds.COUNT_MAX)),
+        site_id=SiteId(parse_name("site_id", msg.site_id)),
+        pool_id=PoolId(parse_name("pool_id", msg.pool_id)),
+        lost_us=bounds.instant("lost_us", msg.lost_us),
+    )
+
+
 def claim_to_proto(claim: Claim) -> pb.Claim:
     """The block that is kept for a gang."""
     return pb.Claim(
@@ -160,6 +188,7 @@ def explanation_to_proto(explanation: Explanation) -> pb.Explanation:
         others=[candidate_to_proto(candidate) for candidate in explanation.others],
         rejections=[rejection_to_proto(rejection) for rejection in explanation.rejections],
         evicted=[evicted_to_proto(one) for one in explanation.evicted],
+        stopped=[_stopped_to_proto(one) for one in explanation.stopped],
         deferrals=explanation.deferrals,
         queued_us=explanation.queued_us,
         weights_bytes=explanation.weights_bytes,
@@ -180,6 +209,7 @@ def explanation_from_proto(msg: pb.Explanation) -> Explanation:
         others=bounds.each("others", msg.others, limits.CANDIDATES_KEPT, candidate_from_proto),
         rejections=bounds.each("rejections", msg.rejections, len(Reason), rejection_from_proto),
         evicted=bounds.each("evicted", msg.evicted, EVICTED_MAX, evicted_from_proto),
+        stopped=bounds.each("stopped", msg.stopped, STOPPED_MAX, _stopped_from_proto),
         deferrals=bounds.number("deferrals", msg.deferrals, 0, bounds.COUNT_MAX),
         queued_us=bounds.instant("queued_us", msg.queued_us),
         weights_bytes=bounds.number("weights_bytes", msg.weights_bytes, 0, bounds.COUNT_MAX),

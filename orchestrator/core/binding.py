@@ -45,6 +45,7 @@ def bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: int
         others=others,
         rejections=board.rejections(),
         evicted=tuple(victim.told() for victim in victims),
+        stopped=entry.stopped,
         deferrals=entry.deferrals,
         queued_us=ctx.now_us - max(job.accepted_us, entry.not_before_us),
         weights_bytes=model.weights_bytes,
@@ -70,6 +71,7 @@ def bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: int
         charge_us=ctx.queue.charge(job.spec.tenant, exec_us, column.pool.gpu, job.spec.gang_size),
         lost_after_us=leases.lost_after_us(ctx, delay_us),
     )
+    entry.stopped = ()
     entry.job = job.decided(JobState.PLACED, (*job.attempts, attempt), None)
     ctx.state.last_place = (column.site.site_id, column.pool.pool_id)
     ctx.queue.discard(job.job_id)

@@ -7,7 +7,6 @@ Decides nothing.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -38,10 +37,10 @@ class _Behind:
 
 @dataclass(slots=True)
 class Bound:
-    """Attempts by pool and priority's rank in the order in which they were bound, and how many give way to each job."""
+    """Attempts by pool and priority's rank in the order in which they were bound, and those that give way to each job."""
 
     by_pool: dict[tuple[SiteId, PoolId, int], dict[AttemptKey, LiveAttempt]] = field(default_factory=dict)
-    giving_way_to: Counter[JobId] = field(default_factory=Counter)
+    giving_way: dict[JobId, dict[AttemptKey, LiveAttempt]] = field(default_factory=dict)
     behind: dict[ModelId, _Behind] = field(default_factory=dict)
     _behind_at: dict[AttemptKey, _Place] = field(default_factory=dict)
 
@@ -49,7 +48,7 @@ class Bound:
         """An attempt holds a slot."""
         self.by_pool.setdefault(_where(site, live), {})[live.key] = live
         if live.gives_way_to is not None:
-            self.giving_way_to[live.gives_way_to] += 1
+            self.give_way(live, live.gives_way_to)
 
     def remove(self, site: Site, live: LiveAttempt) -> None:
         """It holds nothing any more."""
@@ -60,14 +59,15 @@ class Bound:
         if not there:
             del self.by_pool[where]
         if live.gives_way_to is not None:
-            self.giving_way_to[live.gives_way_to] -= 1
-            if not self.giving_way_to[live.gives_way_to]:
-                del self.giving_way_to[live.gives_way_to]
+            giving = self.giving_way[live.gives_way_to]
+            del giving[live.key]
+            if not giving:
+                del self.giving_way[live.gives_way_to]
 
     def give_way(self, live: LiveAttempt, job_id: JobId) -> None:
         """The slot of an attempt goes to this job next."""
         live.gives_way_to = job_id
-        self.giving_way_to[job_id] += 1
+        self.giving_way.setdefault(job_id, {})[live.key] = live
 
     def below(self, site_id: SiteId, pool_id: PoolId, rank: int) -> Iterator[LiveAttempt]:
         """Attempts in a pool of a lower priority than this rank, the lowest first."""

@@ -109,10 +109,11 @@ def takes(ctx: Context, estimate: Estimate, place: Place) -> bool:
     return blocks.price_us(place.slots, estimate.memory_bytes) < FORBIDDEN_US
 
 
-def place_of(ctx: Context, key: ClassKey, board: Board, column: Column, slots: tuple[Slot, ...]) -> Place:
-    """What a block offers."""
+def place_of(ctx: Context, key: ClassKey, board: Board, column: Column, slots: tuple[Slot, ...], *, begins_us: int | None = None) -> Place:
+    """What a block offers. `begins_us`: when it is free, if that is not when what is bound to it should be over."""
     estimate = board.estimate
-    begins_us = max(free_at_us(ctx, column, slot) for slot in slots)
+    if begins_us is None:
+        begins_us = max(free_at_us(ctx, column, slot) for slot in slots)
     is_ready = holds(key, slots)
     row = (READY if is_ready else COLD) * board.pools + column.index
     ready_row = READY * board.pools + column.index

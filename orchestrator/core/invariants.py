@@ -165,10 +165,9 @@ def _check_bound(ctx: Context) -> None:
     indexed = {live.key for there in ctx.bound.behind.values() for _, live in there.lives.values()}
     _must(indexed == waiting, "what waits behind others and has not begun is indexed", indexed ^ waiting)
     _must(all(there.places == sorted(there.lives) for there in ctx.bound.behind.values()), "and in order", indexed)
-    stopping = Counter(
-        live.gives_way_to for site in ctx.state.sites.values() for live in site.attempts.values() if live.gives_way_to is not None
-    )
-    _must(stopping == ctx.bound.giving_way_to, "slots that are kept for somebody are counted", (stopping, ctx.bound.giving_way_to))
+    giving = {(live.gives_way_to, live.key) for site in ctx.state.sites.values() for live in site.attempts.values() if live.gives_way_to}
+    known_to_give = {(job_id, key) for job_id, lives in ctx.bound.giving_way.items() for key in lives}
+    _must(giving == known_to_give and all(ctx.bound.giving_way.values()), "who gives way to whom is indexed", giving ^ known_to_give)
 
 
 def _behind(site: Site) -> list[AttemptKey]:

@@ -13,7 +13,7 @@ from atoll.model.ids import JobId, Ordinal
 from atoll.model.job import JobState
 from atoll.model.modelspec import ModelSpec
 from atoll.model.placement import Candidate, Deferral, Reason
-from orchestrator.core import binding, claims, jobs, keeping, lending, loading, preempting
+from orchestrator.core import binding, claims, emptying, jobs, keeping, lending, loading, preempting
 from orchestrator.core.claimed import ClaimDropped, Claimed, Kept
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.lines import stand_of
@@ -104,7 +104,7 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int, known: Board | No
         bound, patient, estimate = board.bound, board.patient, board.estimate
         if _correct_overdue(ctx, board, bound) or _correct_overdue(ctx, board, patient):
             continue
-        position = passed + _who_binds(ctx.queue, board, bound, patient, waiting)
+        position = emptying.passes_by(ctx, waiting, board, bound, passed + _who_binds(ctx.queue, board, bound, patient, waiting))
         row = bound if position < len(waiting.members) else None
         lenders = lending.lenders(ctx, key, board, row) if ctx.state.claims else []
         spent += len(lenders)
@@ -202,7 +202,7 @@ def _borrow(ctx: Context, waiting: JobClass, model: ModelSpec, estimate: Estimat
     with lending.lent(ctx, lender) as column:
         board = _score(ctx, waiting, estimate, table=lending.LENT_TABLE, job_id=waiting.nth(passed))
         row = board.bound
-        position = passed + _who_binds(ctx.queue, board, row, board.patient, waiting)
+        position = emptying.passes_by(ctx, waiting, board, row, passed + _who_binds(ctx.queue, board, row, board.patient, waiting))
         if row is None or position >= len(waiting.members) or not lending.takes(ctx, waiting.key, board, row, lender, column):
             return False
         _bind_one(ctx, waiting, model, board, row, position)

@@ -16,7 +16,7 @@ from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import AttemptKey, JobId
 from atoll.model.job import PRIORITY_RANK, JobSpec
 from atoll.model.words import duration
-from orchestrator.core import attempts
+from orchestrator.core import attempts, emptying
 from orchestrator.core.context import Context
 from orchestrator.core.outputs import AttemptPreempted
 from orchestrator.core.placement.classes import ClassKey
@@ -48,7 +48,7 @@ def make_room(ctx: Context, waiting: JobClass, column: Column, *, cold: bool, wa
         if not slots:
             return
         job_id = waiting.nth(position)
-        if ctx.bound.giving_way_to[job_id]:
+        if job_id in ctx.bound.giving_way:
             continue
         place = choose(waiter, [works for _, works in slots], _rules(ctx))
         if place is None:
@@ -60,6 +60,7 @@ def make_room(ctx: Context, waiting: JobClass, column: Column, *, cold: bool, wa
             ctx.bound.give_way(live, job_id)
             _stop(ctx, column, live, work, job_id, key)
             _ends_at(ctx, column, live, stopped_us)
+            live.ends_us = stopped_us
         slot.busy_until_us = stopped_us + hold_us
         ctx.columns.slot_changed(column, slot, was_free=False)
 
@@ -128,7 +129,7 @@ def keep_slot(ctx: Context, waiting: JobClass, column: Column, slot: Slot | None
     model bound behind the last: when those that are bound have ended the slot is that of its first job. Without it another model's jobs,
     and those that still come, would all go before it."""
     job_id = waiting.head[1]
-    if slot is None or ctx.bound.giving_way_to[job_id]:
+    if slot is None or job_id in ctx.bound.giving_way:
         return
     lives = [column.site.attempts[key] for key in slot.attempts]
     if any(live.gives_way_to is not None for live in lives):
@@ -236,6 +237,7 @@ def _work(ctx: Context, live: LiveAttempt, remaining_us: int) -> Work:
 
 def _stop(ctx: Context, column: Column, live: LiveAttempt, work: Work, job_id: JobId, waiter: ClassKey | JobSpec) -> None:
     attempts.stop(ctx, column.site, live, FailureKind.PREEMPTED, f"made room for {waiter.priority} job {job_id}{_at_the_cost(work)}")
+    emptying.stopped(ctx, live, job_id, work.lost_us)
     ctx.decisions.append(AttemptPreempted(key=live.key, for_job=job_id, lost_us=work.lost_us, reload_us=work.reload_us))
 
 

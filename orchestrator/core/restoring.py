@@ -12,6 +12,7 @@ from atoll.model.gpu import GpuType
 from atoll.model.ids import GpuTypeId, TenantId
 from atoll.model.job import TERMINAL, Job, JobState
 from atoll.model.learned import Estimates
+from atoll.model.placement import Stopped
 from orchestrator.core import claims, keeping, leases, placing, residency, sites, wishes
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.demand import Demand
@@ -92,7 +93,7 @@ def from_snapshot(snapshot: Snapshot, policy: Policy, gpus: Mapping[GpuTypeId, G
             ):
                 array[index] = rate
     for job in snapshot.jobs:
-        _add_job(state, job.job, job.accept_seq, not_before_us=job.not_before_us, deferrals=job.deferrals)
+        _add_job(state, job.job, job.accept_seq, not_before_us=job.not_before_us, deferrals=job.deferrals, stopped=job.stopped)
         if job.waiting:
             avoidance = Avoidance(sites=frozenset(job.avoid), until_us=job.avoid_until_us)
             spec = job.job.spec
@@ -122,8 +123,10 @@ def _ended_keys(keys: tuple[EndedKey, ...]) -> dict[tuple[TenantId, str], KeyEnt
     return {(key.tenant, key.idempotency_key): KeyEntry(job_id=key.job_id, payload_digest=key.payload_digest) for key in keys}
 
 
-def _add_job(state: State, job: Job, accept_seq: int, *, not_before_us: int = 0, deferrals: int = 0) -> JobEntry:
-    entry = JobEntry(job=job, accept_seq=accept_seq, not_before_us=not_before_us, deferrals=deferrals)
+def _add_job(
+    state: State, job: Job, accept_seq: int, *, not_before_us: int = 0, deferrals: int = 0, stopped: tuple[Stopped, ...] = ()
+) -> JobEntry:
+    entry = JobEntry(job=job, accept_seq=accept_seq, not_before_us=not_before_us, deferrals=deferrals, stopped=stopped)
     state.jobs[job.job_id] = entry
     state.keys[(job.spec.tenant, job.idempotency_key)] = KeyEntry(job_id=job.job_id, payload_digest=job.payload_digest)
     state.tenant_jobs[job.spec.tenant] = state.tenant_jobs.get(job.spec.tenant, 0) + 1

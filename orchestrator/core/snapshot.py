@@ -29,6 +29,7 @@ from atoll.model.ids import (
 from atoll.model.job import Job, Priority
 from atoll.model.learned import Estimates
 from atoll.model.modelspec import ModelSpec
+from atoll.model.placement import Stopped
 from atoll.model.replica import ReplicaState
 from atoll.model.report import RateFacts, SiteHello
 from atoll.model.residency import Pin, Push
@@ -56,6 +57,7 @@ class JobSnapshot:
     accept_seq: int
     not_before_us: int
     deferrals: int
+    stopped: tuple[Stopped, ...]
     waiting: bool
     avoid: tuple[SiteId, ...]
     avoid_until_us: int
@@ -270,6 +272,7 @@ def _take_job(ctx: Context, entry: JobEntry) -> JobSnapshot:
         accept_seq=entry.accept_seq,
         not_before_us=entry.not_before_us,
         deferrals=entry.deferrals,
+        stopped=entry.stopped,
         waiting=key is not None,
         avoid=tuple(sorted(key.avoid)) if key is not None else (),
         avoid_until_us=key.avoid_until_us if key is not None else 0,

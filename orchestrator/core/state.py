@@ -33,7 +33,7 @@ from atoll.model.ids import (
 from atoll.model.job import Job, JobSpec
 from atoll.model.learned import Start
 from atoll.model.modelspec import ModelSpec
-from atoll.model.placement import FetchFrom
+from atoll.model.placement import FetchFrom, Stopped
 from atoll.model.replica import ReplicaState
 from atoll.model.report import AttemptProgress, NodeFacts, RateFacts, SiteHello, SlotFacts
 from atoll.model.residency import Cause, Pin, Push
@@ -53,6 +53,7 @@ class JobEntry:
     accept_seq: int
     not_before_us: int = 0
     deferrals: int = 0
+    stopped: tuple[Stopped, ...] = ()  # for it, since it was last bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +222,7 @@ class LiveAttempt:
     adopted: bool = False  # from the store: how far it is only the site's first report can say
     gives_way_to: JobId | None = None  # its slot goes to this job next: nobody else is bound there until it is empty
     factors_milli: tuple[int, ...] = ()  # what the priors of its decision were multiplied by, by `learning.observation.COMPONENTS`
-    ends_us: int = 0  # when the last of its slots should have done its work, as of its decision; 0 after a restart from the store
+    ends_us: int = 0  # when its work should be done, or stopped, as of when that was decided; 0 after a restart from the store
     start: Start | None = None  # how it begins; None after a restart from the store
     phase: AttemptState | None = None  # the last that a report told of, and since when it has been in it
     phase_us: int = 0

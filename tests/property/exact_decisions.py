@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from atoll.model import limits
 from orchestrator.core.learning.widths import SCALES_MILLI
-from orchestrator.core.placement import clearing, kernel, lateness, leasts
+from orchestrator.core.placement import clearing, kernel, landing, lateness, leasts
 from orchestrator.core.placement.policy import BOUNDS, PRIORITY_WEIGHT_MILLI, Policy
 from orchestrator.core.placement.rows import (
     FLOWS_MAX,
@@ -52,7 +52,7 @@ def exactly(*tables: Any) -> tuple[tuple[int, ...], Any]:
     *figures, mask, out = tables
     compiled = [
         (module, name, found)
-        for module in (clearing, kernel, lateness, leasts)
+        for module in (clearing, kernel, landing, lateness, leasts)
         for name, found in vars(module).items()
         if hasattr(found, "py_func")
     ]

@@ -60,7 +60,8 @@ class _Watched:
             case ("begin", name, phase, which):
                 for key in self._told(name, stop=False)[which : which + 1]:
                     fleet.report(name, progress=(AttemptProgress(key=key, state=phase, steps_done=0),))
-                    self.begun.add(key)
+                    if fleet.machine.context.state.sites[SiteId(name)].session is not None:  # else nobody hears it
+                        self.begun.add(key)
             case ("end", name):
                 for key in self._told(name, stop=False)[:1]:
                     fleet.end_attempt(name, key)

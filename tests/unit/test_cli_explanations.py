@@ -12,8 +12,9 @@ from atoll.model.attempt import Attempt, AttemptState, Failure, FailureKind, Pha
 from atoll.model.ids import AdapterId, AttemptKey, GpuTypeId, JobId, Ordinal, PoolId, SiteId
 from atoll.model.job import JobState
 from atoll.model.learned import Component
-from atoll.model.placement import Awaits, Reason, Rejection
+from atoll.model.placement import Awaits, Reason, Rejection, Stopped
 from atoll.model.quote import Eta, PlaceView
+from atoll.wire.placement import explanation_from_proto, explanation_to_proto
 from orchestrator.core.placement.registry import TERM_NAMES
 from tests.unit.jobs_to_show import CHOSEN, CORDONED, DONE, FIRST, GOES, NOWHERE, OTHER, QUEUED, REJECTED, WAITS, live, story_of
 
@@ -383,3 +384,17 @@ def test_a_policy_that_does_not_choose_by_cost_says_so(capsys: Shown) -> None:
 def test_every_term_has_its_words() -> None:
     assert set(costtable._TERMS) == set(TERM_NAMES)
     assert [name for _, terms, _, _ in costtable._PHASES for name in terms if name not in TERM_NAMES] == []
+
+
+def test_whose_work_was_stopped_for_a_job_is_told(capsys: Shown) -> None:
+    one = Stopped(job_id=JobId("j-9"), ordinal=Ordinal(1), site_id=SiteId("tokyo-1"), pool_id=PoolId("h100"), lost_us=41_000_000)
+    costtable.stopped([one, replace(one, job_id=JobId("j-8"), lost_us=0)])
+    assert "  Stopped for it: j-9 at tokyo-1/h100, 41.0s of its work to do again; j-8 at tokyo-1/h100" in capsys.readouterr().out
+    costtable.stopped([replace(one, job_id=JobId(f"j-{number}")) for number in range(7)])
+    assert capsys.readouterr().out.count("j-") == 3
+    costtable.stopped([])
+    assert not capsys.readouterr().out
+    told = DONE.attempts[0].explanation
+    assert told is not None
+    kept = replace(told, stopped=(one,))
+    assert explanation_from_proto(explanation_to_proto(kept)).stopped == (one,)
