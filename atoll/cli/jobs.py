@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from atoll.cli import arguments, explain, outlook, progress
-from atoll.cli.exits import CliError, Exit
+from atoll.cli.exits import CliError, Exit, code_of, hint_of
 from atoll.cli.figures import NONE, change, count, duration, size
 from atoll.cli.output import Column, Form, Listing, note, printable, say, show_list, show_one, show_plain
 from atoll.cli.refusals import as_options
@@ -19,6 +19,12 @@ from atoll.model import limits
 from atoll.model.attempt import Attempt
 from atoll.model.errors import FieldError
 from atoll.model.job import TERMINAL, Job, JobState
+
+if TYPE_CHECKING:
+    from atoll.client import ClientError
+
+# Refusals of one command that a screen has room for.
+_REFUSED_SHOWN: Final = 10
 
 app = typer.Typer(cls=Noun, name="jobs", help="Follow jobs, ask why they are where they are, fetch their results.", no_args_is_help=True)
 
@@ -211,11 +217,28 @@ def watch(
     """,
 )
 def cancel(*, jobs: JobsArgument, reason: Annotated[str, typer.Option("--reason", help="Why; kept with the job.")] = "") -> None:
-    """Cancel jobs: queued ones at once, running ones between two steps. One that has ended stays as it is (exit code 6)."""
+    """Cancel jobs: queued ones at once, running ones between two steps. One that has ended stays as it is (exit code 6); the others are
+    cancelled all the same."""
+    from atoll.client import ClientError, InputError, NotFoundError, StateError
+
     form = session().form
+    found: list[Job] = []
+    refused: list[ClientError] = []
     with session().client() as client:
-        found = [client.cancel(job_id(text), reason) for text in jobs]
-    show_list(form, JOBS, found)
+        for text in jobs:
+            try:
+                found.append(client.cancel(job_id(text), reason))
+            except ClientError as error:
+                refused.append(error)
+                if not isinstance(error, StateError | NotFoundError | InputError):
+                    break  # no matter of this job: the next would fare alike
+    if found or not refused:
+        show_list(form, JOBS, found)
+    if refused:
+        if len(jobs) > 1:
+            note(f"{len(found)} of {len(jobs)} jobs cancelled")
+        first, *more = [str(error) for error in refused[:_REFUSED_SHOWN]]
+        raise CliError(first, code=code_of(refused[0]), hint=hint_of(refused[-1]), more=tuple(more))
 
 
 @verb(

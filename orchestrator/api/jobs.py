@@ -91,7 +91,7 @@ class JobService(JobServiceServicer):
         if job.state is JobState.CANCELLED:
             return self._shown.job(job)
         if job.state in TERMINAL:
-            raise StateError(f"job {job.job_id} is {job.state}: terminal is final")
+            raise StateError(f"job {job.job_id} has {job.state} already: nothing is left to cancel")
 
         def cancelled(ref: RequestRef) -> JobCancelRequested:
             return JobCancelRequested(request=ref, tenant=job.spec.tenant, job_id=job.job_id, reason=reason)
@@ -114,7 +114,8 @@ class JobService(JobServiceServicer):
         lines = number("lines", request.lines or _LOG_LINES, 1, limits.LOG_LINES_MAX)
         job = await self._find(request.job_id)
         if not job.attempts:
-            raise StateError(f"job {job.job_id} is {job.state}: it has not been placed yet, so there is no log")
+            so_far = "was never placed" if job.state in TERMINAL else "has not been placed yet"
+            raise StateError(f"job {job.job_id} is {job.state}: it {so_far}, so there is no log")
         attempt = job.attempts[-1]
         if request.ordinal:
             matching = [one for one in job.attempts if one.key.ordinal == request.ordinal]
