@@ -49,9 +49,10 @@ from orchestrator.readers import ReadModel
 from orchestrator.recorder import Recorder
 from orchestrator.refusals import SHUTTING_DOWN, CoreFailedError
 from orchestrator.sessions import SessionTable
+from orchestrator.shedding import Shedding
 from orchestrator.sizes import with_sizes
 from orchestrator.store.base import Store, StoreError
-from orchestrator.store.sqlite import SqliteStore
+from orchestrator.store.opening import STORE_FILE, open_store
 from orchestrator.telemetry.logs import configure
 from orchestrator.telemetry.metrics import Metrics, MetricsServer
 from orchestrator.warming import warm_up
@@ -59,7 +60,6 @@ from orchestrator.watchers import AuditWatchers, JobWatchers
 
 _log = structlog.get_logger(__name__)
 
-STORE_FILE: Final = "atoll.sqlite"
 # Calls that run when the signal comes may take this long to end; streams are told at once.
 _GRACE_S: Final = 5.0
 # What was admitted becomes durable within one or two commits; a store that needs longer is not going to.
@@ -107,7 +107,7 @@ def packaged_catalogue() -> Catalogue:
 
 def _build(config: OrchestratorConfig, policy: Policy, catalogue: Catalogue) -> _Parts:
     gpus = catalogue.gpus
-    store = SqliteStore(config.data_dir / STORE_FILE)
+    store = open_store(config.data_dir, config.store, quota_bytes=config.store_quota_bytes)
     metrics = Metrics()
     readers, watchers, audit, sessions = ReadModel(), JobWatchers(), AuditWatchers(), SessionTable()
     authenticator = Authenticator(config.tokens)
@@ -180,6 +180,7 @@ async def serve(
             "serving",
             address=str(address),
             data_dir=str(config.data_dir),
+            store=str(config.store or config.data_dir / STORE_FILE),
             policy=f"{parts.policy.name} ({parts.policy.identity.digest})",
             credentials=bool(config.tokens),
             tls=config.tls_cert is not None,
@@ -230,7 +231,7 @@ async def _take_over(store: Store) -> Stored:
     except StateError as error:
         raise StartError(ExitCode.STORE_HELD, str(error)) from error
     except (StoreError, OSError) as error:
-        raise StartError(ExitCode.STORE_UNUSABLE, f"the data folder cannot be used: {error}") from error
+        raise StartError(ExitCode.STORE_UNUSABLE, f"the store cannot be used: {error}") from error
 
 
 async def _begin(parts: _Parts, running: asyncio.Task[None]) -> None:
@@ -290,17 +291,20 @@ async def _begin(parts: _Parts, running: asyncio.Task[None]) -> None:
 
 
 async def _until_stopped(parts: _Parts, running: asyncio.Task[None], stop: asyncio.Event) -> None:
-    """Serve until told to stop. Raises what the driver ends with."""
+    """Serve until told to stop. Raises what the driver ends with, and DeposedError when another one took over."""
     stopping = asyncio.create_task(stop.wait())
+    deposed = asyncio.create_task(parts.store.deposed())
     background = [asyncio.create_task(each(parts)) for each in (_sample, _sweep, _sweep_inputs)]
     try:
-        await asyncio.wait({stopping, running}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({stopping, running, deposed}, return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             running.result()
+        if deposed.done() and not stopping.done():
+            raise DeposedError("another orchestrator took over")
     finally:
-        for task in (stopping, *background):
+        for task in (stopping, deposed, *background):
             task.cancel()
-        await asyncio.gather(stopping, *background, return_exceptions=True)
+        await asyncio.gather(stopping, deposed, *background, return_exceptions=True)
 
 
 async def _end(parts: _Parts, running: asyncio.Task[None] | None) -> None:
@@ -324,9 +328,10 @@ async def _end(parts: _Parts, running: asyncio.Task[None] | None) -> None:
 
 async def _sample(parts: _Parts) -> None:
     """Set the gauges, and tell the health service how things stand."""
-    serving = True
+    serving, shedding = True, Shedding()
     while True:
         await asyncio.sleep(_SAMPLE_S)
+        shedding.look(parts.store, parts.metrics)
         clock = parts.driver.clock
         fleet = parts.driver.machine.fleet_view(clock.now_us(), clock.time_scale_milli) if parts.driver.ready else None
         parts.metrics.sampled(jobs=parts.readers.counts, sessions=len(parts.sessions), fleet=fleet)

@@ -21,6 +21,9 @@ from orchestrator.clock import REAL_TIME_MILLI
 from orchestrator.core.placement.policies import DEFAULT
 from orchestrator.core.placement.policy import Policy
 from orchestrator.policy_source import load_policy
+from orchestrator.store.etcd.quota import DEFAULT_QUOTA_BYTES
+from orchestrator.store.etcd.target import EtcdTarget
+from orchestrator.store.settings import STORE_SETTINGS, read_target
 from orchestrator.telemetry.logs import LogFormat, LogLevel
 
 # ATOLL_ORCHESTRATOR_LISTEN and so on; a prefix of its own, because clients on the same machine read ATOLL_ADDRESS and ATOLL_TOKEN.
@@ -30,6 +33,9 @@ _METRICS_PORT: Final = 7444
 # A rehearsal of a day in a minute; beyond it timers of milliseconds come closer together than a loop can turn.
 TIME_SCALE_MAX: Final = 1_440.0
 TIME_SCALE_MIN: Final = 0.001
+ENDED_JOBS: Final = 1_000_000
+# etcd is no place for history: with their explanations these are 0.3 GB of the 2 GB that it has by itself.
+ENDED_JOBS_IN_ETCD: Final = 100_000
 _TOKENS_BYTES_MAX: Final = 4 * 1024 * 1024
 
 
@@ -40,7 +46,7 @@ class ExitCode(IntEnum):
     FAILED = 1  # our bug, or the core failed again and again
     CONFIG = 2  # nothing was begun: a setting is wrong
     ADDRESS_IN_USE = 3
-    STORE_UNUSABLE = 4  # the data folder cannot be written, or the store in it is not ours
+    STORE_UNUSABLE = 4  # the data folder cannot be written, the store in it is not ours, or its etcd does not answer
     STORE_HELD = 5  # another orchestrator runs on this store
     DEPOSED = 6  # another orchestrator took over while this one ran
 
@@ -67,7 +73,9 @@ class OrchestratorConfig:
     origin_url: str = ""  # "": the folder `origin` of the data folder
     artifacts_url: str = ""  # "": the folder `artifacts` of the data folder
     retention_ms: int = 24 * 3600 * 1000
-    ended_jobs_max: int = 1_000_000
+    ended_jobs_max: int = ENDED_JOBS
+    store: EtcdTarget | None = None  # None: the embedded one, in the data folder
+    store_quota_bytes: int = DEFAULT_QUOTA_BYTES  # of an etcd that does not say what it has
     policy: Policy = DEFAULT
     record: Path | None = None
     record_bytes_max: int = 10 * 1024**3
@@ -110,6 +118,7 @@ SETTINGS: Final = (
     "artifacts_url",
     "retention_hours",
     "ended_jobs_max",
+    *STORE_SETTINGS,
     "policy",
     "record",
     "record_bytes_max",
@@ -142,6 +151,7 @@ def _read(flags: Mapping[str, object | None], environ: Mapping[str, str]) -> Orc
         tokens += (operator_token(environ[SECRET_VARIABLE]),)
     if setting("tokens"):
         tokens += _tokens(Path(setting("tokens")))
+    store = read_target(lambda name: str(setting(name, "")))
     metrics = setting("metrics", f"127.0.0.1:{_METRICS_PORT}")
     return OrchestratorConfig(
         listen=parse_address("listen", setting("listen", "127.0.0.1"), lowest_port=0),
@@ -154,7 +164,11 @@ def _read(flags: Mapping[str, object | None], environ: Mapping[str, str]) -> Orc
         origin_url=_url("origin_url", setting("origin_url", "")),
         artifacts_url=_url("artifacts_url", setting("artifacts_url", "")),
         retention_ms=round(_number("retention_hours", setting("retention_hours", 24), 0.001, 100_000) * 3_600_000),
-        ended_jobs_max=round(_number("ended_jobs_max", setting("ended_jobs_max", 1_000_000), 1, 1e9)),
+        ended_jobs_max=round(
+            _number("ended_jobs_max", setting("ended_jobs_max", ENDED_JOBS if store is None else ENDED_JOBS_IN_ETCD), 1, 1e9)
+        ),
+        store=store,
+        store_quota_bytes=round(_number("store_quota_bytes", setting("store_quota_bytes", DEFAULT_QUOTA_BYTES), 1e6, 1e13)),
         policy=load_policy(str(setting("policy", DEFAULT.name))),
         record=_path("record", setting("record")) if setting("record") else None,
         record_bytes_max=round(_number("record_bytes_max", setting("record_bytes_max", 10 * 1024**3), 1, 1e15)),

@@ -36,6 +36,15 @@ def unavailable(message: str, retry_after_ms: int) -> Refusal:
     return Refusal(code=RefusalCode.UNAVAILABLE, message=message, retry_after_ms=retry_after_ms)
 
 
+# Ended jobs leave once a minute; a person who defragments, or raises a quota, takes longer.
+_ROOM_MS: Final = 30_000
+
+
+def store_full(why: str) -> Refusal:
+    """Nothing new is accepted; what was accepted goes on."""
+    return unavailable(f"no room for new jobs: {why}", _ROOM_MS)
+
+
 SHUTTING_DOWN: Final = unavailable("the orchestrator is shutting down", _LATER_MS)
 RELOADING: Final = unavailable("the orchestrator is loading its state from the store", _SOON_MS)
 # Whether the commit took effect is unknown: the same idempotency key asked again finds out.

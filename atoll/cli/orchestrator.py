@@ -14,6 +14,26 @@ from atoll.cli.exits import CliError
 from atoll.cli.session import examples
 from atoll.cli.verbs import Verb
 
+# Where records are kept, if not in the data folder.
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", metavar="sqlite|URL", help="'sqlite', in the data folder (default), or etcd://HOST:PORT,HOST:PORT/PREFIX."),
+]
+StoreUserOption = Annotated[
+    str | None, typer.Option("--store-user", metavar="NAME", help="etcd's user; ATOLL_ORCHESTRATOR_STORE_PASSWORD is its password.")
+]
+StoreCaOption = Annotated[
+    str | None, typer.Option("--store-ca", metavar="FILE|system", help="Speak TLS to etcd; whose certificates are trusted, PEM.")
+]
+StoreCertOption = Annotated[str | None, typer.Option("--store-cert", metavar="FILE", help="Certificate shown to etcd, PEM.")]
+StoreKeyOption = Annotated[str | None, typer.Option("--store-key", metavar="FILE", help="Its key, PEM.")]
+StoreTlsNameOption = Annotated[
+    str | None, typer.Option("--store-tls-name", metavar="NAME", help="What all members' certificates carry (default: the first host).")
+]
+StoreQuotaOption = Annotated[
+    str | None, typer.Option("--store-quota-bytes", metavar="N", help="--quota-backend-bytes of an etcd before 3.6 (default: 2 GiB).")
+]
+
 
 def register(root: typer.Typer) -> None:
     """Add the verbs to the command."""
@@ -25,6 +45,7 @@ def register(root: typer.Typer) -> None:
             atoll orchestrator
             atoll orchestrator --policy own.yaml  # see 'atoll policies --help'
             atoll orchestrator --data-dir /var/lib/atoll --listen 127.0.0.1:7443
+            atoll orchestrator --store etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379/atoll --store-ca ca.pem
             ATOLL_ORCHESTRATOR_TOKEN=... atoll orchestrator --listen 0.0.0.0:7443 --tls-cert cert.pem --tls-key key.pem
             """
         ),
@@ -49,6 +70,13 @@ def orchestrator(
     artifacts_url: Annotated[
         str | None, typer.Option("--artifacts-url", metavar="URL", help="Where results go (default: a folder of its own).")
     ] = None,
+    store: StoreOption = None,
+    store_user: StoreUserOption = None,
+    store_ca: StoreCaOption = None,
+    store_cert: StoreCertOption = None,
+    store_key: StoreKeyOption = None,
+    store_tls_name: StoreTlsNameOption = None,
+    store_quota_bytes: StoreQuotaOption = None,
     time_scale: Annotated[
         str | None, typer.Option("--time-scale", metavar="X", help="Fleet time runs X times as fast; twins only.")
     ] = None,
@@ -56,7 +84,7 @@ def orchestrator(
         str | None, typer.Option("--retention-hours", metavar="N", help="How long ended jobs stay readable (default: 24).")
     ] = None,
     ended_jobs_max: Annotated[
-        str | None, typer.Option("--ended-jobs-max", metavar="N", help="How many of them (default: 1,000,000).")
+        str | None, typer.Option("--ended-jobs-max", metavar="N", help="How many of them (default: 1,000,000; in etcd 100,000).")
     ] = None,
     policy: Annotated[
         str | None, typer.Option("--policy", metavar="FILE|NAME", help="By which figures places are chosen (default: default).")
@@ -66,28 +94,11 @@ def orchestrator(
     log_format: Annotated[str | None, typer.Option("--log-format", help="auto, console or json.")] = None,
     log_level: Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")] = None,
 ) -> None:
-    """Run an orchestrator in the foreground, with its embedded store, until SIGTERM or Ctrl-C.
+    """Run an orchestrator in the foreground, until SIGTERM or Ctrl-C.
 
     Each option may come from the environment instead: ATOLL_ORCHESTRATOR_ and its name, such as ATOLL_ORCHESTRATOR_LISTEN.
     """
-    flags = {
-        "listen": listen,
-        "data_dir": data_dir,
-        "metrics": metrics,
-        "tokens": tokens,
-        "tls_cert": tls_cert,
-        "tls_key": tls_key,
-        "origin_url": origin_url,
-        "artifacts_url": artifacts_url,
-        "time_scale": time_scale,
-        "retention_hours": retention_hours,
-        "ended_jobs_max": ended_jobs_max,
-        "policy": policy,
-        "record": record,
-        "record_bytes_max": record_bytes_max,
-        "log_format": log_format,
-        "log_level": log_level,
-    }
+    flags = dict(locals())  # each option by its name, which is its setting's
     from orchestrator.app import run_orchestrator
     from orchestrator.config import StartError, load_config
 

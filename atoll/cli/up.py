@@ -40,6 +40,7 @@ _SITE_S: Final = 180.0
 # First ports of blocks of 100, below those that outgoing connections take: several clusters of one machine have one each.
 _RAY_PORTS: Final = range(21_000, 31_000, 100)
 _POLL_S: Final = 0.2
+_LOCAL_ETCD: Final = "etcd"
 # What is local is limited by its disk; the figure only has to be larger than that.
 _LOOPBACK_BYTES_PER_S: Final = 10**10
 # Fetching weights from a folder of this machine: read, hashed and written. 5.4 GB took 8.4 s on a disk that reads 1.8 GB/s and writes 0.6.
@@ -54,6 +55,7 @@ def register(root: typer.Typer) -> None:
         epilog=examples(
             """
             atoll up
+            atoll up --store etcd
             atoll up --listen 127.0.0.1:7500 --data-dir ./fleet --slots 2
             """
         ),
@@ -75,6 +77,10 @@ def up(
     policy: Annotated[
         str, typer.Option("--policy", metavar="FILE|NAME", help="By which figures places are chosen; see 'atoll policies'.")
     ] = "default",
+    store: Annotated[
+        str,
+        typer.Option("--store", metavar="sqlite|etcd|URL", help="'sqlite', 'etcd' (one is started here), or etcd://HOST:PORT."),
+    ] = "sqlite",
     log_level: Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")] = "warning",
 ) -> None:
     """Run an orchestrator and a real site on this machine in the foreground, until Ctrl-C.
@@ -87,11 +93,13 @@ def up(
     site_id = SiteId(parse_name("--site", site))
     data = Path(data_dir).expanduser().absolute() if data_dir else places.data_dir(os.environ)
     policies.load(policy)
+    _check_store(store)
     models, adapters = _starters(data)
     _refuse_taken(address)
     with ExitStack() as afterwards, Children() as children:
         try:
-            orchestrator = _orchestrator(children, address, data, metrics, log_level, policy)
+            servers, store_url = _store(children, store, data)
+            servers.append(_orchestrator(children, address, data, metrics, log_level, policy, store_url))
             with _client(address) as client:
                 join_token = _declare(client, site_id, models, adapters)
                 arguments = _agent_arguments(site_id, address, data, log_level, more)
@@ -100,11 +108,10 @@ def up(
                 _await_site(children, client, site)
             _greet(address)
             # It has joined: its credential is in its folder.
-            status = upkeep.keep(children, orchestrator, agent, lambda: children.start("agent", arguments))
+            upkeep.keep(children, servers, agent, lambda: children.start("agent", arguments))
+            _check(children)
         except Stopped:
             note("stopping")
-            return
-        raise CliError(f"the orchestrator ended by itself, with status {status}: what it said stands above", code=Exit.FAILED)
 
 
 def _starters(data: Path) -> tuple[tuple[ModelSpec, ...], tuple[AdapterSpec, ...]]:
@@ -124,6 +131,39 @@ def _starters(data: Path) -> tuple[tuple[ModelSpec, ...], tuple[AdapterSpec, ...
         raise CliError(f"--data-dir is '{data}': cannot write there: {error.strerror or error}", code=Exit.USAGE) from None
 
 
+def _check_store(store: str) -> None:
+    """CliError for a store that there is not, before anything is built or started."""
+    from orchestrator.store.etcd.local import NoLocalEtcdError, find_program
+    from orchestrator.store.settings import read_target
+
+    if store == _LOCAL_ETCD:
+        try:
+            find_program()
+        except NoLocalEtcdError as error:
+            raise CliError(str(error)) from None
+    else:
+        # Users and certificates are the orchestrator's to check: they come by its environment.
+        read_target(lambda name: store if name == "store" else "")
+
+
+def _store(children: Children, store: str, data: Path) -> tuple[list[Popen[bytes]], str]:
+    """What keeps the records: started if it is to be here, and by what name the orchestrator finds it."""
+    if store != _LOCAL_ETCD:
+        return [], store
+    clients, peers = _free_addresses(2)
+    arguments = ["store", "etcd", "--data-dir", str(data / "etcd"), "--listen", str(clients), "--listen-peers", str(peers)]
+    return [children.start("etcd", arguments)], f"etcd://{clients}"
+
+
+def _free_addresses(number: int) -> list[Address]:
+    """Different ones on this machine that nobody uses now."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(number)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [Address(host="127.0.0.1", port=probe.getsockname()[1]) for probe in probes]
+
+
 def _refuse_taken(address: Address) -> None:
     """CliError when somebody listens there already: it would answer in place of the orchestrator that is about to start."""
     try:
@@ -134,7 +174,9 @@ def _refuse_taken(address: Address) -> None:
     raise CliError(f"--listen is '{address}': expected an address that nobody uses; something answers there", code=Exit.CONFLICT)
 
 
-def _orchestrator(children: Children, address: Address, data: Path, metrics: str, log_level: str, policy: str) -> Popen[bytes]:
+def _orchestrator(
+    children: Children, address: Address, data: Path, metrics: str, log_level: str, policy: str, store_url: str
+) -> Popen[bytes]:
     """Start it and wait until it answers."""
     arguments = [
         "orchestrator",
@@ -145,6 +187,7 @@ def _orchestrator(children: Children, address: Address, data: Path, metrics: str
         *("--metrics", metrics),
         *("--log-level", log_level),
         *("--policy", policy),
+        *("--store", store_url),
     ]
     started = children.start("orchestrator", arguments)
     from atoll.client import UnavailableError

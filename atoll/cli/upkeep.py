@@ -27,18 +27,18 @@ _CLUSTER_GRACE_S: Final = 10.0
 
 def keep(
     children: Children,
-    orchestrator: Popen[bytes],
+    servers: Sequence[Popen[bytes]],
     agent: Popen[bytes],
     start: Callable[[], Popen[bytes]],
     *,
     pauses_s: Sequence[float] = PAUSES_S,
-) -> int:
-    """Start the agent again whenever it ends; returns the exit status of the orchestrator when that ends. Raises Stopped."""
+) -> None:
+    """Start the agent again whenever it ends; returns when one of the servers, without which nothing goes on, has ended. Raises Stopped."""
     tries, since_s = 0, time.monotonic()
     while True:
-        children.wait(orchestrator, agent)
-        if orchestrator.poll() is not None:
-            return orchestrator.wait()
+        children.wait(*servers, agent)
+        if any(server.poll() is not None for server in servers):
+            return
         status = agent.wait()
         children.drop(agent)
         if time.monotonic() - since_s >= _STEADY_S:
@@ -49,14 +49,13 @@ def keep(
         tries += 1
         note(f"{_ending(status)}; the orchestrator goes on")
         note(f"the agent is started again in {pause_s:g} s, try {tries} of {len(pauses_s)}")
-        if children.wait(orchestrator, timeout_s=pause_s):
-            return orchestrator.wait()
+        if children.wait(*servers, timeout_s=pause_s):
+            return
         agent, since_s = start(), time.monotonic()
     why = "starting it again would end the same way" if status in _FOR_GOOD else f"it has ended {tries + 1} times in a row"
     note(f"{_ending(status)}; it is given up: {why}")
     note("the orchestrator goes on without the agent; Ctrl-C and 'atoll up' start both anew")
-    children.wait(orchestrator)
-    return orchestrator.wait()
+    children.wait(*servers)
 
 
 def _ending(status: int) -> str:

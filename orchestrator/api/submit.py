@@ -26,7 +26,7 @@ from orchestrator.driver import Driver
 from orchestrator.identity import new_job_id
 from orchestrator.inbox import Lane
 from orchestrator.readers import ReadModel
-from orchestrator.refusals import RefusedError
+from orchestrator.refusals import RefusedError, store_full
 from orchestrator.store.base import Store
 
 # Refused jobs of one message whose mistyped names are guessed at: a script that has one name wrong has it wrong in all of them.
@@ -98,6 +98,9 @@ class Submitter:
         def submitted(request: RequestRef) -> JobsSubmitted:
             return JobsSubmitted(request=request, submissions=tuple(submissions))
 
+        full = self._store.why_shed()
+        if full:
+            raise RefusedError(store_full(full))
         reply = await self._driver.ask(Lane.SUBMITS, submitted, jobs=len(submissions))
         match reply:
             case SubmitReply(outcomes=outcomes):

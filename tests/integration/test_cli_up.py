@@ -23,15 +23,18 @@ from atoll.client import Client
 from atoll.model.job import JobState
 from atoll.model.site import SiteConnection
 from tests.architecture.sources import REPOSITORY
+from tests.integration.etcd_members import installed
 
 Shown = pytest.CaptureFixture[str]
 PATIENCE_S = 60.0
+# With its own etcd, where there is one to start.
+STORE = ("--store", "etcd") if installed() else ()
 
 
 @contextmanager
-def atoll_up(folder: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def atoll_up(folder: Path, port: int, log: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
     """The command, from its start until it says that it is ready; killed with all it started if the test leaves it running."""
-    command = [sys.executable, "-m", "atoll.cli", "up", "--listen", f"127.0.0.1:{port}", "--data-dir", str(folder), "--no-gpus"]
+    command = [sys.executable, "-m", "atoll.cli", "up", "--listen", f"127.0.0.1:{port}", "--data-dir", str(folder), "--no-gpus", *more]
     with log.open("wb") as said:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=said, stderr=said, start_new_session=True)
     try:
@@ -61,7 +64,7 @@ def test_a_picture_with_one_command_and_what_was_submitted_survives(
 ) -> None:
     port = free_ports()
     at = ["--address", f"127.0.0.1:{port}"]
-    with atoll_up(short_path, port, tmp_path / "first.log") as process:
+    with atoll_up(short_path, port, tmp_path / "first.log", *STORE) as process:
         started = family(process)
         assert len(started) > 5  # an orchestrator, an agent, Ray and its own
         picture = tmp_path / "lighthouse.png"
@@ -74,7 +77,7 @@ def test_a_picture_with_one_command_and_what_was_submitted_survives(
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_S) == Exit.OK
         assert psutil.wait_procs(started, timeout=PATIENCE_S)[1] == []
-    with atoll_up(short_path, port, tmp_path / "second.log") as process:
+    with atoll_up(short_path, port, tmp_path / "second.log", *STORE) as process:
         started = family(process)
         capsys.readouterr()
         assert main([*submit, *at]) == Exit.OK
@@ -186,7 +189,7 @@ class Kept:
             watcher = threading.Thread(target=self._end_once_it_is_given_up)
             watcher.start()
             try:
-                upkeep.keep(children, orchestrator, start(), start, pauses_s=(0.05, 0.1, 0.1))
+                upkeep.keep(children, [orchestrator], start(), start, pauses_s=(0.05, 0.1, 0.1))
             finally:
                 watcher.join(PATIENCE_S)
 
@@ -234,6 +237,9 @@ def test_an_orchestrator_that_cannot_start_says_why(tmp_path: Path, free_port: i
         (["agent", "--site", "x", "--cache", "10"], "error: --cache is '10': expected a size such as 500MB"),
         (["agent", "--site", "x", "--slots", "0"], "error: slots is '0': expected a whole number"),
         (["rehearse", "/nowhere/clusters.yaml"], "error: fleet is '/nowhere/clusters.yaml': expected a file that exists"),
+        (["up", "--store", "redis://a"], "error: store is 'redis://a': expected 'sqlite', or etcd://HOST:PORT"),
+        (["orchestrator", "--store", "etcd://a:1", "--store-user", "x"], "error: store_user is 'x': expected its password"),
+        (["store", "etcd", "--data-dir", "/tmp", "--listen", "a b"], "error: --listen is 'a b': expected HOST:PORT"),
         (["up", "--listen", "a b"], "error: --listen is 'a b': expected HOST:PORT"),
     ],
 )

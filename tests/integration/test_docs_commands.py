@@ -26,6 +26,7 @@ from atoll.cli.app import app, main
 from atoll.client import Client, ClientError
 from atoll.model.site import SiteConnection
 from tests.architecture.sources import REPOSITORY
+from tests.integration.etcd_members import needs_etcd
 from tests.integration.ray_site import free_port_block
 
 Shown = pytest.CaptureFixture[str]
@@ -33,19 +34,21 @@ Shown = pytest.CaptureFixture[str]
 PAGES: Final = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")))
 # Pages that run one after the other on one fleet, which the first of them starts.
 TWINS: Final = ("docs/operations.md",)
+ETCD: Final = ("docs/store.md",)
 REAL: Final = ("docs/agents.md", "README.md", "docs/python.md")
 # Pages that need no fleet: where a ```text block comes right after a command, that is what it prints. How many commands each has.
 ALONE: Final = {"docs/costs.md": 7, "docs/placement.md": 1, "docs/simulation.md": 6}
 # What the pages have today, less a little: a page that has lost its commands proves nothing.
-COMMANDS_MIN: Final = {TWINS: 53, REAL: 18}
+COMMANDS_MIN: Final = {TWINS: 53, REAL: 18, ETCD: 7}
 PYTHON_MIN: Final = 6
 # Twins run faster than real time, at a rate at which a busy machine does not make them fall silent.
 TIME_SCALE: Final = 3
 # Bounds a wait for something that must come; how soon is never asserted with it.
 PATIENCE_S: Final = 90.0
 DEFAULT_ADDRESS: Final = "127.0.0.1:7443"
+DEFAULT_ETCD: Final = "127.0.0.1:2379"
 # What a reader types besides our own commands.
-TOOLS: Final = frozenset({"cp", "curl", "export", "grep", "openssl", "rm", "source"})
+TOOLS: Final = frozenset({"cp", "curl", "etcdctl", "export", "grep", "openssl", "rm", "source"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +93,8 @@ class Fleet:
     folder: Path
     address: str
     shown: Shown
+    etcd: str
+    etcd_peers: str
     servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     job: str = ""
     run: int = 0
@@ -113,7 +118,7 @@ class Fleet:
         return self.shown.readouterr().out
 
     def _here(self, text: str) -> str:
-        return text.replace("/tmp/", f"{self.folder}/").replace(DEFAULT_ADDRESS, self.address)
+        return text.replace("/tmp/", f"{self.folder}/").replace(DEFAULT_ADDRESS, self.address).replace(DEFAULT_ETCD, self.etcd)
 
     def _do(self, block: Block, arguments: list[str], expected: int) -> None:
         arguments = [self.job if argument == "JOB" else argument for argument in arguments]
@@ -133,10 +138,14 @@ class Fleet:
             self.job = re.findall(r"job/(\S+)", out)[-1]
 
     def _serve(self, block: Block, arguments: list[str]) -> None:
+        if arguments[:2] == ["store", "etcd"]:
+            arguments = [*arguments, "--listen", self.etcd, "--listen-peers", self.etcd_peers]
         log = self.folder / f"{len(self.servers)}.log"
         with log.open("wb") as said:
             server = subprocess.Popen([sys.executable, "-m", "atoll.cli", *arguments], stdout=said, stderr=said, start_new_session=True)
         self.servers.append(server)
+        if arguments[0] == "store":
+            return  # whoever needs it waits for it
         ready: Callable[[Client], bool] = answers if arguments[0] == "orchestrator" else all_connected
         deadline_s = time.monotonic() + PATIENCE_S
         with Client(connect_timeout_s=1.0) as client:
@@ -153,7 +162,9 @@ class Fleet:
             if server.poll() is None:
                 server.send_signal(signal.SIGTERM)
             try:
-                codes.append(server.wait(PATIENCE_S))
+                code = server.wait(PATIENCE_S)
+                # etcd ends by the signal itself, as many programs do.
+                codes.append(0 if code == -signal.SIGTERM and "etcd" in server.args else code)  # type: ignore[operator] # a list, as started here
             except subprocess.TimeoutExpired:
                 server.kill()
                 codes.append(server.wait())
@@ -193,7 +204,7 @@ def fleet(short_path: Path, free_ports: Callable[[], int], capsys: Shown, monkey
         monkeypatch.setenv(name, value)
     (short_path / "clusters.yaml").symlink_to(REPOSITORY / "clusters.yaml")
     monkeypatch.chdir(short_path)
-    found = Fleet(short_path, address, capsys)
+    found = Fleet(short_path, address, capsys, f"127.0.0.1:{free_ports()}", f"127.0.0.1:{free_ports()}")
     yield found
     found.end()
 
@@ -205,6 +216,14 @@ def test_operations_against_the_reference_fleet_of_twins(fleet: Fleet, monkeypat
         for block in blocks(page, "console"):
             fleet.play(block)
     assert fleet.run >= COMMANDS_MIN[TWINS]
+
+
+@needs_etcd
+def test_the_store_in_etcd(fleet: Fleet) -> None:
+    for page in ETCD:
+        for block in blocks(page, "console"):
+            fleet.play(block)
+    assert fleet.run >= COMMANDS_MIN[ETCD]
 
 
 @pytest.mark.slow
@@ -258,7 +277,7 @@ def followed(found: list[Block]) -> Iterator[tuple[Block, Block | None]]:
 
 def test_every_page_with_commands_is_run() -> None:
     with_commands = {page for page in PAGES if blocks(page, "console", "python")}
-    assert with_commands == {*TWINS, *REAL, *ALONE}
+    assert with_commands == {*TWINS, *ETCD, *REAL, *ALONE}
 
 
 @pytest.mark.parametrize("page", PAGES)
