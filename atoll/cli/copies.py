@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _POLL_S: Final = 0.5
 # As long as a burst of jobs takes to find its places.
 _MINUTE_US: Final = 60_000_000
-_AVERAGES: Final = ("10 min", "6 h", "7 d")
+_AVERAGES: Final = ("the last 10 min", "6 h", "7 d")
 
 SiteOption = Annotated[str, typer.Option("--site", metavar="SITE", show_default=False, help="At which site. Required.")]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", show_default=False, help="Why; kept in the audit.")]
@@ -257,7 +257,7 @@ def _say_target(places: ModelPlaces) -> None:
     wanted = _wanted(places)
     there = [str(sum(view.copies for view in places.copies if view.tier is tier)) for tier in (Tier.GPU, Tier.HOST, Tier.DISK)]
     table(["COPIES", "WARM", "IN MEMORY", "ON DISK", ""], [*wanted, ["there are", *there, " "]], frozenset({1, 2, 3}), indent="  ")
-    averages = ", ".join(f"{name} {rate / 1_000:.3g}" for name, rate in zip(_AVERAGES, target.average_per_hour_milli, strict=False))
+    averages = ", ".join(f"{rate / 1_000:.3g} by {name}" for name, rate in zip(_AVERAGES, target.average_per_hour_milli, strict=False))
     # The mixture is told in steps of an eighth, its parts as they are: it is about so much.
     rate = f"{target.rate_per_hour_milli / 1_000:.3g}"
     about = f"about {rate} {'job' if rate == '1' else 'jobs'} an hour"

@@ -275,13 +275,14 @@ def _ended_badly(job: Job, last: Attempt | None) -> str:
         where = f"while it {'ran' if last.running_us else 'was'} at {last.site_id}"
     match job.state:
         case JobState.CANCELLED:
-            return f"It was cancelled {where}{': ' + job.cancel_reason if job.cancel_reason else ', without a reason'}."
+            return f"It was cancelled {where}, {f'with the reason: {job.cancel_reason}' if job.cancel_reason else 'without a reason'}."
         case JobState.EXPIRED:
             return f"It expired {where}: its {job.cancel_reason or 'time was over'}."
         case _ if job.failure is not None:
             rule = RETRIES[job.failure.kind]
             tries = f"such a failure is tried again {count(rule.budget, 'time')}" if rule.budget else "the same would happen anywhere"
-            return f"It failed for good after {count(len(job.attempts), 'attempt')}: {job.failure.words} ({tries})."
+            when = f"after {count(len(job.attempts), 'attempt')}" if job.attempts else "before any attempt"
+            return f"It failed for good {when}: {job.failure.words} ({tries})."
         case _:
             return f"It ended {where}."
 

@@ -15,6 +15,7 @@ NONE: Final = "-"
 # As in the texts of errors.
 duration = words.duration
 size = words.size
+sizes = words.sizes
 count = words.count
 _SHARED_FROM_US: Final = 10_000
 _SECOND_US: Final = 1_000_000

@@ -57,7 +57,7 @@ def fleet() -> None:
             say(f"  {count(view.gpus, 'GPU')}, {view.gpus_used} at work")
             if view.policy:
                 say(f"  policy {view.policy}, {view.policy_digest}")
-            say(f"  {count(view.jobs_queued, 'job')} queued, {view.jobs_live} live, {view.jobs_ended} ended")
+            say(f"  {count(view.jobs_queued, 'job')} queued, {view.jobs_live} at sites, {view.jobs_ended} ended")
             if not dark:
                 _say_alarms(view, most)
 

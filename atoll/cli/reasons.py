@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from atoll.cli.figures import duration, size
+from atoll.cli.figures import duration, size, sizes
 from atoll.model.placement import MEANINGS, Reason
 from atoll.model.quote import Quote
 
@@ -59,13 +59,16 @@ def advice(reason: str, quote: Quote | None) -> str:
     if quote is not None and reason == Reason.EVICTION_IN_VAIN and quote.short_us:
         return f"a --deadline or --start-timeout that is {duration(quote.short_us)} later, or wait for memory that nobody uses"
     if quote is not None and reason == Reason.MEMORY_TOO_SMALL and quote.memory_bytes:
-        larger, has = f"GPUs of {size(quote.memory_bytes)} and more", f"the largest of these has {size(quote.gpu_memory_bytes)}"
         if quote.resident_bytes > quote.gpu_memory_bytes:
             # Each GPU of a gang holds the whole model, as it is stored.
-            return f"{larger}: its weights alone take {size(quote.resident_bytes)}, {has}; no --size, --gpus or --precision helps"
+            weights, largest = sizes(quote.resident_bytes, quote.gpu_memory_bytes)
+            alone = f"its weights alone take {weights}, the largest of these has {largest}"
+            return f"GPUs of {size(quote.memory_bytes)} and more: {alone}; no --size, --gpus or --precision helps"
         # Activations, and the weights of adapters where it has some.
+        needed, largest = sizes(quote.memory_bytes, quote.gpu_memory_bytes)
         more = f"weights of {size(quote.resident_bytes)} and {size(quote.memory_bytes - quote.resident_bytes)} beside them"
-        return f"a smaller --size, --batch or, of a film, --frames; or {larger}: {more}, {has}"
+        has = f"the largest of these has {largest}"
+        return f"a smaller --size, --batch or, of a film, --frames; or GPUs of {needed} and more: {more}, {has}"
     return remedy(reason)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+# Six digits tell apart what differs by a millionth; what differs by less is nobody's reason for anything.
+_FINER_MAX: Final = 3
 _BYTE_UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
@@ -38,12 +40,18 @@ def count(number: int, singular: str, plural: str = "") -> str:
     return f"{number} {singular if number == 1 else plural or singular + 's'}"
 
 
-def size(count: int) -> str:
-    """ "812 B", "8.30 MB", "24.1 GB"; decimal units, as disks and networks are sold in."""
+def size(count: int, finer: int = 0) -> str:
+    """ "812 B", "8.30 MB", "24.1 GB"; decimal units, as disks and networks are sold in. `finer`: so many digits more."""
     value, unit = float(count), 0
     while value >= 999.5 and unit < len(_BYTE_UNITS) - 1:
         value, unit = value / 1_000, unit + 1
     if unit == 0:
         return f"{count} B"
     places = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{places}f} {_BYTE_UNITS[unit]}"
+    return f"{value:.{places + finer}f} {_BYTE_UNITS[unit]}"
+
+
+def sizes(one: int, other: int) -> tuple[str, str]:
+    """Both as `size`, in as many digits as tell them apart: who reads that 33.7 GB do not fit into 33.7 GB takes it for a mistake."""
+    finer = next((digits for digits in range(_FINER_MAX) if one == other or size(one, digits) != size(other, digits)), _FINER_MAX)
+    return size(one, finer), size(other, finer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -210,6 +211,7 @@ async def test_a_job_that_no_site_can_ever_run_is_accepted_with_a_warning(tmp_pa
             assert (await answer(run, "jobs", "get", job_id))["state"] == "queued", "and the job is there for a site to come"
             kinds = {(one["kind"], one["subject"], one["jobs"]) for one in (await answer(run, "fleet"))["alarms"]}
             assert kinds == {("jobs_in_vain", "huge", 7)}
+            assert " at sites, 1 ended\n" in (await run("fleet"))[1]
             assert "    7 jobs wait for huge in vain: no site can ever run them, 'atoll jobs explain JOB'" in (await run("fleet"))[1]
             code, _, err = await run("submit", "huge", "--wait", "--timeout", "2s")
             assert code == Exit.TIMEOUT and said in err, "who says how long waits that long, and knows why"
@@ -318,4 +320,5 @@ async def test_copies_that_are_wanted_are_told_by_who_wants_them(tmp_path: Path,
             assert lines[3].split()[:7] == ["wanted", "by", "a", "pin", "0", "0", "1"] and lines[3].endswith("at a, by local: friday")
             assert lines[4].split()[:7] == ["wanted", "by", "a", "push", "1", "0", "1"] and lines[4].endswith("by local: launch")
             assert ", from 1 job so far" in lines[6]
+            assert re.search(r"an hour \([0-9.]+ by the last 10 min, [0-9.]+ by 6 h, [0-9.]+ by 7 d\)", lines[6])
             assert (await answer(run, "models", "where", "m"))["target"]["arrivals"] == 1

@@ -16,7 +16,7 @@ from orchestrator.app import Catalogue
 from tests.integration.command_line import Atoll, answer, command_line
 from tests.integration.running_orchestrator import Running, ScriptedAgent, orchestrator
 from tests.integration.test_orchestrator_jobs import BAD_JOBS
-from tests.unit.fleet_of_machines import GPUS, model, pool, site
+from tests.unit.fleet_of_machines import GB, GPUS, model, pool, site
 
 Shown = pytest.CaptureFixture[str]
 
@@ -128,6 +128,7 @@ async def test_what_would_have_to_change_has_figures(tmp_path: Path, atoll: Call
     async with orchestrator(tmp_path) as running:
         run = atoll(running)
         await running.add_models(model("m"), model("large", weights_gb=79), model("huge", weights_gb=100))
+        await running.add_models(replace(model("just"), weights_bytes=80_020 * GB // 1_000, resident_bytes=80_020 * GB // 1_000))
         await running.apply(site("a"))
         async with ScriptedAgent(running, "a", hold=True):
             _, out, _ = await run("quote", "huge")
@@ -135,6 +136,8 @@ async def test_what_would_have_to_change_has_figures(tmp_path: Path, atoll: Call
                 "GPUs of 102 GB and more: its weights alone take 100 GB, the largest of these has 80.0 GB; no --size, --gpus or --precision"
                 in out
             )
+            _, out, _ = await run("quote", "just")
+            assert "its weights alone take 80.02 GB, the largest of these has 80.00 GB; " in out, "no 80.0 GB that do not fit into 80.0 GB"
             _, out, _ = await run("quote", "large")
             assert "a smaller --size, --batch or, of a film, --frames; or GPUs of 81.0 GB and more: weights of " in out
             assert " beside them, the largest of these has 80.0 GB" in out

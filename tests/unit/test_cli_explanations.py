@@ -242,7 +242,7 @@ def test_a_job_that_takes_longer_than_it_should(capsys: Shown) -> None:
 
 def test_jobs_that_were_ended(capsys: Shown) -> None:
     cancelled = replace(QUEUED, state=JobState.CANCELLED, ended_us=2_000_000, cancel_reason="typo", deferral=None)
-    assert story_of(capsys, cancelled) == ["It was cancelled while it waited in the queue: typo."]
+    assert story_of(capsys, cancelled) == ["It was cancelled while it waited in the queue, with the reason: typo."]
     # The attempt of a job that ends while it runs is still being stopped when the job is final.
     stopping = replace(FIRST, state=AttemptState.RUNNING, running_us=1_500_000, ended_us=0)
     expired = replace(
@@ -251,10 +251,10 @@ def test_jobs_that_were_ended(capsys: Shown) -> None:
     assert story_of(capsys, expired) == ["It expired while it ran at tokyo-1: its deadline of 3.00s passed."]
     stopped = replace(stopping, state=AttemptState.STOPPED, running_us=0, ended_us=2_400_000)
     assert story_of(capsys, replace(expired, attempts=(stopped,)))[0].startswith("It expired while it was at tokyo-1:")
-    bad = Failure(kind=FailureKind.BAD_INPUT, message="no")
-    failed = replace(DONE, state=JobState.FAILED, failure=bad, attempts=_tried(3, bad))
-    story = story_of(capsys, failed)
+    failed = replace(DONE, state=JobState.FAILED, failure=(bad := Failure(kind=FailureKind.BAD_INPUT, message="no")))
+    story = story_of(capsys, replace(failed, attempts=_tried(3, bad)))
     assert story[0] == "It failed for good after 3 attempts: bad input: no (the same would happen anywhere)."
+    assert story_of(capsys, replace(failed, attempts=()))[0].startswith("It failed for good before any attempt: bad input: no (")
     assert story[1] == "Before that it had been tried at tokyo-1 (bad input), at tokyo-1 (bad input)."
 
 

@@ -93,6 +93,16 @@ def test_bytes_and_money_are_shown() -> None:
     assert [figures.money(value) for value in (0, 40, 2_100, 4_128_000)] == ["$0.00", "<$0.0001", "$0.0021", "$4.13"]
 
 
+def test_sizes_that_are_compared_can_be_told_apart() -> None:
+    for one, other, shown in (
+        (33_740_000_000, 33_715_493_274, ("33.74 GB", "33.72 GB")),
+        (100_000_000_000, 80_000_000_000, ("100 GB", "80.0 GB")),
+        (80_000_000_000, 80_000_000_000, ("80.0 GB", "80.0 GB")),
+        (101_400_000_000, 101_380_000_000, ("101.40 GB", "101.38 GB")),
+    ):
+        assert figures.sizes(one, other) == shown
+
+
 def test_every_reason_says_what_would_have_to_change() -> None:
     assert all(meaning(reason) != reason.replace("_", " ") and remedy(reason) for reason in Reason)
 
