@@ -70,6 +70,11 @@ def _took(job: Job) -> str:
     return duration(last.ended_us - last.leased_us) if last and last.ended_us else NONE
 
 
+def _age(job: Job) -> str:
+    """Since it was accepted, which tells of one that waits for how long."""
+    return duration(job.as_of_us - job.accepted_us) if job.as_of_us > job.accepted_us else NONE
+
+
 def _off(job: Job) -> str:
     last = _last(job)
     if last is None or not last.ended_us or job.state is not JobState.SUCCEEDED:
@@ -111,6 +116,7 @@ JOBS: Listing[Job] = Listing(
         Column(title="TOOK", cell=_took, right=True),
         Column(title="OFF", cell=_off, right=True, wide=True),
         Column(title="TRIES", cell=lambda job: str(len(job.attempts)), right=True),
+        Column(title="AGE", cell=_age, right=True),
         Column(title="PRIORITY", cell=lambda job: job.spec.priority.value, wide=True),
         Column(title="SHAPE", cell=lambda job: str(job.spec.shape), wide=True),
         Column(title="WITH", cell=_with, wide=True),
@@ -145,7 +151,10 @@ def list_jobs(
     tenant: Annotated[str, typer.Option("--tenant", help="Only this tenant's (operators see all).")] = "",
     limit: Annotated[str, typer.Option("--limit", metavar="N", help="At most so many; 0: all.")] = "50",
 ) -> None:
-    """List jobs: those that have not ended, then the others; of both the newest first."""
+    """List jobs: those that have not ended, then the others; of both the newest first.
+
+    PREDICTED and TOOK are of the last attempt, from the decision to the result: time in the queue comes before. AGE is since acceptance.
+    """
     most = arguments.whole("--limit", limit, 0, 1_000_000)
     states = []
     for name in arguments.names(state):
@@ -183,6 +192,9 @@ def get(*, jobs: JobsArgument) -> None:
         show_one(form, JOBS, found[0])
     else:
         show_list(form, JOBS, found)
+    if form in {Form.TABLE, Form.WIDE}:
+        for one in found:
+            say(printable(f"job/{one.job_id} {progress.sentence(one)}"))
 
 
 @verb(

@@ -48,6 +48,10 @@ async def test_one_job_that_cannot_be_cancelled_keeps_none_of_the_others(tmp_pat
         assert ended == f"error: job {first.removeprefix('job/')} has expired already: nothing is left to cancel"
         assert "no/id" in unknown
         assert {job["state"] for job in await answer(run, "jobs", "get", *others)} == {"cancelled"}
+        _, out, _ = await run("jobs", "get", first, others[0])
+        assert out.splitlines()[-2:] == [f"{first} expired: start timeout of 1ms passed", f"{others[0]} was cancelled"], (
+            "why is said of each"
+        )
         code, out, err = await run("jobs", "logs", first)
         assert (code, out) == (Exit.CONFLICT, "") and err.endswith(" is expired: it was never placed, so there is no log\n")
 

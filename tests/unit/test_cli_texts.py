@@ -122,12 +122,12 @@ def test_a_table_has_columns(capsys: pytest.CaptureFixture[str]) -> None:
     running = replace(
         DONE, state=JobState.RUNNING, eta=eta, as_of_us=5_000_000, attempts=(replace(DONE.attempts[0], ended_us=0),), result=None
     )
-    show_list(Form.TABLE, JOBS, [QUEUED, running, DONE])
+    show_list(Form.TABLE, JOBS, [replace(QUEUED, as_of_us=12_000_000), running, DONE])
     assert capsys.readouterr().out.splitlines() == [
-        "JOB   MODEL       STATE       SITE      WEIGHTS   PREDICTED        ETA    TOOK   TRIES",
-        "j-1   flux1-dev   queued      -         -                 -          -       -       0",
-        "j-1   flux1-dev   running     tokyo-1   cold          10.0s   in 4.00s       -       1",
-        "j-1   flux1-dev   succeeded   tokyo-1   cold          10.0s          -   11.0s       1",
+        "JOB   MODEL       STATE       SITE      WEIGHTS   PREDICTED        ETA    TOOK   TRIES     AGE",
+        "j-1   flux1-dev   queued      -         -                 -          -       -       0   11.0s",
+        "j-1   flux1-dev   running     tokyo-1   cold          10.0s   in 4.00s       -       1   4.00s",
+        "j-1   flux1-dev   succeeded   tokyo-1   cold          10.0s          -   11.0s       1       -",
     ]
 
 
