@@ -9,9 +9,11 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 BIN := .venv/bin
 # More options for pytest, for example: make test PYTEST_ARGS='-k leases -x'
 PYTEST_ARGS ?=
+# How long etcd is maltreated.
+MINUTES ?= 5
 COMPUTING := tests/architecture tests/property tests/simulation tests/unit
 
-.PHONY: help setup test check format protos demo demo-verify bench gpu-check profile soak mutants clean
+.PHONY: help setup test check format protos demo demo-verify bench gpu-check profile soak etcd-soak mutants clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +65,9 @@ profile: setup  ## print where the time of a placing decision goes
 
 soak: setup  ## simulate seed after seed until interrupted
 	@$(BIN)/python -m sims.soak
+
+etcd-soak: setup  ## kill and freeze three members of etcd for five minutes under the store (MINUTES=5)
+	@$(BIN)/python -m tests.soak.etcd --minutes $(MINUTES)
 
 mutants: setup  ## plant known bugs in a copy and see the simulation catch each
 	@$(BIN)/python tests/mutants/hunt.py

@@ -73,6 +73,18 @@ def member(folder: Path, ports: Ports, *flags: str) -> Member:
     return Member([*command_line(folder, clients, peers), "--unsafe-no-fsync", *flags], clients)
 
 
+def cluster(folder: Path, ports: Ports, *flags: str, members: int = 3) -> list[Member]:
+    """Members of one cluster, none of them started."""
+    places = [tuple(Address(host="127.0.0.1", port=ports()) for _ in range(2)) for _ in range(members)]
+    together = ",".join(f"m{number}=http://{peers}" for number, (_, peers) in enumerate(places))
+    found = []
+    for number, (clients, peers) in enumerate(places):
+        # Of a flag that is given twice the second counts.
+        own = ("--name", f"m{number}", "--initial-cluster", together, *flags)
+        found.append(Member([*command_line(folder / f"m{number}", clients, peers), *own], clients))
+    return found
+
+
 @contextmanager
 def running(one: Member, *, tls: Tls | None = None) -> Iterator[Member]:
     """Run it until the block ends."""

@@ -109,8 +109,13 @@ class SqliteBackend:
 class EtcdBackend:
     """A prefix of a real etcd."""
 
-    def __init__(self, member: Address) -> None:
-        self.target = EtcdTarget(members=(member,), prefix=f"test/{uuid.uuid4().hex}")
+    def __init__(self, target: EtcdTarget) -> None:
+        self.target = target
+
+    @classmethod
+    def new(cls, member: Address) -> EtcdBackend:
+        """A prefix that nobody has used."""
+        return cls(EtcdTarget(members=(member,), prefix=f"test/{uuid.uuid4().hex}"))
 
     def open(self) -> EtcdStore:
         return EtcdStore(self.target)
@@ -134,7 +139,7 @@ class Bench:
 
 
 STORES: dict[str, Callable[[Bench], Backend[Store]]] = {
-    "etcd": lambda bench: EtcdBackend(bench.etcd()),
+    "etcd": lambda bench: EtcdBackend.new(bench.etcd()),
     "sqlite": lambda bench: SqliteBackend(bench.folder),
 }
 JOURNALS: dict[str, Callable[[Bench], Backend[Journal]]] = {**STORES, "simulated": lambda _: SimBackend()}

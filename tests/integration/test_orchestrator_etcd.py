@@ -34,7 +34,7 @@ def etcd(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], int]
 
 @pytest.fixture
 def backend(etcd: Member) -> EtcdBackend:
-    return EtcdBackend(etcd.address)
+    return EtcdBackend.new(etcd.address)
 
 
 async def test_a_job_that_was_accepted_outlives_the_orchestrator_and_its_folder(backend: EtcdBackend, tmp_path: Path) -> None:

@@ -24,13 +24,15 @@ from orchestrator.core.durable import Stored
 from orchestrator.core.outputs import AppendAudit, PutEstimates, PutJob, PutModel
 from orchestrator.leadership import regain
 from orchestrator.store.base import CommitOutcome, StoreError
+from orchestrator.store.etcd import leading
 from orchestrator.store.etcd.client import EtcdClient
 from orchestrator.store.etcd.errors import EtcdCompactedError
 from orchestrator.store.etcd.layout import FORMAT, FleetValue, Layout, encode
-from orchestrator.store.etcd.operations import Put, end_of
+from orchestrator.store.etcd.operations import Delete, Put, Unchanged, end_of
 from orchestrator.store.etcd.quota import Fullness, why_shed
 from orchestrator.store.etcd.store import EtcdStore
 from orchestrator.store.etcd.target import EtcdTarget
+from orchestrator.store.etcd.writing import Writer
 from orchestrator.store.sqlite import SqliteStore
 from orchestrator.store.sqlite_backup import TERM_GAP
 from tests.integration.cutting_proxy import cutting_proxy
@@ -51,7 +53,7 @@ def etcd(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], int]
 
 @pytest.fixture
 def backend(etcd: Member) -> EtcdBackend:
-    return EtcdBackend(etcd.address)
+    return EtcdBackend.new(etcd.address)
 
 
 @pytest.fixture
@@ -126,6 +128,21 @@ async def test_a_commit_that_is_cut_off_anywhere_is_whole_or_absent(etcd: Member
         await store.close()
     assert whole == sorted(whole), "cut off later, more of it had happened"
     assert set(whole) == {True, False}
+
+
+async def test_a_request_that_arrives_late_finds_nothing_of_the_next_commit(backend: EtcdBackend, client: EtcdClient) -> None:
+    """Given up by whoever asked, it may still be on its way: the end of a takeover, and a part of a commit."""
+    layout = Layout(backend.target.prefix)
+    head = await leading.take_over(client, layout, "me")
+    writer = Writer(client, layout, head)
+    await writer.recover()
+    guards = [Unchanged(layout.leadership, head.leadership_revision), Unchanged(layout.commit, head.commit_revision)]
+    assert not (await client.transact(guards, [Delete(layout.staged, end_of(layout.staged))])).succeeded
+    guards[1] = Unchanged(layout.commit, writer.revision)
+    assert await writer.commit(1, [Put(layout.live + b"%d" % number, b"new") for number in range(300)]) is COMMITTED
+    assert not (await client.transact(guards, [Put(layout.live + b"7", b"old")])).succeeded
+    assert (await client.range(layout.live + b"7")).kvs[0].value == b"new"
+    assert await keys(client, layout.staged) == []
 
 
 async def test_kill_at_any_moment_loses_nothing_promised_and_tears_no_batch(etcd: Member, backend: EtcdBackend) -> None:

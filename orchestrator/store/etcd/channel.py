@@ -27,7 +27,8 @@ _OPTIONS: Final = (
     ("grpc.keepalive_timeout_ms", 2_000),
     # Without it the one above is overridden by 60 s.
     ("grpc.http2.ping_timeout_ms", 2_000),
-    ("grpc.keepalive_permit_without_calls", 1),
+    # Without calls etcd takes no pings at all, and each GOAWAY for too many doubles the time above.
+    ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),

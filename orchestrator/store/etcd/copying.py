@@ -71,7 +71,7 @@ async def _copy(client: EtcdClient, layout: Layout, revision: int, partial: str)
     copy = SqliteStore(partial)
     try:
         term = (await copy.take_over()).term
-        await _write(copy, term, _nouns(whole))
+        await _write(copy, term, nouns_of(whole))
         # Jobs whose key a younger one has come before it: it takes the key.
         keyless = [job_id for job_id, entry in index.ended_before(None, None) if not entry.key]
         for chosen in _batches(keyless):
@@ -95,7 +95,8 @@ async def _write(copy: SqliteStore, term: Term, records: Sequence[Record]) -> No
         raise StoreError("somebody else writes to the copy in the making")
 
 
-def _nouns(whole: Stored) -> list[Record]:
+def nouns_of(whole: Stored) -> list[Record]:
+    """All that is neither a job nor a line of the audit."""
     records: list[Record] = [
         *(PutSite(site=site) for site in whole.sites),
         PutLinks(links=whole.links),

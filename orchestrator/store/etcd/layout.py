@@ -123,12 +123,12 @@ class Layout:
     """The keys below a prefix."""
 
     __slots__ = (
-        "_root", "adapters", "audit", "commit", "demand", "done", "ended", "estimates", "fleet", "health", "leadership", "links", "live",
-        "models", "pins", "policy", "pushes", "sites", "staged",
+        "adapters", "audit", "commit", "demand", "done", "ended", "estimates", "fleet", "health", "leadership", "links", "live",
+        "models", "pins", "policy", "pushes", "root", "sites", "staged",
     )  # fmt: skip
 
     def __init__(self, prefix: str) -> None:
-        root = self._root = f"{prefix}/".encode()
+        root = self.root = f"{prefix}/".encode()
         self.fleet, self.leadership, self.commit, self.health = root + b"fleet", root + b"leadership", root + b"commit", root + b"health"
         self.policy = root + b"policy"
         # Folders: what follows is behind a slash.

@@ -17,8 +17,8 @@ from typing import Final
 import msgspec
 
 from atoll.model.errors import StateError
-from orchestrator.store.base import CommitOutcome
-from orchestrator.store.etcd.client import BULK_TRY_S, EtcdClient
+from orchestrator.store.base import CommitOutcome, StoreError
+from orchestrator.store.etcd.client import LARGE_TRY_S, TRY_S, EtcdClient
 from orchestrator.store.etcd.layout import CommitValue, Layout, decode, encode
 from orchestrator.store.etcd.loading import Head
 from orchestrator.store.etcd.operations import OPERATIONS_MAX, Change, Delete, Put, Unchanged, bytes_of, end_of, in_requests
@@ -26,6 +26,8 @@ from orchestrator.store.etcd.pb import etcd_pb2 as pb
 
 # Requests of a megabyte on their way at once: enough to keep a disk busy, few enough for its members' memories.
 _IN_FLIGHT: Final = 4
+# Up to so much a slow disk is no reason to wait longer for one answer.
+_SMALL_BYTES: Final = 100_000
 
 
 class Writer:
@@ -59,17 +61,22 @@ class Writer:
                 raise StateError(
                     f"etcd key {folder.decode()} has {len(parts)} parts of {self._value.staged}: it is damaged, restore a backup"
                 )
-            await self._carry_out([change for part in parts for change in _unpacked(part)])
-        # Parts of commits that were never decided, or whose end was not told.
-        await self.apply([Delete(self._layout.staged, end_of(self._layout.staged))])
+            self._led(await self._carry_out([change for part in parts for change in _unpacked(part)]))
+        # Parts of commits that were never decided. Not by `apply`: a request of this that arrives late must not find the parts of the next.
+        value = msgspec.structs.replace(self._value, nonce=_new_nonce())
+        self._led(await self._decide([Delete(self._layout.staged, end_of(self._layout.staged))], value))
         return self._value
+
+    def _led(self, outcome: CommitOutcome) -> None:
+        if outcome is not CommitOutcome.COMMITTED:
+            raise StoreError("another took over meanwhile")
 
     async def commit(self, now_us: int, changes: Sequence[Change]) -> CommitOutcome:
         """All changes (no key twice) or none. Raises EtcdError: then, and after `unknown`, nobody knows."""
         if not self._usable:
             raise StateError("the store was not taken over again after a commit whose outcome is not known")
         self._usable = False
-        value = CommitValue(fleet_time_us=max(self._value.fleet_time_us, now_us), nonce=secrets.token_hex(8))
+        value = CommitValue(fleet_time_us=max(self._value.fleet_time_us, now_us), nonce=_new_nonce())
         requests = list(in_requests(changes, operations=OPERATIONS_MAX - 1))
         if len(requests) <= 1:
             outcome = await self._decide([change for request in requests for change in request], value)
@@ -79,9 +86,12 @@ class Writer:
         return outcome
 
     async def apply(self, changes: Sequence[Change]) -> bool:
-        """All changes at once, outside the order of commits: they may be made twice. Whether this term still leads. Raises EtcdError."""
+        """All changes at once, outside the order of commits; whether this term still leads. Raises EtcdError.
+
+        They may be made twice, and late: until the next commit, whatever else was applied meanwhile.
+        """
         self.written_bytes += sum(map(bytes_of, changes))
-        return (await self._client.transact(self._guards(), changes, try_s=BULK_TRY_S)).succeeded
+        return (await self._client.transact(self._guards(), changes, try_s=LARGE_TRY_S)).succeeded
 
     def _guards(self) -> tuple[Unchanged, Unchanged]:
         return self._leadership, Unchanged(self._layout.commit, self._commit_revision)
@@ -89,9 +99,13 @@ class Writer:
     async def _decide(self, changes: Sequence[Change], value: CommitValue) -> CommitOutcome:
         """The transaction after which it is so."""
         layout = self._layout
-        self.written_bytes += sum(map(bytes_of, changes))
+        size = sum(map(bytes_of, changes))
+        self.written_bytes += size
         answer = await self._client.transact(
-            self._guards(), [*changes, Put(layout.commit, encode(value))], otherwise=[layout.leadership, layout.commit], try_s=BULK_TRY_S
+            self._guards(),
+            [*changes, Put(layout.commit, encode(value))],
+            otherwise=[layout.leadership, layout.commit],
+            try_s=LARGE_TRY_S if size > _SMALL_BYTES else TRY_S,
         )
         if answer.succeeded:
             self._commit_revision, self._value = answer.header.revision, value
@@ -136,6 +150,10 @@ class Writer:
 
     def _staged(self, nonce: str) -> bytes:
         return self._layout.staged + nonce.encode() + b"/"
+
+
+def _new_nonce() -> str:
+    return secrets.token_hex(8)
 
 
 async def _few_at_once(asks: Sequence[Callable[[], Awaitable[bool]]]) -> list[bool]:
