@@ -35,14 +35,19 @@ _NOBODY_WAITS: Final = "nobody of its class waits any more"
 
 
 def consider(ctx: Context, waiting: JobClass, board: Board) -> Claimed | None:
-    """A class of gangs is about to rest: of the blocks that are kept for it from now on, if any, the one that should be whole first."""
+    """A class of gangs is about to rest: of the blocks that are kept for it from now on, if any, the one that should be whole first. One
+    that waits for its weights beside a block that is free claims no other."""
     if not ctx.policy.claims_share_milli:
         return None
     _reconsider(ctx, waiting, board)
-    if len(ctx.state.claims.of(waiting.key)) < len(waiting.members):
+    if len(ctx.state.claims.of(waiting.key)) < len(waiting.members) and not _awaits_flight(board):
         _claim_next(ctx, waiting, board)
     held = [ctx.state.claims[kept] for kept in ctx.state.claims.of(waiting.key)]
     return min(held, key=lambda one: one.block.begins_us, default=None)
+
+
+def _awaits_flight(board: Board) -> bool:
+    return board.patient is not None and board.awaits_flight(board.patient)
 
 
 def looks_again(ctx: Context, waiting: JobClass) -> bool:
@@ -110,7 +115,7 @@ def _is_much_better(ctx: Context, cost: Cost, own: Cost) -> bool:
 
 
 def _clearing(ctx: Context, key: ClassKey, board: Board, place: Place, wait_us: int) -> preempting.Clearing | None:
-    if wait_us < ctx.policy.preempt_gain_min_ms * 1_000:
+    if wait_us < ctx.policy.preempt_gain_min_ms * 1_000 or _awaits_flight(board):
         return None
     need_bytes = board.estimate.memory_bytes
     return preempting.clearing(ctx, place.column, place.slots, key, wait_us=wait_us, hold_us=place.hold_us, need_bytes=need_bytes)

@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from orchestrator.core.placement.choose import Board, awaited_slot
+from orchestrator.core.placement.busy import awaited_slot
+from orchestrator.core.placement.choose import Board
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.listing import Serving, alike

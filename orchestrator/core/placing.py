@@ -19,7 +19,8 @@ from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.lines import stand_of
 from orchestrator.core.outputs import JobsDeferred
 from orchestrator.core.patience import patience
-from orchestrator.core.placement.choose import Board, awaited_slot, busy_slot
+from orchestrator.core.placement.busy import awaited_slot, busy_slot
+from orchestrator.core.placement.choose import Board
 from orchestrator.core.placement.columns import REASON_CODE
 from orchestrator.core.placement.estimate import Estimate
 from orchestrator.core.placement.policy import Rule
@@ -271,7 +272,7 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
         column, cold, wait_us = board.column(patient), board.is_cold(patient), board.wait_us(patient)
         told = ctx.state.jobs[job_id].job.deferral
         early = told is not None and told.claim is None and ctx.now_us < told.until_us and board.is_at(patient, told.waits_for)
-        if not early:
+        if not early and not board.awaits_flight(patient):
             need_bytes, hold_us = board.estimate.memory_bytes, board.delay_us(patient) - wait_us
             preempting.make_room(ctx, waiting, column, cold=cold, wait_us=wait_us, hold_us=hold_us, need_bytes=need_bytes)
         if preempting.may_keep(waiting, cold=cold):

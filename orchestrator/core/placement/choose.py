@@ -37,6 +37,7 @@ from orchestrator.core.placement.rows import (
     READY,
     UNREACHABLE,
     Bools,
+    Dyn,
     Fix,
     Ints,
     Out,
@@ -61,8 +62,8 @@ _TOLD_WAIT, _TOLD_AWAITS = 1, 3
 _AWAITS: Final = {awaits: number for number, awaits in enumerate(AWAITS)}
 _NOW, _NEED, _CHURN, _SLACK = int(Rate.NOW), int(Rate.NEED), int(Rate.CHURN), int(Rate.SLACK)
 _DONE_WITHIN, _BEGUN_WITHIN = int(Rate.DONE_WITHIN), int(Rate.BEGUN_WITHIN)
-_FETCH, _SOURCE, _ORIGIN = int(Out.FETCH), int(Out.SOURCE), int(Source.ORIGIN)
-_TOTAL, _WAIT, _DELAY, _PAID = int(Out.TOTAL), int(Out.WAIT), int(Out.DELAY), int(Out.PAID)
+_FETCH, _SOURCE, _ORIGIN, _SITE_FETCHING = int(Out.FETCH), int(Out.SOURCE), int(Source.ORIGIN), int(Source.SITE_FETCHING)
+_TOTAL, _WAIT, _DELAY, _PAID, _FREE = int(Out.TOTAL), int(Out.WAIT), int(Out.DELAY), int(Out.PAID), int(Dyn.FREE)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,6 +115,11 @@ class Board:
     def source(self, row: int) -> Source:
         """Where the weights of a cold row come from."""
         return Source(int(self.out[row, Out.SOURCE]))
+
+    def awaits_flight(self, row: int) -> bool:
+        """Whether slots are free for a row, and its weights on their way to another node of the site: only these are waited for."""
+        flies = self.is_cold(row) and self.out.item(row, _SOURCE) == _SITE_FETCHING and self.wait_us(row) > 0
+        return flies and self.dyn.item(row % self.pools, _FREE) > 0
 
     def overdue(self, row: int) -> bool:
         """Whether the row waits for a slot that should have been free by now."""
@@ -360,11 +366,10 @@ def awaited(board: Board, row: int) -> Awaits:
     """What a row is behind that is no work of a slot."""
     column, variant = board.column(row), board.estimate.variant
     if board.is_cold(row):
-        if not board.wait_us(row):
+        if board.awaits_flight(row):
+            return Awaits.FETCH
+        if not board.wait_us(row) or column.free_slots or variant.gang_size > 1:
             return Awaits.NOTHING
-        if column.free_slots or variant.gang_size > 1:
-            flies = board.source(row) == Source.SITE_FETCHING and awaited_slot(board, row) is None
-            return Awaits.FETCH if flies else Awaits.NOTHING
         return Awaits.GANG if _is_kept(column.top(column.busy)) else Awaits.NOTHING
     slot = next(iter(slots_of(board, row)), None)
     if variant.gang_size == 1 and _is_kept(slot):
@@ -376,23 +381,3 @@ def awaited(board: Board, row: int) -> Awaits:
 def _is_kept(slot: Slot | None) -> bool:
     """Whether a slot is idle and kept for a gang."""
     return slot is not None and bool(slot.claimed_until_us) and not slot.attempts
-
-
-def awaited_slot(board: Board, row: int) -> Slot | None:
-    """The slot whose work's end a row waits for; None where it waits for something else, such as a load or a gang that has yet to begin."""
-    slot = busy_slot(board, row)
-    return slot if slot is not None and slot.attempts else None
-
-
-def busy_slot(board: Board, row: int) -> Slot | None:
-    """The slot that a row waits for until it has ended, or loaded; None where it waits for something else."""
-    column, variant = board.column(row), board.estimate.variant
-    if variant.gang_size > 1:
-        block = _block(board, row) or ()
-        if any(slot.claimed_until_us for slot in block):
-            return None
-        busy = [slot for slot in block if not slot.idle]
-        return max(busy, key=lambda slot: slot.busy_until_us, default=None)
-    idle = board.is_cold(row) and column.free_slots > 0
-    slot = None if idle else column.top(column.busy) if board.is_cold(row) else _resident_slot(board, row)
-    return slot if slot is not None and not slot.idle and not slot.claimed_until_us else None
