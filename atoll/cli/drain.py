@@ -56,8 +56,6 @@ def show_plan(started: DrainStarted) -> None:
     say(f"  {count(len(plan.moves), 'job')}; predicted to be empty in {empty}")
     for model in plan.last_warm:
         say(f"  {model} is warm nowhere else: its next job starts cold")
-    if started.dry_run:
-        note("nothing was changed")
 
 
 def _what_happens(move: DrainMove) -> str:

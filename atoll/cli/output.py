@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum, StrEnum
+from enum import Enum, IntEnum, StrEnum
 from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -75,6 +75,8 @@ def printable(text: str) -> str:
 def plain(value: object) -> Any:
     """A noun as dictionaries, lists and values, with its fields' names as keys."""
     match value:
+        case IntEnum():  # an order: its figures are our own, its names what people and options say
+            return value.name.lower()
         case Enum():
             return value.value
         case str() | int() | float() | None:

@@ -163,13 +163,16 @@ def apply(
     with session().client() as client:
         known = {view.spec.site_id: view.spec for view in client.sites_list()}
         applied = client.sites_apply(sites, links, reason=reason, dry_run=dry_run)
-    if form in {Form.JSON, Form.YAML}:
-        show_plain(form, plain(applied))
-    elif form is Form.NAME:
+    if form in {Form.TABLE, Form.WIDE}:
+        _difference(applied, known, {spec.site_id: spec for spec in sites})
+        return
+    if form is Form.NAME:
         for name in (*applied.added, *applied.updated):
             say(f"site/{name}")
     else:
-        _difference(applied, known, {spec.site_id: spec for spec in sites})
+        show_plain(form, plain(applied))
+    if dry_run:
+        note("nothing was changed")
 
 
 def _difference(applied: SitesApplied, known: dict[SiteId, SiteSpec], declared: dict[SiteId, SiteSpec]) -> None:
@@ -353,6 +356,8 @@ def drain_site(
             say(f"site/{started.plan.site_id}")
         else:
             drain.show_plan(started)
+        if dry_run:
+            note("nothing was changed")
         if wait:
             drain.wait_until_drained(client, site_id(site))
 

@@ -54,7 +54,9 @@ def applied(ctx: Context, event: SitesApplied) -> None:
     if changed:
         ctx.columns.rebuild(list(ctx.state.sites.values()))
         ctx.queue.forget_pools()
-        ctx.audit("sites_applied", "fleet", actor=event.actor, reason=event.reason, detail=f"{count(len(changed), 'site')} changed")
+        parts = ((len(new), "added"), (len(changed) - len(new), "updated"))
+        detail = ", ".join(f"{count(number, 'site')} {how}" for number, how in parts if number)
+        ctx.audit("sites_applied", "fleet", actor=event.actor, reason=event.reason, detail=detail)
     ctx.answer(event.request, Done(changed=tuple(changed)))
 
 

@@ -321,4 +321,6 @@ async def test_copies_that_are_wanted_are_told_by_who_wants_them(tmp_path: Path,
             assert lines[4].split()[:7] == ["wanted", "by", "a", "push", "1", "0", "1"] and lines[4].endswith("by local: launch")
             assert ", from 1 job so far" in lines[6]
             assert re.search(r"an hour \([0-9.]+ by the last 10 min, [0-9.]+ by 6 h, [0-9.]+ by 7 d\)", lines[6])
-            assert (await answer(run, "models", "where", "m"))["target"]["arrivals"] == 1
+            told = await answer(run, "models", "where", "m")
+            assert told["target"]["arrivals"] == 1
+            assert {copy["tier"] for copy in told["copies"]} == {"gpu", "disk"}, "as --tier has it"

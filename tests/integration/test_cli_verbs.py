@@ -193,6 +193,9 @@ async def test_a_drain_says_what_moves_where(tmp_path: Path, atoll: Callable[[Ru
             assert code == Exit.OK
             assert out.strip() in plan
             assert "1 job; predicted to be empty in" in plan
+            for form in ("name", "json"):
+                told = await run("sites", "drain", "a", "--reason", "switch", "--dry-run", "-o", form)
+                assert (told[0], told[2]) == (Exit.OK, "nothing was changed\n")
             assert (await run("sites", "remove", "a", "--reason", "sold"))[0] == Exit.CONFLICT
 
 
@@ -205,8 +208,11 @@ async def test_a_fleet_file_is_shown_as_a_difference_and_applied(tmp_path: Path,
         assert (code, out.startswith("+ site/tokyo-1")) == (Exit.OK, True)
         assert err == "1 site would be added, 0 updated, 0 unchanged\n"
         assert await answer(run, "sites", "list") == []
+        for form in ("name", "json"):
+            assert (await run("sites", "apply", str(file), "--dry-run", "-o", form))[2] == "nothing was changed\n"
         assert (await run("sites", "apply", str(file)))[0] == Exit.OK
         assert (await run("sites", "apply", str(file)))[2] == "0 sites were added, 0 updated, 1 unchanged\n"
+        assert (await answer(run, "events"))[-1]["detail"] == "1 site added"
         file.write_text(FLEET.replace("Tokyo", "Osaka"))
         _, out, _ = await run("sites", "apply", str(file), "--dry-run")
         assert out.splitlines() == ["~ site/tokyo-1", "    region: Tokyo -> Osaka"]
