@@ -12,27 +12,16 @@ import typer
 
 from atoll.cli.exits import CliError
 from atoll.cli.session import examples
+from atoll.cli.storeoptions import (
+    StoreCaOption,
+    StoreCertOption,
+    StoreKeyOption,
+    StoreOption,
+    StoreQuotaOption,
+    StoreTlsNameOption,
+    StoreUserOption,
+)
 from atoll.cli.verbs import Verb
-
-# Where records are kept, if not in the data folder.
-StoreOption = Annotated[
-    str | None,
-    typer.Option("--store", metavar="sqlite|URL", help="'sqlite', in the data folder (default), or etcd://HOST:PORT,HOST:PORT/PREFIX."),
-]
-StoreUserOption = Annotated[
-    str | None, typer.Option("--store-user", metavar="NAME", help="etcd's user; ATOLL_ORCHESTRATOR_STORE_PASSWORD is its password.")
-]
-StoreCaOption = Annotated[
-    str | None, typer.Option("--store-ca", metavar="FILE|system", help="Speak TLS to etcd; whose certificates are trusted, PEM.")
-]
-StoreCertOption = Annotated[str | None, typer.Option("--store-cert", metavar="FILE", help="Certificate shown to etcd, PEM.")]
-StoreKeyOption = Annotated[str | None, typer.Option("--store-key", metavar="FILE", help="Its key, PEM.")]
-StoreTlsNameOption = Annotated[
-    str | None, typer.Option("--store-tls-name", metavar="NAME", help="What all members' certificates carry (default: the first host).")
-]
-StoreQuotaOption = Annotated[
-    str | None, typer.Option("--store-quota-bytes", metavar="N", help="--quota-backend-bytes of an etcd before 3.6 (default: 2 GiB).")
-]
 
 
 def register(root: typer.Typer) -> None:

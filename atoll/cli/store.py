@@ -8,10 +8,18 @@ from typing import Annotated
 
 import typer
 
-from atoll.cli.exits import CliError
+from atoll.cli.exits import CliError, Exit
 from atoll.cli.figures import size
 from atoll.cli.output import Form, plain, say, show_plain
 from atoll.cli.session import examples, session, verb
+from atoll.cli.storeoptions import (
+    StoreCaOption,
+    StoreCertOption,
+    StoreKeyOption,
+    StoreOption,
+    StoreTlsNameOption,
+    StoreUserOption,
+)
 from atoll.cli.verbs import Noun, Verb
 from atoll.model.address import parse_address
 
@@ -43,6 +51,49 @@ def backup(*, path: Annotated[str, typer.Argument(metavar="PATH", help="A new fi
         show_plain(form, plain(done))
     else:
         say(f"{done.path}   {size(done.bytes)}" if form is not Form.NAME else done.path)
+
+
+@app.command(
+    "restore",
+    cls=Verb,
+    epilog=examples(
+        """
+        atoll store restore /var/backups/atoll-2025-01-31.sqlite --store etcd://127.0.0.1:2379/atoll
+        """
+    ),
+)
+def restore(
+    *,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A copy, or the atoll.sqlite of an orchestrator that does not run.")],
+    store: StoreOption = None,
+    store_user: StoreUserOption = None,
+    store_ca: StoreCaOption = None,
+    store_cert: StoreCertOption = None,
+    store_key: StoreKeyOption = None,
+    store_tls_name: StoreTlsNameOption = None,
+) -> None:
+    """Write what a copy holds to an empty prefix of etcd. An orchestrator that is started on it goes on with that fleet.
+
+    It is complete or no orchestrator starts on it; what was cut off can be repeated. Takes the environment of `atoll orchestrator`.
+    """
+    flags = {name: value for name, value in locals().items() if name != "path"}
+    import asyncio
+
+    from orchestrator.config import ENDED_JOBS_IN_ETCD, StartError, load_config
+    from orchestrator.store.base import StoreError
+    from orchestrator.store.etcd.restoring import restore as write
+
+    try:
+        target = load_config(flags, os.environ).store
+    except StartError as error:
+        raise CliError(str(error), code=Exit.USAGE) from None
+    if target is None:
+        raise CliError("--store is missing: the etcd that is to have the records", code=Exit.USAGE)
+    try:
+        done = asyncio.run(write(Path(path).expanduser().absolute(), target, ended_jobs_max=ENDED_JOBS_IN_ETCD))
+    except StoreError as error:
+        raise CliError(str(error)) from None
+    say(f"{target}   {done.jobs} jobs, {done.ended_jobs} that have ended, {done.audit_lines} lines of the audit")
 
 
 @app.command(

@@ -17,6 +17,7 @@ class CuttingProxy:
         self._to = to
         self._cut: int | None = None
         self._outage: int | None = None
+        self._struck = False
         self.cuts = 0
         self._connections: set[asyncio.Task[Any]] = set()
 
@@ -26,11 +27,11 @@ class CuttingProxy:
 
     def begin_outage(self, request_bytes: int) -> None:
         """Once a connection has asked for so many bytes more, nothing passes any more, not even the last of them."""
-        self._outage = request_bytes
+        self._outage, self._struck = request_bytes, False
 
     def end_outage(self) -> None:
         """All is well again."""
-        self._outage = None
+        self._outage, self._struck = None, False
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
@@ -38,7 +39,7 @@ class CuttingProxy:
         assert connection is not None
         self._connections.add(connection)
         try:
-            if self._outage is None:
+            if not self._struck:
                 there_reader, there_writer = await asyncio.open_connection(self._to.host, self._to.port)
                 try:
                     await self._pass_on(reader, writer, there_reader, there_writer)
@@ -62,7 +63,8 @@ class CuttingProxy:
             while data := await reader.read(65_536):
                 if self._cut is not None or self._outage is not None:
                     asked += len(data)
-                if self._outage is not None and asked >= self._outage:
+                if self._struck or (self._outage is not None and asked >= self._outage):
+                    self._struck = True
                     self.cuts += 1
                     return
                 there_writer.write(data)

@@ -17,6 +17,8 @@ from orchestrator.store.etcd.pb import etcd_pb2 as pb
 
 # Grows with every change of the keys. A later one is refused: its values may mean something else.
 FORMAT: Final = 1
+# Of a fleet whose records are still being restored.
+UNFINISHED: Final = 0
 # A value is cut into parts of this size: far below what etcd takes in one request.
 PART_BYTES: Final = 256 * 1024
 _NUMBER: Final = struct.Struct(">Q")

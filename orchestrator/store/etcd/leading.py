@@ -17,6 +17,7 @@ from atoll.model.errors import StateError
 from orchestrator.store.etcd.client import EtcdClient
 from orchestrator.store.etcd.layout import (
     FORMAT,
+    UNFINISHED,
     CommitValue,
     FleetValue,
     HealthValue,
@@ -83,6 +84,8 @@ def _check(found: Mapping[bytes, pb.KeyValue], layout: Layout) -> None:
     if layout.fleet not in found:
         return
     fleet = decode(FleetValue, found[layout.fleet])
+    if fleet.format == UNFINISHED:
+        raise StateError(f"the records of {layout.fleet.decode()} were never written to their end: repeat `atoll store restore`")
     if fleet.format != FORMAT:
         raise StateError(
             f"etcd key {layout.fleet.decode()} has format {fleet.format}, this version of Atoll reads {FORMAT}: "
