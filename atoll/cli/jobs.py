@@ -99,6 +99,9 @@ def _with(job: Job) -> str:
 
 
 def _why(job: Job) -> str:
+    """Of one that ended without a result, and of one that waits."""
+    if job.state is JobState.QUEUED:
+        return progress.why_waiting(job) or NONE
     return job.failure.words if job.failure else job.cancel_reason or NONE
 
 

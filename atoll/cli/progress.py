@@ -139,7 +139,7 @@ def sentence(job: Job) -> str:
     last = job.attempts[-1] if job.attempts else None
     match job.state:
         case JobState.QUEUED:
-            return f"is queued{_why_waiting(job)}"
+            return _queued(job)
         case JobState.PLACED | JobState.RUNNING if last is not None:
             return f"is {job.state} at {last.site_id}{_phase(job)}"
         case JobState.SUCCEEDED if last is not None:
@@ -182,20 +182,27 @@ def _left(job: Job) -> str:
     return f", done in about {duration(left_us)}" if left_us > 0 else f", {late}" if late else ""
 
 
-def _why_waiting(job: Job) -> str:
+def _queued(job: Job) -> str:
     tried = f" again after {count(len(job.attempts), 'attempt')}" if job.attempts else ""
+    why = why_waiting(job)
+    awaits = job.deferral is not None and (job.deferral.claim or job.deferral.waits_for)
+    return f"is queued{tried}{(', ' if awaits else ': ') if why else ''}{why}"
+
+
+def why_waiting(job: Job) -> str:
+    """What a queued job waits for; "" where it was not looked at yet."""
     deferral = job.deferral
     if deferral is None:
-        return tried
+        return ""
     as_of_us = job.as_of_us or deferral.since_us
     if deferral.claim:
         claim = deferral.claim
         left_us = max(claim.begins_us - as_of_us, 0)
-        return f"{tried}, waiting for {claim.slots} GPUs of {claim.node_id} at {claim.site_id}, free in about {duration(left_us)}"
+        return f"waiting for {claim.slots} GPUs of {claim.node_id} at {claim.site_id}, free in about {duration(left_us)}"
     if deferral.waits_for:
         left_us = max(deferral.since_us + deferral.waits_for.wait_us - as_of_us, 0)
-        return f"{tried}, waiting for {deferral.waits_for.site_id}, free in about {duration(left_us)}"
-    return f"{tried}: {lowered(outlook.nowhere(deferral.rejections)).rstrip('.')}"
+        return f"waiting for {deferral.waits_for.site_id}, free in about {duration(left_us)}"
+    return lowered(outlook.nowhere(deferral.rejections)).rstrip(".")
 
 
 def lowered(sentence: str) -> str:

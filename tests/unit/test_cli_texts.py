@@ -17,7 +17,7 @@ from atoll.model.errors import FieldError
 from atoll.model.job import JobState
 from atoll.model.placement import Awaits, Reason
 from atoll.model.quote import Eta
-from tests.unit.jobs_to_show import DONE, QUEUED, SPEC
+from tests.unit.jobs_to_show import DONE, OTHER, QUEUED, SPEC
 
 # Long before the ETA, just after half of such jobs are done, and after nine tenths are.
 TIMES = (1_000_000, 9_010_000, 13_000_000)
@@ -129,6 +129,16 @@ def test_a_table_has_columns(capsys: pytest.CaptureFixture[str]) -> None:
         "j-1   flux1-dev   running     tokyo-1   cold          10.0s   in 4.00s       -       1   4.00s",
         "j-1   flux1-dev   succeeded   tokyo-1   cold          10.0s          -   11.0s       1       -",
     ]
+
+
+def test_the_wide_table_says_why_a_job_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert QUEUED.deferral is not None
+    waits = replace(QUEUED, as_of_us=1_500_000, deferral=replace(QUEUED.deferral, waits_for=OTHER))
+    show_list(Form.WIDE, JOBS, [QUEUED, waits, replace(QUEUED, deferral=None)])
+    heading, never, soon, new = capsys.readouterr().out.splitlines()
+    at = heading.index("WHY")
+    assert never[at:].startswith("no site of this fleet can ever run it as it is: ")
+    assert soon[at:].startswith("waiting for osaka-1, free in about 1.50s  ") and new[at] == "-"
 
 
 def test_programs_get_the_whole_noun(capsys: pytest.CaptureFixture[str]) -> None:
