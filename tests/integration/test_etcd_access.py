@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ import pytest
 
 from atoll.model.address import Address
 from atoll.model.errors import FieldError
+from orchestrator.core.outputs import PutJob
+from orchestrator.store.base import CommitOutcome
 from orchestrator.store.etcd.client import EtcdClient
 from orchestrator.store.etcd.errors import (
     EtcdDeniedError,
@@ -24,11 +27,15 @@ from orchestrator.store.etcd.errors import (
     passes,
     told,
 )
+from orchestrator.store.etcd.layout import HealthValue, Layout, decode
 from orchestrator.store.etcd.local import find_program
 from orchestrator.store.etcd.operations import Put
+from orchestrator.store.etcd.store import EtcdStore
 from orchestrator.store.etcd.target import EtcdTarget, Tls, parse_url
 from orchestrator.store.etcd.watch import Listing, follow
 from tests.integration.etcd_members import PATIENCE_S, Member, member, needs_etcd, running
+from tests.integration.running_orchestrator import until
+from tests.integration.store_backends import queued
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 
@@ -105,6 +112,40 @@ async def test_a_user_over_tls_may_do_all_that_a_store_does_below_its_prefix(etc
     await client.revoke(lease)
     with pytest.raises(EtcdDeniedError, match="grant its role readwrite on the whole prefix"):
         await client.range(b"other/")
+    await client.close()
+
+
+@needs_etcd
+@needs_openssl
+async def test_a_store_and_its_signs_of_life_over_tls_survive_void_tokens(etcd: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The shortest that etcd grants: without being kept it would run out while this test waits.
+    monkeypatch.setattr("orchestrator.store.etcd.pulse.LEASE_TTL_S", 2)
+    target = etcd.target(prefix="mine/fleet")
+    layout = Layout(target.prefix)
+    # A quota so small that it is used up: members are asked for their size by threads of the store's own.
+    store = EtcdStore(target, quota_bytes=1_000)
+    client = await EtcdClient.open(target, patience_s=PATIENCE_S)
+    term = (await store.take_over()).term
+    assert await store.commit(term, 1, [PutJob(job=queued("j1"))]) is CommitOutcome.COMMITTED
+    await until(lambda: "% full" in store.why_shed())
+
+    async def beat() -> tuple[int, int]:
+        """The number of the last one, and the lease that it is of."""
+        health = (await client.read([layout.health])).get(layout.health)
+        return (decode(HealthValue, health).beat, health.lease) if health is not None else (0, 0)
+
+    async def lease_at(number: int) -> int:
+        async with asyncio.timeout(PATIENCE_S):
+            while (last := await beat())[0] < number:  # noqa: ASYNC110 - what is waited for is another process's state
+                await asyncio.sleep(0.05)
+        return last[1]
+
+    lease = await lease_at(1)
+    etcd.control("role", "add", "yet-another")
+    assert await lease_at(25) == lease != 0, "five seconds later it is the same one"
+    assert await store.commit(term, 2, [PutJob(job=queued("j2"))]) is CommitOutcome.COMMITTED
+    await store.close()
+    assert await beat() == (0, 0), "it said goodbye"
     await client.close()
 
 
