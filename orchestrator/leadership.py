@@ -36,7 +36,7 @@ async def regain(store: Store, stopping: asyncio.Event) -> Stored | None:
         try:
             return await store.take_over()
         except StateError as error:
-            raise DeposedError(f"another orchestrator holds the store: {error}") from error
+            raise DeposedError(f"the store is no longer this orchestrator's: {error}") from error
         except Exception as error:  # noqa: BLE001 - a store fails in its own ways; each means: not now
             _log.error("store_unavailable", error=str(error), error_type=type(error).__name__, retry_in_s=pause_s)
         try:

@@ -29,7 +29,8 @@ from orchestrator.store.etcd.client import EtcdClient
 from orchestrator.store.etcd.errors import EtcdCompactedError
 from orchestrator.store.etcd.layout import FORMAT, FleetValue, Layout, encode
 from orchestrator.store.etcd.operations import Delete, Put, Unchanged, end_of
-from orchestrator.store.etcd.quota import Fullness, why_shed
+from orchestrator.store.etcd.pb import etcd_pb2 as pb
+from orchestrator.store.etcd.quota import Fullness, fullness_of, why_shed
 from orchestrator.store.etcd.store import EtcdStore
 from orchestrator.store.etcd.target import EtcdTarget
 from orchestrator.store.etcd.writing import Writer
@@ -273,7 +274,10 @@ def test_the_fullest_member_decides_and_alarms_always_do() -> None:
     # What a member says of its quota counts more than what was configured here.
     assert why_shed([replace(roomy, used_bytes=850, quota_bytes=2_000)], 1_000) == ""
     assert why_shed([replace(roomy, used_bytes=400, quota_bytes=400), roomy], 1_000).startswith("the store's etcd is 100 % full")
-    assert "alarm:NOSPACE" in why_shed([roomy, replace(roomy, alarms=("alarm:NOSPACE",))], 1_000)
+    full = pb.StatusResponse(dbSize=100, errors=["memberID:9 alarm:NOSPACE "])
+    assert "(memberID:9 alarm:NOSPACE)" in why_shed([roomy, fullness_of(full)], 1_000)
+    # One that is cut off from the others says so in the same place.
+    assert why_shed([roomy, fullness_of(pb.StatusResponse(dbSize=100, errors=["etcdserver: no leader"]))], 1_000) == ""
 
 
 async def test_two_live_jobs_of_one_key_are_a_bug_and_change_nothing(store: EtcdStore) -> None:

@@ -18,7 +18,14 @@ from google.protobuf.message import Message
 
 from orchestrator.store.etcd import methods
 from orchestrator.store.etcd.channel import connect, where_of
-from orchestrator.store.etcd.errors import EtcdCompactedError, EtcdLeaseExistsError, EtcdTokenError, passes, told
+from orchestrator.store.etcd.errors import (
+    EtcdCompactedError,
+    EtcdLeaseExistsError,
+    EtcdTokenError,
+    EtcdUnavailableError,
+    passes,
+    told,
+)
 from orchestrator.store.etcd.methods import Method, metadata_of
 from orchestrator.store.etcd.operations import Change, Unchanged, transaction
 from orchestrator.store.etcd.pb import etcd_pb2 as pb
@@ -46,6 +53,7 @@ class EtcdClient:
         self.target = target
         self._patience_s = patience_s
         self._channel = channel
+        self._closed = False
         self._token = ""
 
     @classmethod
@@ -56,7 +64,8 @@ class EtcdClient:
         return cls(target, connect(target, where), patience_s=patience_s)
 
     async def close(self) -> None:
-        """Give up what is in flight."""
+        """Give up what is in flight: whoever waits for it hears EtcdUnavailableError."""
+        self._closed = True
         await self._channel.close(None)
 
     # --- keys ----------------------------------------------------------------------------------------------------------------
@@ -158,13 +167,26 @@ class EtcdClient:
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     async def _try(self, method: Method[Request, Response], request: Request, timeout_s: float) -> Response:
+        if self._closed:
+            raise _given_up()
         ask = self._channel.unary_unary(
             method.path, request_serializer=method.request.SerializeToString, response_deserializer=method.response.FromString
         )
-        answer: Response = await ask(request, timeout=timeout_s, metadata=metadata_of(self._token))
+        try:
+            answer: Response = await ask(request, timeout=timeout_s, metadata=metadata_of(self._token))
+        except asyncio.CancelledError:
+            # gRPC cancels the calls of a channel that is closed; to its caller that looks as if the caller itself were.
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise _given_up() from None
+            raise
         return answer
 
     async def _authenticate(self) -> None:
         if self.target.user and not self._token:
             request = pb.AuthenticateRequest(name=self.target.user, password=self.target.password)
             self._token = (await self._try(methods.AUTHENTICATE, request, TRY_S)).token
+
+
+def _given_up() -> EtcdUnavailableError:
+    return EtcdUnavailableError("the connection to etcd was given up, for a new one or for good")

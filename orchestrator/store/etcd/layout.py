@@ -90,7 +90,7 @@ def decode(kind: type[T], kv: pb.KeyValue) -> T:
     try:
         return msgspec.json.decode(kv.value, type=kind)
     except msgspec.MsgspecError as error:
-        raise _strange(kv, error) from error
+        raise strange(kv, error) from error
 
 
 def encode_ended(value: EndedValue) -> bytes:
@@ -103,10 +103,11 @@ def decode_ended(kv: pb.KeyValue) -> EndedValue:
     try:
         return _ENDED.decode(kv.value)
     except msgspec.MsgspecError as error:
-        raise _strange(kv, error) from error
+        raise strange(kv, error) from error
 
 
-def _strange(kv: pb.KeyValue, error: Exception) -> StateError:
+def strange(kv: pb.KeyValue, error: Exception) -> StateError:
+    """What to say of a key that cannot be read."""
     key = kv.key.decode(errors="replace")
     return StateError(f"etcd key {key} holds what this program does not write ({error}): give the fleet a prefix of its own")
 
@@ -117,7 +118,9 @@ def numbered(number: int, blob: bytes) -> bytes:
 
 
 def number_of(value: bytes) -> tuple[int, bytes]:
-    """Both again."""
+    """Both again. ValueError when there is no number."""
+    if len(value) < _NUMBER.size:
+        raise ValueError(f"{len(value)} bytes, and a number has {_NUMBER.size}")
     return _NUMBER.unpack_from(value)[0], value[_NUMBER.size :]
 
 
@@ -153,7 +156,7 @@ class Layout:
         return self.ended + b"%016x/" % ended_us + job_id.encode()
 
     def ended_of(self, key: bytes) -> tuple[int, JobId]:
-        """Both again."""
+        """Both again. ValueError when it is no such key."""
         at, _, job_id = key.removeprefix(self.ended).partition(b"/")
         return int(at, 16), JobId(job_id.decode())
 

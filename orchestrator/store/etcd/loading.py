@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, TypeVar
 
 from atoll.model.audit import AuditEvent
@@ -30,6 +31,7 @@ from orchestrator.store.etcd.layout import (
     decode,
     decode_ended,
     number_of,
+    strange,
 )
 from orchestrator.store.etcd.operations import OPERATIONS_MAX, end_of
 from orchestrator.store.etcd.pb import etcd_pb2 as pb
@@ -153,10 +155,10 @@ class Reader:
         whole = await self._whole(self._layout.demand)
         if not whole:
             return KeptDemand(), 0
-        written_ms, blob = number_of(whole)
         try:
+            written_ms, blob = number_of(whole)
             return stored.decode_demand(blob), written_ms
-        except stored.StoredFormatError:
+        except (stored.StoredFormatError, ValueError):
             return KeptDemand(), 0
 
     async def _estimates(self) -> Estimates:
@@ -181,7 +183,9 @@ class Reader:
         """The number of the last line, or of the one that so many come after; 0: there is none."""
         folder, most = self._layout.audit, before + 1
         last = await self._client.range(folder, end_of(folder), limit=most, revision=self._revision, keys_only=True, last=True)
-        return ChangeSeq(int(last.kvs[-1].key.removeprefix(folder), 16) if len(last.kvs) == most else 0)
+        if len(last.kvs) < most:
+            return ChangeSeq(0)
+        return _readable(last.kvs[-1], lambda kv: ChangeSeq(int(kv.key.removeprefix(folder), 16)))
 
     async def _nouns(self, folder: bytes, read: Callable[[bytes], T]) -> tuple[T, ...]:
         found: list[T] = []
@@ -197,8 +201,16 @@ class Reader:
         return self._client.pages(folder, end_of(folder), limit=limit, revision=self._revision)
 
 
+def _readable(kv: pb.KeyValue, read: Callable[[pb.KeyValue], T]) -> T:
+    """What is made of it; StateError naming the key when it is damaged, or another program's."""
+    try:
+        return read(kv)
+    except (stored.StoredFormatError, ValueError) as error:
+        raise strange(kv, error) from error
+
+
 def _decoded(kvs: Sequence[pb.KeyValue], read: Callable[[bytes], T]) -> list[T]:
-    return [read(kv.value) for kv in kvs]
+    return [_readable(kv, lambda kv: read(kv.value)) for kv in kvs]
 
 
 def _live(value: bytes) -> tuple[int, Job]:
@@ -207,7 +219,7 @@ def _live(value: bytes) -> tuple[int, Job]:
 
 
 def _entries(layout: Layout, kvs: Sequence[pb.KeyValue]) -> list[tuple[JobId, Entry]]:
-    return [_ended(layout, kv) for kv in kvs]
+    return [_readable(kv, partial(_ended, layout)) for kv in kvs]
 
 
 def _ended(layout: Layout, kv: pb.KeyValue) -> tuple[JobId, Entry]:

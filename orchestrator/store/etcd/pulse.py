@@ -12,17 +12,20 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
 import grpc
+import structlog
 from google.protobuf.message import Message
 
 from atoll.model.address import Address
 from orchestrator.store.etcd import methods
 from orchestrator.store.etcd.channel import connect_blocking, where_of
-from orchestrator.store.etcd.errors import EtcdError, EtcdLeaseGoneError, EtcdTokenError, told
+from orchestrator.store.etcd.errors import EtcdDeniedError, EtcdError, EtcdLeaseGoneError, EtcdTokenError, told
 from orchestrator.store.etcd.methods import Method, metadata_of
 from orchestrator.store.etcd.operations import Put, Unchanged, transaction
 from orchestrator.store.etcd.pb import etcd_pb2 as pb
-from orchestrator.store.etcd.quota import Fullness
+from orchestrator.store.etcd.quota import Fullness, fullness_of
 from orchestrator.store.etcd.target import EtcdTarget
+
+_log = structlog.get_logger(__name__)
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -33,6 +36,12 @@ KEEP_ALIVE_S: Final = 1.0
 # An election and a member that hangs take 4 s at most; a shorter lease is lost over them.
 LEASE_TTL_S: Final = 15
 _TRY_S: Final = 2.0
+# A member that hangs must not cost the beats that the others would have taken: after eight that are missing another may take over.
+_BEAT_TRY_S: Final = 0.5
+_LET_IT_BE_KNOWN: Final = (
+    "etcd does not tell this user how full it is, so that new jobs are accepted until nothing is: "
+    "take etcd 3.5.33, 3.6.14, 3.7.1 or later, or give the user the role root"
+)
 
 
 class Pulse:
@@ -45,6 +54,7 @@ class Pulse:
         self.guard = guard  # replaced by each takeover
         self._lease = 0
         self._stopping = threading.Event()
+        self._unknown_said = threading.Event()
         self._fullness: dict[Address, Fullness] = {}
         self._threads = [threading.Thread(target=self._beat, name="etcd-beat", daemon=True)]
         self._threads += [
@@ -79,7 +89,7 @@ class Pulse:
                         self._lease = _grant(caller)
                     put = Put(self._key, self._value(number), self._lease)
                     # Deposed, it changes nothing: the health that is there now is another's.
-                    caller.ask(methods.TXN, transaction([self.guard], [put]))
+                    caller.ask(methods.TXN, transaction([self.guard], [put]), try_s=_BEAT_TRY_S)
                 except EtcdLeaseGoneError:
                     self._lease = 0
                     continue
@@ -99,10 +109,18 @@ class Pulse:
                 try:
                     if self._lease:
                         caller.keep_alive(self._lease)
-                    self._fullness[member] = _fullness(caller.ask(methods.STATUS, pb.StatusRequest()))
-                except EtcdError:
+                    self._fullness[member] = fullness_of(caller.ask(methods.STATUS, pb.StatusRequest()))
+                except EtcdError as error:
                     self._fullness.pop(member, None)
+                    if isinstance(error, EtcdDeniedError) and not isinstance(error, EtcdTokenError):
+                        self._say_unknown()
                 self._stopping.wait(KEEP_ALIVE_S)
+
+    def _say_unknown(self) -> None:
+        """Once: a bound that cannot be kept is nothing to keep quiet about."""
+        if not self._unknown_said.is_set():
+            self._unknown_said.set()
+            _log.warning("fullness_unknown", store=str(self._target), advice=_LET_IT_BE_KNOWN)
 
 
 class _Caller:
@@ -121,10 +139,11 @@ class _Caller:
         if self._channel is not None:
             self._channel.close()
 
-    def ask(self, method: Method[Request, Response], request: Request) -> Response:
+    def ask(self, method: Method[Request, Response], request: Request, *, try_s: float = _TRY_S) -> Response:
         """One try. Raises EtcdError."""
         try:
-            return self._ask(method, request)
+            self._authenticate()
+            return self._call(method, request, try_s)
         except grpc.RpcError as error:
             raise self._told(error) from error
 
@@ -145,15 +164,11 @@ class _Caller:
         except grpc.RpcError as error:
             raise self._told(error) from error
 
-    def _ask(self, method: Method[Request, Response], request: Request) -> Response:
-        self._authenticate()
-        return self._call(method, request)
-
-    def _call(self, method: Method[Request, Response], request: Request) -> Response:
+    def _call(self, method: Method[Request, Response], request: Request, try_s: float = _TRY_S) -> Response:
         call = self._open().unary_unary(
             method.path, request_serializer=method.request.SerializeToString, response_deserializer=method.response.FromString
         )
-        answer: Response = call(request, timeout=_TRY_S, metadata=metadata_of(self._token))
+        answer: Response = call(request, timeout=try_s, metadata=metadata_of(self._token))
         return answer
 
     def _authenticate(self) -> None:
@@ -178,7 +193,3 @@ def _grant(caller: _Caller) -> int:
     lease = secrets.randbits(62) + 1
     caller.ask(methods.LEASE_GRANT, pb.LeaseGrantRequest(TTL=LEASE_TTL_S, ID=lease))
     return lease
-
-
-def _fullness(status: pb.StatusResponse) -> Fullness:
-    return Fullness(used_bytes=status.dbSize, live_bytes=status.dbSizeInUse, quota_bytes=status.dbSizeQuota, alarms=tuple(status.errors))

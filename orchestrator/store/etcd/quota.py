@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from orchestrator.store.etcd.pb import etcd_pb2 as pb
+
 # etcd's own where --quota-backend-bytes is not given; before 3.6 nobody can be asked for it.
 DEFAULT_QUOTA_BYTES: Final = 2 * 1024**3
 # Of the rest, 15 %: the ends of 100,000 jobs are 0.3 GB.
@@ -24,6 +26,13 @@ class Fullness:
     live_bytes: int
     quota_bytes: int
     alarms: tuple[str, ...] = ()
+
+
+def fullness_of(status: pb.StatusResponse) -> Fullness:
+    """What a member answered."""
+    # Among its errors is also that it sees no leader: no alarm, and it passes.
+    alarms = tuple(error.strip() for error in status.errors if "alarm:" in error)
+    return Fullness(used_bytes=status.dbSize, live_bytes=status.dbSizeInUse, quota_bytes=status.dbSizeQuota, alarms=alarms)
 
 
 def why_shed(members: list[Fullness], quota_bytes: int) -> str:

@@ -28,7 +28,7 @@ from orchestrator.store.changes import changes_of
 from orchestrator.store.etcd import leading, rows
 from orchestrator.store.etcd.client import PATIENCE_S, EtcdClient
 from orchestrator.store.etcd.copying import write_copy
-from orchestrator.store.etcd.errors import EtcdError, EtcdUnavailableError
+from orchestrator.store.etcd.errors import EtcdCompactedError, EtcdDeniedError, EtcdError, EtcdTokenError, EtcdUnavailableError
 from orchestrator.store.etcd.index import JobIndex, Plan
 from orchestrator.store.etcd.layout import HealthValue, Layout, LeadershipValue, decode, encode, number_of
 from orchestrator.store.etcd.loading import Reader
@@ -49,6 +49,9 @@ AUDIT_LINES_MAX: Final = 20_000
 # What was superseded is history that nobody reads; beyond this much of it, or this long, it is compacted away.
 _HISTORY_BYTES_MAX: Final = 64 * 1024 * 1024
 _HISTORY_S_MAX: Final = 300.0
+_LET_ETCD_COMPACT: Final = "start etcd with --auto-compaction-mode=periodic --auto-compaction-retention=5m: this user may not compact"
+# Whoever shares this etcd compacts it too, each fleet every few minutes: a copy that took longer than that is begun anew.
+_COPY_TRIES: Final = 3
 # From so many records on they are encoded in a thread: milliseconds in which streams are served.
 _FEW_RECORDS: Final = 64
 
@@ -116,8 +119,9 @@ class EtcdStore:
         finally:
             if collecting:
                 gc.enable()
+        if not await writer.look():
+            raise StoreError("another took over while this one was loading")
         self._writer, self._term = writer, loaded.term
-        self._deposed.clear()
         return loaded
 
     def _beat(self, writer: Writer) -> None:
@@ -135,6 +139,7 @@ class EtcdStore:
     def _watch(self, mine: LeadershipValue) -> None:
         if self._watching is not None:
             self._watching.cancel()
+        self._deposed.clear()
         self._watching = asyncio.create_task(self._notice_others(mine))
 
     async def _notice_others(self, mine: LeadershipValue) -> None:
@@ -185,6 +190,8 @@ class EtcdStore:
             last = await self._reader().last_audit_seq()
             if last > AUDIT_LINES_MAX:
                 await writer.apply([Delete(self._layout.audit, self._layout.audit_line(last - AUDIT_LINES_MAX + 1))])
+            # A fleet that has nothing to do commits nothing, but its leader's heart beats: four hundred thousand revisions a day.
+            await writer.look()
             self._compact_when_due(writer)
         return went
 
@@ -214,6 +221,11 @@ class EtcdStore:
         assert self._client is not None
         try:
             await self._client.compact(revision)
+        except EtcdDeniedError as error:
+            if isinstance(error, EtcdTokenError):
+                return
+            # From 3.5.28 and 3.6.9 on etcd may keep this for the role root.
+            _log.warning("history_not_compacted", store=str(self._target), advice=_LET_ETCD_COMPACT)
         except EtcdError as error:
             _log.warning("not_compacted", revision=revision, error=str(error))
 
@@ -286,14 +298,21 @@ class EtcdStore:
     async def backup(self, path: str) -> int:
         """See `Store`. The copy is an embedded store: `atoll orchestrator` runs on it as it is."""
         async with self._telling():
-            async with self._writing:
-                # None is half carried out; and what is compacted from here on is older.
-                revision = self._led().revision
-                self._copying += 1
-            try:
-                return await write_copy(self._open(), self._layout, revision, path)
-            finally:
-                self._copying -= 1
+            tries = _COPY_TRIES
+            while True:
+                tries -= 1
+                async with self._writing:
+                    # None is half carried out; and what is compacted from here, from here on, is older.
+                    writer = self._led()
+                    await writer.look()
+                    self._copying += 1
+                try:
+                    return await write_copy(self._open(), self._layout, writer.revision, path)
+                except EtcdCompactedError:
+                    if not tries:
+                        raise
+                finally:
+                    self._copying -= 1
 
     # --- the end -------------------------------------------------------------------------------------------------------------
 

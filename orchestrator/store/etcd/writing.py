@@ -39,13 +39,14 @@ class Writer:
         self._leadership = Unchanged(layout.leadership, head.leadership_revision)
         self._commit_revision = head.commit_revision
         self._value = head.commit
+        self._quiet_revision = 0
         self._usable = True
         self.written_bytes = 0
 
     @property
     def revision(self) -> int:
-        """That of the last commit, or of the takeover if none came after it."""
-        return max(self._commit_revision, self._leadership.mod_revision)
+        """As of which all is as it was last committed: that commit's, or a later one at which nothing had been committed since."""
+        return max(self._commit_revision, self._leadership.mod_revision, self._quiet_revision)
 
     @property
     def leadership(self) -> Unchanged:
@@ -92,6 +93,15 @@ class Writer:
         """
         self.written_bytes += sum(map(bytes_of, changes))
         return (await self._client.transact(self._guards(), changes, try_s=LARGE_TRY_S)).succeeded
+
+    async def look(self) -> bool:
+        """Whether this term still leads and all is as it committed it; `revision` is then now's. Raises EtcdError."""
+        if not self._usable:
+            return False
+        answer = await self._client.transact(self._guards(), [])
+        if answer.succeeded:
+            self._quiet_revision = answer.header.revision
+        return answer.succeeded
 
     def _guards(self) -> tuple[Unchanged, Unchanged]:
         return self._leadership, Unchanged(self._layout.commit, self._commit_revision)
