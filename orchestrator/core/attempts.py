@@ -14,14 +14,13 @@ from atoll.model.replica import ReplicaState
 from atoll.model.report import AttemptEvent, AttemptProgress
 from orchestrator.core import bettered, breakers, drains, flights, jobs, loading, movements, residuals, wishes
 from orchestrator.core.context import Context, put_attempt
+from orchestrator.core.drift import has_moved
 from orchestrator.core.ends import EndAttempt
 from orchestrator.core.events import AttemptsEnded
 from orchestrator.core.outputs import AttemptSettled, LateResultRefused
 from orchestrator.core.placement.column import Column
 from orchestrator.core.state import JobEntry, LiveAttempt, Site, Slot
 
-# A slot's predicted end is corrected when it moved by more than this; smaller moves only shuffle equal candidates.
-_DRIFT_US = 100_000
 # Failures whose execution a tenant pays: its job did that, as far as anybody knows, and would elsewhere. All others are the place's.
 _OWN_FAULTS = frozenset({FailureKind.BAD_INPUT, FailureKind.OUT_OF_MEMORY, FailureKind.EXECUTION_FAILED, FailureKind.TIMED_OUT})
 # A site that says that an execution took longer than this many times the prediction is not believed: one report must not ruin a
@@ -351,7 +350,7 @@ def _correct_end(ctx: Context, site: Site, live: LiveAttempt) -> None:
         if not slot.attempts or slot.attempts[0] != live.key:
             continue
         end_us = ctx.now_us + left_us + sum(site.attempts[key].exec_us for key in slot.attempts[1:])
-        if abs(end_us - slot.busy_until_us) > _DRIFT_US:
+        if has_moved(slot.busy_until_us, end_us, ctx.now_us):
             slot.busy_until_us = end_us
             ctx.columns.slot_changed(column, slot, was_free=False)
 

@@ -13,6 +13,7 @@ from typing import Final
 from atoll.model.ids import ModelId
 from orchestrator.core import loading
 from orchestrator.core.context import Context
+from orchestrator.core.drift import has_moved
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.rows import FETCH_MAX_US
 from orchestrator.core.state import Flight, Node, Site
@@ -22,8 +23,6 @@ _GB: Final = 10**9
 _PRIOR_PARTS: Final = 16
 # A fetch of which nothing comes has an eighth of the time for which nothing came yet, at least: it is not about to be there for ever.
 _LEFT_PARTS: Final = 8
-# Smaller moves of an end only shuffle equal candidates.
-_DRIFT_US: Final = 100_000
 # One more flow beside so many takes less than a ninth from each: the next reports tell as much, and nobody is looked at for it.
 _SHARED_MAX: Final = 8
 
@@ -71,7 +70,7 @@ def _expect(ctx: Context, column: Column, node_index: int, model_id: ModelId, fl
 def _put(ctx: Context, column: Column, node_index: int, model_id: ModelId, flight: Flight, until_us: int) -> None:
     node = column.pool.nodes[node_index]
     node.flights[model_id] = flight
-    if abs(until_us - node.fetching[model_id]) > _DRIFT_US:
+    if has_moved(node.fetching[model_id], until_us, ctx.now_us):
         node.fetching[model_id] = until_us
         ctx.columns.node_changed(column, node_index, "fetching", model_id, present=True)
         loading.fetch_moved(ctx, column, node_index, model_id)

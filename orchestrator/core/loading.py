@@ -17,6 +17,7 @@ from atoll.model.replica import ReplicaFact, ReplicaState
 from atoll.model.report import SlotFacts
 from atoll.physics.coldstart import init_us, stage_us
 from orchestrator.core.context import Context
+from orchestrator.core.drift import has_moved
 from orchestrator.core.learning.observation import COMPONENTS
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.registry import TERM_NAMES
@@ -25,8 +26,6 @@ from orchestrator.core.state import LiveAttempt, Loading, ReplicaKey, Slot
 # What goes on has an eighth of its time yet, at least: of durations that scatter by three tenths about their prediction, those that have
 # not ended near it have a seventh to a quarter left on average. So it is never about to be over for ever, nor is it over never.
 _LEFT_PARTS: Final = 8
-# Smaller moves of an end only shuffle equal candidates.
-_DRIFT_US: Final = 100_000
 _LOAD: Final = COMPONENTS.index(Component.LOAD)
 # The attempt at the head of a slot has yet to load, or loads.
 _BEFORE: Final = (AttemptState.LEASED, AttemptState.FETCHING, AttemptState.LOADING)
@@ -44,7 +43,7 @@ def told(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -> bool:
     changed = loading != slot.loading
     slot.loading = loading
     end_us = _end_us(column, slot, loading) if loading is not None else None
-    if end_us is not None and abs(end_us - slot.busy_until_us) > _DRIFT_US:
+    if end_us is not None and has_moved(slot.busy_until_us, end_us, ctx.now_us):
         slot.busy_until_us, changed = end_us, True
     return changed
 
@@ -57,7 +56,7 @@ def _in_flight(ctx: Context, column: Column, slot: Slot, facts: SlotFacts) -> Lo
     from_us = _from_us(ctx, fact, known if known is not None and known.key == key else None)
     until_us = max(from_us + _load_us(ctx, column, slot, fact.model_id), ctx.now_us + (ctx.now_us - from_us) // _LEFT_PARTS)
     found = Loading(model_id=fact.model_id, gang_size=fact.gang_size, from_us=from_us, until_us=until_us)
-    if known is not None and known.key == key and known.until_us > ctx.now_us and abs(known.until_us - until_us) <= _DRIFT_US:
+    if known is not None and known.key == key and known.until_us > ctx.now_us and not has_moved(known.until_us, until_us, ctx.now_us):
         return known
     return found
 
@@ -104,7 +103,7 @@ def fetch_moved(ctx: Context, column: Column, node_index: int, model_id: ModelId
         if lives[0].model_id != model_id or lives[0].attempt.state not in _AWAITING:
             continue
         end_us = node.fetching[model_id] + _terms_us(lives[0], _WITH_LOAD) + sum(live.exec_us for live in lives)
-        if abs(end_us - slot.busy_until_us) > _DRIFT_US:
+        if has_moved(slot.busy_until_us, end_us, ctx.now_us):
             slot.busy_until_us = end_us
             ctx.columns.slot_changed(column, slot, was_free=False)
 

@@ -69,6 +69,17 @@ def test_who_would_join_a_fetch_waits_for_what_is_left_of_it_as_it_comes() -> No
     assert left_us(fleet) < SECOND, "and now it is fast"
 
 
+def test_an_end_is_known_the_more_exactly_the_nearer_it_is() -> None:
+    fleet = fleet_of_one()
+    push(fleet, "m")
+    come(fleet, 1, m=0.95)
+    assert left_us(fleet) == 9 * SECOND, "a third of a second more or less tells nobody anything, nine seconds before"
+    come(fleet, 8, m=8.8)
+    assert SECOND < left_us(fleet) - SECOND // 10 < 2 * SECOND, "with a second left it does"
+    come(fleet, 0.5, m=8.9)
+    assert left_us(fleet) > SECOND, "and a move that is large counts at once"
+
+
 def test_a_fetch_of_which_nothing_comes_is_neither_about_to_be_there_nor_never() -> None:
     fleet = fleet_of_one()
     push(fleet, "m")
