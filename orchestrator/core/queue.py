@@ -35,6 +35,8 @@ __all__ = ["NO_POOL", "Favour", "JobClass", "Queue", "QueueSnapshot"]
 # When a slot frees, this many of the classes that wait for its pool are scored again: the first may have found a better place
 # meanwhile, more only compete for the same slot.
 _WOKEN_PER_SLOT: Final = 2
+# Of those who wait for another pool, of each priority: where they wait they are better off, mostly.
+_WOKEN_ELSEWHERE: Final = 1
 # A tenth of a millisecond: what scoring a class takes on the orchestrator's core.
 _LOOK_US: Final = 100
 # While a class is held, all who join it are, however many.
@@ -243,12 +245,10 @@ class Queue:
 
     def wake_for_slot(self, pool: int, *, offered: bool = True) -> None:
         """A slot of this pool came free: wake the first few that wait for it, in order; before them, if its turn has come, an aged one.
-        A slot that is not `offered` is claimed for a gang: it may be lent, but is nobody's turn."""
-        elder = self.resting.elder(pool)
-        if elder is None:
-            return
-        left = _WOKEN_PER_SLOT
-        if offered:
+        Whoever waits for another pool may take it too: where fewer wait for this one, and before those of a lower priority, the first who
+        rest elsewhere are woken. A slot that is not `offered` is claimed for a gang: it may be lent, but is nobody's turn."""
+        elder, left = self.resting.elder(pool), _WOKEN_PER_SLOT
+        if elder is not None and offered:
             turn = min(self._turns.get(pool, 0) + 1, self._every)
             if turn == self._every and self.is_aged(elder):
                 self.wake(elder.key, Favour.AGED)
@@ -258,6 +258,12 @@ class Queue:
             while left and (first := self.resting.first(pool, rank)) is not None:
                 self.wake(first.key)
                 left -= 1
+            if not left or pool == NO_POOL:
+                return
+            # Nobody of this priority waits for this pool any more: those who wait for another one may take it before lower ones do.
+            for _ in range(_WOKEN_ELSEWHERE):
+                if (first := self.resting.elsewhere(pool, rank)) is not None:
+                    self.wake(first.key)
 
     def is_aged(self, known: JobClass) -> bool:
         """Whether its oldest job waits longer than any priority is meant to cost."""

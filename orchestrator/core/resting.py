@@ -5,11 +5,16 @@ Decides nothing: one index of the queue. Must not know why a class rests, nor fo
 
 from __future__ import annotations
 
-from orchestrator.core.lanes import JobClass, Lane
+from collections.abc import Mapping
+from typing import Final
+
+from orchestrator.core.lanes import NO_POOL, JobClass, Lane
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.ranking import Ranking
 from orchestrator.core.standing import EVERYWHERE, Queued
 from orchestrator.core.turns import Turns
+
+_NOBODY: Final[Mapping[int, Turns]] = {}
 
 
 class Resting:
@@ -18,30 +23,30 @@ class Resting:
     __slots__ = ("_elders", "_lines", "_turns")
 
     def __init__(self) -> None:
-        self._turns: dict[tuple[int, int], Turns] = {}  # by pool and priority's rank
+        self._turns: dict[int, dict[int, Turns]] = {}  # by priority's rank and pool
         self._elders: dict[int, Ranking[JobClass]] = {}  # the same classes by pool and age
         self._lines: dict[tuple[int, int, bool], Queued] = {}  # by pool, priority's rank, and whether any slot of it will do
 
     def enter(self, known: JobClass) -> None:
         """A class rests from now on."""
-        where = (known.pool, known.key.rank)
-        if where not in self._turns:
-            self._turns[where] = Turns()
+        there = self._turns.setdefault(known.key.rank, {})
+        if known.pool not in there:
+            there[known.pool] = Turns()
         if known.pool not in self._elders:
             self._elders[known.pool] = Ranking(JobClass.age_key)
-        self._turns[where].enter(known)
+        there[known.pool].enter(known)
         self._elders[known.pool].offer(known)
         self._count(known, 1, len(known.members))
 
     def leave(self, known: JobClass) -> None:
         """A class rests no longer."""
         self._count(known, -1, -len(known.members))
-        where = (known.pool, known.key.rank)
-        waiting, elders = self._turns[where], self._elders[known.pool]
+        there, elders = self._turns[known.key.rank], self._elders[known.pool]
+        waiting = there[known.pool]
         waiting.leave(known)
         elders.withdraw(known)
         if not len(waiting):
-            del self._turns[where]
+            del there[known.pool]
         if not len(elders):
             del self._elders[known.pool]
 
@@ -62,12 +67,17 @@ class Resting:
 
     def lane_ended(self, lane: Lane) -> None:
         """A tenant has no job any more in a class that rests."""
-        self._turns[(lane.job_class.pool, lane.job_class.key.rank)].lane_ended(lane)
+        self._turns[lane.job_class.key.rank][lane.job_class.pool].lane_ended(lane)
 
     def first(self, pool: int, rank: int) -> JobClass | None:
         """Whose turn it is of those of a priority who rest for a pool."""
-        waiting = self._turns.get((pool, rank))
+        waiting = self._turns.get(rank, _NOBODY).get(pool)
         return waiting.first() if waiting is not None else None
+
+    def elsewhere(self, pool: int, rank: int) -> JobClass | None:
+        """Whose turn it is of those of a priority who rest for other pools than this one, not for want of any."""
+        firsts = [waiting.first() for where, waiting in self._turns.get(rank, _NOBODY).items() if where not in (pool, NO_POOL)]
+        return min((first for first in firsts if first is not None), key=JobClass.fair_key, default=None)
 
     def elder(self, pool: int) -> JobClass | None:
         """Who of those that rest for a pool has waited longest."""

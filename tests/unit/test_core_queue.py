@@ -336,3 +336,28 @@ def test_whose_slot_was_made_empty_is_not_held() -> None:
     line.queue.favour(job_id, stopped=True)
     line.queue.hold(job_id, line.now_us - 1, line.now_us + SECOND)
     assert line.take() == job_id
+
+
+def test_a_slot_of_a_pool_for_which_nobody_waits_is_offered_to_the_first_who_waits_for_another() -> None:
+    fleet = Line()
+    first = fleet.submit("t", "m")
+    fleet.submit("t", "n")
+    fleet.rest_all(pool=1)
+    assert fleet.free_slot(pool=2) == first
+
+
+def test_those_who_wait_for_another_pool_go_before_a_lower_priority_that_waits_for_this_one() -> None:
+    fleet = Line()
+    normal = fleet.submit("t", "m")
+    fleet.rest_all(pool=1)
+    batch = fleet.submit("u", "m", BATCH)
+    fleet.rest_all(pool=2)
+    assert fleet.free_slot(pool=2) == normal
+    assert fleet.free_slot(pool=2) == batch, "and it once nobody goes before it"
+
+
+def test_what_is_impossible_is_woken_by_no_slot_of_another_pool() -> None:
+    fleet = Line()
+    fleet.submit("t", "m")
+    fleet.rest_all(pool=NO_POOL)
+    assert fleet.free_slot(pool=2) is None
