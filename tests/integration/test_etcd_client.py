@@ -148,13 +148,14 @@ async def test_a_name_that_nobody_knows_is_told_with_the_member() -> None:
         await EtcdClient.open(EtcdTarget(members=(Address(host="nowhere.invalid", port=2379),)))
 
 
-async def values_until(client: EtcdClient, prefix: bytes, last: bytes, quiet_s: float = 0.3) -> list[bytes]:
-    """What a follower of the prefix is told, up to a value: of listings only what is new."""
+async def values_until(client: EtcdClient, prefix: bytes, last: bytes, listening: asyncio.Event, quiet_s: float = 0.3) -> list[bytes]:
+    """What a follower of the prefix is told, up to a value: of listings only what is new. `listening` is set by the first of them."""
     told: list[bytes] = []
     async with asyncio.timeout(PATIENCE_S), aclosing(follow(client, prefix, end_of(prefix), quiet_s=quiet_s)) as updates:
         async for update in updates:
             match update:
                 case Listing(kvs=kvs):
+                    listening.set()
                     told.extend(kv.value for kv in kvs if kv.value not in told)
                 case Changes(events=events):
                     told.extend(event.kv.value for event in events)
@@ -173,7 +174,9 @@ async def test_a_follower_hears_of_every_change_once_and_in_order_over_kills_and
 ) -> None:
     key = prefix + b"k"
     await written(client, key, range(1))
-    following = asyncio.create_task(values_until(client, prefix, b"39"))
+    listening = asyncio.Event()
+    following = asyncio.create_task(values_until(client, prefix, b"39", listening))
+    await asyncio.wait_for(listening.wait(), PATIENCE_S)
     await written(client, key, range(1, 10))
     etcd.end()
     writing = asyncio.create_task(written(client, key, range(10, 20)))

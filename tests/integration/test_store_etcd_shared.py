@@ -170,3 +170,18 @@ async def test_a_copy_that_another_fleet_compacts_away_is_begun_anew(
     copy = SqliteStore(tmp_path / "copy.db")
     assert [job.job_id for job in (await copy.take_over()).jobs] == ["j1"]
     await copy.close()
+
+
+@pytest.mark.parametrize("names", [("", "/live"), ("/live", ""), ("", "/a/b")])
+async def test_a_fleet_within_anothers_prefix_is_not_begun(backend: EtcdBackend, names: tuple[str, str]) -> None:
+    """Its jobs would be the other's."""
+    first, second = (EtcdStore(replace(backend.target, prefix=f"{backend.target.prefix}{name}")) for name in names)
+    term = (await first.take_over()).term
+    with pytest.raises(StateError, match="give each fleet a prefix of its own, beside the others"):
+        await second.take_over()
+    await second.close()
+    await put(first, term, queued("j1"))
+    beside = EtcdStore(replace(backend.target, prefix=f"{backend.target.prefix}{names[0]}2"))
+    assert (await beside.take_over()).jobs == ()
+    await beside.close()
+    await first.close()

@@ -14,9 +14,11 @@ from orchestrator.core.demand import PutDemand
 from orchestrator.core.outputs import AppendAudit, PutAdapter, PutEstimates, PutLinks, PutModel, PutPolicy, PutSite, Record
 from orchestrator.core.placement.policy import Identity
 from orchestrator.store.base import StoreError
+from orchestrator.store.etcd import methods
 from orchestrator.store.etcd.restoring import restore
 from orchestrator.store.sqlite import SqliteStore
 from tests.integration.cutting_proxy import cutting_proxy
+from tests.integration.etcd_behind import etcd_behind
 from tests.integration.etcd_members import Member, member, needs_etcd, running
 from tests.integration.store_backends import EtcdBackend, adapter, audit, demand, ended, estimates, link, model, placed, put, queued, site
 
@@ -118,3 +120,22 @@ async def test_a_source_that_is_none_is_told(backend: EtcdBackend, tmp_path: Pat
     (tmp_path / "notes.sqlite").write_bytes(b"notes" * 500)
     with pytest.raises(StateError, match="is not a database"):
         await restore(tmp_path / "notes.sqlite", backend.target, ended_jobs_max=1)
+
+
+async def test_an_orchestrator_that_begins_there_meanwhile_is_left_alone(etcd: Member, backend: EtcdBackend, path: Path) -> None:
+    other = backend.open()
+    transactions = 0
+
+    async def begin_before_the_second(method: str) -> None:
+        nonlocal transactions
+        transactions += method == methods.TXN.path
+        if transactions == 2:
+            transactions += 1
+            await put(other, (await other.take_over()).term, queued("its-own"))
+
+    async with etcd_behind(etcd.address) as (behind, address):
+        behind.before = begin_before_the_second
+        with pytest.raises(StoreError, match="somebody else writes to the prefix"):
+            await restore(path, replace(backend.target, members=(address,)), ended_jobs_max=1_000)
+    assert [job.job_id for job in (await other.take_over()).jobs] == ["its-own"]
+    await other.close()

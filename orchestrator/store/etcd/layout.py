@@ -143,6 +143,11 @@ class Layout:
         self.links, self.estimates, self.demand = root + b"links/", root + b"estimates/", root + b"demand/"
         self.audit, self.staged = root + b"audit/", root + b"staged/"
 
+    def fleets_above(self) -> list[bytes]:
+        """The keys `fleet` of the prefixes that this one lies within."""
+        names = self.root.split(b"/")[:-1]
+        return [b"/".join([*names[:above], b"fleet"]) for above in range(1, len(names))]
+
     def live_job(self, job_id: str) -> bytes:
         """A job that is not terminal: its number and the whole of it."""
         return self.live + job_id.encode()

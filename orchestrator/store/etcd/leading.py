@@ -15,6 +15,7 @@ from typing import Final
 
 from atoll.model.errors import StateError
 from orchestrator.store.etcd.client import EtcdClient
+from orchestrator.store.etcd.errors import EtcdDeniedError
 from orchestrator.store.etcd.layout import (
     FORMAT,
     UNFINISHED,
@@ -27,12 +28,13 @@ from orchestrator.store.etcd.layout import (
     encode,
 )
 from orchestrator.store.etcd.loading import Head, read_head
-from orchestrator.store.etcd.operations import Change, Put, Unchanged
+from orchestrator.store.etcd.operations import Change, Put, Unchanged, end_of
 from orchestrator.store.etcd.pb import etcd_pb2 as pb
 from orchestrator.store.etcd.pulse import BEAT_S
 
 # Reads in a row, each answered by a majority and a beat apart, in which no beat has come. A busy machine misses two or three.
 SILENT_READS: Final = 8
+_APART: Final = "give each fleet a prefix of its own, beside the others"
 # Others that take over in the very moment: one of them wins each time.
 _TRIES: Final = 5
 
@@ -48,6 +50,8 @@ async def take_over(client: EtcdClient, layout: Layout, instance: str) -> Head:
         await _await_silence(client, layout, instance)
         found = await client.read([layout.fleet, layout.leadership, layout.commit])
         _check(found, layout)
+        if layout.fleet not in found:
+            await _check_empty(client, layout)
         before = decode(LeadershipValue, found[layout.leadership]) if layout.leadership in found else None
         mine = LeadershipValue(term=before.term + 1 if before is not None else 1, instance=instance, holder=holder_name())
         changes: list[Change] = [Put(layout.leadership, encode(mine))]
@@ -91,6 +95,25 @@ def _check(found: Mapping[bytes, pb.KeyValue], layout: Layout) -> None:
             f"etcd key {layout.fleet.decode()} has format {fleet.format}, this version of Atoll reads {FORMAT}: "
             "run the version that wrote it"
         )
+
+
+async def _check_empty(client: EtcdClient, layout: Layout) -> None:
+    """StateError unless a new fleet may begin here: keys of the one would be taken for keys of the other."""
+    below = (await client.range(layout.root, end_of(layout.root), limit=1, keys_only=True)).kvs
+    if below:
+        raise StateError(f"below the prefix is {below[0].key.decode(errors='replace')}, of no fleet that is known here: {_APART}")
+    await check_apart(client, layout)
+
+
+async def check_apart(client: EtcdClient, layout: Layout) -> None:
+    """StateError when the prefix lies within another fleet's."""
+    for fleet in layout.fleets_above():
+        try:
+            above = (await client.range(fleet, keys_only=True)).kvs
+        except EtcdDeniedError:
+            continue  # what this user may not read it could not write either
+        if above:
+            raise StateError(f"the prefix lies within that of another fleet, which has {fleet.decode()}: {_APART}")
 
 
 def _as_found(found: Mapping[bytes, pb.KeyValue], key: bytes) -> Unchanged:

@@ -7,6 +7,7 @@ reads; what was cut off is begun anew. Must not know who asked for it.
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from orchestrator.store.etcd.copying import nouns_of
 from orchestrator.store.etcd.errors import EtcdError
 from orchestrator.store.etcd.index import JobIndex, Plan
 from orchestrator.store.etcd.layout import FORMAT, UNFINISHED, CommitValue, FleetValue, Layout, LeadershipValue, decode, encode
-from orchestrator.store.etcd.leading import holder_name
+from orchestrator.store.etcd.leading import check_apart, holder_name
 from orchestrator.store.etcd.loading import read_head
 from orchestrator.store.etcd.operations import Delete, Put, Unchanged, end_of
 from orchestrator.store.etcd.target import EtcdTarget
@@ -76,8 +77,11 @@ class _Restoring:
         self._index = JobIndex()
 
     async def run(self, ended_jobs_max: int) -> Restored:
-        await self._begin()
-        writer = Writer(self._client, self._layout, await read_head(self._client, self._layout))
+        mine = await self._begin()
+        head = await read_head(self._client, self._layout)
+        if head.leadership != mine:
+            raise StoreError("somebody else writes to the prefix")
+        writer = Writer(self._client, self._layout, head)
         await self._write(writer, nouns_of(self._whole), wall_ms() - self._whole.demand_age_us // 1_000)
         # In the order of acceptance: the younger job has the key.
         jobs = sorted([*await self._ended(ended_jobs_max)], key=lambda job: (job.accepted_us, job.job_id))
@@ -89,7 +93,7 @@ class _Restoring:
             raise StoreError("somebody else writes to the prefix")
         return Restored(jobs=len(self._whole.jobs), ended_jobs=len(jobs), audit_lines=lines)
 
-    async def _begin(self) -> None:
+    async def _begin(self) -> LeadershipValue:
         """An empty prefix, marked as unfinished. StateError when it holds anything but what was cut off."""
         layout, root = self._layout, self._layout.root
         found = (await self._client.read([layout.fleet])).get(layout.fleet)
@@ -99,7 +103,8 @@ class _Restoring:
             raise StateError(f"{self._client.target} holds keys already: {remedy}")
         if found is not None:
             await self._client.transact([Unchanged(layout.fleet, found.mod_revision)], [Delete(root, end_of(root))])
-        leadership = LeadershipValue(term=self._whole.term, instance="restored", holder=holder_name())
+        await check_apart(self._client, layout)
+        leadership = LeadershipValue(term=self._whole.term, instance=uuid.uuid4().hex, holder=holder_name())
         await self._client.transact(
             [Unchanged(layout.fleet, 0)],
             [
@@ -108,6 +113,7 @@ class _Restoring:
                 Put(layout.commit, encode(CommitValue(fleet_time_us=self._whole.fleet_time_us, nonce=""))),
             ],
         )
+        return leadership
 
     async def _ended(self, most: int) -> list[Job]:
         found: list[Job] = []
