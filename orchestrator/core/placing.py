@@ -275,8 +275,9 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
         if not early and not board.awaits_flight(patient):
             need_bytes, hold_us = board.estimate.memory_bytes, board.delay_us(patient) - wait_us
             preempting.make_room(ctx, waiting, column, cold=cold, wait_us=wait_us, hold_us=hold_us, need_bytes=need_bytes)
-        if preempting.may_keep(waiting, cold=cold):
-            preempting.keep_slot(ctx, waiting, column, awaited_slot(board, patient))
+        _keep(ctx, waiting, board, patient)
+        if not cold and (other := board.best_waiting(COLD)) is not None:
+            _keep(ctx, waiting, board, other)
         if early and told is not None:
             ctx.queue.rest(waiting.key, told.until_us, pool, patience, stand)
             return
@@ -308,6 +309,14 @@ def _rest_claimed(ctx: Context, waiting: JobClass, board: Board, claimed: Claime
     ctx.queue.rest(waiting.key, until_us, NO_POOL, patience, stand)
     ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
     _tell(ctx, waiting.head[1], deferral)
+
+
+def _keep(ctx: Context, waiting: JobClass, board: Board, row: int) -> None:
+    """The slot that a row waits for may be kept for the first job of a class."""
+    execution_us = board.estimate.execution_us.item(row)
+    load_us = max(board.delay_us(row) - board.wait_us(row) - execution_us, 0) if board.is_cold(row) else 0
+    slot = awaited_slot(board, row)
+    preempting.keep_slot(ctx, waiting, board.column(row), slot, hold_us=execution_us, load_us=load_us)
 
 
 def _only_avoided(waiting: JobClass, board: Board) -> bool:

@@ -18,6 +18,7 @@ from atoll.model.job import PRIORITY_RANK, JobSpec
 from atoll.model.words import duration
 from orchestrator.core import attempts, emptying
 from orchestrator.core.context import Context
+from orchestrator.core.fairness import WEIGHT_MILLI, normalised_us
 from orchestrator.core.outputs import AttemptPreempted
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
@@ -30,6 +31,9 @@ from orchestrator.core.state import LiveAttempt, ReplicaKey, Slot
 _LOOKED_AT_MAX: Final = 64
 # Jobs of one class for which room is made in one look: a burst is served in a few looks, and one look stays short.
 _ROOM_MAX: Final = 8
+# A slot is given to another model for want of a fair share when what its tenant lacks is this many times what loading takes: then loads
+# take a fifth of such slots' time at most.
+_LOADS_PAID: Final = 4
 # The head of a slot, unless it loads, because a load goes on when its attempt is stopped, or is about to end; and who waits behind it.
 _HEAD: Final = frozenset({AttemptState.LEASED, AttemptState.FETCHING, AttemptState.RUNNING})
 _BEHIND: Final = frozenset({AttemptState.LEASED, AttemptState.FETCHING, AttemptState.LOADING, AttemptState.COMPILING})
@@ -118,24 +122,21 @@ def _ends_at(ctx: Context, column: Column, live: LiveAttempt, at_us: int) -> Non
         ctx.columns.slot_changed(column, slot, was_free=False)
 
 
-def may_keep(waiting: JobClass, *, cold: bool) -> bool:
-    """Whether a slot may be kept for a class when it is its turn. Who has to load waits until it is aged: else two models take turns in
-    loading."""
-    return waiting.key.gang_size == 1 and (not cold or waiting.favour is Favour.AGED)
-
-
-def keep_slot(ctx: Context, waiting: JobClass, column: Column, slot: Slot | None) -> None:
+def keep_slot(ctx: Context, waiting: JobClass, column: Column, slot: Slot | None, *, hold_us: int, load_us: int) -> None:
     """It is the turn of a class of those who rest for this pool, and this slot, for which it waits, always has the next job of another
-    model bound behind the last: when those that are bound have ended the slot is that of its first job. Without it another model's jobs,
-    and those that still come, would all go before it."""
+    model bound behind the last: when those that are bound have ended the slot is that of its first job, which holds it for `hold_us`.
+    Without it another model's jobs, and those that still come, would all go before it. Who has to load, for `load_us`, waits until its
+    tenant would have its turn still if it were charged for `_LOADS_PAID` loads, or is aged: else two models take turns in loading."""
     job_id = waiting.head[1]
-    if slot is None or job_id in ctx.bound.giving_way:
+    if slot is None or waiting.key.gang_size > 1 or job_id in ctx.bound.giving_way:
         return
     lives = [column.site.attempts[key] for key in slot.attempts]
     if any(live.gives_way_to is not None for live in lives):
         return
     another = lives[0].spec.gang_size == 1 and lives[0].model_id != waiting.key.model_id
-    if waiting.favour is not Favour.AGED and not (another and ctx.queue.has_turn(waiting, column.index)):
+    charge_us = normalised_us(hold_us + _LOADS_PAID * load_us, column.pool.gpu, 1) if load_us else 0
+    pending_us = charge_us * WEIGHT_MILLI // ctx.queue.shares.weight_milli(ctx.state.jobs[job_id].job.spec.tenant)
+    if waiting.favour is not Favour.AGED and not (another and ctx.queue.has_turn(waiting, column.index, pending_us)):
         return
     for live in lives:
         ctx.bound.give_way(live, job_id)

@@ -191,6 +191,11 @@ class Board:
                 return max(self.total_us(row) - self.total_us(self.bound), 0)
         return UNREACHABLE
 
+    def best_waiting(self, kind: int) -> int | None:
+        """The row of a kind that costs least of those that are worth waiting for."""
+        rows = np.flatnonzero(self.out[kind * self.pools : (kind + 1) * self.pools, Out.STATE] == State.WAITS) + kind * self.pools
+        return int(rows[self.out[rows, Out.TOTAL].argmin()]) if len(rows) else None
+
     def short_us(self) -> int:
         """By how much the job comes too late wherever it goes, by what is likely; not positive: there is a place, now or later, for which
         it has the time, or it has time for ever. 0 too where there is no place at all."""
