@@ -258,8 +258,10 @@ class Queue:
             while left and (first := self.resting.first(pool, rank)) is not None:
                 self.wake(first.key)
                 left -= 1
-            if not left or pool == NO_POOL:
+            if not left:
                 return
+            if pool == NO_POOL:
+                continue
             # Nobody of this priority waits for this pool any more: those who wait for another one may take it before lower ones do.
             for _ in range(_WOKEN_ELSEWHERE):
                 if (first := self.resting.elsewhere(pool, rank)) is not None:

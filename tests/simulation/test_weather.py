@@ -35,7 +35,7 @@ def played(weather: Weather, count: int = 200) -> tuple[Played, Rows]:
 
 
 def test_a_site_that_nobody_hears_is_lost_and_its_jobs_end_elsewhere() -> None:
-    found, rows = played(Weather(outages_per_day_milli=6 * DAY_MILLI, outage_s=120))
+    found, rows = played(Weather(outages_per_day_milli=6 * DAY_MILLI, outage_s=400))
     assert found.jobs == len(rows.jobs) == sum(found.states.values()) and found.states["succeeded"] > 150
     assert {row.state for row in rows.sites} >= {"connected", "silent", "lost"}
     assert any(row.attempts > 1 for row in rows.jobs)

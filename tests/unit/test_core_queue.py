@@ -361,3 +361,4 @@ def test_what_is_impossible_is_woken_by_no_slot_of_another_pool() -> None:
     fleet.submit("t", "m")
     fleet.rest_all(pool=NO_POOL)
     assert fleet.free_slot(pool=2) is None
+    assert fleet.free_slot(pool=NO_POOL) is not None
