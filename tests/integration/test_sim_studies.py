@@ -225,7 +225,7 @@ def test_no_cluster_is_one_error(capsys: Shown) -> None:
         (STUDY.replace("loads: [0.2, 0.4]", "loads: []"), "study.yaml:4: loads is '0 entries': expected a list of 1 to 32"),
         (STUDY.replace("seeds: 2", "seeds: 0"), "study.yaml:5: seeds is '0': expected a whole number from 1"),
         (STUDY + "weather: storm\n", "study.yaml:6: weather is 'storm': expected one of calm, ordinary, rough, hazy"),
-        (STUDY + "wheather: calm\n", "study.yaml:6: wheather is 'wheather': expected"),
+        (STUDY + "wheather: calm\n", "study.yaml:6: unknown key 'wheather', whose value is 'calm': did you mean 'weather'?"),
         (STUDY + "tune: {by: speed, budget: 2}\n", "study.yaml:6: tune.by is 'speed'"),
         (STUDY + "tune: {by: mean_s, budget: 2, grid: {slotdepth: [1]}}\n", "study.yaml:6: tune.grid.slotdepth is 'slotdepth'"),
         (STUDY + "tune: {by: mean_s, budget: 2, grid: {slot_depth: [1, 99]}}\n", "study.yaml:6: tune.grid.slot_depth is '99'"),
