@@ -12,8 +12,8 @@ import grpc.aio
 from atoll.model.address import Address
 from orchestrator.store.etcd.methods import LEASE_KEEP_ALIVE, WATCH
 
-_STREAMS = frozenset({WATCH.path, LEASE_KEEP_ALIVE.path})
-
+_STREAMS: Final = frozenset({WATCH.path, LEASE_KEEP_ALIVE.path})
+_DENIED: Final = (grpc.StatusCode.PERMISSION_DENIED, "etcdserver: permission denied")
 
 _RAW: Final[dict[str, Any]] = {"request_serializer": None, "response_deserializer": None}
 
@@ -35,7 +35,7 @@ class Behind(grpc.GenericRpcHandler):  # type: ignore[type-arg] # generic in its
     def _unary(self, path: str) -> Callable[[bytes, grpc.aio.ServicerContext[bytes, bytes]], Awaitable[bytes]]:
         async def answer(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
             if path in self.denied:
-                await context.abort(grpc.StatusCode.PERMISSION_DENIED, "etcdserver: permission denied")
+                await context.abort(*_DENIED)
             if self.before is not None:
                 await self.before(path)
             try:
@@ -46,8 +46,10 @@ class Behind(grpc.GenericRpcHandler):  # type: ignore[type-arg] # generic in its
 
         return answer
 
-    def _stream(self, path: str) -> Callable[[AsyncIterator[bytes], object], AsyncGenerator[bytes]]:
-        async def answers(requests: AsyncIterator[bytes], _: object) -> AsyncGenerator[bytes]:
+    def _stream(self, path: str) -> Callable[[AsyncIterator[bytes], grpc.aio.ServicerContext[bytes, bytes]], AsyncGenerator[bytes]]:
+        async def answers(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> AsyncGenerator[bytes]:
+            if path in self.denied:
+                await context.abort(*_DENIED)
             async for each in self._channel.stream_stream(path, **_RAW)(requests):
                 yield each
 

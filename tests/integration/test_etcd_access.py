@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from orchestrator.store.etcd.local import find_program
 from orchestrator.store.etcd.operations import Put
 from orchestrator.store.etcd.store import EtcdStore
 from orchestrator.store.etcd.target import EtcdTarget, Tls, parse_url
-from orchestrator.store.etcd.watch import Listing, follow
+from orchestrator.store.etcd.watch import Changes, Listing, follow
 from tests.integration.etcd_members import PATIENCE_S, Member, member, needs_etcd, running
 from tests.integration.running_orchestrator import until
 from tests.integration.store_backends import queued
@@ -160,6 +161,27 @@ async def test_a_token_that_is_void_is_replaced_without_anybody_noticing(etcd: G
     await client.transact([], [Put(b"mine/token", b"2")])
     assert (await client.range(b"mine/token")).kvs[0].value == b"2"
     await client.close()
+
+
+@needs_etcd
+@needs_openssl
+async def test_a_follower_outlives_its_token(etcd: Guarded) -> None:
+    """Its stream breaks, and the follower is the first to show a token that is void."""
+    client = await EtcdClient.open(etcd.target(), patience_s=PATIENCE_S)
+    another = await EtcdClient.open(etcd.target(), patience_s=PATIENCE_S)
+    async with asyncio.timeout(PATIENCE_S), aclosing(follow(client, b"mine/followed")) as updates:
+        assert isinstance(await anext(updates), Listing)
+        for value in ("1", "2"):
+            told = asyncio.ensure_future(anext(updates))
+            etcd.control("user", "passwd", "--interactive=false", "atoll", typed="secret")
+            await asyncio.to_thread(etcd.member.end)
+            etcd.member.start()
+            await another.transact([], [Put(b"mine/followed", value.encode())])
+            changes = await told
+            assert isinstance(changes, Changes)
+            assert [event.kv.value for event in changes.events] == [value.encode()]
+    await client.close()
+    await another.close()
 
 
 @needs_etcd

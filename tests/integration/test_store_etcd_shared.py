@@ -19,7 +19,7 @@ from orchestrator.store.base import StoreError
 from orchestrator.store.etcd import methods
 from orchestrator.store.etcd import store as etcd_store
 from orchestrator.store.etcd.client import EtcdClient
-from orchestrator.store.etcd.errors import EtcdCompactedError, EtcdUnavailableError
+from orchestrator.store.etcd.errors import EtcdCompactedError, EtcdDeniedError, EtcdUnavailableError
 from orchestrator.store.etcd.layout import Layout
 from orchestrator.store.etcd.operations import Put
 from orchestrator.store.etcd.store import EtcdStore
@@ -146,6 +146,17 @@ async def test_what_etcd_keeps_for_its_root_is_missed_and_said_and_nothing_else_
     assert "--auto-compaction-mode=periodic" in advice["history_not_compacted"]
     assert "new jobs are accepted until nothing is" in advice["fullness_unknown"]
     assert len([line for line in logs if line["event"] == "fullness_unknown"]) == 1
+
+
+async def test_who_may_not_watch_is_told_and_does_not_ask_for_ever(etcd: Member) -> None:
+    async with etcd_behind(etcd.address) as (behind, address), asyncio.timeout(PATIENCE_S):
+        behind.denied = frozenset({methods.WATCH.path})
+        client = await EtcdClient.open(EtcdTarget(members=(address,)), patience_s=PATIENCE_S)
+        async with aclosing(follow(client, b"k")) as updates:
+            await anext(updates)
+            with pytest.raises(EtcdDeniedError):
+                await anext(updates)
+        await client.close()
 
 
 async def test_a_copy_that_another_fleet_compacts_away_is_begun_anew(

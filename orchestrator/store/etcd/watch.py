@@ -51,6 +51,7 @@ async def follow(client: EtcdClient, key: bytes, end: bytes = b"", *, quiet_s: f
     """
     revision = 0  # the next that is wanted; 0: of a listing
     pause_s = _FIRST_PAUSE_S
+    refused = False
     while True:
         try:
             if not revision:
@@ -58,18 +59,21 @@ async def follow(client: EtcdClient, key: bytes, end: bytes = b"", *, quiet_s: f
                 revision = listing.revision + 1
                 yield listing
             async for events in _stream(client, key, end, revision, quiet_s):
-                pause_s = _FIRST_PAUSE_S
+                pause_s, refused = _FIRST_PAUSE_S, False
+                if not events:
+                    continue
                 # Not from what the server says it has reached: it said so before it sent what came before that.
                 revision = events[-1].kv.mod_revision + 1
                 yield Changes(events)
         except EtcdCompactedError:
             revision = 0
             continue
-        except EtcdTokenError:
+        except EtcdDeniedError:
+            if refused:
+                raise
+            # Of a token that is void, as all are once a member was restarted, some versions say only that permission is denied.
+            refused = True
             client.forget_token()
-        except grpc.RpcError as error:
-            if not passes(error):
-                raise told(error) from error
         except (EtcdUnavailableError, TimeoutError):
             pass
         await asyncio.sleep(pause_s)
@@ -86,7 +90,18 @@ async def _list(client: EtcdClient, key: bytes, end: bytes) -> Listing:
 
 
 async def _stream(client: EtcdClient, key: bytes, end: bytes, revision: int, quiet_s: float) -> AsyncGenerator[tuple[pb.Event, ...]]:
-    """Changes from `revision` on, until the stream ends. TimeoutError when it says nothing, EtcdCompactedError, AioRpcError."""
+    """Changes from `revision` on, none at first, once it is watched; until the stream ends.
+
+    TimeoutError when it says nothing. EtcdUnavailableError, EtcdCompactedError, EtcdDeniedError.
+    """
+    try:
+        async for events in _read_stream(client, key, end, revision, quiet_s):
+            yield events
+    except grpc.RpcError as error:
+        raise EtcdUnavailableError(str(told(error))) if passes(error) else told(error) from error
+
+
+async def _read_stream(client: EtcdClient, key: bytes, end: bytes, revision: int, quiet_s: float) -> AsyncGenerator[tuple[pb.Event, ...]]:
     opened: Any = client.channel.stream_stream(  # the stubs know it with an iterator of requests only
         methods.WATCH.path,
         request_serializer=methods.WATCH.request.SerializeToString,
@@ -106,7 +121,7 @@ async def _stream(client: EtcdClient, key: bytes, end: bytes, revision: int, qui
             if response.canceled:
                 _refused(response.cancel_reason)
                 return
-            if response.events:
+            if response.events or response.created:
                 yield tuple(response.events)
     finally:
         call.cancel()
