@@ -20,13 +20,12 @@ from atoll.model.report import AttemptProgress, FetchFact, NodeFacts, SlotFacts
 class Told:
     """What was told last, with what it was made of: of nodes and slots as values, so that nothing has to say that it changed."""
 
-    __slots__ = ("_listed", "_nodes", "_progress", "_slots", "_works", "loading")
+    __slots__ = ("_listed", "_nodes", "_slots", "_works", "loading")
 
     def __init__(self, state: State) -> None:
         self._nodes: dict[NodeId, tuple[tuple[Any, ...], NodeFacts]] = {}
         self._slots: dict[NodeId, list[tuple[tuple[bool, bool, int], list[Replica], SlotFacts] | None]] = {}
         self._works: list[Work] = []
-        self._progress: dict[AttemptKey, AttemptProgress] = {}
         self._listed: tuple[AttemptProgress, ...] = ()
         # Nodes where something loads, for all that was told: how long it takes is another thing each time.
         self.loading: dict[NodeId, None] = {node.node_id: None for node in state.nodes.values() if loads(node)}
@@ -97,16 +96,23 @@ class Told:
         now = list(works.values())
         if now == self._works:
             return self._listed
-        known, found = self._progress, dict[AttemptKey, AttemptProgress]()
-        for work in now:
-            one = known.get(work.key)
-            if one is None or one.state is not work.state or one.steps_done != work.steps_done:
-                one = AttemptProgress(key=work.key, state=work.state, steps_done=work.steps_done)
-            found[work.key] = one
-        self._works, self._progress, listed = now, found, tuple(found.values())
-        if listed != self._listed:
+        was, told = self._works, self._listed
+        if len(now) != len(was):  # somebody came or went: all have another place
+            by_key = {one.key: one for one in told}
+            listed = tuple([_progress_of(work, by_key.get(work.key)) for work in now])
+        else:
+            listed = tuple([one if work is before else _progress_of(work, one) for work, before, one in zip(now, was, told, strict=True)])
+        self._works = now
+        if listed != told:
             self._listed = listed
         return self._listed
+
+
+def _progress_of(work: Work, told: AttemptProgress | None) -> AttemptProgress:
+    """Where an attempt stands; as it was told if that is still so."""
+    if told is not None and told.key == work.key and told.state is work.state and told.steps_done == work.steps_done:
+        return told
+    return AttemptProgress(key=work.key, state=work.state, steps_done=work.steps_done)
 
 
 def loads(node: Node) -> bool:

@@ -183,11 +183,14 @@ def reported(ctx: Context, event: SiteReported) -> None:
 def _progress_reported(ctx: Context, site: Site, told: tuple[AttemptProgress, ...]) -> None:
     if told is site.told:
         return
-    known, site.told = site.told_of, told
-    site.told_of = {progress.key: progress for progress in told}
-    for progress in told:
-        if known.get(progress.key) is not progress:
-            attempts.progressed(ctx, site, progress)
+    was, site.told = site.told, told
+    if len(told) == len(was):  # mostly nobody came or went, and who got no further is told as the same object
+        news = [now for now, before in zip(told, was, strict=True) if now is not before]
+    else:
+        known = {progress.key: progress for progress in was}
+        news = [progress for progress in told if known.get(progress.key) is not progress]
+    for progress in news:
+        attempts.progressed(ctx, site, progress)
 
 
 def _says_nothing_new(node: Node, facts: NodeFacts) -> bool:

@@ -264,8 +264,7 @@ class Site:
     session: SessionRef | None = None
     hello: SiteHello | None = None
     reported: bool = False  # a full report came in this session
-    told: tuple[AttemptProgress, ...] = ()  # what the last report said of its attempts, all of them and one by one
-    told_of: dict[AttemptKey, AttemptProgress] = field(default_factory=dict)
+    told: tuple[AttemptProgress, ...] = ()  # what the last report said of its attempts
     hang_from_us: int = 0  # before, no attempt of its can have shown nothing new for too long
     last_heard_us: int = 0
     last_report_seq: int = 0
