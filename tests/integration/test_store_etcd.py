@@ -290,6 +290,17 @@ async def test_two_live_jobs_of_one_key_are_a_bug_and_change_nothing(store: Etcd
     assert again.fleet_time_us == 1
 
 
+async def test_a_bounded_number_of_ended_keys_is_loaded_the_rest_is_found(backend: EtcdBackend) -> None:
+    store = EtcdStore(backend.target, ended_keys_max=3)
+    term = (await store.take_over()).term
+    await put(store, term, *(ended(queued(f"j{number}"), number + 1) for number in range(6)))
+    again = await store.take_over()
+    assert ([key.job_id for key in again.ended_keys], again.ended_count) == (["j3", "j4", "j5"], 6)
+    found = await store.find_keys(tenant=queued("x").spec.tenant, keys=["key-j0"])
+    assert [key.job_id for key in found] == ["j0"]
+    await store.close()
+
+
 async def test_a_prefix_that_is_anothers_is_left_alone(etcd: Member, client: EtcdClient) -> None:
     target = EtcdTarget(members=(etcd.address,), prefix=f"another/{uuid.uuid4().hex}")
     layout = Layout(target.prefix)

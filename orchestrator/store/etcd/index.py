@@ -74,9 +74,10 @@ class JobIndex:
         """The terminal jobs that ended first."""
         return [(job_id, self._entries[job_id]) for _, job_id in islice(self._ended, limit)]
 
-    def ended_keys(self) -> tuple[EndedKey, ...]:
-        """Idempotency keys of terminal jobs, in the order in which those ended."""
-        return tuple(key for _, job_id in self._ended if (key := self.ended_key(job_id)) is not None)
+    def ended_keys(self, most: int) -> tuple[EndedKey, ...]:
+        """Idempotency keys of terminal jobs, in the order in which those ended: the youngest."""
+        keys = (key for _, job_id in reversed(self._ended) if (key := self.ended_key(job_id)) is not None)
+        return tuple(reversed(tuple(islice(keys, most))))
 
     def ended_key(self, job_id: JobId) -> EndedKey | None:
         """That of one of them, if it has one."""

@@ -19,6 +19,7 @@ from atoll.model.learned import Estimates
 from atoll.model.site import LinkSpec
 from atoll.wire import stored
 from orchestrator.core.durable import Stored
+from orchestrator.core.jobs import ENDED_KEYS_MAX
 from orchestrator.core.placement.policy import Identity
 from orchestrator.store.etcd.client import EtcdClient
 from orchestrator.store.etcd.index import Entry, JobIndex
@@ -78,7 +79,9 @@ class Reader:
         self._layout = layout
         self._revision = revision
 
-    async def stored(self, head: Head, commit: CommitValue, *, wall_ms: int) -> tuple[Stored, JobIndex]:
+    async def stored(
+        self, head: Head, commit: CommitValue, *, wall_ms: int, ended_keys_max: int = ENDED_KEYS_MAX
+    ) -> tuple[Stored, JobIndex]:
         """All that the core begins with, and what the store itself remembers."""
         layout, index = self._layout, JobIndex()
         live = await self.live()
@@ -104,7 +107,7 @@ class Reader:
             adapters=await self._nouns(layout.adapters, stored.decode_adapter),
             pins=await self._nouns(layout.pins, stored.decode_pin),
             pushes=await self._nouns(layout.pushes, stored.decode_push),
-            ended_keys=index.ended_keys(),
+            ended_keys=index.ended_keys(ended_keys_max),
             ended_count=index.ended_count,
             estimates=await self._estimates(),
             demand=demand,

@@ -22,6 +22,7 @@ from atoll.model.ids import ChangeSeq, JobId, TenantId, Term
 from atoll.model.job import TERMINAL, Job, JobState
 from atoll.wire import stored
 from orchestrator.core.durable import EndedKey, Stored
+from orchestrator.core.jobs import ENDED_KEYS_MAX
 from orchestrator.core.outputs import Record
 from orchestrator.store.base import BEGUN_IDS_MAX, CommitOutcome, StoreError
 from orchestrator.store.changes import changes_of
@@ -65,11 +66,13 @@ class EtcdStore:
         *,
         quota_bytes: int = DEFAULT_QUOTA_BYTES,
         patience_s: float = PATIENCE_S,
+        ended_keys_max: int = ENDED_KEYS_MAX,
         wall_ms: Callable[[], int] = peoples_wall_ms,
     ) -> None:
         self._target = target
         self._quota_bytes = quota_bytes
         self._patience_s = patience_s
+        self._ended_keys_max = ended_keys_max
         self._wall_ms = wall_ms
         self._layout = Layout(target.prefix)
         self._instance = uuid.uuid4().hex
@@ -115,7 +118,9 @@ class EtcdStore:
         # Very many new objects, none of them garbage: looking for some would double the time.
         gc.disable()
         try:
-            loaded, self._index = await Reader(client, layout).stored(head, commit, wall_ms=self._wall_ms())
+            loaded, self._index = await Reader(client, layout).stored(
+                head, commit, wall_ms=self._wall_ms(), ended_keys_max=self._ended_keys_max
+            )
         finally:
             if collecting:
                 gc.enable()
