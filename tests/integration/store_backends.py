@@ -52,7 +52,7 @@ from orchestrator.store.etcd.operations import Put
 from orchestrator.store.etcd.store import EtcdStore
 from orchestrator.store.etcd.target import EtcdTarget
 from orchestrator.store.sqlite import SqliteStore
-from tests.integration.etcd_members import needs_etcd
+from tests.integration.etcd_members import PATIENCE_S, needs_etcd
 from tests.integration.sim_journal import SimBackend
 from tests.unit.learned_world import completion
 
@@ -123,7 +123,7 @@ class EtcdBackend:
     async def depose(self) -> None:
         """By the one key that a takeover writes: the leader goes on showing signs of life."""
         layout = Layout(self.target.prefix)
-        client = await EtcdClient.open(self.target)
+        client = await EtcdClient.open(self.target, patience_s=PATIENCE_S)
         kv = (await client.read([layout.leadership]))[layout.leadership]
         taken = LeadershipValue(term=decode(LeadershipValue, kv).term + 1, instance="another", holder="another")
         await client.transact([], [Put(layout.leadership, encode(taken))])
