@@ -38,16 +38,17 @@ def gangs(count: int) -> list[TraceJob]:
     return found
 
 
-@pytest.mark.parametrize("weather", [Weather(), STORM], ids=["calm", "storm"])
-def test_the_books_of_a_run_agree_with_its_rows(weather: Weather) -> None:
+# A storm of three minutes may miss all that executes: of 300 jobs, in ten minutes, it ends several on their way.
+@pytest.mark.parametrize(("weather", "jobs"), [(Weather(), 100), (STORM, 300)], ids=["calm", "storm"])
+def test_the_books_of_a_run_agree_with_its_rows(weather: Weather, jobs: int) -> None:
     scenario = three_sites()
     spot = tuple(replace(one, preemptions_per_million_gpu_hours=5_000_000) for one in scenario.sites)
     rows = Rows()
-    player = Player(replace(scenario, sites=spot, weather=weather, drain_us=600_000_000), gangs(100), rows)
+    player = Player(replace(scenario, sites=spot, weather=weather, drain_us=600_000_000), gangs(jobs), rows)
     found = player.play()
     spent_us, ledger = player.ledger.gpu_us(), player.ledger
     assert sum(spent_us.values()) == sum(len(one.machine.state.slots) for one in player.sites) * player.timeline.now
-    assert ledger.accepted + ledger.refused == found.jobs == 100
+    assert ledger.accepted + ledger.refused == found.jobs == jobs
     assert {state.value: count for state, count in ledger.ended.items()} == found.states
     done = [row for row in rows.jobs if row.state == "succeeded"]
     executed_us = sum((row.compile_us + row.execution_us + row.output_us) * row.gang_size for row in done)
