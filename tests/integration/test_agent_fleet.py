@@ -58,7 +58,7 @@ async def test_rehearsed_jobs_end_with_results_that_say_they_are_simulated(tmp_p
         assert all(_succeeded(job) for job in jobs.values())
         assert all(job.result.simulated for job in jobs.values())
         assert {artifact.media_type for job in jobs.values() for artifact in job.result.artifacts} == {"application/json"}
-        times = [job.attempts[0].times for job in jobs.values()]
+        times = [job.attempts[-1].times for job in jobs.values()]  # one may have been moved to a slot that became better
         assert all(one.run_us > 0 and one.waiting_us >= 0 for one in times)
         assert any(one.fetch_us > 0 and one.load_us > 0 for one in times), "the first of a model is cold"
         assert any(one.fetch_us == -1 and one.load_us == -1 for one in times), "later ones are warm"
