@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from atoll.cli import arguments, explain, outlook, progress
+from atoll.cli import arguments, deadletters, explain, outlook, progress
 from atoll.cli.exits import CliError, Exit, code_of, hint_of
 from atoll.cli.figures import NONE, change, count, duration, size
 from atoll.cli.output import Column, Form, Listing, note, printable, say, show_list, show_one, show_plain
@@ -34,6 +34,7 @@ JobsArgument = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids o
 
 def register(root: typer.Typer) -> None:
     """Add the noun to the command."""
+    deadletters.add_to(app)
     root.add_typer(app)
 
 
@@ -144,12 +145,15 @@ def job_id(text: str) -> str:
     atoll jobs list
     atoll jobs list --state running,placed -o wide
     atoll jobs list --model flux.1-schnell --state queued
-    atoll jobs list --state failed --limit 0 -o json | jq '.[].failure'
+    atoll jobs list --dead
+    atoll jobs list --failure out_of_memory,runtime_lost --limit 0 -o json | jq '.[].failure'
     """,
 )
 def list_jobs(
     *,
     state: Annotated[list[str] | None, typer.Option("--state", metavar="STATE", help="Only these states; may be repeated.")] = None,
+    dead: deadletters.DeadOption = False,
+    failure: deadletters.FailureOption = None,
     model: Annotated[str, typer.Option("--model", metavar="MODEL", show_default=False, help="Only this model's.")] = "",
     tenant: Annotated[str, typer.Option("--tenant", help="Only this tenant's (operators see all).")] = "",
     limit: Annotated[str, typer.Option("--limit", metavar="N", help="At most so many; 0: all.")] = "50",
@@ -157,7 +161,10 @@ def list_jobs(
     """List jobs: those that have not ended, then the others; of both the newest first.
 
     PREDICTED and TOOK are of the last attempt, from the decision to the result: time in the queue comes before. AGE is since acceptance.
+    Dead letters (--dead, or --failure) are told with why they ended; 'atoll jobs retry' asks for them again.
     """
+    from atoll.client import DEAD
+
     most = arguments.whole("--limit", limit, 0, 1_000_000)
     states = []
     for name in arguments.names(state):
@@ -165,14 +172,20 @@ def list_jobs(
             states.append(JobState(name.lower()))
         except ValueError:
             raise FieldError("--state", name, f"one of {', '.join(JobState)}") from None
+    wanted = deadletters.kinds(failure)
+    if (dead or wanted) and states:
+        raise CliError("--dead and --failure are of jobs that failed or expired: leave out --state", code=Exit.USAGE)
+    letters = dead or bool(wanted)
     form = session().form
     with session().client() as client, as_options(model_id="--model"):
         # One more than is shown, to know whether there are more.
-        size_of_page = min(most + 1 if most else limits.PAGE_SIZE_MAX, limits.PAGE_SIZE_MAX)
-        jobs = client.list(states=states, tenant=tenant, model=model, page_size=size_of_page)
+        size_of_page = min(most + 1 if most and not wanted else limits.PAGE_SIZE_MAX, limits.PAGE_SIZE_MAX)
+        listed = client.list(states=DEAD if letters else states, tenant=tenant, model=model, page_size=size_of_page)
+        jobs = deadletters.of_kinds(listed, wanted)
         found = list(islice(jobs, most + 1)) if most else list(jobs)
     more = bool(most) and len(found) > most
-    show_list(form, JOBS, found[:most] if more else found, empty="no jobs")
+    columns, none = (deadletters.LETTERS, "no dead letters") if letters else (JOBS, "no jobs")
+    show_list(form, columns, found[:most] if more else found, empty=none)
     if more:
         # In every form: a program would take them for all.
         note(f"there are more than {most}: these are the first, and those that have not ended come first; --limit 0 lists all")

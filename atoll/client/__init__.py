@@ -12,6 +12,7 @@ Must not know servers, nor how things are shown.
 
 from __future__ import annotations
 
+from atoll.client.again import DEAD, REPEATABLE, again
 from atoll.client.aio import AsyncClient
 from atoll.client.answers import (
     AdapterView,
@@ -66,6 +67,9 @@ __all__ = [
     "SiteAdded",
     "SitesApplied",
     "Submitted",
+    "DEAD",
+    "REPEATABLE",
+    "again",
     "ClientError",
     "AuthError",
     "ConflictError",

@@ -12,7 +12,7 @@ from atoll.model.audit import Severity
 from atoll.model.ids import EventSeq, ModelId
 from atoll.model.replica import ReplicaState
 from atoll.model.report import AttemptEvent, AttemptProgress
-from orchestrator.core import bettered, breakers, drains, flights, jobs, loading, movements, residuals, wishes
+from orchestrator.core import bettered, breakers, drains, flights, jobs, loading, movements, poison, residuals, wishes
 from orchestrator.core.context import Context, put_attempt
 from orchestrator.core.drift import has_moved
 from orchestrator.core.ends import EndAttempt
@@ -42,6 +42,8 @@ def ended(ctx: Context, event: AttemptsEnded) -> None:
     site = ctx.state.sites.get(event.site_id)
     if site is None or site.session != event.session:
         return
+    # Of all, before any is judged: those that died together.
+    poison.struck(ctx, site, (one.key for one in event.events if one.seq > site.acked_event_seq and _is_struck(site, one)))
     for one in event.events:
         if one.seq <= site.acked_event_seq:
             continue
@@ -49,6 +51,12 @@ def ended(ctx: Context, event: AttemptsEnded) -> None:
         site.acked_event_seq = one.seq
     ctx.touch_assignment(site)
     drains.advance(ctx, site)
+
+
+def _is_struck(site: Site, event: AttemptEvent) -> bool:
+    live = site.attempts.get(event.key)
+    lost = event.failure is not None and event.failure.kind is FailureKind.RUNTIME_LOST
+    return live is not None and lost and not live.given_up and live.on_stop is None
 
 
 def _settle_event(ctx: Context, site: Site, event: AttemptEvent) -> None:

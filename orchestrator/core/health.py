@@ -1,6 +1,6 @@
-"""The health of pools: what is remembered of how attempts ended there, and whether that keeps new work away.
+"""The health of places: what is remembered of how attempts ended there, and whether that keeps new work away.
 
-Decides the form only; `breakers` decides what it means.
+Decides the form only; `breakers` and `poison` decide what it means.
 """
 
 from __future__ import annotations
@@ -42,6 +42,14 @@ class Breaker:
     def blocks(self) -> bool:
         """Whether it keeps new work away just now."""
         return self.until_us > 0 and (not self.probing or self.probe is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Struck:
+    """An attempt that a slot's process was working for when it died."""
+
+    at_us: int
+    key: AttemptKey
 
 
 class BreakerTurn(StrEnum):

@@ -15,7 +15,7 @@ from atoll.model.job import IMAGE_INPUT, Job, JobSpec, JobState, check_job_state
 from atoll.model.placement import Deferral
 from atoll.model.splits import check_gang
 from atoll.model.words import count, duration, size
-from orchestrator.core import attempts, explain, promises, residency
+from orchestrator.core import attempts, explain, poison, promises, residency
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.events import JobCancelRequested, JobsSubmitted, Submission
 from orchestrator.core.outputs import (
@@ -249,8 +249,9 @@ def attempt_failed(ctx: Context, entry: JobEntry, attempt: Attempt, failure: Fai
     """An attempt ended without a result: back to the queue within the cause's budget, else the job fails."""
     rule = RETRIES[failure.kind]
     spent = sum(1 for other in entry.job.attempts if other.failure is not None and other.failure.kind is failure.kind)
-    if spent > rule.budget or len(entry.job.attempts) >= limits.ATTEMPTS_PER_JOB_MAX:
-        end(ctx, entry, JobState.FAILED, failure=failure)
+    poisoned = poison.verdict(ctx, entry.job, failure)
+    if poisoned is not None or spent > rule.budget or len(entry.job.attempts) >= limits.ATTEMPTS_PER_JOB_MAX:
+        end(ctx, entry, JobState.FAILED, failure=poisoned or failure)
         return
     check_job_state(entry.job.job_id, entry.job.state, JobState.QUEUED)
     # Each further failure of a kind waits twice as long, up to 32 times the first wait.

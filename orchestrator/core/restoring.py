@@ -160,6 +160,7 @@ def _restore_site(ctx: Context, snapshot: SiteSnapshot) -> Site:
         unwanted={one.key: one for one in snapshot.unwanted},
         prefetch_from_us=snapshot.prefetch_from_us,
         breakers=dict(snapshot.breakers),
+        struck=snapshot.struck,
     )
     wishes.index(ctx, site)
     for pool_snapshot in snapshot.pools:

@@ -38,7 +38,7 @@ from orchestrator.core.claimed import Claimed
 from orchestrator.core.context import Context, TimerKind
 from orchestrator.core.durable import EndedKey
 from orchestrator.core.events import SessionRef
-from orchestrator.core.health import Breaker
+from orchestrator.core.health import Breaker, Struck
 from orchestrator.core.moves import Bettered, Move
 from orchestrator.core.outflow import OutflowSnapshot
 from orchestrator.core.placement.policy import Identity
@@ -150,6 +150,7 @@ class SiteSnapshot:
     unwanted: tuple[DesiredReplica, ...]
     prefetch_from_us: int
     breakers: tuple[tuple[PoolId, Breaker], ...]
+    struck: tuple[Struck, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,6 +322,7 @@ def _take_site(ctx: Context, site: Site) -> SiteSnapshot:
         unwanted=tuple(site.unwanted.values()),
         prefetch_from_us=site.prefetch_from_us,
         breakers=tuple(site.breakers.items()),
+        struck=site.struck,
     )
 
 

@@ -40,7 +40,7 @@ from atoll.model.residency import Cause, Pin, Push
 from atoll.model.site import LinkSpec, PoolSpec, SiteConnection, SiteRecord
 from orchestrator.core.claimed import Claims
 from orchestrator.core.events import SessionRef
-from orchestrator.core.health import Breaker
+from orchestrator.core.health import Breaker, Struck
 from orchestrator.core.moves import Bettered, Move
 from orchestrator.core.placement.policy import Identity
 
@@ -289,6 +289,7 @@ class Site:
     unwanted: dict[CopyKey, DesiredReplica] = field(default_factory=dict)
     prefetch_from_us: int = 0
     breakers: dict[PoolId, Breaker] = field(default_factory=dict)
+    struck: tuple[Struck, ...] = ()
 
     @property
     def site_id(self) -> SiteId:
