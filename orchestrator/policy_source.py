@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from atoll.catalog.decoding import NotTextError, decode, refuse_packed
 from atoll.catalog.problems import one_of
 from atoll.model.errors import FieldError
 from orchestrator.core.placement.policies import POLICIES
@@ -29,10 +30,10 @@ def _text(where: str) -> str:
         raise FieldError("policy", where, f"a file that exists, or {one_of(where, POLICIES, 'policy')}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in its name
         raise FieldError("policy", where, f"a file that can be read ({getattr(error, 'strerror', None) or error})") from None
-    if len(content) > FILE_BYTES_MAX:
-        raise FieldError("policy", where, f"a file of at most {FILE_BYTES_MAX} bytes")
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise FieldError("policy", where, f"UTF-8 text (byte {error.start}, in line {line}, is none)") from None
+        refuse_packed(content)
+        if len(content) > FILE_BYTES_MAX:
+            raise FieldError("policy", where, f"a file of at most {FILE_BYTES_MAX} bytes")
+        return decode(content)
+    except NotTextError as error:
+        raise FieldError("policy", where, str(error)) from None

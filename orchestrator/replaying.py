@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from atoll import __version__
-from atoll.model.errors import AtollError, SourceError
+from atoll.catalog.decoding import NotTextError, refuse_packed
+from atoll.model.errors import AtollError, FieldError, SourceError
 from atoll.wire.recording import RecordingError
 from orchestrator.core.events import Event
 from orchestrator.core.machine import Machine, restore
@@ -67,7 +68,7 @@ class Replay:
     def run(self, over: Callable[[int, int], bool] | None = None) -> Iterator[Replayed]:
         """Every event in its order, until one of which `over` (its number and fleet time) is true.
 
-        Raises DifferentStepError for the first other Step, SourceError for a file that is no recording.
+        Raises DifferentStepError for the first other Step, SourceError for a file that is no recording, FieldError for a packed one.
         """
         machine: Machine | None = None
         program = ""
@@ -98,6 +99,8 @@ class Replay:
                 number = 0
                 while line := source.readline(LINE_BYTES_MAX):
                     number += 1
+                    if number == 1:
+                        refuse_packed(line)
                     if not line.endswith(b"\n"):
                         if len(line) == LINE_BYTES_MAX:
                             raise self._wrong(number, "longer", f"at most {LINE_BYTES_MAX} bytes")
@@ -109,6 +112,8 @@ class Replay:
                         raise SourceError(str(self._path), number, error.path or "the line", error.value, error.expected) from None
         except OSError as error:
             raise AtollError(f"{self._path} cannot be read: {error.strerror}") from None
+        except NotTextError as error:
+            raise FieldError("recording", str(self._path), str(error)) from None
 
     def _begun(self, number: int, item: RecordingBegun) -> Machine:
         if item.version != FORMAT_VERSION:

@@ -123,7 +123,7 @@ def residuals(
     --site, --model or -o wide.
     """
     form = session().form
-    with as_options(), session().client() as client:
+    with as_options(model_id="--model"), session().client() as client:
         found = client.residuals(component=component, site_id=site_id(site), model_id=model_id(model))
     if form in {Form.JSON, Form.YAML}:
         show_plain(form, plain(found))

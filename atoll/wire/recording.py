@@ -85,6 +85,8 @@ class TaggedCodec:
         """The value again. RecordingError for anything that `encode` would not have written."""
         try:
             data = json.loads(encoded)
+        except UnicodeDecodeError as error:
+            raise RecordingError("", encoded[:80], "one JSON object, in UTF-8") from error
         except (ValueError, RecursionError) as error:
             raise RecordingError("", encoded[:80], f"one JSON object ({error})") from error
         root = self._roots.get(str(data.get(_CLASS))) if isinstance(data, dict) else None

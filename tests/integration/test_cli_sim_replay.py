@@ -142,7 +142,7 @@ async def test_a_file_that_is_no_recording_gets_one_error(tmp_path: Path, atoll:
         b"": "expected a recording of 'atoll orchestrator --record'",
         first[:100]: "expected a recording of 'atoll orchestrator --record'",
         b"arrival_us,model_id\n1,m\n": ":1: the line is",
-        b"\x1f\x8b\x08\x00\n": ":1: the line is",
+        b"\x1f\x8b\x08\x00\n": "expected text, and this is compressed: unpack it first, with gunzip",
         b"[" * 100_000 + b"\n": ":1: the line is",
         second: "expected a snapshot, with which a recording begins",
         first.replace(b'"version":1', b'"version":2'): "expected version 1 of the format",

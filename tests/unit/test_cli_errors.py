@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import subprocess
@@ -45,7 +46,14 @@ def error_of(shown: Shown) -> str:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["jobs", "gett"], "No such command 'gett'"),
+        (["jobs", "gett"], "atoll jobs has no verb 'gett'; did you mean 'get'?"),
+        (["sites", "describe"], "atoll sites has no verb 'describe'; did you mean 'get'?"),
+        (["sim", "trace", "describe"], "atoll sim trace has no verb 'describe'; did you mean 'inspect'?"),
+        (["policies", "get"], "atoll policies has no verb 'get'; did you mean 'show'?"),
+        (["job", "get"], "atoll has no verb 'job'; did you mean 'jobs'?"),
+        (["ls"], "atoll has no verb 'ls'; did you mean 'jobs list' or 'sites list' or 'models list'?"),
+        (["store", "zap"], "atoll store has no verb 'zap'; expected one of backup, restore, etcd"),
+        (["zzz"], "atoll has no verb 'zzz'; none is like it"),
         (["jobs", "get"], "Missing argument 'JOB...'"),
         (["jobs", "get", "x", "--nope"], "No such option: --nope"),
         (["jobs", "list", "--limit", "-3"], "--limit is '-3': expected a whole number from 0 to 1000000"),
@@ -67,6 +75,7 @@ def error_of(shown: Shown) -> str:
         (["sites", "add", "x", "--region", "r", "--wan", "fast"], "--wan is 'fast': expected a rate such as 10Gbps"),
         (["--address", "a b", "fleet"], "--address is 'a b': expected HOST:PORT"),
         (["--address", "h:99999", "fleet"], "--address is 'h:99999': expected a port"),
+        (["costs", "residuals", "--model", "A b"], "--model is 'A b': expected 1 to 63 of a-z"),
         (["fleet", "--config", "/nowhere/config.yaml"], "configuration: cannot read /nowhere/config.yaml"),
         (["fleet", "--ca", "/nowhere/ca.pem"], "--ca: cannot read /nowhere/ca.pem"),
     ],
@@ -74,6 +83,18 @@ def error_of(shown: Shown) -> str:
 def test_wrong_usage_names_the_option_the_value_and_the_remedy(arguments: list[str], said: str, capsys: Shown) -> None:
     assert main(arguments) == Exit.USAGE
     assert error_of(capsys).startswith(said)
+
+
+@pytest.mark.parametrize("words", [["policies", "check"], ["policies", "show"], ["sites", "apply"], ["sim", "sweep"], ["sim", "replay"]])
+def test_a_file_that_is_no_text_is_one_error_that_says_what_it_is(words: list[str], capsys: Shown, tmp_path: Path) -> None:
+    packed, binary = tmp_path / "own.yaml.gz", tmp_path / "own.yaml"
+    packed.write_bytes(gzip.compress(b"name: own"))
+    assert main([*words, str(packed)]) == Exit.USAGE
+    assert error_of(capsys).endswith(f" is '{packed}': expected text, and this is compressed: unpack it first, with gunzip")
+    binary.write_bytes(b"name: \xff\xfe\n")
+    assert main([*words, str(binary)]) == Exit.USAGE
+    said = error_of(capsys)
+    assert "UTF-8" in said and "codec" not in said
 
 
 def test_bad_ids_are_refused_before_anything_is_sent(address: str, troubles: Troubles, capsys: Shown) -> None:
