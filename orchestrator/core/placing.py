@@ -269,12 +269,11 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
     rest_us = policy.recheck_idle_ms * 1_000
     if patient is not None:
         pool, stand = patient % board.pools, stand_of(board, patient, waiting.key, board.bound)
-        column, cold, wait_us = board.column(patient), board.is_cold(patient), board.wait_us(patient)
+        cold = board.is_cold(patient)
         told = ctx.state.jobs[job_id].job.deferral
         early = told is not None and told.claim is None and ctx.now_us < told.until_us and board.is_at(patient, told.waits_for)
         if not early and not board.awaits_flight(patient):
-            need_bytes, hold_us = board.estimate.memory_bytes, board.delay_us(patient) - wait_us
-            preempting.make_room(ctx, waiting, column, cold=cold, wait_us=wait_us, hold_us=hold_us, need_bytes=need_bytes)
+            preempting.make_room(ctx, waiting, board, patient)
         _keep(ctx, waiting, board, patient)
         if not cold and (other := board.best_waiting(COLD)) is not None:
             _keep(ctx, waiting, board, other)

@@ -7,7 +7,7 @@ it was emptied goes before all others of its priority. Must not know how places 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
@@ -16,13 +16,14 @@ from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import AttemptKey, JobId
 from atoll.model.job import PRIORITY_RANK, JobSpec
 from atoll.model.words import duration
-from orchestrator.core import attempts, emptying
+from orchestrator.core import attempts, claiming, emptying
 from orchestrator.core.context import Context
 from orchestrator.core.fairness import WEIGHT_MILLI, normalised_us
 from orchestrator.core.outputs import AttemptPreempted
+from orchestrator.core.placement.choose import Board
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
-from orchestrator.core.preemption import Rules, Waiter, Work, choose, worth_of, worth_of_all
+from orchestrator.core.preemption import Rules, Waiter, Work, best_of, worth_of, worth_of_all
 from orchestrator.core.queue import Favour, JobClass
 from orchestrator.core.reloading import Reloads
 from orchestrator.core.state import LiveAttempt, ReplicaKey, Slot
@@ -34,30 +35,32 @@ _ROOM_MAX: Final = 8
 # A slot is given to another model for want of a fair share when what its tenant lacks is this many times what loading takes: then loads
 # take a fifth of such slots' time at most.
 _LOADS_PAID: Final = 4
+# Attempts stopped for a job since it was last placed: with as many as two slots hold something else than work keeps it from beginning.
+_STOPPED_MAX: Final = 4
 # The head of a slot, unless it loads, because a load goes on when its attempt is stopped, or is about to end; and who waits behind it.
 _HEAD: Final = frozenset({AttemptState.LEASED, AttemptState.FETCHING, AttemptState.RUNNING})
 _BEHIND: Final = frozenset({AttemptState.LEASED, AttemptState.FETCHING, AttemptState.LOADING, AttemptState.COMPILING})
 
 
-def make_room(ctx: Context, waiting: JobClass, column: Column, *, cold: bool, wait_us: int, hold_us: int, need_bytes: int) -> None:
-    """The first jobs of a class are about to wait `wait_us` for a slot of this pool, to hold it for `hold_us` and so much of its memory:
-    empty slots for them if it pays. `cold`: any slot of the pool would do, else one that holds their model."""
-    key = waiting.key
+def make_room(ctx: Context, waiting: JobClass, board: Board, row: int) -> None:
+    """The first jobs of a class are about to wait for a slot of this row's pool: empty slots for them if it pays. Of a cold row any slot of
+    the pool would do, each with the way of the weights to its own node; else one that holds their model."""
+    key, column, wait_us = waiting.key, board.column(row), board.wait_us(row)
     if wait_us < ctx.policy.preempt_gain_min_ms * 1_000 or key.gang_size != 1:
         return
-    reloads = Reloads(ctx, column, ReplicaKey(key.model_id, key.gang_size), need_bytes)
-    waiter = Waiter(rank=key.rank, weight_milli=ctx.policy.weight_milli(key.priority), wait_us=wait_us, hold_us=hold_us)
-    slots = _slots_below(ctx, column, key, waiter, reloads, cold=cold)
+    reloads = Reloads(ctx, column, ReplicaKey(key.model_id, key.gang_size), board.estimate.memory_bytes)
+    hold_us, weight_milli = board.delay_us(row) - wait_us, ctx.policy.weight_milli(key.priority)
+    waiter = Waiter(rank=key.rank, weight_milli=weight_milli, wait_us=wait_us, hold_us=hold_us)
+    offers = _offers(ctx, waiting, board, row, waiter, reloads)
     for position in range(min(len(waiting.members), _ROOM_MAX)):
-        if not slots:
-            return
         job_id = waiting.nth(position)
-        if job_id in ctx.bound.giving_way:
+        if _is_emptied_for(ctx, job_id) or len(ctx.state.jobs[job_id].stopped) >= _STOPPED_MAX:
             continue
-        place = choose(waiter, [works for _, works in slots], _rules(ctx))
+        place = best_of([offer.worth if offer.kept_for in (None, job_id) else None for offer in offers])
         if place is None:
-            return
-        slot, works = slots.pop(place)
+            continue
+        offer = offers.pop(place)
+        slot, works = offer.slot, offer.works
         stopped_us = ctx.now_us + max(work.stop_us for work in works)
         for attempt_key, work in zip(list(slot.attempts), works, strict=True):
             live = column.site.attempts[attempt_key]
@@ -65,7 +68,7 @@ def make_room(ctx: Context, waiting: JobClass, column: Column, *, cold: bool, wa
             _stop(ctx, column, live, work, job_id, key)
             _ends_at(ctx, column, live, stopped_us)
             live.ends_us = stopped_us
-        slot.busy_until_us = stopped_us + hold_us
+        slot.busy_until_us = stopped_us + offer.hold_us
         ctx.columns.slot_changed(column, slot, was_free=False)
 
 
@@ -178,11 +181,29 @@ def _rules(ctx: Context) -> Rules:
     )
 
 
-def _slots_below(
-    ctx: Context, column: Column, key: ClassKey, waiter: Waiter, reloads: Reloads, *, cold: bool
-) -> list[tuple[Slot, list[Work]]]:
-    """Slots of the pool that would help a class and hold only work of a lower priority which may be stopped, where that might pay."""
-    found: dict[tuple[int, int], tuple[Slot, list[Work]]] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Offer:
+    """A slot that it pays to empty, the work that would be stopped, what that is worth, and for how long the job would hold it. `kept_for`:
+    the job whose it is anyway when that work has ended."""
+
+    slot: Slot
+    works: list[Work]
+    worth: int
+    hold_us: int
+    kept_for: JobId | None
+
+
+def _is_emptied_for(ctx: Context, job_id: JobId) -> bool:
+    """Whether work is being stopped for a job."""
+    return any(live.on_stop is FailureKind.PREEMPTED for live in ctx.bound.giving_way.get(job_id, {}).values())
+
+
+def _offers(ctx: Context, waiting: JobClass, board: Board, row: int, waiter: Waiter, reloads: Reloads) -> list[_Offer]:
+    """Slots of the pool that would help a class and hold only work of a lower priority which may be stopped, where that pays."""
+    found: dict[tuple[int, int], _Offer | None] = {}
+    at_nodes: dict[int, Waiter | None] = {}
+    key, column, cold = waiting.key, board.column(row), board.is_cold(row)
+    jobs = {waiting.nth(position) for position in range(min(len(waiting.members), _ROOM_MAX))}
     below = ctx.bound.below(column.site.site_id, column.pool.pool_id, key.rank)
     for live in islice(below, _LOOKED_AT_MAX):
         where = attempts.find_slots(ctx, column.site, live)
@@ -193,16 +214,36 @@ def _slots_below(
             continue  # what is emptied there is a gang's
         if (slot.node_index, slot.index) in found or not (cold or ReplicaKey(key.model_id, key.gang_size) in slot.replicas):
             continue
-        works = _works(ctx, column, slot, slot.attempts)
-        if works is not None and worth_of(waiter, works, _rules(ctx)) is not None:
-            found[(slot.node_index, slot.index)] = (slot, _with_loads(column, slot, works, reloads))
-    return list(found.values())
+        if cold and slot.node_index not in at_nodes:
+            at_nodes[slot.node_index] = _at_node(ctx, waiting, board, column, slot, waiter)
+        there = at_nodes[slot.node_index] if cold else waiter
+        found[(slot.node_index, slot.index)] = _offer(ctx, column, slot, there, reloads, jobs) if there is not None else None
+    return [offer for offer in found.values() if offer is not None]
 
 
-def _works(ctx: Context, column: Column, slot: Slot, keys: list[AttemptKey]) -> list[Work] | None:
-    """The attempts of a slot, the executing one first; None if one of them cannot be stopped."""
+def _at_node(ctx: Context, waiting: JobClass, board: Board, column: Column, slot: Slot, waiter: Waiter) -> Waiter | None:
+    """What an empty slot of this node would be to who has to load: the weights have their own way to each node, and what they take longer
+    than to the node for which the job waits is not won. None where they come with a flight to another node of the site: until that
+    has landed the slot is of no use."""
+    if claiming.awaits_flight(ctx, waiting.key, column, (slot,)):
+        return None
+    hold_us = claiming.place_of(ctx, waiting.key, board, column, (slot,), begins_us=ctx.now_us).hold_us
+    return replace(waiter, wait_us=waiter.wait_us - max(hold_us - waiter.hold_us, 0), hold_us=hold_us)
+
+
+def _offer(ctx: Context, column: Column, slot: Slot, waiter: Waiter, reloads: Reloads, jobs: Collection[JobId]) -> _Offer | None:
+    works = _works(ctx, column, slot, slot.attempts, jobs)
+    if works is None or worth_of(waiter, works, _rules(ctx)) is None:
+        return None
+    works = _with_loads(column, slot, works, reloads)
+    worth, kept_for = worth_of(waiter, works, _rules(ctx)), column.site.attempts[slot.attempts[0]].gives_way_to
+    return None if worth is None else _Offer(slot=slot, works=works, worth=worth, hold_us=waiter.hold_us, kept_for=kept_for)
+
+
+def _works(ctx: Context, column: Column, slot: Slot, keys: list[AttemptKey], jobs: Collection[JobId] = ()) -> list[Work] | None:
+    """The attempts of a slot, the executing one first; None if one of them cannot be stopped, or the slot is kept for another job."""
     lives = [column.site.attempts[key] for key in keys]
-    if any(live.given_up or live.adopted or live.gives_way_to is not None for live in lives):
+    if any(live.given_up or live.adopted or live.gives_way_to not in (None, *jobs) for live in lives):
         return None
     if lives[0].attempt.state not in _HEAD or any(live.attempt.state not in _BEHIND for live in lives[1:]):
         return None

@@ -46,14 +46,13 @@ class Rules:
     tail_milli: int
 
 
-def choose(waiter: Waiter, slots: Sequence[Sequence[Work]], rules: Rules) -> int | None:
-    """Which slot to empty, by its place in `slots` (each the attempts of one slot, the executing one first); None: none.
+def best_of(worths: Sequence[int | None]) -> int | None:
+    """Which slot to empty, by its place in what emptying each is worth (None: it must not be, or does not pay); None: none of them.
 
     The one of most worth, the earlier of equals.
     """
     best, best_worth = None, 0
-    for place, works in enumerate(slots):
-        worth = worth_of(waiter, works, rules)
+    for place, worth in enumerate(worths):
         if worth is not None and worth > best_worth:
             best, best_worth = place, worth
     return best

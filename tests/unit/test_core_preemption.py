@@ -17,7 +17,7 @@ from orchestrator.core import events
 from orchestrator.core.machine import restore
 from orchestrator.core.outputs import AttemptPreempted
 from orchestrator.core.placement.policy import Policy
-from orchestrator.core.preemption import Rules, Waiter, Work, choose, worth_of
+from orchestrator.core.preemption import Rules, Waiter, Work, best_of, worth_of
 from tests.unit.fleet_of_machines import BATCH, GPUS, SECOND, URGENT, Fleet, model, pool, site, spec
 
 RULES = Rules(times_max=2, margin_milli=250, gain_min_us=2 * SECOND, tail_milli=100)
@@ -64,9 +64,9 @@ def test_all_attempts_of_a_slot_must_be_lower_and_all_are_paid_for() -> None:
 
 def test_the_slot_of_most_worth_is_chosen() -> None:
     fresh, old = replace(WORK, lost_us=SECOND), replace(WORK, lost_us=80 * SECOND)
-    assert choose(WAITER, [[old], [fresh], [fresh]], RULES) == 1
-    assert choose(WAITER, [[replace(old, rank=0)]], RULES) is None
-    assert choose(WAITER, [], RULES) is None
+    assert best_of([worth_of(WAITER, works, RULES) for works in ([old], [fresh], [fresh])]) == 1
+    assert best_of([worth_of(WAITER, [replace(old, rank=0)], RULES)]) is None
+    assert best_of([]) is None
 
 
 _WORK = st.builds(
@@ -81,7 +81,7 @@ _WAITER = st.builds(
 
 @given(_WAITER, st.lists(st.lists(_WORK, min_size=1, max_size=3), max_size=6))
 def test_whoever_is_stopped_is_lower_and_more_is_won_than_lost(waiter: Waiter, slots: list[list[Work]]) -> None:
-    place = choose(waiter, slots, RULES)
+    place = best_of([worth_of(waiter, works, RULES) for works in slots])
     if place is None:
         return
     won = min(waiter.wait_us, sum(work.remaining_us for work in slots[place])) * waiter.weight_milli
