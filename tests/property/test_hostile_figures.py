@@ -155,8 +155,8 @@ def policies(draw: st.DrawFn) -> Policy:
     )  # fmt: skip
     usual = Policy()
     changes: dict[str, Any] = {name: draw(st.sampled_from((getattr(usual, name), *BOUNDS[name]))) for name in rates}
-    weights = {priority: draw(st.sampled_from((1_000, *PRIORITY_WEIGHT_MILLI))) for priority in Priority}
-    return replace(usual, priority_weight_milli=weights, **changes).check()
+    weights = sorted((draw(st.sampled_from((1_000, *PRIORITY_WEIGHT_MILLI))) for _ in Priority), reverse=True)
+    return replace(usual, priority_weight_milli=dict(zip(Priority, weights, strict=True)), **changes).check()
 
 
 @st.composite

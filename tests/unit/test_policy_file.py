@@ -78,7 +78,7 @@ def policies(draw: st.DrawFn) -> Policy:
         eviction=draw(st.sampled_from(Eviction)),
         learning=draw(st.booleans()),
         terms=frozenset(draw(st.sets(st.sampled_from(sorted(ALL_TERMS))))),
-        priority_weight_milli={priority: draw(st.integers(10, 100_000)) for priority in Priority},
+        priority_weight_milli=dict(zip(Priority, sorted(draw(st.tuples(*[st.integers(10, 100_000)] * 3)), reverse=True), strict=True)),
         tenant_weight_milli={TenantId(name): weight for name, weight in draw(st.dictionaries(names, st.integers(1, 1_000_000))).items()},
         tenant_rules={TenantId(name): rules for name, rules in draw(st.dictionaries(names, _rules(names), max_size=3)).items()},
         demand_half_lives_ms=(draw(st.integers(1_000, 10**9)), draw(st.integers(1_000, 10**9)), draw(st.integers(1_000, 10**9))),
@@ -173,6 +173,14 @@ def test_what_is_left_out_is_as_in_the_base() -> None:
         ),
         ("terms: [money]", "own.yaml:3: terms is 'a list': expected a mapping of keys and values"),
         ("priority_weights: {batch: 0}", "own.yaml:3: priority_weights.batch is '0': expected a number from 0.01 to 100"),
+        (
+            "priority_weights: {urgent: 0.1, batch: 3}",
+            "own.yaml:3: priority_weights is 'urgent 0.1, normal 1, batch 3': expected urgent at least normal, and normal at least batch",
+        ),
+        (
+            "priority_weights:\n  batch: 1.001",
+            "own.yaml:3: priority_weights is 'urgent 5, normal 1, batch 1.001': expected urgent at least normal, and normal at least batch",
+        ),
         ("tenant_weights: {gold: 0}", "own.yaml:3: tenant_weights.gold is '0': expected a number from 0.001 to 1000"),
         (
             "tenants: {gold: {}}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from hashlib import sha256
+from itertools import pairwise
 from typing import Final
 
 from atoll.model import limits
@@ -108,6 +109,9 @@ IN_ORDER: Final = (
     ("recheck_min_ms", "recheck_max_ms"),
     ("breaker_pause_ms", "breaker_pause_max_ms"),
 )
+# The queue lets urgent jobs go first whatever they are worth; were they worth less, nothing would be stopped for them and the worst places
+# be good enough.
+WEIGHTS_IN_ORDER: Final = "urgent at least normal, and normal at least batch"
 # Durations that real processes and networks need, whatever the fleet's clock says.
 _REAL_WAITS: Final = (
     "report_interval_ms",
@@ -308,6 +312,8 @@ class Policy:
             raise FieldError("terms", sorted(self.terms - ALL_TERMS), f"some of {', '.join(sorted(ALL_TERMS))}")
         for priority in Priority:
             parse_int(f"priority_weight_milli.{priority}", self.priority_weight_milli.get(priority), *PRIORITY_WEIGHT_MILLI)
+        if not self.has_weights_in_order():
+            raise FieldError("priority_weight_milli", self.priority_weight_milli, WEIGHTS_IN_ORDER)
         if len(self.tenant_weight_milli) > TENANTS_MAX:
             raise FieldError("tenant_weight_milli", len(self.tenant_weight_milli), f"at most {TENANTS_MAX} tenants")
         for tenant, weight_milli in self.tenant_weight_milli.items():
@@ -346,6 +352,10 @@ class Policy:
             return self
         grown = {name: min(getattr(self, name) * time_scale_milli // _REAL_TIME_MILLI, BOUNDS[name][1]) for name in _REAL_WAITS}
         return replace(self, unscaled_digest=self.identity.digest, **grown)
+
+    def has_weights_in_order(self) -> bool:
+        """Whether no priority is worth less than the one that it goes before."""
+        return all(self.weight_milli(first) >= self.weight_milli(then) for first, then in pairwise(Priority))
 
     def weight_milli(self, priority: Priority) -> int:
         """What a second of this priority's delay is worth, in thousandths of a normal job's."""

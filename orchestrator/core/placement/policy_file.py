@@ -31,6 +31,7 @@ from orchestrator.core.placement.policy import (
     PRIORITY_WEIGHT_MILLI,
     TENANT_WEIGHT_MILLI,
     TENANTS_MAX,
+    WEIGHTS_IN_ORDER,
     WHOLE_MILLI,
     Eviction,
     Policy,
@@ -96,6 +97,9 @@ def _check_order(fields: Fields, policy: Policy) -> None:
             fields.wrong(large.key, written(high, large.unit), f"at least {small.key}, which is {written(low, small.unit)}")
         else:
             fields.wrong(small.key, written(low, small.unit), f"at most {large.key}, which is {written(high, large.unit)}")
+    if not policy.has_weights_in_order():
+        told = ", ".join(f"{priority} {written(policy.weight_milli(priority), _MILLI)}" for priority in Priority)
+        fields.wrong("priority_weights", told, WEIGHTS_IN_ORDER)
 
 
 def _number(fields: Fields, setting: Setting, default: int) -> int:
@@ -224,7 +228,7 @@ def write_policy(policy: Policy) -> str:
         "# What counts in a cost. Waiting and fetching always do.",
         "terms:",
         *(f"  {term}: {_flag(term in policy.terms)}" for term in _TERMS_IN_ORDER),
-        "# What a second of delay is worth; an urgent job's outbids money, but does not ignore it.",
+        "# What a second of delay is worth; an urgent job's outbids money, but does not ignore it. None is less than the next.",
         "priority_weights:",
         *(f"  {priority}: {written(policy.priority_weight_milli[priority], _MILLI)}" for priority in Priority),
         "# Shares of tenants while they wait: 2 gets twice the GPU-seconds of 1, which is what others have.",
