@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from atoll.model.ids import AdapterId, JobId, Ordinal, SiteId
-from atoll.model.job import Job, JobState
+from atoll.model.job import Constraints, Job, JobState
 from atoll.model.modelspec import AdapterUse
 from atoll.model.placement import Explanation
-from atoll.model.site import LinkSpec, SiteSpec
+from atoll.model.site import LinkSpec, SiteRuntime, SiteSpec
 from orchestrator.core import events
 from orchestrator.core.machine import restore
 from orchestrator.core.placement.choose import slots_of
@@ -260,6 +260,23 @@ def test_warm_first_takes_the_nearest_tier_although_a_cold_gpu_would_be_done_soo
         fleet.report(name)
     fleet.submit(*(spec(prompt=str(number)) for number in range(3)))
     assert _went(fleet) == ["warm", "warm", "disk"]
+
+
+@pytest.mark.parametrize("origin_gbs", [1, 20], ids=["neighbours are quicker", "the origin store is quicker than neighbours"])
+def test_warm_first_takes_a_site_that_has_the_weights_at_another_node_also_where_they_come_from_elsewhere(origin_gbs: int) -> None:
+    """Only the GPU beside the weights is busy, at both sites; a has more that are free."""
+    sites = tuple(
+        replace(site(name, pool("p", nodes=nodes, gpus=1), origin_gbs=gbs), lan_bytes_per_s=2 * GB)
+        for name, nodes, gbs in (("a", 3, origin_gbs), ("b", 2, 1))
+    )
+    fleet = Fleet(*sites, models=MODELS, policy=POLICIES["warm-first"], runtime=SiteRuntime.TWIN)
+    for one in sites:
+        fleet.agents[one.site_id].disk_of["p-0"] = {"m", "x"}
+        fleet.warm(one.site_id, "p-0", 0, "x", 14)
+        fleet.report(one.site_id)
+        fleet.submit(spec("x", prompt=one.site_id, simulated=True, constraints=Constraints(sites=(one.site_id,))))
+    fleet.submit(spec("m", simulated=True))
+    assert _went(fleet) == ["a", "b", "a"]
 
 
 def test_load_time_only_ignores_the_speed_of_execution() -> None:

@@ -41,6 +41,7 @@ from orchestrator.core.placement.rows import (
     Fix,
     Ints,
     Out,
+    Pres,
     Rate,
     Source,
     State,
@@ -278,7 +279,7 @@ class Scorer:
             begin_us=begin_us,
         )
         if self._chooser is not None:
-            self._choose(self._chooser, board, chosen, lot)
+            self._choose(self._chooser, board, chosen, presence.table, lot)
         return board
 
     def time(self, rates: Ints, slack_us: int, begin_us: int) -> None:
@@ -295,15 +296,18 @@ class Scorer:
             self._everything = np.ones(rows, dtype=np.bool_)
         return out
 
-    def _choose(self, chooser: Chooser, board: Board, mask: Bools, lot: Lot) -> None:
+    def _choose(self, chooser: Chooser, board: Board, mask: Bools, presence: Ints, lot: Lot) -> None:
         """Where the policy's rule is not least cost: what it takes of the same rows."""
         columns, estimate, states = self._columns, board.estimate, board.out[:, Out.STATE]
+        held = np.zeros(board.pools, dtype=np.bool_)
+        held[presence[:, Pres.POOL]] = presence[:, Pres.SOURCE] == Source.SITE
         table = Table(
             bindable=mask & (states == State.BINDABLE),
             out=board.out,
             fix=estimate.fix,
             dyn=columns.dyn,
             slots=columns.slots,
+            held=held,
             transfer_us=estimate.fix[:, Fix.INPUT] + estimate.output_us,
             usd_micros=board.out[:, Out.PAID] + estimate.egress_usd_micros,
             lot=lot,

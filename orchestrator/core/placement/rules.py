@@ -18,12 +18,17 @@ import numpy as np
 
 from atoll.model.ids import JobId, Ordinal, PoolId, SiteId
 from orchestrator.core.placement.policy import Rule
-from orchestrator.core.placement.rows import BARE, COLD, READY, UNREACHABLE, Bools, Dyn, Fix, Ints, Out
+from orchestrator.core.placement.rows import BARE, COLD, READY, UNREACHABLE, AnyArray, Bools, Dyn, Fix, Ints, Out, Source
 
 # Rows behind a busy slot come after all rows that begin at once: beyond any share in parts per million, any points.
 _BEHIND: Final = 10**9
 _PPM: Final = 1_000_000
 _POINTS_MAX: Final = 100
+# How far weights are from being loaded, by where they come from; a resident replica is nearer than all of these.
+_STEP_OF: Final = {
+    Source.HOST: 2, Source.DISK: 3, Source.SITE: 4, Source.FETCHING: 4, Source.SITE_FETCHING: 4, Source.ORIGIN: 5,
+}  # fmt: skip
+_STEPS: Final = np.array([_STEP_OF[source] for source in Source], dtype=np.int64)
 # splitmix64: three multiplications and shifts that leave no pattern of their argument.
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _MIX: Final = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
@@ -44,7 +49,8 @@ NO_LOT: Final = Lot()
 class Table:
     """What a rule may look at: the tables of a decision, figures per row of the class, slots per pool, and whose turn it is.
 
-    `bindable`: the rows to choose among; `after`: the pool that begins a round, the one behind the fleet's last attempt.
+    `bindable`: the rows to choose among; `held`: per pool, whether a node of its site has the weights, also where they come sooner from
+    elsewhere; `after`: the pool that begins a round, the one behind the fleet's last attempt.
     """
 
     bindable: Bools
@@ -52,6 +58,7 @@ class Table:
     fix: Ints
     dyn: Ints
     slots: Ints
+    held: Bools
     transfer_us: Ints
     usd_micros: Ints
     lot: Lot
@@ -68,7 +75,7 @@ class Table:
         """READY, COLD or BARE, per row."""
         return np.arange(len(self.out), dtype=np.int64) // max(self.pools, 1)
 
-    def by_row(self, of_pool: Ints) -> Ints:
+    def by_row(self, of_pool: AnyArray) -> AnyArray:
         """A figure per pool, for each of its rows."""
         return np.tile(of_pool, len(self.out) // max(self.pools, 1))
 
@@ -156,8 +163,10 @@ class Cheapest:
 
 
 class WarmFirst:
-    """A resident replica, else weights in host memory, on a disk, on their way, at the origin; among equals the pool with the smallest
-    share of busy slots. Takes a turn behind a busy replica before it loads another; never waits for one that takes no more.
+    """A resident replica, else weights in host memory, on a disk, at another node of the site or on their way, at the origin; among equals
+    the pool with the smallest share of busy slots. How long any of that takes counts nothing: a site would lose by a faster disk, from
+    which loading is as quick as from memory. Takes a turn behind a busy replica before it loads another; never waits for one that takes no
+    more.
     """
 
     waits: ClassVar[bool] = False
@@ -165,9 +174,8 @@ class WarmFirst:
 
     def keys(self, table: Table) -> Ints:
         """Steps of warmth, then parts per million of busy slots."""
-        out, kind = table.out, table.kind
-        fetching = (out[:, Out.FETCH] > 0) & (out[:, Out.FETCH] < table.fix[:, Fix.FETCH])
-        cold = np.where(out[:, Out.FETCH] > 0, np.where(fetching, 4, 5), np.where(out[:, Out.SAVING] + out[:, Out.FIRST] > 0, 2, 3))
+        kind, source = table.kind, table.out[:, Out.SOURCE]
+        cold = _STEPS[np.where((source == Source.ORIGIN) & table.by_row(table.held), Source.SITE, source)]
         return np.where(kind == READY, 0, np.where(kind == BARE, 1, cold)) * _BEHIND + table.busy_ppm()
 
 
