@@ -51,7 +51,7 @@ def explain(machine: Machine, job: Job, now_us: int, site_id: SiteId | None = No
 
 def _standing(machine: Machine, job: Job, now_us: int) -> Explained:
     position, length = machine.queue_position(job.job_id)
-    if job.deferral is None and position:
+    if position:
         job = replace(job, deferral=machine.deferral_of(job.job_id))
     return Explained(
         job=job,

@@ -103,6 +103,8 @@ def show(moment: Moment, *, full: bool = False) -> None:
         say("")
         outlook.details(moment.quote, "Would make room:", legend)
     heldback.details(job)
+    if job.deferral is not None and (job.state is JobState.QUEUED or not job.attempts):
+        costtable.stopped(job.deferral.stopped)
     for attempt in reversed(job.attempts):
         say("")
         _attempt(attempt, legend)

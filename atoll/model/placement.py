@@ -225,7 +225,8 @@ class Claim:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deferral:
     """Waiting was the cheapest candidate (or there was none): what for, and until when it is looked at again. Of a job that expired while
-    it waited also its place in the queue then, from 1, and how many waited; 0 while it waits."""
+    it waited also its place in the queue then, from 1, and how many waited; 0 while it waits. In answers also what was `stopped` for the
+    job since it was last placed."""
 
     since_us: int
     until_us: int
@@ -234,6 +235,7 @@ class Deferral:
     claim: Claim | None = None  # of a gang: the block that is kept for it
     position: int = 0
     queue_length: int = 0
+    stopped: tuple[Stopped, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -859,6 +859,7 @@ class Deferral(_message.Message):
     CLAIM_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     QUEUE_LENGTH_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
     since_us: _builtins.int
     until_us: _builtins.int
     position: _builtins.int
@@ -870,6 +871,10 @@ class Deferral(_message.Message):
     def rejections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejection]: ...
     @_builtins.property
     def claim(self) -> Global___Claim: ...
+    @_builtins.property
+    def stopped(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stopped]:
+        """for this job, since it was last placed"""
+
     def __init__(
         self,
         *,
@@ -880,10 +885,11 @@ class Deferral(_message.Message):
         claim: Global___Claim | None = ...,
         position: _builtins.int = ...,
         queue_length: _builtins.int = ...,
+        stopped: _abc.Iterable[Global___Stopped] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "waits_for", b"waits_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "position", b"position", "queue_length", b"queue_length", "rejections", b"rejections", "since_us", b"since_us", "until_us", b"until_us", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "position", b"position", "queue_length", b"queue_length", "rejections", b"rejections", "since_us", b"since_us", "stopped", b"stopped", "until_us", b"until_us", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -161,6 +161,7 @@ def deferral_to_proto(deferral: Deferral) -> pb.Deferral:
         claim=None if deferral.claim is None else claim_to_proto(deferral.claim),
         position=deferral.position,
         queue_length=deferral.queue_length,
+        stopped=[_stopped_to_proto(one) for one in deferral.stopped],
     )
 
 
@@ -174,6 +175,7 @@ def deferral_from_proto(msg: pb.Deferral) -> Deferral:
         claim=bounds.part("claim", msg.claim, claim_from_proto) if msg.HasField("claim") else None,
         position=bounds.number("position", msg.position, 0, bounds.COUNT_MAX),
         queue_length=bounds.number("queue_length", msg.queue_length, 0, bounds.COUNT_MAX),
+        stopped=bounds.each("stopped", msg.stopped, STOPPED_MAX, _stopped_from_proto),
     )
 
 

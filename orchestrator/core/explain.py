@@ -5,6 +5,8 @@ Decides nothing and changes nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from atoll.model.attempt import AttemptState
@@ -90,12 +92,13 @@ def queue_position(ctx: Context, job_id: JobId) -> tuple[int, int]:
 
 
 def deferral_of(ctx: Context, job_id: JobId) -> Deferral | None:
-    """Why a job waits: its own deferral, or that of the first job of its class, behind which it waits."""
+    """Why a job waits: its own deferral, or that of the first job of its class, behind which it waits; and what was stopped for it."""
     entry = ctx.state.jobs.get(job_id)
     key = ctx.queue.class_key(job_id)
     if entry is None or key is None:
         return None
-    return entry.job.deferral or ctx.state.jobs[ctx.queue.classes[key].head[1]].job.deferral
+    told = entry.job.deferral or ctx.state.jobs[ctx.queue.classes[key].head[1]].job.deferral
+    return replace(told, stopped=entry.stopped) if told is not None and entry.stopped else told
 
 
 def model_usage(ctx: Context, model_id: ModelId) -> tuple[tuple[SiteId, ...], int, int]:

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from atoll.cli import explain
-from atoll.model.ids import NodeId, PoolId, SiteId
+from atoll.model.ids import JobId, NodeId, Ordinal, PoolId, SiteId
 from atoll.model.job import Job, JobState, Priority
-from atoll.model.placement import Awaits, Claim, Deferral, Reason, Rejection
+from atoll.model.placement import Awaits, Claim, Deferral, Reason, Rejection, Stopped
+from atoll.wire.jobs import job_from_proto, job_to_proto
 from tests.unit.jobs_to_show import OTHER, QUEUED, story_of
 
 Shown = pytest.CaptureFixture[str]
@@ -68,3 +69,13 @@ def test_a_job_that_expired_before_anybody_looked_says_so(capsys: Shown) -> None
         "It expired while it waited in the queue: its start timeout of 3.00s passed.",
         "What it waited for is not known: no place had been looked for yet.",
     ]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_is_stopped_for_a_job_is_told_while_it_waits_and_when_it_expired_before_the_slot_was_empty(capsys: Shown, ended: bool) -> None:
+    one = Stopped(job_id=JobId("j-9"), ordinal=Ordinal(1), site_id=SiteId("osaka-1"), pool_id=PoolId("l4"), lost_us=41_000_000)
+    told = Deferral(since_us=2_000_000, until_us=5_000_000, waits_for=OTHER, rejections=(), stopped=(one,))
+    job = _expired(told) if ended else replace(QUEUED, deferral=told)
+    assert job_from_proto(job_to_proto(job)).deferral == told
+    explain.show(explain.Moment(job=job, now_us=9_000_000))
+    assert "  Stopped for it: j-9 at osaka-1/l4, 41.0s of its work to do again" in capsys.readouterr().out.splitlines()

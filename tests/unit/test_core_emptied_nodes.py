@@ -8,7 +8,7 @@ import pytest
 
 from atoll.model.attempt import AttemptState
 from atoll.model.ids import AttemptKey, NodeId, SiteId
-from atoll.model.job import Job
+from atoll.model.job import Job, JobState
 from atoll.model.shape import Shape
 from atoll.model.site import SiteRuntime
 from orchestrator.core import events
@@ -50,8 +50,8 @@ def _ever_emptied(fleet: Fleet) -> set[str]:
     return {attempt.slot.node_id for job in fleet.jobs.values() for attempt in job.attempts if attempt.key in stopped}
 
 
-def _urgent(fleet: Fleet) -> Job:
-    fleet.submit(spec("x", prompt="urgent", priority=URGENT, simulated=True))
+def _urgent(fleet: Fleet, **limits: int) -> Job:
+    fleet.submit(spec("x", prompt="urgent", priority=URGENT, simulated=True, **limits))
     return next(job for job in fleet.jobs.values() if job.spec.prompt == "urgent")
 
 
@@ -92,3 +92,14 @@ def test_for_a_job_that_two_emptied_slots_did_not_help_no_third_is_emptied(befor
             fleet.end_attempt("a", key, AttemptState.STOPPED)
     fleet.wait(5, reporting=("a",))
     assert {one.site_id for one in entry.stopped} == {"a"} and _ever_emptied(fleet) == again
+
+
+def test_while_it_waits_a_job_says_what_is_stopped_for_it_and_one_that_expires_then_too() -> None:
+    fleet = _full(has_x="p-0")
+    job = _urgent(fleet, start_timeout_ms=10_000)
+    told = fleet.machine.deferral_of(job.job_id)
+    stopping = {key for key, one in fleet.agents[SiteId("a")].attempts.items() if one.stop}
+    assert told is not None and {AttemptKey(job_id=one.job_id, ordinal=one.ordinal) for one in told.stopped} == stopping
+    fleet.wait(11, reporting=("a",))
+    ended = fleet.jobs[job.job_id]
+    assert ended.state is JobState.EXPIRED and ended.deferral is not None and ended.deferral.stopped == told.stopped
