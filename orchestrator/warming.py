@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+import structlog
+
 from atoll.model.gpu import GpuType
 from atoll.model.ids import (
     ChangeSeq,
@@ -36,7 +38,9 @@ from orchestrator.core.events import Event, RequestRef, SessionRef, Submission
 from orchestrator.core.machine import Machine, new_machine
 from orchestrator.core.placement.machine_code import COMPILED
 from orchestrator.core.placement.policy import Policy
-from orchestrator.stale_code import forget_stale
+from orchestrator.stale_code import forget_stale, is_kept
+
+_log = structlog.get_logger(__name__)
 
 _GB: Final = 10**9
 _GPU: Final = GpuTypeId("warming")
@@ -55,6 +59,10 @@ def warm_up(policy: Policy) -> None:
     """Returns when every loop of placing is machine code, and none is kept of other versions; at once where there is no compiler."""
     if not COMPILED:
         return
+    if not is_kept():
+        _log.info(
+            "compiling", what="the loops of placing", takes="some 10 s, once for each version", calls="are answered from 'serving' on"
+        )
     forget_stale()
     machine = _fleet(policy)
     now_us = _STEP_US

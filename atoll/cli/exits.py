@@ -88,6 +88,8 @@ def hint_of(error: AtollError) -> str:
     match error:
         case errors.InternalError(reference=reference) if reference:
             return f"the orchestrator's log has the cause under reference {reference}"
+        case errors.UnavailableError() if errors.SAYS_NOTHING in str(error):
+            return "an orchestrator that is starting answers in a moment, the first time after some 10 s: try again; it logs 'serving' then"
         case errors.UnavailableError() if "no orchestrator" in str(error):
             return "start one with 'atoll up', or name another with --address HOST:PORT or ATOLL_ADDRESS"
         case errors.ForbiddenError():

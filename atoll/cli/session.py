@@ -88,6 +88,8 @@ class Session:
     @contextmanager
     def client(self, connect_timeout_s: float | None = None) -> Iterator[Client]:
         """A client of the orchestrator that these options name; `connect_timeout_s`: how long it looks for one."""
+        # gRPC would log each try to connect in words of its own; an error says in one line what came of them.
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         from atoll.client import Client
         from atoll.client.patience import CONNECT_TIMEOUT_S
 

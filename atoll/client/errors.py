@@ -15,10 +15,23 @@ from atoll.model.job import Job
 
 # Every answer of an orchestrator carries it, also every refusal; what gRPC itself says of a broken connection does not.
 _ANSWERED_KEY: Final = "x-request-id"
-_WHY_CHARS: Final = 160
+# How gRPC tells the answer of a web server, whatever status it makes of that.
+_FOREIGN: Final = "received http2 header with status"
+# Whoever listens takes a connection before it can say anything: so does an orchestrator that starts.
+SAYS_NOTHING: Final = "something listens there and says nothing yet"
+# What gRPC calls what went wrong, and what a person calls it; the first sign that is found counts.
 _TROUBLES: Final = {
     "connection refused": "connection refused",
-    "certificate verify failed": "its TLS certificate is not signed by the given authority",
+    "before receiving settings": SAYS_NOTHING,
+    "handshake read failed": SAYS_NOTHING,
+    "failed parsing http/2": "what answers there is no orchestrator",
+    _FOREIGN: "what answers there is a web server or a proxy",
+    "connection reset": "the connection broke",
+    "broken pipe": "the connection broke",
+    "no route to host": "there is no way to it",
+    "unreachable": "there is no way to it",
+    "timed out": "no answer in time",
+    "certificate_verify_failed": "its TLS certificate is not signed by the given authority",
     "wrong_version_number": "it does not speak TLS",
     "ssl": "TLS handshake failed",
     "dns resolution failed": "its name cannot be resolved",
@@ -156,19 +169,22 @@ def of_rpc(error: Any, *, address: str) -> ClientError:
     """The error of a failed call, as either of gRPC's two APIs raises it."""
     code: grpc.StatusCode = error.code()
     trailers = tuple(error.trailing_metadata() or ())
-    if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED} and not any(key == _ANSWERED_KEY for key, _ in trailers):
-        return UnavailableError(f"no orchestrator answers at {address} ({_why(error.details() or '')})")
-    return of_status(code, error.details() or "", trailers)
+    details = error.details() or ""
+    broken = code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED} or _FOREIGN in details.lower()
+    if broken and not any(key == _ANSWERED_KEY for key, _ in trailers):
+        unanswered = UnavailableError(f"no orchestrator answers at {address} ({_why(details)})")
+        # Of use to who looks at a traceback, and to nobody else.
+        unanswered.add_note(f"gRPC: {details}")
+        return unanswered
+    return of_status(code, details, trailers)
 
 
 def _why(details: str) -> str:
     """What gRPC says of a connection that is not, in the words of a person."""
     lowered = details.lower()
-    for sign, words in _TROUBLES.items():
-        if sign in lowered:
-            return words
-    last = " ".join(details.rpartition("last error: ")[2].split())
-    return last[:_WHY_CHARS] or "the connection broke"
+    if "last error: " in lowered and "socket closed" in lowered:  # not later, in the middle of a call
+        return "it takes no connection without TLS, or is no orchestrator"
+    return next((words for sign, words in _TROUBLES.items() if sign in lowered), "no connection came about")
 
 
 def refuse_unreachable(error: ClientError, address: str) -> None:

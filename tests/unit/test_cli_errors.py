@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,6 +131,14 @@ def test_no_orchestrator_at_the_address(free_port: int, capsys: Shown, monkeypat
     monkeypatch.setenv("ATOLL_ADDRESS", f"127.0.0.1:{free_port}")
     assert main(["fleet"]) == Exit.UNAVAILABLE
     assert error_of(capsys) == f"no orchestrator answers at 127.0.0.1:{free_port} (connection refused)"
+
+
+def test_an_orchestrator_that_is_only_starting_is_worth_another_try(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert main(["fleet", "--address", f"127.0.0.1:{listener.getsockname()[1]}"]) == Exit.UNAVAILABLE
+    error, hint = capfd.readouterr().err.splitlines()
+    assert error.endswith("(something listens there and says nothing yet)")
+    assert "try again" in hint and "atoll up" not in hint, "one is there already"
 
 
 def test_shared_options_stand_before_or_after_the_verb(address: str, capsys: Shown) -> None:

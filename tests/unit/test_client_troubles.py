@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
+import socket
+import struct
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -29,7 +33,7 @@ from atoll.client import (
     StateError,
     UnavailableError,
 )
-from atoll.client.errors import ClientError, SettingsError
+from atoll.client.errors import SAYS_NOTHING, ClientError, SettingsError
 from atoll.model.job import JobState
 from tests.unit.broken_orchestrator import CONTENT, Service, Troubles, serving
 
@@ -306,6 +310,44 @@ def test_no_orchestrator_is_said_with_its_address(free_port: int) -> None:
 
     with pytest.raises(UnavailableError, match="connection refused"):
         asyncio.run(ask())
+
+
+def reset(taken: socket.socket) -> None:
+    """Closed so that the other side hears of it as an error."""
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    taken.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (None, SAYS_NOTHING),
+        (lambda taken: taken.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "what answers there is no orchestrator"),
+        (socket.socket.close, "it takes no connection without TLS, or is no orchestrator"),
+        (reset, "the connection broke"),
+    ],
+)
+def test_what_listens_there_and_is_no_orchestrator_is_told_in_plain_words(
+    answer: Callable[[socket.socket], object] | None, said: str
+) -> None:
+    taken: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def listen() -> None:
+            with contextlib.suppress(OSError):
+                while answer is not None:
+                    taken.append(listener.accept()[0])
+                    answer(taken[-1])
+
+        threading.Thread(target=listen, daemon=True).start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with Client(address, connect_timeout_s=0.5) as client, pytest.raises(UnavailableError) as caught:
+            client.fleet()
+        listener.shutdown(socket.SHUT_RDWR)
+    for one in taken:
+        one.close()
+    assert str(caught.value) == f"no orchestrator answers at {address} ({said})"
+    assert any("gRPC: " in note for note in caught.value.__notes__), "whoever looks at a traceback sees what it was"
 
 
 def test_one_of_several_addresses_is_enough(service: Service, free_ports: Callable[[], int]) -> None:

@@ -25,10 +25,11 @@ _SOURCES: Mapping[str, str] = {
     "loop.py": f"from leaf import fee\n{_JIT}@jit\ndef total(x):\n    return fee(x) + 1\n",
 }
 _PROGRAM = """
-from orchestrator.stale_code import forget_stale
+from orchestrator.stale_code import forget_stale, is_kept
 from loop import total
+kept = is_kept()
 gone = forget_stale()
-print(total(100), sum(total.stats.cache_hits.values()), gone)
+print(total(100), sum(total.stats.cache_hits.values()), gone, int(kept))
 """
 
 
@@ -37,6 +38,7 @@ class Install:
 
     def __init__(self, folder: Path, *, writable: bool = True) -> None:
         self.folder, self.cache = folder / "installed", folder / "cache"
+        self.kept = False  # whether the last run said that it has nothing to compile, before it began
         self.folder.mkdir()
         for name, text in _SOURCES.items():
             (self.folder / name).write_text(text)
@@ -54,7 +56,9 @@ class Install:
         program = [sys.executable, "-B", "-c", _PROGRAM]
         ended = subprocess.run(program, capture_output=True, text=True, cwd=self.folder, timeout=100, env=environment)
         assert ended.returncode == 0, ended.stderr
-        result, hits, gone = map(int, ended.stdout.split())
+        result, hits, gone, kept = map(int, ended.stdout.split())
+        self.kept = bool(kept)
+        assert not self.kept or hits, "who says so compiles nothing"
         return result, hits, gone
 
 
@@ -65,7 +69,9 @@ def test_a_constant_of_another_module_that_changes_is_compiled_anew(tmp_path: Pa
     result, hits, gone = install.run()
     assert (result, hits) == (401, 0), "machine code of the old price"
     assert gone == 4, "an index and the code of each of the two loops"
+    assert not install.kept
     assert install.run() == (401, 1, 0), "only the first start pays"
+    assert install.kept, "and the second knows that it will not"
     install.change("leaf.py", "x * FEE", "x - FEE")
     assert install.run()[:2] == (97, 0)
 
@@ -73,7 +79,7 @@ def test_a_constant_of_another_module_that_changes_is_compiled_anew(tmp_path: Pa
 def test_where_sources_are_read_only_the_users_folder_holds_it(tmp_path: Path) -> None:
     install = Install(tmp_path, writable=False)
     assert install.run() == (301, 0, 0)
-    assert install.run() == (301, 1, 0)
+    assert install.run() == (301, 1, 0) and install.kept
     install.change("rows.py", "PRICE = 3", "PRICE = 4")
     assert install.run()[:2] == (401, 0)
 
