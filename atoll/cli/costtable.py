@@ -54,6 +54,7 @@ _PHASES: Final[tuple[tuple[str, tuple[str, ...], str, Component | None], ...]] =
     ("run (execution)", ("execution",), "run_us", Component.EXECUTION),
     ("upload (output)", ("output",), "upload_us", Component.UPLOAD),
 )
+_OVERLAP: Final = "at the same time"
 _COMPONENTS: Final = tuple(Component)
 
 
@@ -222,36 +223,43 @@ def rejections(found: Sequence[Rejection], title: str, listed: Sequence[Candidat
 def phases(attempt: Attempt, explanation: Explanation) -> None:
     """Predicted against actual, a line per phase. What goes on while the attempt waits is counted once: a line takes it off. The last but
     one holds what has no measure of its own, so that the lines add up."""
-    names, chosen = explanation.term_names, explanation.chosen
     took_us = attempt.ended_us - attempt.leased_us
     corrected = any(factor and abs(factor - _WHOLE) >= _SHOWN_MILLI for factor in attempt.factors_milli)
-    lines: list[_Phase] = []
-    for title, terms, field_, component in _PHASES:
-        predicted_us = sum(term(names, chosen, name) for name in terms)
-        actual_us: int = getattr(attempt.times, field_)
-        if predicted_us or actual_us > 0:
-            factor = _factor(attempt, _corrected_as(component, chosen))
-            lines.append(_Phase(title=title, predicted_us=predicted_us, actual_us=actual_us, factor=factor, compared=True))
-    # A fetch begins when the attempt is queued at the site, whoever else waits for it.
-    at_once_us = -min(max(attempt.times.waiting_us, 0), max(attempt.times.fetch_us, 0))
-    overlap_us = term(names, chosen, "overlap")
-    if overlap_us or at_once_us:
-        lines.append(_Phase(title="at the same time", predicted_us=overlap_us, actual_us=at_once_us))
-    rest_us = attempt.predicted_us - sum(line.predicted_us for line in lines), took_us - sum(line.passed_us for line in lines)
-    lines.append(_Phase(title="the rest", predicted_us=rest_us[0], actual_us=rest_us[1]))
-    whole = _Phase(title="all of it", predicted_us=attempt.predicted_us, actual_us=took_us, compared=True)
+    lines = phases_of(attempt, explanation)
+    whole = Phase(title="all of it", predicted_us=attempt.predicted_us, actual_us=took_us, compared=True)
     ended = "" if attempt.state is AttemptState.SUCCEEDED else f", until it {_ENDS.get(attempt.state, attempt.state.value)}"
     say(f"  Predicted against actual, in seconds{ended}:")
     titles = ["PHASE", "PREDICTED", "ACTUAL", "OFF", "CORRECTED"]
     width = len(titles) if corrected else len(titles) - 1
     table(titles[:width], [row[:width] for row in _phase_rows(lines, whole)], frozenset(range(1, width)), indent="    ")
     more = "; corrected: by what earlier attempts had taught" if corrected else ""
-    once = "at the same time: what is fetched while it waits, counted once; " if overlap_us or at_once_us else ""
+    once = "at the same time: what is fetched while it waits, counted once; " if any(line.title == _OVERLAP for line in lines) else ""
     say(f"    ({once}the rest: messages and the job's own files{more})")
 
 
+def phases_of(attempt: Attempt, explanation: Explanation) -> list[Phase]:
+    """The lines of `phases`, which add up to what was predicted and to what it took."""
+    names, chosen = explanation.term_names, explanation.chosen
+    lines: list[Phase] = []
+    for title, terms, field_, component in _PHASES:
+        predicted_us = sum(term(names, chosen, name) for name in terms)
+        actual_us: int = getattr(attempt.times, field_)
+        if predicted_us or actual_us > 0:
+            factor = _factor(attempt, _corrected_as(component, chosen))
+            lines.append(Phase(title=title, predicted_us=predicted_us, actual_us=actual_us, factor=factor, compared=True))
+    # A fetch begins when the attempt is queued at the site, whoever else waits for it.
+    at_once_us = -min(max(attempt.times.waiting_us, 0), max(attempt.times.fetch_us, 0))
+    overlap_us = term(names, chosen, "overlap")
+    if overlap_us or at_once_us:
+        lines.append(Phase(title=_OVERLAP, predicted_us=overlap_us, actual_us=at_once_us))
+    rest_us = attempt.predicted_us - sum(line.predicted_us for line in lines)
+    left_us = attempt.ended_us - attempt.leased_us - sum(line.passed_us for line in lines)
+    lines.append(Phase(title="the rest", predicted_us=rest_us, actual_us=left_us))
+    return lines
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Phase:
+class Phase:
     """A line of predicted against actual; `actual_us` of what has no beginning or end is negative where it never came to it."""
 
     title: str
@@ -262,14 +270,16 @@ class _Phase:
 
     @property
     def happened(self) -> bool:
+        """Whether it came to it, or is no phase of its own."""
         return not self.compared or self.actual_us >= 0
 
     @property
     def passed_us(self) -> int:
+        """What it took; 0 where it never came to it."""
         return self.actual_us if self.happened else 0
 
 
-def _phase_rows(lines: Sequence[_Phase], whole: _Phase) -> list[list[str]]:
+def _phase_rows(lines: Sequence[Phase], whole: Phase) -> list[list[str]]:
     """Cells of the lines and of their sum, rounded so that what is printed adds up."""
     unit = unit_us(max(whole.predicted_us, whole.actual_us))
     predicted = shares([line.predicted_us for line in lines], whole.predicted_us, unit)

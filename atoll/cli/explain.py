@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
 
-from atoll.cli import calibrated, costtable, heldback, outlook
+from atoll.cli import calibrated, costtable, heldback, outlook, overdue
 from atoll.cli.costtable import Legend
-from atoll.cli.figures import change, count, duration
+from atoll.cli.figures import count, duration
 from atoll.cli.output import Form, plain, printable, say, show_plain
 from atoll.model.attempt import ENDED, RETRIES, Attempt, AttemptState, FailureKind
 from atoll.model.job import TERMINAL, Job, JobState
@@ -179,9 +179,9 @@ def _story(moment: Moment) -> list[str]:
         case JobState.PLACED | JobState.RUNNING if last is not None:
             return [*_live(moment, last), *_patient(job, last), *_before(job.attempts[:-1])]
         case JobState.SUCCEEDED if last is not None:
-            return [_went(last), *_patient(job, last), _took(last), *_retold(last), *_before(job.attempts[:-1])]
+            return [_went(last), *_patient(job, last), *overdue.took(last), *_retold(last), *_before(job.attempts[:-1])]
         case _:
-            return [_ended_badly(job, last), *heldback.story(job), *_before(job.attempts[:-1])]
+            return [_ended_badly(job, last), *heldback.story(job), *_expired(job, last), *_before(job.attempts[:-1])]
 
 
 def _queued(moment: Moment, last: Attempt | None) -> list[str]:
@@ -259,21 +259,13 @@ def _patient(job: Job, last: Attempt) -> list[str]:
     return outlook.patient(told.term_names, told.chosen, told.others, rule=told.rule, due_us=due_us, past=True)
 
 
-def _took(last: Attempt) -> str:
-    took_us = last.ended_us - last.leased_us
-    told = last.explanation
-    late = f", and at most {duration(told.p90_us)} for nine of ten such jobs" if told is not None and told.p90_us else ""
-    return f"It took {duration(took_us)}; {duration(last.predicted_us)} had been predicted ({change(last.predicted_us, took_us)}){late}."
-
-
 def _retold(last: Attempt) -> list[str]:
     return calibrated.recorrected(last.explanation, last.predicted_us) if last.explanation is not None else []
 
 
 def _ended_badly(job: Job, last: Attempt | None) -> str:
     where = f"while it waited in the queue{heldback.standing(job)}"
-    # An attempt that is stopped for it ends a moment after the job.
-    if last is not None and (last.state not in ENDED or last.ended_us >= job.ended_us):
+    if last is not None and _was_there(job, last):
         where = f"while it {'ran' if last.running_us else 'was'} at {last.site_id}"
     match job.state:
         case JobState.CANCELLED:
@@ -287,6 +279,15 @@ def _ended_badly(job: Job, last: Attempt | None) -> str:
             return f"It failed for good {when}: {job.failure.words} ({tries})."
         case _:
             return f"It ended {where}."
+
+
+def _was_there(job: Job, last: Attempt) -> bool:
+    """Whether a job ended while it was at a site. An attempt that is stopped for it ends a moment after the job."""
+    return last.state not in ENDED or last.ended_us >= job.ended_us
+
+
+def _expired(job: Job, last: Attempt | None) -> list[str]:
+    return overdue.expired(job, last) if job.state is JobState.EXPIRED and last is not None and _was_there(job, last) else []
 
 
 def _before(attempts: Sequence[Attempt]) -> list[str]:

@@ -75,7 +75,7 @@ def comparison(
     gain_us = other.total_us - chosen.total_us - turn_us
     sooner_us = time_us(names, other) - time_us(names, chosen) - turn_us
     if gain_us < -_TIE_US and other.wait_us:
-        return f"{duration(-gain_us)} more than {what}: those who wait for that already go first there"
+        return f"{duration(-gain_us)} of COST more than {what}: those who wait for that already go first there"
     if gain_us <= _TIE_US:
         return f"as good as {what}; of equals {_virtue(names, chosen, other)}"
     if sooner_us < 0 and unhurried(names, chosen):
@@ -84,7 +84,8 @@ def comparison(
         return f"{duration(-sooner_us)} later than {what}, but cheaper: prices there count {duration(gain_us - sooner_us)} more"
     if sooner_us * 2 >= gain_us:
         return f"{duration(sooner_us)} sooner than {what}"
-    return f"{duration(gain_us)} cheaper than {what}, {duration(sooner_us)} of it time"
+    made_of = f"{duration(sooner_us)} of that is time, the rest prices" if sooner_us else "all of that is prices"
+    return f"{duration(gain_us)} of COST better than {what}; {made_of}"
 
 
 def _virtue(names: Sequence[str], chosen: Candidate, other: Candidate) -> str:

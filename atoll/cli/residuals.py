@@ -52,7 +52,6 @@ _PARTS = {
 }
 # Gates are named as components are, but for the one of what people are told.
 _GATES = {TOTAL: "all of it, as quoted", WAIT: "waiting, as quoted"}
-_MEDIAN = f"{round((exp(MEDIAN_MAX_MILLI / 1_000) - 1) * 100)} %"
 _COVERED = f"{COVERAGE_MILLI[0] // 10} to {COVERAGE_MILLI[1] // 10} %"
 # What the headings mean, under the lines.
 _LEGEND = (
@@ -87,6 +86,10 @@ def add_to(app: typer.Typer) -> None:
 def _percent(milli: int) -> float:
     """Thousandths of a logarithm of a ratio as what the ratio is more than one, in percent."""
     return (exp(milli / 1_000) - 1) * 100
+
+
+# A median may be as many times less as it may be more.
+_MEDIAN = f"{_percent(MEDIAN_MAX_MILLI):.1f} % longer or {-_percent(-MEDIAN_MAX_MILLI):.1f} % less"
 
 
 def _who(row: Residual) -> str:
@@ -151,7 +154,7 @@ def calibrate(
     site: SiteOption = "",
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", show_default=False, help="Why; kept in the audit. With --reset.")] = "",
 ) -> None:
-    """Whether predictions may be believed: half of jobs within 5 % of what was predicted, 87 to 93 % within the P90; and what is quoted.
+    """Whether predictions may be believed: typically off by some 5 % at most, 87 to 93 % of jobs within the P90; and what is quoted.
 
     Exit code 0: every gate with enough attempts holds; 1: one fails; 8: none has enough yet.
     """
@@ -206,15 +209,15 @@ def _hint(failing: list[str]) -> str:
 def show(found: Calibration) -> None:
     """Gates, what quotes make of predictions, and how much was learned."""
     rows = [
-        [_GATES.get(gate.name, gate.name), str(gate.observations), _typically(gate), f"{gate.coverage_milli / 10:.0f} %", _verdict(gate)]
+        [_GATES.get(gate.name, gate.name), str(gate.observations), _typically(gate), _covered(gate), _verdict(gate)]
         for gate in found.gates
         if gate.observations
     ]
     if rows:
         say("What jobs that ended took, against what had been predicted of them:")
         table(["PREDICTED", "JOBS", "TYPICALLY TOOK", "WITHIN P90", "IN THE GATES"], rows, frozenset({1, 3}), indent="  ")
-        say(f"  (typically: half of them took longer, half less; P90: nine of ten should take no longer. In the gates: off by {_MEDIAN} at")
-        say(f"  most, {_COVERED} within their P90; judged from {GATE_ATTEMPTS} jobs on)")
+        say(f"  (typically: half of them took longer, half less; P90: nine of ten should take no longer. In the gates: at most {_MEDIAN},")
+        say(f"  {_COVERED} within their P90; judged from {GATE_ATTEMPTS} jobs on)")
     else:
         say("no attempt has ended since learning began")
     _show_quotes(found)
@@ -241,11 +244,24 @@ def _show_quotes(found: Calibration) -> None:
 
 
 def _typically(gate: Gate) -> str:
-    """The median ratio of what came to what was predicted, in words."""
-    percent = round(_percent(gate.median_milli))
-    if not percent:
+    """The median ratio of what came to what was predicted, in words; as exact as tells why it is not in its gate."""
+    percent = _percent(gate.median_milli)
+    most = _percent(MEDIAN_MAX_MILLI if percent > 0 else -MEDIAN_MAX_MILLI)
+    hidden = abs(gate.median_milli) > MEDIAN_MAX_MILLI and round(percent) == round(most)
+    if not round(percent):
         return "as predicted"
-    return f"{abs(percent)} % {'longer' if percent > 0 else 'less'}"
+    return f"{abs(percent):.{1 if hidden else 0}f} % {'longer' if percent > 0 else 'less'}"
+
+
+def _covered(gate: Gate) -> str:
+    """The share within the P90, likewise."""
+    percent = gate.coverage_milli / 10
+    hidden = not _is_covered(gate) and round(percent) in (COVERAGE_MILLI[0] // 10, COVERAGE_MILLI[1] // 10)
+    return f"{percent:.{1 if hidden else 0}f} %"
+
+
+def _is_covered(gate: Gate) -> bool:
+    return COVERAGE_MILLI[0] <= gate.coverage_milli <= COVERAGE_MILLI[1]
 
 
 def _verdict(gate: Gate) -> str:
@@ -256,6 +272,6 @@ def _verdict(gate: Gate) -> str:
     amiss = []
     if abs(gate.median_milli) > MEDIAN_MAX_MILLI:
         amiss.append(f"it takes {_typically(gate)}")
-    if not COVERAGE_MILLI[0] <= gate.coverage_milli <= COVERAGE_MILLI[1]:
+    if not _is_covered(gate):
         amiss.append("P90 is exceeded too often" if gate.coverage_milli < COVERAGE_MILLI[0] else "P90 is too cautious")
     return f"no: {', '.join(amiss)}"

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,19 @@ def test_a_gate_that_fails_says_how_and_where_to_look(capsys: Shown) -> None:
     assert ["fetch", "300", "7 % less", "70 %", "no: it takes 7 % less, P90 is exceeded too often"] in lines
     assert ["load", "41", "as predicted", "90 %", "too few jobs yet: 41 of 200"] in lines
     assert ["execution", "250", "4 % longer", "91 %", "yes"] in lines
-    assert "off by 5 % at" in out and "87 to 93 % within their P90; judged from 200 jobs on" in out
+    assert "at most 5.1 % longer or 4.9 % less," in out and "87 to 93 % within their P90; judged from 200 jobs on" in out
+    for median_milli, coverage_milli, cells in (
+        (51, 900, ["5.2 % longer", "90 %", "no: it takes 5.2 % longer"]),
+        (-51, 900, ["5.0 % less", "90 %", "no: it takes 5.0 % less"]),
+        (0, 869, ["as predicted", "86.9 %", "no: P90 is exceeded too often"]),
+        (0, 931, ["as predicted", "93.1 %", "no: P90 is too cautious"]),
+        (50, 930, ["5 % longer", "93 %", "yes"]),
+    ):
+        passed = cells[-1] == "yes"
+        edge = Gate(name="wait", observations=300, median_milli=median_milli, coverage_milli=coverage_milli, enough=True, passed=passed)
+        show(replace(shown, gates=(edge,)))
+        line = next(line for line in capsys.readouterr().out.splitlines() if "waiting, as quoted" in line)
+        assert [cell.strip() for cell in line.split("   ") if cell.strip()][2:] == cells, "rounding does not hide why"
     with pytest.raises(CliError) as both:
         judged(shown)
     assert "atoll costs residuals --component fetch" in (both.value.hint or "")

@@ -172,7 +172,7 @@ def test_waiting_that_is_later_and_cheaper_says_both(capsys: Shown) -> None:
     assert "as good as fetching" in story[0]
     taken = replace(CHOSEN, total_us=2_010_000, wait_us=1_000_000)
     told = outlook.comparison(WAITS.term_names, chosen, [taken], 24 * 10**9, rule="cost")
-    assert told.startswith("9.99s more than ") and told.endswith(": those who wait for that already go first there")
+    assert told.startswith("9.99s of COST more than ") and told.endswith(": those who wait for that already go first there")
 
 
 def test_a_job_that_nobody_can_take_now_and_one_that_nobody_ever_can(capsys: Shown) -> None:
