@@ -9,6 +9,7 @@ import pytest
 from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import AttemptKey, ModelId, SiteId
 from atoll.model.job import JobState
+from orchestrator.core import events
 from orchestrator.core.events import TimerFired
 from orchestrator.core.machine import restore
 from orchestrator.core.placement.policies import POLICIES
@@ -107,6 +108,48 @@ def test_a_small_gain_is_no_reason_to_move() -> None:
     name, other, second = _full(fleet)
     fleet.end_attempt(other, next(iter(fleet.agents[SiteId(other)].attempts)))
     assert not fleet.agents[SiteId(name)].attempts[second].stop
+
+
+def test_who_begins_in_a_moment_stays_however_much_waits_behind_it() -> None:
+    """Three stand one behind the other at a, the first of them nearly done, when b opens with a slot for each of the others."""
+    sites = (site("a", pool("p", gpus=1)), site("b", pool("p", gpus=2)))
+    fleet = Fleet(*sites, models=(model("m", 70),), policy=Policy(slot_depth=3))
+    for name, slot in (("a", 0), ("b", 0), ("b", 1)):
+        fleet.warm(name, "p-0", slot, "m", 70)
+        fleet.report(name)
+    fleet.ask(events.SiteCordoned, actor="t", reason="r", site_id="b")
+    fleet.submit(*(spec("m", prompt=str(number), shape=_LONG) for number in range(3)))
+    attempts = fleet.agents[SiteId("a")].attempts
+    first, second, third = attempts
+    fleet.running("a", first, steps=990)
+    fleet.ask(events.SiteUncordoned, actor="t", reason="r", site_id="b")
+    assert [attempts[key].stop for key in (first, second, third)] == [False, False, True]
+
+
+def test_those_for_whom_one_copy_more_does_not_pay_keep_nobody_from_a_slot_in_which_his_model_is() -> None:
+    """Twenty kinds of jobs wait longest, and could load at b, from its memory, what has copies enough; then one whose model is there."""
+    kinds = 20
+    sites = (site("a", pool("p", nodes=3, gpus=7)), site("b", pool("p", gpus=1)))
+    fleet = Fleet(*sites, models=(model("m", 40), model("n", 30)), checked=False)
+    for slot in range(kinds):
+        fleet.warm("a", f"p-{slot // 7}", slot % 7, "m", 40)
+    for name, node, gpu in (("a", "p-2", 6), ("b", "p-0", 0)):
+        fleet.warm(name, node, gpu, "n", 30)
+    fleet.agents[SiteId("b")].disk.add("m")
+    fleet.agents[SiteId("b")].host["p-0"] = {"m"}
+    for name in "ab":
+        fleet.report(name)
+    fleet.ask(events.SiteCordoned, actor="t", reason="r", site_id="b")
+    fleet.submit(*(spec("m", prompt=str(number), shape=replace(_LONG, steps=80)) for number in range(kinds)))
+    fleet.submit(spec("n", prompt="first", shape=replace(_LONG, steps=60)))
+    attempts = fleet.agents[SiteId("a")].attempts
+    for key in list(attempts):
+        fleet.running("a", key)
+    fleet.submit(*(spec("m", shape=replace(_LONG, width=64 + 8 * number, steps=20)) for number in range(kinds)))
+    fleet.submit(spec("n", prompt="second"))
+    assert len(attempts) == 2 * kinds + 2
+    fleet.ask(events.SiteUncordoned, actor="t", reason="r", site_id="b")
+    assert [told.spec.prompt for told in attempts.values() if told.stop] == ["second"]
 
 
 def test_waiting_jobs_come_before_moves() -> None:
