@@ -14,11 +14,10 @@ from atoll.model.job import Job, JobState, Priority
 from atoll.model.report import AttemptProgress
 from atoll.model.shape import Shape
 from orchestrator.core import events
-from orchestrator.core.machine import restore
 from orchestrator.core.outputs import AttemptPreempted
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.preemption import Rules, Waiter, Work, best_of, worth_of
-from tests.unit.fleet_of_machines import BATCH, GPUS, SECOND, URGENT, Fleet, model, pool, site, spec
+from tests.unit.fleet_of_machines import BATCH, SECOND, URGENT, Fleet, model, pool, site, spec
 
 RULES = Rules(times_max=2, margin_milli=250, gain_min_us=2 * SECOND, tail_milli=100)
 WAITER = Waiter(rank=0, weight_milli=5_000, wait_us=60 * SECOND, hold_us=5 * SECOND)
@@ -171,60 +170,6 @@ def test_an_urgent_job_of_another_model_gets_a_slot_and_the_batch_job_ends_later
     victim = fleet.jobs[victim.job_id]
     assert [attempt.state for attempt in victim.attempts] == [AttemptState.STOPPED, AttemptState.SUCCEEDED]
     assert not fleet.machine.context.bound.by_pool and not fleet.machine.context.bound.giving_way
-
-
-def _emptied_for_urgent(b_has: str) -> tuple[Fleet, Job]:
-    """The only slot of a is being emptied for an urgent job of model x, which a has on disk, when b opens, which has idle slots."""
-    fleet = Fleet(site("a", pool("p", gpus=1)), site("b", pool("p", gpus=1)), models=(model("m"), model("x", 5)))
-    fleet.warm("a", "p-0", 0, "m")
-    fleet.agents[SiteId("a")].disk = {"m", "x"}
-    if b_has:
-        fleet.warm("b", "p-0", 0, b_has, 5)
-    fleet.report("a")
-    fleet.report("b")
-    fleet.ask(events.SiteCordoned, site_id=SiteId("b"), actor="ops", reason="later")
-    fleet.submit(*(spec(prompt=f"batch {number}", priority=BATCH, shape=LONG) for number in range(2)))
-    fleet.running("a", _executing(fleet)[0], steps=100)
-    fleet.submit(spec("x", prompt="urgent", priority=URGENT))
-    assert len(_stopping(fleet)) == 2 and _of(fleet, "urgent").state is JobState.QUEUED
-    fleet.ask(events.SiteUncordoned, site_id=SiteId("b"), actor="ops", reason="")
-    return fleet, _of(fleet, "urgent")
-
-
-def test_nobody_is_stopped_for_a_job_that_then_goes_to_a_place_that_is_no_better() -> None:
-    """At b the weights would have to be fetched for five seconds; what was stopped at a ends with its step."""
-    fleet, urgent = _emptied_for_urgent("")
-    assert urgent.state is JobState.QUEUED, "its slot is empty in a moment"
-    stopping = _stopping(fleet)
-    for key in stopping:
-        fleet.end_attempt("a", key, AttemptState.STOPPED)
-    (attempt,) = _of(fleet, "urgent").attempts
-    assert attempt.site_id == "a" and attempt.explanation is not None
-    told = attempt.explanation.stopped
-    assert {AttemptKey(job_id=one.job_id, ordinal=one.ordinal) for one in told} == set(stopping)
-    assert all((one.site_id, one.pool_id) == ("a", "p") for one in told) and max(one.lost_us for one in told) > 10 * SECOND
-    context = fleet.machine.context
-    assert not context.state.jobs[urgent.job_id].stopped, "it is told once"
-
-
-def test_a_job_for_which_a_slot_is_emptied_goes_where_it_is_better_and_says_what_was_stopped_for_it() -> None:
-    _, urgent = _emptied_for_urgent("x")
-    (attempt,) = urgent.attempts
-    assert attempt.site_id == "b" and attempt.explanation is not None and len(attempt.explanation.stopped) == 2
-
-
-def test_a_stop_that_takes_too_long_is_not_waited_for() -> None:
-    fleet, urgent = _emptied_for_urgent("")
-    fleet.wait(10, reporting=("a", "b"))
-    (attempt,) = _of(fleet, urgent.spec.prompt).attempts
-    assert attempt.site_id == "b"
-
-
-def test_what_is_stopped_for_a_job_is_kept_in_a_snapshot() -> None:
-    fleet, urgent = _emptied_for_urgent("")
-    again = restore(fleet.machine.snapshot(), fleet.policy, GPUS)
-    assert again.snapshot() == fleet.machine.snapshot()
-    assert len(again.context.state.jobs[urgent.job_id].stopped) == 2
 
 
 def test_an_urgent_job_bound_behind_batch_work_of_its_model_goes_at_the_next_step() -> None:
