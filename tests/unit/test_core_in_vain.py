@@ -13,6 +13,7 @@ from atoll.model.placement import Reason
 from atoll.model.quote import Quote, Verdict
 from orchestrator.core import events
 from orchestrator.core.machine import restore
+from orchestrator.core.outputs import PublishJob
 from orchestrator.core.placement.policy import ALL_TERMS, Policy, Rule
 from tests.unit.fleet_of_machines import GPUS, SECOND, Fleet, model, pool, site, spec
 
@@ -130,6 +131,25 @@ def test_a_slot_that_comes_free_goes_to_who_has_the_time() -> None:
     fleet.end_attempt("a", busy.attempts[0].key, after_us=2 * run_us)
     assert fleet.job(behind.job_id).state in {JobState.PLACED, JobState.RUNNING}
     assert [fleet.job(job.job_id).state for job in (late, waits)] == [JobState.QUEUED, JobState.PLACED]
+
+
+def test_the_oldest_has_the_slot_that_is_due_to_it_although_it_comes_too_late() -> None:
+    """As above, but by the policy each slot is due to who has waited for a second: a try is all that it has left. It is placed as what it
+    is, and is told of no turn that passed on."""
+    fleet = _full(policy=Policy(silent_after_ms=10**9, ageing_ms=1_000, aged_every=1))
+    busy = _submit(fleet, spec("m", prompt="busy"))
+    _submit(fleet, spec("m", prompt="behind"))
+    run_us = busy.attempts[0].predicted_us
+    late = _submit(fleet, spec("m", prompt="late", deadline_ms=run_us * 5 // 2_000))
+    waits = _submit(fleet, spec("m", prompt="waits"))
+    begun = len(fleet.steps)
+    fleet.end_attempt("a", busy.attempts[0].key, after_us=2 * run_us)
+    assert [fleet.job(job.job_id).state for job in (late, waits)] == [JobState.PLACED, JobState.QUEUED]
+    (attempt,) = fleet.job(late.job_id).attempts
+    assert attempt.explanation is not None
+    assert attempt.explanation.chosen.terms_us[attempt.explanation.term_names.index("deadline")] > 0, "it is late there"
+    shown = [command.job for step in fleet.steps[begun:] for command in step.commands if isinstance(command, PublishJob)]
+    assert [job.state for job in shown if job.job_id == late.job_id] == [JobState.PLACED]
 
 
 def test_the_first_goes_first_where_all_are_late_or_none_is() -> None:

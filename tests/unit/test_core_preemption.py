@@ -227,8 +227,9 @@ def test_nothing_is_gives_way_to_an_equal_or_lower_priority(priority: Priority) 
     assert _stopping(fleet) == []
 
 
-def test_nothing_is_stopped_in_its_last_tenth() -> None:
-    fleet = _full(gpus=1, jobs=1)
+@pytest.mark.parametrize("jobs", [1, 2], ids=["alone", "with another behind it"])
+def test_nothing_is_stopped_in_its_last_tenth(jobs: int) -> None:
+    fleet = _full(gpus=1, jobs=jobs)
     (key,) = _executing(fleet)
     fleet.running("a", key, steps=950)
     fleet.submit(spec("x", prompt="urgent", priority=URGENT))
