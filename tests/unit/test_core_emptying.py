@@ -25,8 +25,8 @@ def _emptied_for_urgent(b_has: str = "", jobs: int = 1) -> tuple[Fleet, Job]:
     """All slots of a are being emptied for as many urgent jobs of model x, which a has on disk, when b opens, which has idle slots. The
     first of the urgent jobs."""
     fleet = Fleet(site("a", pool("p", gpus=jobs)), site("b", pool("p", gpus=jobs)), models=(model("m"), model("x", 5)))
-    for slot in range(jobs):
-        fleet.warm("a", "p-0", slot, "m")
+    for gpu in range(jobs):
+        fleet.warm("a", "p-0", gpu, "m")
     fleet.agents[SiteId("a")].disk = {"m", "x"}
     if b_has:
         fleet.warm("b", "p-0", 0, b_has, 5)

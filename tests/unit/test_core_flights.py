@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from atoll.model.attempt import Attempt, AttemptState, PhaseTimes
 from atoll.model.ids import ModelId, SiteId
 from atoll.model.learned import Component
-from atoll.model.quote import Quote
+from atoll.model.quote import Quote, Verdict
 from atoll.model.report import FetchFact, SiteReport
+from atoll.model.shape import Shape
+from atoll.model.site import SiteRuntime
 from orchestrator.core import events
 from orchestrator.core.machine import Machine, restore
 from orchestrator.core.placement.registry import TERM_NAMES
@@ -101,6 +105,20 @@ def test_a_fetch_that_begins_on_the_same_way_slows_the_one_that_is_under_way_unt
     assert abs(left_us(fleet) - 2 * alone_us) < SECOND // 10
     come(fleet, 0.5, m=4.25)  # the other is over, or was given up
     assert abs(left_us(fleet) - 5.75 * SECOND) < SECOND // 2
+
+
+@pytest.mark.parametrize(("pushed", "each_s"), [("", 1), ("n", 2)], ids=["alone", "beside another fetch"])
+def test_who_waits_for_a_flight_fetches_by_the_way_that_is_left_when_it_has_landed(pushed: str, each_s: int) -> None:
+    """The origin store is ten times as quick as a neighbour, so the next node fetches too, instead of the flight that then is over."""
+    quick = replace(site("a", pool("p", nodes=3, gpus=1), origin_gbs=10), wan_bytes_per_s=10 * GB, lan_bytes_per_s=GB)
+    fleet = Fleet(quick, models=(model("m"), model("n")), runtime=SiteRuntime.TWIN)
+    if pushed:
+        push(fleet, pushed)
+    began_us = fleet.now_us
+    fleet.submit(spec(simulated=True, shape=Shape(width=1024, height=1024, steps=1_000)))
+    found = fleet.machine.quote_job(spec(prompt="asked", simulated=True), fleet.now_us)
+    assert isinstance(found, Quote) and found.chosen is not None and found.verdict is Verdict.WAITS
+    assert abs(began_us + 2 * each_s * SECOND - fleet.now_us - found.chosen.terms_us[FETCH]) < SECOND // 100
 
 
 def test_the_eta_of_who_waits_follows_and_what_was_predicted_for_it_stays() -> None:
