@@ -15,7 +15,7 @@ from atoll.cli.output import say, table
 from atoll.cli.reasons import advice, meaning
 from atoll.model.attempt import Attempt, AttemptState
 from atoll.model.learned import Component
-from atoll.model.placement import PRICE_TERMS, Awaits, Candidate, Evicted, Explanation, FetchFrom, Reason, Rejection, Stopped
+from atoll.model.placement import PRICE_TERMS, Awaits, Candidate, Evicted, Explanation, FetchFrom, Reason, Rejection, Stopped, TooSmall
 from atoll.model.quote import Quote
 
 _LEGEND_CHARS: Final = 110
@@ -202,8 +202,11 @@ _STOPPED_NAMED: Final = 3
 _WAITED_FOR: Final = (Reason.NO_SLOT, Reason.NO_BLOCK, Reason.MEMORY_BUSY)
 
 
-def rejections(found: Sequence[Rejection], title: str, listed: Sequence[Candidate], quote: Quote | None = None) -> None:
-    """What was left out and why. Places that are `listed` to be waited for are possible: they are in the table above."""
+def rejections(
+    found: Sequence[Rejection], title: str, listed: Sequence[Candidate], quote: Quote | None = None, too_small: TooSmall | None = None
+) -> None:
+    """What was left out and why. Places that are `listed` to be waited for are possible: they are in the table above. With the figures of
+    a quote, or those that a decision kept."""
     at_once = {place(one) for one in listed if not one.wait_us}
     waited_for = len({place(one) for one in listed} - at_once)
     left = []
@@ -216,7 +219,7 @@ def rejections(found: Sequence[Rejection], title: str, listed: Sequence[Candidat
         return
     say(f"  {title}")
     ordered = sorted(left, key=lambda rejection: (-rejection.pools, rejection.reason.value))
-    rows = [[count(one.pools, "pool"), meaning(one.reason), advice(one.reason, quote)] for one in ordered]
+    rows = [[count(one.pools, "pool"), meaning(one.reason), advice(one.reason, quote, too_small)] for one in ordered]
     table(["HOW MANY", "WHY", "WHAT WOULD HAVE TO CHANGE"], rows, indent="    ")
 
 

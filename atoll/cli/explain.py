@@ -331,4 +331,4 @@ def _attempt(attempt: Attempt, legend: Legend) -> None:
     elif attempt.ended_us:
         took = duration(attempt.ended_us - attempt.leased_us)
         say(f"  Ended {took} after the decision; {duration(attempt.predicted_us)} had been predicted to the result")
-    costtable.rejections(told.rejections, "Not possible then:", [told.chosen, *told.others])
+    costtable.rejections(told.rejections, "Not possible then:", [told.chosen, *told.others], too_small=told.too_small)

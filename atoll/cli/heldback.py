@@ -48,7 +48,7 @@ def details(job: Job) -> None:
     told = job.deferral
     if job.state is JobState.EXPIRED and told is not None:
         say("")
-        costtable.rejections(told.rejections, "Not possible then:", _listed(told))
+        costtable.rejections(told.rejections, "Not possible then:", _listed(told), too_small=told.too_small)
 
 
 def _listed(told: Deferral) -> list[Candidate]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from atoll.cli.figures import duration, size, sizes
-from atoll.model.placement import MEANINGS, Reason
+from atoll.model.placement import MEANINGS, Reason, TooSmall
 from atoll.model.quote import Quote
 
 # What would have to change, in terms of this command line.
@@ -51,25 +51,36 @@ def remedy(reason: str) -> str:
     return _REMEDIES[known] if known is not None else ""
 
 
-def advice(reason: str, quote: Quote | None) -> str:
-    """As `remedy`, with the figures of a quote where it tells them."""
+def advice(reason: str, quote: Quote | None, too_small: TooSmall | None = None) -> str:
+    """As `remedy`, with figures where they are known: those of a quote, or of a decision what it kept of GPUs that were too small."""
     if quote is not None and reason in {Reason.PRICE_TOO_HIGH, Reason.LOAD_TOO_DEAR} and quote.price_usd_micros:
         wait = ", or wait: they may come" if reason == Reason.LOAD_TOO_DEAR else ", or make the job smaller"
         return f"raise --max-price to {_enough(quote.price_usd_micros)}{wait}"
     if quote is not None and reason == Reason.EVICTION_IN_VAIN and quote.short_us:
         return f"a --deadline or --start-timeout that is {duration(quote.short_us)} later, or wait for memory that nobody uses"
-    if quote is not None and reason == Reason.MEMORY_TOO_SMALL and quote.memory_bytes:
-        if quote.resident_bytes > quote.gpu_memory_bytes:
-            # Each GPU of a gang holds the whole model, as it is stored.
-            weights, largest = sizes(quote.resident_bytes, quote.gpu_memory_bytes)
-            alone = f"its weights alone take {weights}, the largest of these has {largest}"
-            return f"GPUs of {size(quote.memory_bytes)} and more: {alone}; no --size, --gpus or --precision helps"
-        # Activations, and the weights of adapters where it has some.
-        needed, largest = sizes(quote.memory_bytes, quote.gpu_memory_bytes)
-        more = f"weights of {size(quote.resident_bytes)} and {size(quote.memory_bytes - quote.resident_bytes)} beside them"
-        has = f"the largest of these has {largest}"
-        return f"a smaller --size, --batch or, of a film, --frames; or GPUs of {needed} and more: {more}, {has}"
+    short = quote.too_small if quote is not None else too_small
+    if short is not None and reason == Reason.MEMORY_TOO_SMALL:
+        return _larger(short)
     return remedy(reason)
+
+
+def _larger(found: TooSmall) -> str:
+    """What would do in place of GPUs that are too small: that depends on what alone is more than they have."""
+    held_bytes = found.weights_bytes + found.adapters_bytes
+    if found.weights_bytes > found.largest_bytes:
+        # Each GPU of a gang holds the whole model, as it is stored.
+        weights, largest = sizes(found.weights_bytes, found.largest_bytes)
+        alone = f"its weights alone take {weights}, the largest of these has {largest}"
+        return f"GPUs of {size(found.needed_bytes)} and more: {alone}; no --size, --gpus or --precision helps"
+    if held_bytes > found.largest_bytes:
+        held, largest = sizes(held_bytes, found.largest_bytes)
+        alone = f"its weights take {size(found.weights_bytes)} and with its adapters {held}, the largest of these has {largest}"
+        return f"fewer or smaller adapters; or GPUs of {size(found.needed_bytes)} and more: {alone}; no --size helps"
+    needed, largest = sizes(found.needed_bytes, found.largest_bytes)
+    adapters = f", {size(found.adapters_bytes)} of adapters" if found.adapters_bytes else ""
+    parts = f"weights of {size(found.weights_bytes)}{adapters} and {size(found.needed_bytes - held_bytes)} beside them"
+    has = f"the largest of these has {largest}"
+    return f"a smaller --size, --batch or, of a film, --frames; or GPUs of {needed} and more: {parts}, {has}"
 
 
 def _enough(usd_micros: int) -> str:

@@ -223,6 +223,17 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TooSmall:
+    """Why GPUs are too small for a job: what it needs of each, what of that its weights and those of its adapters take whatever its shape,
+    and what the largest of them has."""
+
+    needed_bytes: int
+    weights_bytes: int
+    adapters_bytes: int
+    largest_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deferral:
     """Waiting was the cheapest candidate (or there was none): what for, and until when it is looked at again. Of a job that expired while
     it waited also its place in the queue then, from 1, and how many waited; 0 while it waits. In answers also what was `stopped` for the
@@ -236,6 +247,7 @@ class Deferral:
     position: int = 0
     queue_length: int = 0
     stopped: tuple[Stopped, ...] = ()
+    too_small: TooSmall | None = None  # None: no GPU is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,3 +290,4 @@ class Explanation:
     p50_us: int = 0
     p90_us: int = 0
     rule: str = ""  # how the policy chose; "": by cost
+    too_small: TooSmall | None = None  # None: no GPU was

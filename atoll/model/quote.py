@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from atoll.model.ids import GpuTypeId, PoolId
-from atoll.model.placement import Candidate, Evicted, Reason, Rejection
+from atoll.model.placement import Candidate, Evicted, Reason, Rejection, TooSmall
 
 
 class Verdict(StrEnum):
@@ -104,9 +104,7 @@ class Quote:
     refusal: str = ""  # why a submit would be refused just now; "": it would not
     retry_after_ms: int = 0
     rule: str = ""  # how the policy chooses; "": by cost
-    resident_bytes: int = 0  # of the model in GPU memory, whatever the shape
-    memory_bytes: int = 0  # what the job needs of each GPU; 0: none is too small
-    gpu_memory_bytes: int = 0  # what the largest has of those that are too small
+    too_small: TooSmall | None = None  # None: no GPU is
     short_us: int = 0  # with so much more time at least one place would not evict in vain; 0: none would
     price_usd_micros: int = 0  # a limit with which the cheapest place that costs too much would do; 0: none costs too much
 

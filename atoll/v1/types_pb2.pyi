@@ -849,6 +849,38 @@ class Claim(_message.Message):
 Global___Claim: _TypeAlias = Claim  # noqa: Y015
 
 @_typing.final
+class TooSmall(_message.Message):
+    """Why GPUs are too small for a job: what it needs of each, what of that is weights, and what the largest of them has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEEDED_BYTES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
+    ADAPTERS_BYTES_FIELD_NUMBER: _builtins.int
+    LARGEST_BYTES_FIELD_NUMBER: _builtins.int
+    needed_bytes: _builtins.int
+    weights_bytes: _builtins.int
+    """of the model in GPU memory, whatever the shape"""
+    adapters_bytes: _builtins.int
+    """of the job's adapters, likewise"""
+    largest_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        needed_bytes: _builtins.int = ...,
+        weights_bytes: _builtins.int = ...,
+        adapters_bytes: _builtins.int = ...,
+        largest_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters_bytes", b"adapters_bytes", "largest_bytes", b"largest_bytes", "needed_bytes", b"needed_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TooSmall: _TypeAlias = TooSmall  # noqa: Y015
+
+@_typing.final
 class Deferral(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -860,6 +892,7 @@ class Deferral(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     QUEUE_LENGTH_FIELD_NUMBER: _builtins.int
     STOPPED_FIELD_NUMBER: _builtins.int
+    TOO_SMALL_FIELD_NUMBER: _builtins.int
     since_us: _builtins.int
     until_us: _builtins.int
     position: _builtins.int
@@ -875,6 +908,10 @@ class Deferral(_message.Message):
     def stopped(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stopped]:
         """for this job, since it was last placed"""
 
+    @_builtins.property
+    def too_small(self) -> Global___TooSmall:
+        """absent: no GPU is"""
+
     def __init__(
         self,
         *,
@@ -886,10 +923,11 @@ class Deferral(_message.Message):
         position: _builtins.int = ...,
         queue_length: _builtins.int = ...,
         stopped: _abc.Iterable[Global___Stopped] | None = ...,
+        too_small: Global___TooSmall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "waits_for", b"waits_for"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "too_small", b"too_small", "waits_for", b"waits_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "position", b"position", "queue_length", b"queue_length", "rejections", b"rejections", "since_us", b"since_us", "stopped", b"stopped", "until_us", b"until_us", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "position", b"position", "queue_length", b"queue_length", "rejections", b"rejections", "since_us", b"since_us", "stopped", b"stopped", "too_small", b"too_small", "until_us", b"until_us", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -974,6 +1012,7 @@ class Explanation(_message.Message):
     P90_US_FIELD_NUMBER: _builtins.int
     STOPPED_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
+    TOO_SMALL_FIELD_NUMBER: _builtins.int
     decided_us: _builtins.int
     policy: _builtins.str
     node_id: _builtins.str
@@ -1000,6 +1039,10 @@ class Explanation(_message.Message):
     def stopped(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stopped]:
         """for this job, at the place chosen or another one"""
 
+    @_builtins.property
+    def too_small(self) -> Global___TooSmall:
+        """absent: no GPU was"""
+
     def __init__(
         self,
         *,
@@ -1018,10 +1061,11 @@ class Explanation(_message.Message):
         p90_us: _builtins.int = ...,
         stopped: _abc.Iterable[Global___Stopped] | None = ...,
         rule: _builtins.str = ...,
+        too_small: Global___TooSmall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "too_small", b"too_small"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "decided_us", b"decided_us", "deferrals", b"deferrals", "evicted", b"evicted", "node_id", b"node_id", "others", b"others", "p50_us", b"p50_us", "p90_us", b"p90_us", "policy", b"policy", "queued_us", b"queued_us", "rejections", b"rejections", "rule", b"rule", "stopped", b"stopped", "term_names", b"term_names", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "decided_us", b"decided_us", "deferrals", b"deferrals", "evicted", b"evicted", "node_id", b"node_id", "others", b"others", "p50_us", b"p50_us", "p90_us", b"p90_us", "policy", b"policy", "queued_us", b"queued_us", "rejections", b"rejections", "rule", b"rule", "stopped", b"stopped", "term_names", b"term_names", "too_small", b"too_small", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1082,11 +1126,9 @@ class Quote(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
-    RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
-    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
-    GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     PRICE_USD_MICROS_FIELD_NUMBER: _builtins.int
     SHORT_US_FIELD_NUMBER: _builtins.int
+    TOO_SMALL_FIELD_NUMBER: _builtins.int
     at_us: _builtins.int
     verdict: Global___Verdict.ValueType
     policy: _builtins.str
@@ -1105,12 +1147,6 @@ class Quote(_message.Message):
     retry_after_ms: _builtins.int
     rule: _builtins.str
     """how the policy chooses"""
-    resident_bytes: _builtins.int
-    """of the model in GPU memory, whatever the shape"""
-    memory_bytes: _builtins.int
-    """what the job needs of each GPU; 0: none is too small"""
-    gpu_memory_bytes: _builtins.int
-    """what the largest has of those that are too small"""
     price_usd_micros: _builtins.int
     """a limit with which the cheapest place that costs too much would do; 0: none costs too much"""
     short_us: _builtins.int
@@ -1133,6 +1169,10 @@ class Quote(_message.Message):
 
     @_builtins.property
     def eta(self) -> Global___Eta: ...
+    @_builtins.property
+    def too_small(self) -> Global___TooSmall:
+        """absent: no GPU is"""
+
     def __init__(
         self,
         *,
@@ -1155,15 +1195,13 @@ class Quote(_message.Message):
         refusal: _builtins.str = ...,
         retry_after_ms: _builtins.int = ...,
         rule: _builtins.str = ...,
-        resident_bytes: _builtins.int = ...,
-        memory_bytes: _builtins.int = ...,
-        gpu_memory_bytes: _builtins.int = ...,
         price_usd_micros: _builtins.int = ...,
         short_us: _builtins.int = ...,
+        too_small: Global___TooSmall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "eta", b"eta"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "eta", b"eta", "too_small", b"too_small"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "at_us", b"at_us", "chosen", b"chosen", "egress_usd_micros", b"egress_usd_micros", "eta", b"eta", "evicted", b"evicted", "gpu_memory_bytes", b"gpu_memory_bytes", "gpu_usd_micros", b"gpu_usd_micros", "memory_bytes", b"memory_bytes", "others", b"others", "policy", b"policy", "predicted_us", b"predicted_us", "price_usd_micros", b"price_usd_micros", "queue_length", b"queue_length", "refusal", b"refusal", "rejections", b"rejections", "resident_bytes", b"resident_bytes", "retry_after_ms", b"retry_after_ms", "rule", b"rule", "short_us", b"short_us", "term_names", b"term_names", "turn_us", b"turn_us", "verdict", b"verdict", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "at_us", b"at_us", "chosen", b"chosen", "egress_usd_micros", b"egress_usd_micros", "eta", b"eta", "evicted", b"evicted", "gpu_usd_micros", b"gpu_usd_micros", "others", b"others", "policy", b"policy", "predicted_us", b"predicted_us", "price_usd_micros", b"price_usd_micros", "queue_length", b"queue_length", "refusal", b"refusal", "rejections", b"rejections", "retry_after_ms", b"retry_after_ms", "rule", b"rule", "short_us", b"short_us", "term_names", b"term_names", "too_small", b"too_small", "turn_us", b"turn_us", "verdict", b"verdict", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,6 +22,7 @@ from atoll.model.placement import (
     Reason,
     Rejection,
     Stopped,
+    TooSmall,
 )
 from atoll.v1 import types_pb2 as pb
 from atoll.wire import bounds
@@ -125,6 +126,26 @@ def _stopped_from_proto(msg: pb.Stopped) -> Stopped:
     )
 
 
+def too_small_to_proto(found: TooSmall) -> pb.TooSmall:
+    """Why GPUs are too small."""
+    return pb.TooSmall(
+        needed_bytes=found.needed_bytes,
+        weights_bytes=found.weights_bytes,
+        adapters_bytes=found.adapters_bytes,
+        largest_bytes=found.largest_bytes,
+    )
+
+
+def too_small_from_proto(msg: pb.TooSmall) -> TooSmall:
+    """FieldError naming the figure that cannot be."""
+    return TooSmall(
+        needed_bytes=bounds.number("needed_bytes", msg.needed_bytes, 0, bounds.COUNT_MAX),
+        weights_bytes=bounds.number("weights_bytes", msg.weights_bytes, 0, bounds.COUNT_MAX),
+        adapters_bytes=bounds.number("adapters_bytes", msg.adapters_bytes, 0, bounds.COUNT_MAX),
+        largest_bytes=bounds.number("largest_bytes", msg.largest_bytes, 0, bounds.COUNT_MAX),
+    )
+
+
 def claim_to_proto(claim: Claim) -> pb.Claim:
     """The block that is kept for a gang."""
     return pb.Claim(
@@ -162,6 +183,7 @@ def deferral_to_proto(deferral: Deferral) -> pb.Deferral:
         position=deferral.position,
         queue_length=deferral.queue_length,
         stopped=[_stopped_to_proto(one) for one in deferral.stopped],
+        too_small=None if deferral.too_small is None else too_small_to_proto(deferral.too_small),
     )
 
 
@@ -176,6 +198,7 @@ def deferral_from_proto(msg: pb.Deferral) -> Deferral:
         position=bounds.number("position", msg.position, 0, bounds.COUNT_MAX),
         queue_length=bounds.number("queue_length", msg.queue_length, 0, bounds.COUNT_MAX),
         stopped=bounds.each("stopped", msg.stopped, STOPPED_MAX, _stopped_from_proto),
+        too_small=bounds.part("too_small", msg.too_small, too_small_from_proto) if msg.HasField("too_small") else None,
     )
 
 
@@ -197,6 +220,7 @@ def explanation_to_proto(explanation: Explanation) -> pb.Explanation:
         p50_us=explanation.p50_us,
         p90_us=explanation.p90_us,
         rule=explanation.rule,
+        too_small=None if explanation.too_small is None else too_small_to_proto(explanation.too_small),
     )
 
 
@@ -218,4 +242,5 @@ def explanation_from_proto(msg: pb.Explanation) -> Explanation:
         p50_us=bounds.instant("p50_us", msg.p50_us),
         p90_us=bounds.instant("p90_us", msg.p90_us),
         rule=bounds.label("rule", msg.rule),
+        too_small=bounds.part("too_small", msg.too_small, too_small_from_proto) if msg.HasField("too_small") else None,
     )

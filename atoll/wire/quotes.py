@@ -24,6 +24,8 @@ from atoll.wire.placement import (
     reason_from_proto,
     rejection_from_proto,
     rejection_to_proto,
+    too_small_from_proto,
+    too_small_to_proto,
 )
 
 # By a warm replica, by one that lacks adapters, by loading.
@@ -67,9 +69,7 @@ def quote_to_proto(quote: Quote) -> pb.Quote:
         refusal=bounds.line(quote.refusal),
         retry_after_ms=quote.retry_after_ms,
         rule=quote.rule,
-        resident_bytes=quote.resident_bytes,
-        memory_bytes=quote.memory_bytes,
-        gpu_memory_bytes=quote.gpu_memory_bytes,
+        too_small=None if quote.too_small is None else too_small_to_proto(quote.too_small),
         price_usd_micros=quote.price_usd_micros,
         short_us=quote.short_us,
     )
@@ -97,9 +97,7 @@ def quote_from_proto(msg: pb.Quote) -> Quote:
         refusal=bounds.line(msg.refusal),
         retry_after_ms=_count("retry_after_ms", msg.retry_after_ms),
         rule=bounds.label("rule", msg.rule),
-        resident_bytes=_count("resident_bytes", msg.resident_bytes),
-        memory_bytes=_count("memory_bytes", msg.memory_bytes),
-        gpu_memory_bytes=_count("gpu_memory_bytes", msg.gpu_memory_bytes),
+        too_small=bounds.part("too_small", msg.too_small, too_small_from_proto) if msg.HasField("too_small") else None,
         price_usd_micros=_count("price_usd_micros", msg.price_usd_micros),
         short_us=bounds.number("short_us", msg.short_us, 0, bounds.TIME_US_MAX),
     )

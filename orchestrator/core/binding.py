@@ -51,6 +51,7 @@ def bind(ctx: Context, entry: JobEntry, model: ModelSpec, board: Board, row: int
         weights_bytes=model.weights_bytes,
         p50_us=told.p50_us,
         p90_us=told.p90_us,
+        too_small=board.estimate.too_small,
     )
     attempt = Attempt(
         key=key,

@@ -140,7 +140,7 @@ def _in_time(ctx: Context, waiting: JobClass, board: Board) -> tuple[int, Board]
     if short_us <= 0 or len(waiting.members) == 1 or waiting.favour is Favour.AGED:
         return 0, board
     head = waiting.head[1]
-    had, rejections, tried = (board.slack_us, board.begin_us), board.rejections(), 0
+    had, told, tried = (board.slack_us, board.begin_us), _deferral(ctx, board, ctx.now_us + ctx.policy.recheck_idle_ms * 1_000, None), 0
     for position, job_id in enumerate(waiting.in_turn()):
         has = _due(ctx, job_id)
         later = any(limit_us + short_us <= now_us for limit_us, now_us in zip(had, has, strict=True) if limit_us < NO_DEADLINE)
@@ -149,8 +149,7 @@ def _in_time(ctx: Context, waiting: JobClass, board: Board) -> tuple[int, Board]
         tried += 1
         found = _score(ctx, waiting, board.estimate, job_id=job_id)
         if found.short_us() <= 0:
-            until_us = ctx.now_us + ctx.policy.recheck_idle_ms * 1_000
-            _tell(ctx, head, Deferral(since_us=ctx.now_us, until_us=until_us, waits_for=None, rejections=rejections))
+            _tell(ctx, head, told)
             return position, found
         if tried == _TRIED_MAX:
             break
@@ -283,7 +282,7 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
         (candidate,) = board.candidates([patient])
         rest_us = min(max(candidate.wait_us, policy.recheck_min_ms * 1_000), policy.recheck_max_ms * 1_000)
     rest_us = max(rest_us, policy.recheck_max_ms * 1_000 * ctx.queue.looks_ahead(waiting) // _RECHECKED_MAX)
-    deferral = Deferral(since_us=ctx.now_us, until_us=ctx.now_us + rest_us, waits_for=candidate, rejections=board.rejections())
+    deferral = _deferral(ctx, board, ctx.now_us + rest_us, candidate)
     ctx.queue.rest(waiting.key, ctx.now_us + rest_us, pool, patience, stand)
     ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
     _tell(ctx, job_id, deferral)
@@ -304,10 +303,20 @@ def _rest_claimed(ctx: Context, waiting: JobClass, board: Board, claimed: Claime
     late_us = ctx.now_us - block.begins_us
     wait_us = 0 if claims.looks_again(ctx, waiting) else max(-late_us, late_us // _LEFT_PARTS)
     until_us = ctx.now_us + min(max(wait_us, policy.recheck_min_ms * 1_000), policy.recheck_max_ms * 1_000)
-    deferral = Deferral(since_us=ctx.now_us, until_us=until_us, waits_for=claimed.candidate, rejections=board.rejections(), claim=block)
+    deferral = replace(_deferral(ctx, board, until_us, claimed.candidate), claim=block)
     ctx.queue.rest(waiting.key, until_us, NO_POOL, patience, stand)
     ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
     _tell(ctx, waiting.head[1], deferral)
+
+
+def _deferral(ctx: Context, board: Board, until_us: int, waits_for: Candidate | None) -> Deferral:
+    return Deferral(
+        since_us=ctx.now_us,
+        until_us=until_us,
+        waits_for=waits_for,
+        rejections=board.rejections(),
+        too_small=board.estimate.too_small,
+    )
 
 
 def _keep(ctx: Context, waiting: JobClass, board: Board, row: int) -> None:

@@ -228,7 +228,8 @@ def test_what_cannot_run_anywhere_is_quoted_with_its_reasons() -> None:
     offered = _quote(fleet, spec("huge"))
     assert (offered.verdict, offered.chosen, offered.eta, offered.others) == (Verdict.NEVER, None, None, ())
     assert {one.reason: one.pools for one in offered.rejections} == {Reason.MEMORY_TOO_SMALL: 2}
-    assert offered.resident_bytes == 100 * GB < offered.memory_bytes and offered.gpu_memory_bytes == 80 * GB
+    short = offered.too_small
+    assert short is not None and short.weights_bytes == 100 * GB < short.needed_bytes and short.largest_bytes == 80 * GB
     fleet.ask(events.SiteCordoned, actor="t", reason="r", site_id=SiteId("a"))
     offered = _quote(fleet, spec("huge", shape=Shape(width=64, height=64, steps=1)))
     assert {one.reason for one in offered.rejections} == {Reason.MEMORY_TOO_SMALL}

@@ -1,4 +1,4 @@
-"""What would have to change for a job that places reject, in figures: memory, and a price that would do.
+"""What would have to change for a job that places reject, in figures: time, and a price that would do.
 
 Decides nothing about placing: it reads the same estimate and the same table of costs. Must not know how advice is worded.
 """
@@ -20,21 +20,13 @@ from orchestrator.core.state import ReplicaKey
 class Shortfall:
     """What is missing; 0 where nothing is rejected for it."""
 
-    memory_bytes: int = 0  # what the job needs of each GPU
-    gpu_memory_bytes: int = 0  # what the largest of those has that are too small
     late_us: int = 0  # with so much more time nobody would leave in vain at one of the places that reject it for that
     price_usd_micros: int = 0  # with so much the cheapest place that costs too much would do
 
 
 def shortfall(board: Board) -> Shortfall:
-    """What keeps the job from the places that reject it for memory or for its price."""
-    small = board.estimate.codes == REASON_CODE[Reason.MEMORY_TOO_SMALL]
-    return Shortfall(
-        memory_bytes=board.estimate.memory_bytes if small.any() else 0,
-        gpu_memory_bytes=int(board.columns.memory[small].max()) if small.any() else 0,
-        late_us=_late_us(board),
-        price_usd_micros=_price_usd_micros(board),
-    )
+    """What keeps the job from the places that reject it for its time or for its price."""
+    return Shortfall(late_us=_late_us(board), price_usd_micros=_price_usd_micros(board))
 
 
 def _late_us(board: Board) -> int:

@@ -17,13 +17,14 @@ from atoll.model.compiled import needed_form
 from atoll.model.ids import AdapterId, FormId, SiteId
 from atoll.model.learned import Component
 from atoll.model.modelspec import ModelSpec
+from atoll.model.placement import Reason, TooSmall
 from atoll.model.site import LinkSpec
 from atoll.physics.coldstart import artifact_load_us, compile_us, first_generation_us, init_us
 from atoll.physics.memory import peak_bytes
 from orchestrator.core.learning.factors import Factors, PoolFactors
 from orchestrator.core.placement.adapting import AdapterWays, Adapting, adapting
 from orchestrator.core.placement.classes import ClassKey, Variant
-from orchestrator.core.placement.columns import Columns
+from orchestrator.core.placement.columns import REASON_CODE, Columns
 from orchestrator.core.placement.filters import static_reasons
 from orchestrator.core.placement.inputs import Inputs
 from orchestrator.core.placement.policy import Policy
@@ -55,6 +56,7 @@ class Estimate:
     variant: Variant
     codes: Ints
     memory_bytes: int
+    too_small: TooSmall | None  # None: no GPU is
     standing: Standing
     still: Still
     fix: Ints
@@ -161,6 +163,7 @@ class Estimator:
             variant=key.variant,
             codes=codes,
             memory_bytes=memory,
+            too_small=_too_small(codes, columns, memory, model, adapters_bytes),
             standing=standing,
             still=told,
             fix=self._fix(standing, inputs, told, feasible, factors, saving_us, ways, most_usd_micros),
@@ -301,6 +304,18 @@ class Estimator:
     def ways(self, model: ModelSpec) -> Ways:
         """How long the weights of a model take to each pool, and from where."""
         return self._sources.of(model)
+
+
+def _too_small(codes: Ints, columns: Columns, memory_bytes: int, model: ModelSpec, adapters_bytes: int) -> TooSmall | None:
+    small = codes == REASON_CODE[Reason.MEMORY_TOO_SMALL]
+    if not small.any():
+        return None
+    return TooSmall(
+        needed_bytes=memory_bytes,
+        weights_bytes=model.resident_bytes,
+        adapters_bytes=adapters_bytes,
+        largest_bytes=int(columns.memory[small].max()),
+    )
 
 
 def _rows(of_pool: Array, kinds: int) -> Array:
