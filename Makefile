@@ -11,9 +11,14 @@ BIN := .venv/bin
 PYTEST_ARGS ?=
 # How long etcd is maltreated.
 MINUTES ?= 5
+# How many seeds a soak plays from which on (0: until interrupted); how often chaos strikes, and by which fault alone.
+SEEDS ?= 0
+SEED0 ?= 0
+TIMES ?= 10
+FAULT ?=
 COMPUTING := tests/architecture tests/property tests/simulation tests/unit
 
-.PHONY: help setup test check format protos demo demo-verify bench gpu-check profile soak etcd-soak mutants clean
+.PHONY: help setup test check format protos demo demo-verify bench gpu-check profile soak chaos etcd-soak mutants clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,8 +68,11 @@ gpu-check: setup  ## run Atoll on this machine's GPU, and time it against what i
 profile: setup  ## print where the time of a placing decision goes
 	@$(BIN)/python -m tests.bench.profile
 
-soak: setup  ## simulate seed after seed until interrupted
-	@$(BIN)/python -m sims.soak
+soak: setup  ## simulate seed after seed until interrupted (SEEDS=10000 SEED0=0)
+	@$(BIN)/python -m sims.soak --seeds $(SEEDS) --seed0 $(SEED0)
+
+chaos: setup  ## kill and freeze real processes under load, and write docs/reliability.md (TIMES=10 FAULT=orchestrator-killed)
+	@$(BIN)/python -m tests.chaos --times $(TIMES) $(if $(FAULT),--fault $(FAULT),--write)
 
 etcd-soak: setup  ## kill and freeze three members of etcd for five minutes under the store (MINUTES=5)
 	@$(BIN)/python -m tests.soak.etcd --minutes $(MINUTES)
