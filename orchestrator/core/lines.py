@@ -21,7 +21,7 @@ from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.listing import Serving, alike
 from orchestrator.core.placement.rows import COLD, UNREACHABLE, Dyn, Fix, Out, Source, State
-from orchestrator.core.queue import Queue
+from orchestrator.core.queue import JobClass, Queue
 from orchestrator.core.standing import EVERYWHERE, Kind, Queued, Stand
 from orchestrator.core.state import ReplicaKey
 
@@ -110,8 +110,9 @@ def line_at(queue: Queue, board: Board, patient: int, key: ClassKey) -> Line:
         others = _Brought(ready)
         slots = [others.to(column, where) for where in _some_of(column)] if ready else [0]
         left = slots.count(0)
-        # Those whose model is nowhere wait for the slots for which nobody rests whose model is there; where there are none, for ageing.
-        passing_us = 0 if left else min(*slots, queue.ageing_us)
+        # Those whose model is nowhere wait for the slots for which nobody rests whose model is there; where there are none, until all of
+        # these are through, or a slot is due to them.
+        passing_us = 0 if left else min(*slots, _due_us(queue, pool, known))
         work_us = work_us * len(slots) // (left or len(slots))
         if board.out.item(patient, _SOURCE) == _SITE_FETCHING:
             landing_us, free = sum([crowd.copy_us for line in loading for crowd in line.crowds.values()]), board.dyn.item(pool, _FREE)
@@ -123,6 +124,14 @@ def line_at(queue: Queue, board: Board, patient: int, key: ClassKey) -> Line:
         work_us += _filled([others.to(column, where) for where in _those_with(board, patient, key)], own_us)
         jobs += own_jobs + others.jobs
     return Line(jobs=jobs, work_us=work_us, passing_us=0)
+
+
+def _due_us(queue: Queue, pool: int, known: JobClass | None) -> int:
+    """How long until ageing gives a class a slot of a pool, if nobody who rests there is older: those would have it before."""
+    elder = queue.resting.elder(pool)
+    if known is None or (elder is not None and elder.age_key() < known.age_key()):
+        return UNREACHABLE
+    return max(queue.ageing_us - (queue.shares.now_us - known.oldest[1]), 0)
 
 
 class _Brought:

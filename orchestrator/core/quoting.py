@@ -2,7 +2,7 @@
 
 Decides nothing and changes nothing: the same estimate, the same scorer and the same rule of waiting as a placing round, read as of now.
 What comes before its turn in the queue is approximate: those ahead that rest for the same place are taken to hold it up one after the
-other, and preemption, ageing and jobs that are still to come are left out.
+other; preemption and jobs that are still to come are left out, and ageing but for the oldest that rests there, where it has to load.
 """
 
 from __future__ import annotations

@@ -115,10 +115,10 @@ def test_what_was_looked_at_in_vain_costs_nothing_where_a_tenant_waits_with_one_
     assert account.virtual_us == before_us
 
 
-def _two_models(*names: str, gpus: int = 2, warm: str = "mn") -> AsPredicted:
+def _two_models(*names: str, gpus: int = 2, warm: str = "mn", policy: Policy | None = None) -> AsPredicted:
     """Models m and n are in the same slots of the first site, and on the disks of all."""
     models = (model("m"), model("n"), model("x", 60))
-    fleet = Fleet(*(site(name, pool("p", gpus=gpus)) for name in names), models=models, checked=False)
+    fleet = Fleet(*(site(name, pool("p", gpus=gpus)) for name in names), models=models, policy=policy, checked=False)
     for name in names:
         fleet.agents[SiteId(name)].disk |= {"m", "n", "x"}
         for gpu in range(gpus):
@@ -153,6 +153,39 @@ def test_who_shares_the_slots_of_a_line_is_told_how_long_it_is() -> None:
     _many(apart, 100)
     # Where it is not in these slots it would have to be loaded there, and those whose model is there pass it.
     assert apart.quote(of_steps(20, "n")).turn_us >= mine.turn_us * 9 // 10
+
+
+def _told_later_us(world: AsPredicted) -> int:
+    """How long the one job that was asked for takes in all, as it is told ten seconds later."""
+    world.until(world.fleet.now_us + 10 * SECOND)
+    ((_, job_id, quote),) = world.asked
+    told = world.fleet.machine.outlook(job_id, world.fleet.job(job_id).spec, world.fleet.now_us)
+    assert isinstance(told, Quote) and told.eta is not None and told.verdict is Verdict.WAITS
+    return told.eta.end_p50_us - quote.at_us
+
+
+def test_who_has_to_load_waits_for_all_who_were_there_before_it_however_soon_jobs_age() -> None:
+    """Their model is in all slots, which are busy with them for two minutes; the slots that are due to the oldest are theirs too."""
+    world = _two_models("a", warm="m", policy=Policy(ageing_ms=20_000))
+    _many(world, 100)
+    world.ask(of_steps(20, "n"))
+    later_us = _told_later_us(world)
+    world.all_done()
+    (held,) = world.held()
+    assert held.took_us > 120 * SECOND and 0.9 < held.ratio < 1.1
+    assert 0.9 < held.took_us / later_us < 1.1
+
+
+def test_who_has_to_load_and_is_the_oldest_waits_no_longer_than_ageing_lets_it() -> None:
+    """As many of a higher priority came after it."""
+    world = _two_models("a", warm="m", policy=Policy(ageing_ms=20_000))
+    _many(world, 4)
+    world.ask(of_steps(20, "n", priority=BATCH))
+    _many(world, 100)
+    later_us = _told_later_us(world)
+    world.until(world.fleet.now_us + 60 * SECOND)
+    (held,) = world.held()
+    assert 0.9 < held.took_us / later_us < 1.1
 
 
 def test_less_urgent_work_is_nobodys_line() -> None:
@@ -266,6 +299,19 @@ def test_who_waits_for_weights_knows_of_others_who_will_copy_them() -> None:
     assert sum(1 for job in fleet.jobs.values() if job.state is JobState.QUEUED) == 12
     quoted = _quoted(fleet, gang)
     assert quoted.verdict is Verdict.WAITS and abs(quoted.turn_us - 12 * _COPY_AND_FETCH_US) < 100
+
+
+def test_who_waits_for_weights_behind_more_than_there_are_slots_for_knows_of_their_work() -> None:
+    """Twelve others and ten like it wait for nineteen free blocks: the last three of these wait for one to be free again."""
+    fleet, gang = _flight(elsewhere=False)
+    fleet.submit(*(replace(gang, shape=replace(gang.shape, steps=990), prompt=str(number)) for number in range(12)))
+    fleet.submit(*(replace(gang, prompt=str(number)) for number in range(10)))
+    assert sum(1 for job in fleet.jobs.values() if job.state is JobState.QUEUED) == 22
+    quoted = _quoted(fleet, gang)
+    assert quoted.chosen is not None
+    each_us = quoted.chosen.terms_us[quoted.term_names.index("execution")] // 20
+    assert each_us > _COPY_AND_FETCH_US
+    assert abs(quoted.turn_us - 19 * _COPY_AND_FETCH_US - 3 * each_us) < 100
 
 
 def test_no_more_wait_for_weights_than_are_better_off_with_a_copy_of_them() -> None:
