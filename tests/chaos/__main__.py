@@ -18,6 +18,7 @@ from typing import Final
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.programs import ROOT, fleet_of
 from tests.chaos.run import COLUMNS, Outcome, declare, play
+from tests.integration.etcd_members import Ports
 
 PAGE: Final = ROOT / "docs" / "reliability.md"
 BEGIN: Final = "<!-- chaos -->\n"
@@ -45,12 +46,12 @@ def _free_port() -> int:
         return port
 
 
-def run(faults: Sequence[Fault], *, times: int, rate: float, seed: int, port: int) -> list[Outcome]:
+def run(faults: Sequence[Fault], *, times: int, rate: float, seed: int, ports: Ports) -> list[Outcome]:
     """One fleet after the other, each struck by one fault."""
     outcomes = []
     for fault in faults:
         with tempfile.TemporaryDirectory(prefix="atoll-chaos-") as folder:
-            fleet = fleet_of(Path(folder), port)
+            fleet = fleet_of(Path(folder), ports, etcd=fault.etcd)
             try:
                 declare(fleet)
                 print(f"{fault.name}: {times} times under {rate:g} submits a second", flush=True)
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
     options = parser.parse_args(arguments)
     faults = [fault for fault in FAULTS if not options.fault or fault.name in options.fault]
-    outcomes = run(faults, times=options.times, rate=options.rate, seed=options.seed, port=_free_port())
+    outcomes = run(faults, times=options.times, rate=options.rate, seed=options.seed, ports=_free_port)
     text = table(outcomes)
     print(text)
     if options.write:

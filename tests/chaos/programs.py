@@ -1,4 +1,5 @@
-"""The programs of a fleet as processes that can be killed, frozen and started again: an orchestrator, and rehearsals of a few sites each.
+"""The programs of a fleet as processes that can be killed, frozen and started again: an orchestrator, rehearsals of a few sites each, and
+where the store is etcd its three members.
 
 Decides how they are started; what befalls them is `faults`'. Each writes a log into the run's folder. All are ended by pid.
 """
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from tests.integration.etcd_members import Member, Ports, cluster
 
 ROOT: Final = Path(__file__).parents[2]
 FLEET: Final = ROOT / "clusters.yaml"
@@ -73,6 +76,7 @@ class Fleet:
     address: str
     orchestrator: Program
     rehearsals: tuple[Program, ...]
+    members: tuple[Member, ...] = ()
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -82,11 +86,14 @@ class Fleet:
     async def end(self) -> None:
         """Leave nothing behind."""
         await asyncio.gather(*(program.end() for program in self.programs))
+        await asyncio.gather(*(asyncio.to_thread(member.end) for member in self.members))
 
 
-def fleet_of(folder: Path, port: int, *, store: str = "sqlite") -> Fleet:
-    """A fleet with its data in this folder; nothing is started."""
-    address = f"127.0.0.1:{port}"
+def fleet_of(folder: Path, ports: Ports, *, etcd: bool = False) -> Fleet:
+    """A fleet with its data in this folder, on a file of SQLite or three members of etcd; nothing is started."""
+    address = f"127.0.0.1:{ports()}"
+    members = tuple(cluster(folder / "etcd", ports)) if etcd else ()
+    store = f"etcd://{','.join(str(member.address) for member in members)}/chaos" if etcd else "sqlite"
     settings = {
         "ATOLL_ORCHESTRATOR_LISTEN": address,
         "ATOLL_ORCHESTRATOR_DATA_DIR": str(folder / "data"),
@@ -104,4 +111,4 @@ def fleet_of(folder: Path, port: int, *, store: str = "sqlite") -> Fleet:
         )
         for number, sites in enumerate(SITES)
     )
-    return Fleet(address=address, orchestrator=orchestrator, rehearsals=rehearsals)
+    return Fleet(address=address, orchestrator=orchestrator, rehearsals=rehearsals, members=members)

@@ -71,6 +71,8 @@ COLUMNS: Final = ("fault", "times", "jobs accepted", "sent twice", "tried again"
 
 def declare(fleet: Fleet) -> None:
     """Start all programs and declare the sites; returns when all of them are connected. Blocks."""
+    for member in fleet.members:
+        member.start()
     for program in fleet.programs:
         program.start()
     sites, links = read_fleet(FLEET)

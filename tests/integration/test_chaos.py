@@ -16,7 +16,7 @@ from tests.chaos.run import declare, gap_after, play
 def test_all_agents_and_the_orchestrator_are_killed_under_load_and_no_promise_is_broken(
     tmp_path: Path, free_ports: Callable[[], int]
 ) -> None:
-    fleet = fleet_of(tmp_path, free_ports())
+    fleet = fleet_of(tmp_path, free_ports)
     strikes = {fault.name: fault.strike for fault in FAULTS}
 
     async def both(fleet: Fleet, chance: Random) -> None:
