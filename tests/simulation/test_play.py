@@ -206,7 +206,7 @@ def test_what_is_not_looked_at_in_reports_would_have_changed_nothing(monkeypatch
     monkeypatch.setattr(sites, "_progress_reported", taken_over)
     again, _, _ = played(three_sites(), list(mixed(150, gap_s=0.5)))
     assert again.digest == found.digest
-    assert known[True] > 1_000 and known[False] > 1_000
+    assert known[True] > 500 and known[False] > 500, "hundreds of both"
 
 
 _DIGEST = """
