@@ -23,11 +23,12 @@ from orchestrator.core.placement.busy import awaited_slot, busy_slot
 from orchestrator.core.placement.choose import Board
 from orchestrator.core.placement.columns import REASON_CODE
 from orchestrator.core.placement.estimate import Estimate
+from orchestrator.core.placement.filters import rejections
 from orchestrator.core.placement.policy import Rule
 from orchestrator.core.placement.rows import COLD, NO_DEADLINE, READY
 from orchestrator.core.placement.rules import NO_LOT, Lot
 from orchestrator.core.queue import NO_POOL, Favour, JobClass, Queue
-from orchestrator.core.standing import NO_STAND
+from orchestrator.core.standing import NO_STAND, Stand
 
 # Scorings in one step: about 10 ms of work, or 80 where each class is seen for the first time. What is left goes on in the next step, so
 # that reports and results are heard in between.
@@ -99,7 +100,10 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int, known: Board | No
         if known is not None and known.holds(*_due(ctx, waiting.head[1])):
             board, known = known, None
         else:
-            board = _score(ctx, waiting, ctx.estimator.of(key, model))
+            estimate = ctx.estimator.of(key, model)
+            if _rests_unscored(ctx, waiting, estimate):
+                return spent
+            board = _score(ctx, waiting, estimate)
         passed, board = _in_time(ctx, waiting, board)
         spent += passed > 0
         bound, patient, estimate = board.bound, board.patient, board.estimate
@@ -120,6 +124,19 @@ def _place_class(ctx: Context, waiting: JobClass, budget: int, known: Board | No
         if spent < budget and ctx.queue.first_ready() is not waiting:
             return spent
     return spent
+
+
+def _rests_unscored(ctx: Context, waiting: JobClass, estimate: Estimate) -> bool:
+    """Whether a class rests that no pool can run as the fleet is: however many those are, who stands behind them is looked at soon. Not so
+    a gang, which may have a block to give back, nor who avoids where it failed."""
+    if not estimate.barren or waiting.key.gang_size > 1 or waiting.key.avoid:
+        return False
+    ctx.queue.looked_at(waiting)
+    until_us = ctx.now_us + max(ctx.policy.recheck_idle_ms * 1_000, _again_us(ctx, waiting))
+    found = rejections(estimate.codes)
+    told = Deferral(since_us=ctx.now_us, until_us=until_us, waits_for=None, rejections=found, too_small=estimate.too_small)
+    _lies_down(ctx, waiting, waiting.head[1], told, patience=_ENDLESS)
+    return True
 
 
 def _score(ctx: Context, waiting: JobClass, estimate: Estimate, table: int = 0, job_id: JobId | None = None) -> Board:
@@ -281,11 +298,8 @@ def _rest(ctx: Context, waiting: JobClass, board: Board, patient: int | None, pa
             return
         (candidate,) = board.candidates([patient])
         rest_us = min(max(candidate.wait_us, policy.recheck_min_ms * 1_000), policy.recheck_max_ms * 1_000)
-    rest_us = max(rest_us, policy.recheck_max_ms * 1_000 * ctx.queue.looks_ahead(waiting) // _RECHECKED_MAX)
-    deferral = _deferral(ctx, board, ctx.now_us + rest_us, candidate)
-    ctx.queue.rest(waiting.key, ctx.now_us + rest_us, pool, patience, stand)
-    ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
-    _tell(ctx, job_id, deferral)
+    until_us = ctx.now_us + max(rest_us, _again_us(ctx, waiting))
+    _lies_down(ctx, waiting, job_id, _deferral(ctx, board, until_us, candidate), pool=pool, patience=patience, stand=stand)
 
 
 def _rest_claimed(ctx: Context, waiting: JobClass, board: Board, claimed: Claimed, patience: int) -> None:
@@ -304,9 +318,21 @@ def _rest_claimed(ctx: Context, waiting: JobClass, board: Board, claimed: Claime
     wait_us = 0 if claims.looks_again(ctx, waiting) else max(-late_us, late_us // _LEFT_PARTS)
     until_us = ctx.now_us + min(max(wait_us, policy.recheck_min_ms * 1_000), policy.recheck_max_ms * 1_000)
     deferral = replace(_deferral(ctx, board, until_us, claimed.candidate), claim=block)
-    ctx.queue.rest(waiting.key, until_us, NO_POOL, patience, stand)
-    ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=deferral))
-    _tell(ctx, waiting.head[1], deferral)
+    _lies_down(ctx, waiting, waiting.head[1], deferral, patience=patience, stand=stand)
+
+
+def _again_us(ctx: Context, waiting: JobClass) -> int:
+    """How long a class rests at least, so that all are looked at again only so often."""
+    return ctx.policy.recheck_max_ms * 1_000 * ctx.queue.looks_ahead(waiting) // _RECHECKED_MAX
+
+
+def _lies_down(
+    ctx: Context, waiting: JobClass, job_id: JobId, told: Deferral, *, pool: int = NO_POOL, patience: int, stand: Stand = NO_STAND
+) -> None:
+    """A class rests until its deferral is over, and the job whose turn it is is told why."""
+    ctx.queue.rest(waiting.key, told.until_us, pool, patience, stand)
+    ctx.decisions.append(JobsDeferred(model_id=waiting.key.model_id, jobs=len(waiting.members), deferral=told))
+    _tell(ctx, job_id, told)
 
 
 def _deferral(ctx: Context, board: Board, until_us: int, waits_for: Candidate | None) -> Deferral:

@@ -26,7 +26,6 @@ from orchestrator.core.placement.choose import PAST_THE_SITE
 from orchestrator.core.placement.classes import class_of
 from orchestrator.core.placement.column import Column, free_bytes, is_free
 from orchestrator.core.placement.columns import REASONS
-from orchestrator.core.placement.filters import static_reasons
 from orchestrator.core.placement.rows import FETCH_MAX_US, Ints
 from orchestrator.core.state import Node, ReplicaKey, Slot
 
@@ -96,10 +95,9 @@ def codes(ctx: Context, model: ModelSpec) -> Ints:
     columns = ctx.columns
     spec = JobSpec(tenant=TenantId("residency"), model_id=model.model_id, prompt="", shape=model.default_shape, precision=model.precision)
     need = need_bytes(model)
-    free = np.zeros(len(columns.columns), dtype=np.int64)
     # A copy serves rehearsals at twins and real jobs at real sites: each pool is asked what it could do.
     real, rehearsed = (
-        static_reasons(class_of(replace(spec, simulated=simulated)), model, need, free, columns) for simulated in (False, True)
+        ctx.estimator.filters.standing(class_of(replace(spec, simulated=simulated)), model, need) for simulated in (False, True)
     )
     found = np.where(columns.simulated, rehearsed, real)
     return np.asarray(np.where((found == 0) & ~columns.accepting, columns.reason, found), dtype=np.int64)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -23,6 +22,7 @@ from orchestrator.core.placement.column import Column, free_bytes
 from orchestrator.core.placement.columns import REASON_CODE, REASONS, Columns
 from orchestrator.core.placement.estimate import Estimate
 from orchestrator.core.placement.eviction import leaving
+from orchestrator.core.placement.filters import counted
 from orchestrator.core.placement.gangs import spare_slot
 from orchestrator.core.placement.nearness import NOTHING_NEAR
 from orchestrator.core.placement.policy import Policy
@@ -213,13 +213,7 @@ class Board:
             # A gang is told of blocks: its pools may well have slots that are free.
             taken, reasons = _NO_BLOCK, np.where(reasons == _NO_SLOT, _NO_BLOCK, reasons)
         listing.count(self.estimate.codes, reasons, self.dyn, self.out, (taken, *_TOLD_APART), counts)
-        return _rejections(counts.tobytes())
-
-
-@lru_cache(maxsize=4_096)  # most decisions find what many before them did
-def _rejections(counts: bytes) -> tuple[Rejection, ...]:
-    pools = np.frombuffer(counts, dtype=np.int64).tolist()
-    return tuple(Rejection(reason=reason, pools=pools[code]) for code, reason in enumerate(REASONS) if reason is not None and pools[code])
+        return counted(counts.tobytes())
 
 
 class Scorer:

@@ -17,16 +17,17 @@ from atoll.model.compiled import needed_form
 from atoll.model.ids import AdapterId, FormId, SiteId
 from atoll.model.learned import Component
 from atoll.model.modelspec import ModelSpec
-from atoll.model.placement import Reason, TooSmall
+from atoll.model.placement import TooSmall
 from atoll.model.site import LinkSpec
 from atoll.physics.coldstart import artifact_load_us, compile_us, first_generation_us, init_us
 from atoll.physics.memory import peak_bytes
 from orchestrator.core.learning.factors import Factors, PoolFactors
 from orchestrator.core.placement.adapting import AdapterWays, Adapting, adapting
 from orchestrator.core.placement.classes import ClassKey, Variant
-from orchestrator.core.placement.columns import REASON_CODE, Columns
-from orchestrator.core.placement.filters import static_reasons
+from orchestrator.core.placement.columns import Columns
+from orchestrator.core.placement.filters import Filters, predicted, too_small_for
 from orchestrator.core.placement.inputs import Inputs
+from orchestrator.core.placement.nothing import Nothing
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.registry import EXECUTION, OUTPUT, Still, still
 from orchestrator.core.placement.rows import BARE, COLD, FETCH_MAX_US, NO_BUDGET, READY, Bools, Fix, Ints
@@ -46,7 +47,8 @@ _DELAYS: Final = frozenset({"input", "stage", "init", "adapt", "compile", "execu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Per pool `codes` of static rejection (0: feasible); `fix` per row as `rows.Fix` says. Microseconds, bytes."""
+    """Per pool `codes` of static rejection (0: feasible); `fix` per row as `rows.Fix` says. Microseconds, bytes. One that is `barren` is of
+    a class that no pool can run whatever is predicted: nothing is, and all its tables are of zeros."""
 
     version: int
     learned: int  # version of the corrections
@@ -55,9 +57,10 @@ class Estimate:
     model: ModelSpec
     variant: Variant
     codes: Ints
+    barren: bool
     memory_bytes: int
     too_small: TooSmall | None  # None: no GPU is
-    standing: Standing
+    standing: Standing | None  # None: barren
     still: Still
     fix: Ints
     ways: Ways  # where the weights come from
@@ -72,7 +75,18 @@ class Estimate:
 class Estimator:
     """Estimates by class, computed when first asked for."""
 
-    __slots__ = ("_adapters", "_adaptings", "_columns", "_estimates", "_factors", "_policy", "_sources", "_standings")
+    __slots__ = (
+        "_adapters",
+        "_adaptings",
+        "_columns",
+        "_estimates",
+        "_factors",
+        "_nothing",
+        "_policy",
+        "_sources",
+        "_standings",
+        "filters",
+    )
 
     def __init__(
         self,
@@ -88,7 +102,9 @@ class Estimator:
         self._columns = columns
         self._policy = policy
         self._sources = Sources(columns, policy, links, factors)
+        self.filters = Filters(columns)
         self._estimates: dict[ClassKey, Estimate] = {}
+        self._nothing = Nothing(0)
         self._standings = Standings(columns, links)
 
     def forget(self) -> None:
@@ -109,7 +125,9 @@ class Estimator:
             and known.model is model
             and (known.form is None or known.code == self._columns.code.version(known.form))
         ):
-            if known.ways.held == self._columns.peers.version(model.model_id) and known.adapters_held == self._adapters_held(key):
+            if known.barren or (
+                known.ways.held == self._columns.peers.version(model.model_id) and known.adapters_held == self._adapters_held(key)
+            ):
                 return known
             if known.adapters_held == self._adapters_held(key):
                 known = self._estimates[key] = self._refetched(key, model, known)
@@ -131,6 +149,13 @@ class Estimator:
 
     def _compute(self, key: ClassKey, model: ModelSpec, known: Estimate | None) -> Estimate:
         columns = self._columns
+        adapters = (self._adapters.get(adapter_id) for adapter_id in key.adapters)
+        adapters_bytes = sum(adapter.weights_bytes for adapter in adapters if adapter is not None)
+        memory = min(model.resident_bytes + adapters_bytes + peak_bytes(model, key.shape), limits.NEEDED_BYTES_MAX)
+        codes = self.filters.standing(key, model, memory)
+        too_small = too_small_for(codes, columns, memory, model, adapters_bytes)
+        if len(codes) and codes.all():
+            return self._barren(key, model, codes, memory, too_small)
         h2d = transfer_us(model.weights_bytes, columns.h2d_rate)
         stage = np.maximum(h2d, transfer_us(model.weights_bytes, columns.disk_rate))
         bringing = self._adapting(key)
@@ -142,14 +167,11 @@ class Estimator:
         form = self._form(key, model)
         inputs = _corrected(self._inputs(key, model, standing, stage, adapt, self._compiling(form, model)), factors)
         host_saving = factors.times(Component.LOAD, stage) - factors.times(Component.LOAD, h2d)
-        adapters = (self._adapters.get(adapter_id) for adapter_id in key.adapters)
-        adapters_bytes = sum(adapter.weights_bytes for adapter in adapters if adapter is not None)
-        memory = min(model.resident_bytes + adapters_bytes + peak_bytes(model, key.shape), limits.NEEDED_BYTES_MAX)
         kinds = len(inputs.cold) // max(count, 1)
         saving_us = np.where(inputs.cold, _rows(host_saving, kinds), inputs.adapt_us)
         least_usd_micros = money.least_usd_micros(inputs, saving_us) + inputs.egress_usd_micros
         least_usd_micros = least_usd_micros.reshape(kinds, count).min(axis=0) if count else least_usd_micros
-        codes = static_reasons(key, model, memory, least_usd_micros, columns, standing.execution_us)
+        codes = predicted(codes, key, least_usd_micros, standing.execution_us)
         most_usd_micros = key.constraints.max_price_usd_micros or NO_BUDGET
         feasible = _rows(codes == 0, kinds)
         told = still(inputs, self._policy.terms)
@@ -162,8 +184,9 @@ class Estimator:
             model=model,
             variant=key.variant,
             codes=codes,
+            barren=False,
             memory_bytes=memory,
-            too_small=_too_small(codes, columns, memory, model, adapters_bytes),
+            too_small=too_small,
             standing=standing,
             still=told,
             fix=self._fix(standing, inputs, told, feasible, factors, saving_us, ways, most_usd_micros),
@@ -174,6 +197,34 @@ class Estimator:
             output_us=inputs.output_us,
             unpriced_us=whole.serial_us - told.serial_us,
             egress_usd_micros=inputs.egress_usd_micros,
+        )
+
+    def _barren(self, key: ClassKey, model: ModelSpec, codes: Ints, memory_bytes: int, too_small: TooSmall | None) -> Estimate:
+        """Of a class that no pool can run, as the fleet is."""
+        if len(self._nothing.pools) != len(codes):
+            self._nothing = Nothing(len(codes))
+        nothing = self._nothing
+        return Estimate(
+            version=self._columns.version,
+            learned=self._factors.version_of(model.model_id),
+            form=None,
+            code=0,
+            model=model,
+            variant=key.variant,
+            codes=codes,
+            barren=True,
+            memory_bytes=memory_bytes,
+            too_small=too_small,
+            standing=None,
+            still=nothing.still,
+            fix=nothing.fix,
+            ways=self._sources.of(model),
+            adapting=None,
+            adapters_held=(),
+            execution_us=nothing.rows,
+            output_us=nothing.rows,
+            unpriced_us=nothing.rows,
+            egress_usd_micros=nothing.rows,
         )
 
     def _adapting(self, key: ClassKey) -> Adapting | None:
@@ -304,18 +355,6 @@ class Estimator:
     def ways(self, model: ModelSpec) -> Ways:
         """How long the weights of a model take to each pool, and from where."""
         return self._sources.of(model)
-
-
-def _too_small(codes: Ints, columns: Columns, memory_bytes: int, model: ModelSpec, adapters_bytes: int) -> TooSmall | None:
-    small = codes == REASON_CODE[Reason.MEMORY_TOO_SMALL]
-    if not small.any():
-        return None
-    return TooSmall(
-        needed_bytes=memory_bytes,
-        weights_bytes=model.resident_bytes,
-        adapters_bytes=adapters_bytes,
-        largest_bytes=int(columns.memory[small].max()),
-    )
 
 
 def _rows(of_pool: Array, kinds: int) -> Array:
