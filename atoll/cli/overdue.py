@@ -32,8 +32,8 @@ def _slowest(last: Attempt, told: Explanation) -> list[str]:
     worst = max(phases_of(last, told), key=_over_us)
     if over_us <= 0 or _over_us(worst) <= 0:
         return []
-    much = "All of that" if _over_us(worst) >= over_us else "Most of that" if _over_us(worst) * 2 > over_us else "The most of it"
-    return [f"{much} is {worst.title}: {duration(worst.actual_us)} instead of {duration(worst.predicted_us)}."]
+    much = "All" if _over_us(worst) >= over_us else "Most" if _over_us(worst) * 2 > over_us else "The largest part"
+    return [f"{much} of the difference is {worst.title}: {duration(worst.actual_us)} instead of {duration(worst.predicted_us)}."]
 
 
 def _over_us(phase: Phase) -> int:

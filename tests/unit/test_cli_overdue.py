@@ -24,12 +24,14 @@ def quoted(p50_us: int, p90_us: int, **changes: object) -> Job:
 def test_a_job_that_took_longer_than_nine_of_ten_says_so_and_by_what(capsys: Shown) -> None:
     late = "It took 11.0s, later than nine of ten such jobs: for those at most 10.5s had been quoted, and 10.0s had been predicted (+10 %)."
     told = story_of(capsys, quoted(10_000_000, 10_500_000))
-    assert told[1:3] == [late, "All of that is run (execution): 5.00s instead of 4.00s."]
+    assert told[1:3] == [late, "All of the difference is run (execution): 5.00s instead of 4.00s."]
     times = replace(FIRST.times, fetch_us=7_000_000, load_us=8_000_000)
     slow = quoted(10_000_000, 10_500_000, times=times, ended_us=23_000_000)
-    assert story_of(capsys, slow)[2] == "The most of it is fetch: 7.00s instead of 2.00s."
+    assert story_of(capsys, slow)[2] == "The largest part of the difference is fetch: 7.00s instead of 2.00s."
     shares = replace(FIRST.times, run_us=13_000_000)
-    assert story_of(capsys, quoted(10_000_000, 10_500_000, times=shares, ended_us=23_000_000))[2].startswith("Most of that is run (exec")
+    assert story_of(capsys, quoted(10_000_000, 10_500_000, times=shares, ended_us=23_000_000))[2].startswith(
+        "Most of the difference is run (exec"
+    )
     in_time = story_of(capsys, quoted(10_000_000, 11_000_000))
     assert in_time[1] == "It took 11.0s; 10.0s had been predicted (+10 %), and at most 11.0s for nine of ten such jobs."
     assert len(in_time) == 2, "what is within its quote needs no culprit"
