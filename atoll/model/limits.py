@@ -57,6 +57,8 @@ ALARMS_MAX: Final = 256
 POOLS_PER_SITE_MAX: Final = 64
 NODES_PER_POOL_MAX: Final = 4_096
 GPUS_PER_NODE_MAX: Final = 72
+# Those of one fleet: one leads, and two or three stand by.
+ORCHESTRATORS_MAX: Final = 64
 MODELS_MAX: Final = 20_000
 MODELS_PER_NODE_MAX: Final = 2_000
 REPLICAS_PER_SLOT_MAX: Final = 64

@@ -10,9 +10,10 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 from atoll.model.audit import AuditEvent
-from atoll.model.errors import AtollError
+from atoll.model.errors import AtollError, StateError
 from atoll.model.ids import ChangeSeq, JobId, TenantId, Term
 from atoll.model.job import Job, JobState
+from atoll.model.orchestrators import OrchestratorView
 from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.outputs import Record
 
@@ -23,6 +24,10 @@ BEGUN_IDS_MAX: Final = 5_000
 
 class StoreError(AtollError):
     """The store failed: full, broken, unreachable. It may work again later; whether a commit that met it was applied is not known."""
+
+
+class HeldError(StateError):
+    """Another process leads on this store."""
 
 
 class CommitOutcome(StrEnum):
@@ -40,10 +45,21 @@ class Store(Protocol):
     """
 
     async def take_over(self) -> Stored:
-        """Become the one writer (term + 1, durably) and read everything. Raises StateError when another process holds the store.
+        """Become the one writer (term + 1, durably) and read everything. HeldError when another process leads, StateError when none can.
 
         Jobs come in the order in which they were first written; `ended_keys` are the youngest, in the order in which they ended.
         """
+
+    async def stand_by(self) -> None:
+        """Returns when the one that leads is heard no more: `take_over` is to be tried then, and is quick: what the store holds is kept
+        at hand meanwhile. HeldError where only a process that ends makes room for another.
+        """
+
+    def out_of_touch(self) -> bool:
+        """Whether another may lead by now, of which this one could not hear. Costs nothing."""
+
+    def orchestrators(self) -> tuple[OrchestratorView, ...]:
+        """Who leads on this store, first, and who stands by, as far as is known here. (): nobody else can. Costs nothing."""
 
     async def commit(self, term: Term, now_us: int, records: Sequence[Record]) -> CommitOutcome:
         """Write all records in one transaction if `term` is still the store's; durable when it returns `committed`."""

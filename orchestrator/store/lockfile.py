@@ -9,7 +9,7 @@ import fcntl
 import os
 import socket
 
-from atoll.model.errors import StateError
+from orchestrator.store.base import HeldError
 
 
 class LockFile:
@@ -22,7 +22,7 @@ class LockFile:
         self._fd: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock, or keep it. StateError naming the holder when another one has it; OSError when the file cannot be made."""
+        """Take the lock, or keep it. HeldError naming the holder when another one has it; OSError when the file cannot be made."""
         if self._fd is not None:
             return
         # Never deleted: a lock on a file that is gone would exclude nobody.
@@ -32,7 +32,7 @@ class LockFile:
         except BlockingIOError:
             holder = os.pread(fd, 200, 0).decode("ascii", "replace").strip() or "another process"
             os.close(fd)
-            raise StateError(f"the store is in use by {holder} ({self._path}): one orchestrator at a time may hold it") from None
+            raise HeldError(f"the store is in use by {holder} ({self._path}): one orchestrator at a time may hold it") from None
         except OSError:
             os.close(fd)
             raise

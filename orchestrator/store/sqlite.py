@@ -20,10 +20,11 @@ from atoll.model.errors import StateError
 from atoll.model.ids import ChangeSeq, JobId, TenantId, Term
 from atoll.model.job import Job, JobState
 from atoll.model.limits import AUDIT_LINES_MAX
+from atoll.model.orchestrators import OrchestratorView
 from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.outputs import Record
 from orchestrator.store import sqlite_rows as rows
-from orchestrator.store.base import CommitOutcome
+from orchestrator.store.base import CommitOutcome, HeldError
 from orchestrator.store.changes import changes_of
 from orchestrator.store.lockfile import LockFile
 from orchestrator.store.sqlite_backup import write_backup
@@ -63,6 +64,18 @@ class SqliteStore:
         """See `Store`. Also opens both connections anew: after a failed sync, what the old ones hold is not to be trusted."""
         await self._read(self._close_reader, opened=False)
         return await self._write(self._take_over)
+
+    async def stand_by(self) -> None:
+        """See `Store`."""
+        raise HeldError(f"the store {self._path} is a file: nobody stands by on it")
+
+    def out_of_touch(self) -> bool:
+        """See `Store`."""
+        return False
+
+    def orchestrators(self) -> tuple[OrchestratorView, ...]:
+        """See `Store`."""
+        return ()
 
     async def commit(self, term: Term, now_us: int, records: Sequence[Record]) -> CommitOutcome:
         """See `Store`. Raises StoreError when SQLite fails; it is then not known whether the transaction survives."""

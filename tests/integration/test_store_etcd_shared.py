@@ -16,8 +16,7 @@ import structlog.testing
 from atoll.model.address import Address
 from atoll.model.errors import StateError
 from orchestrator.store.base import StoreError
-from orchestrator.store.etcd import methods
-from orchestrator.store.etcd import store as etcd_store
+from orchestrator.store.etcd import history, methods
 from orchestrator.store.etcd.client import EtcdClient
 from orchestrator.store.etcd.errors import EtcdCompactedError, EtcdDeniedError, EtcdUnavailableError
 from orchestrator.store.etcd.layout import Layout
@@ -55,7 +54,7 @@ async def client(etcd: Member) -> AsyncIterator[EtcdClient]:
 async def test_the_beats_of_a_fleet_that_does_nothing_are_compacted_too(
     backend: EtcdBackend, client: EtcdClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(etcd_store, "_HISTORY_S_MAX", 0.0)
+    monkeypatch.setattr(history, "HISTORY_S_MAX", 0.0)
     health = Layout(backend.target.prefix).health
     store = backend.open()
     await store.take_over()
@@ -131,7 +130,7 @@ async def test_what_etcd_keeps_for_its_root_is_missed_and_said_and_nothing_else_
     etcd: Member, backend: EtcdBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of 3.5.28 and 3.6.9 a user of a prefix may not compact, and for some versions not even ask how full etcd is."""
-    monkeypatch.setattr(etcd_store, "_HISTORY_S_MAX", 0.0)
+    monkeypatch.setattr(history, "HISTORY_S_MAX", 0.0)
     async with etcd_behind(etcd.address) as (behind, address):
         behind.denied = frozenset({methods.COMPACT.path, methods.STATUS.path})
         with structlog.testing.capture_logs() as logs:

@@ -96,10 +96,10 @@ class EtcdClient:
         """
         return await self.call(methods.TXN, transaction(guards, changes, otherwise), try_s=try_s)
 
-    async def read(self, keys: Sequence[bytes], *, revision: int = 0) -> dict[bytes, pb.KeyValue]:
+    async def read(self, keys: Sequence[bytes], *, revision: int = 0, try_s: float = BULK_TRY_S) -> dict[bytes, pb.KeyValue]:
         """Those of these keys that exist, all as of one revision; as many as one transaction takes."""
         request = pb.TxnRequest(success=[pb.RequestOp(request_range=pb.RangeRequest(key=key, revision=revision)) for key in keys])
-        response = await self.call(methods.TXN, request, try_s=BULK_TRY_S)
+        response = await self.call(methods.TXN, request, try_s=try_s)
         return {kv.key: kv for one in response.responses for kv in one.response_range.kvs}
 
     async def compact(self, revision: int) -> None:

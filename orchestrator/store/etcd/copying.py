@@ -66,14 +66,15 @@ async def write_copy(client: EtcdClient, layout: Layout, revision: int, path: st
 async def _copy(client: EtcdClient, layout: Layout, revision: int, partial: str) -> None:
     reader = Reader(client, layout, revision=revision)
     head = await read_head(client, layout, revision=revision)
-    whole, index = await reader.stored(head, head.commit, wall_ms=0)
+    known = await reader.jobs()
+    whole = await reader.stored(head, head.commit, known, wall_ms=0)
     _, demand_ms = await reader.demand()
     copy = SqliteStore(partial)
     try:
         term = (await copy.take_over()).term
         await _write(copy, term, nouns_of(whole))
         # Jobs whose key a younger one has come before it: it takes the key.
-        keyless = [job_id for job_id, entry in index.ended_before(None, None) if not entry.key]
+        keyless = [job_id for job_id, entry in known.index.ended_before(None, None) if not entry.key]
         for chosen in _batches(keyless):
             await _write(copy, term, [PutJob(job=job) for job in await reader.done(chosen)])
         first = frozenset(keyless)

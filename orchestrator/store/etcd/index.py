@@ -86,6 +86,11 @@ class JobIndex:
             return None
         return EndedKey(tenant=entry.tenant, idempotency_key=entry.key, job_id=job_id, payload_digest=entry.payload_digest)
 
+    def stopping(self) -> list[JobId]:
+        """Terminal jobs an attempt of which is still stopping, in the order in which they were accepted."""
+        found = sorted((entry.n, job_id) for job_id, entry in self._entries.items() if entry.stopping and not entry.live)
+        return [job_id for _, job_id in found]
+
     # --- changes -------------------------------------------------------------------------------------------------------------
 
     def put(self, job_id: JobId, entry: Entry) -> None:

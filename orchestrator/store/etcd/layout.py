@@ -32,11 +32,30 @@ class FleetValue(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeadershipValue(msgspec.Struct, frozen=True, kw_only=True):
-    """Of `leadership`: permanent, and written by a takeover only. Every write compares its revision; that is the fence."""
+    """Of `leadership`: permanent, and written by a takeover only. Every write compares its revision; that is the fence.
+
+    `holder`, `name`, `address`, `version` are told to others; `since_ms` is what people's clocks said.
+    """
 
     term: int
     instance: str
     holder: str
+    name: str = ""
+    address: str = ""
+    version: str = ""
+    since_ms: int = 0
+
+
+class StandbyValue(msgspec.Struct, frozen=True, kw_only=True):
+    """Below `leadership/`: one that stands by; gone a while after it is. As LeadershipValue; `lag_ms` null: it is still loading."""
+
+    instance: str
+    holder: str
+    name: str
+    address: str
+    version: str
+    since_ms: int
+    lag_ms: int | None
 
 
 class HealthValue(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +81,7 @@ class PolicyValue(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
 
 
-Value = FleetValue | LeadershipValue | HealthValue | CommitValue | PolicyValue
+Value = FleetValue | LeadershipValue | StandbyValue | HealthValue | CommitValue | PolicyValue
 T = TypeVar("T", bound=Value)
 
 
@@ -129,19 +148,25 @@ class Layout:
 
     __slots__ = (
         "adapters", "audit", "commit", "demand", "done", "ended", "estimates", "fleet", "health", "leadership", "links", "live",
-        "models", "pins", "policy", "pushes", "root", "sites", "staged",
+        "models", "pins", "policy", "pushes", "root", "sites", "staged", "standbys",
     )  # fmt: skip
 
     def __init__(self, prefix: str) -> None:
         root = self.root = f"{prefix}/".encode()
         self.fleet, self.leadership, self.commit, self.health = root + b"fleet", root + b"leadership", root + b"commit", root + b"health"
         self.policy = root + b"policy"
+        # Right behind `leadership`: one watch hears of both.
+        self.standbys = self.leadership + b"/"
         # Folders: what follows is behind a slash.
         self.live, self.done, self.ended = root + b"live/", root + b"done/", root + b"ended/"
         self.sites, self.models, self.adapters = root + b"site/", root + b"model/", root + b"adapter/"
         self.pins, self.pushes = root + b"pin/", root + b"push/"
         self.links, self.estimates, self.demand = root + b"links/", root + b"estimates/", root + b"demand/"
         self.audit, self.staged = root + b"audit/", root + b"staged/"
+
+    def standby(self, instance: str) -> bytes:
+        """One that stands by."""
+        return self.standbys + instance.encode()
 
     def fleets_above(self) -> list[bytes]:
         """The keys `fleet` of the prefixes that this one lies within."""

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from atoll.model.audit import AuditEvent
 from atoll.model.demand import KeptDemand
@@ -71,36 +71,41 @@ async def read_head(client: EtcdClient, layout: Layout, *, revision: int = 0) ->
     )
 
 
-class Reader:
-    """Reads what is below a prefix, as it is or as of `revision`."""
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """Those that are not terminal, in the order in which they were accepted, each with its place in it; and what is known of all."""
 
-    def __init__(self, client: EtcdClient, layout: Layout, *, revision: int = 0) -> None:
+    live: list[tuple[int, Job]]
+    index: JobIndex
+
+
+class Pages(Protocol):
+    """Where keys are read in order: etcd, or what is kept of it at hand."""
+
+    def pages(self, key: bytes, end: bytes, *, limit: int, revision: int = 0) -> AsyncGenerator[Sequence[pb.KeyValue]]:
+        """All keys of [key, end) in order, `limit` at a time."""
+
+
+class Reader:
+    """Reads what is below a prefix, as it is or as of `revision`; what is neither a job nor a line of the audit from `nouns`, if given."""
+
+    def __init__(self, client: EtcdClient, layout: Layout, *, revision: int = 0, nouns: Pages | None = None) -> None:
         self._client = client
         self._layout = layout
         self._revision = revision
+        self._kept: Pages = nouns or client
 
-    async def stored(
-        self, head: Head, commit: CommitValue, *, wall_ms: int, ended_keys_max: int = ENDED_KEYS_MAX
-    ) -> tuple[Stored, JobIndex]:
-        """All that the core begins with, and what the store itself remembers."""
-        layout, index = self._layout, JobIndex()
-        live = await self.live()
-        for n, job in live:
-            index.put(job.job_id, _entry(n, job))
-        stopping: list[tuple[int, JobId]] = []
-        async for entries in self.entries():
-            for job_id, entry in entries:
-                index.put(job_id, entry)
-                if entry.stopping:
-                    stopping.append((entry.n, job_id))
+    async def stored(self, head: Head, commit: CommitValue, jobs: Jobs, *, wall_ms: int, ended_keys_max: int = ENDED_KEYS_MAX) -> Stored:
+        """All that the core begins with."""
+        layout, index = self._layout, jobs.index
         demand, written_ms = await self.demand()
         return Stored(
             fleet_id=FleetId(head.fleet.fleet_id),
             term=Term(head.leadership.term),
             fleet_time_us=commit.fleet_time_us,
             last_audit_seq=await self.last_audit_seq(),
-            jobs=tuple(job for _, job in live),
-            stopping=await self.done([job_id for _, job_id in sorted(stopping)]),
+            jobs=tuple(job for _, job in jobs.live),
+            stopping=await self.done(index.stopping()),
             sites=await self._nouns(layout.sites, stored.decode_site),
             links=await self._links(),
             models=await self._nouns(layout.models, stored.decode_model),
@@ -114,21 +119,32 @@ class Reader:
             # A clock that was set back makes nothing younger than new.
             demand_age_us=max(wall_ms - written_ms, 0) * 1_000 if written_ms else 0,
             policy=await self._policy(),
-        ), index
+        )
 
     # --- jobs ----------------------------------------------------------------------------------------------------------------
+
+    async def jobs(self) -> Jobs:
+        """All of them."""
+        index = JobIndex()
+        live = await self.live()
+        for n, job in live:
+            index.put(job.job_id, entry_of(n, job))
+        async for entries in self.entries():
+            for job_id, entry in entries:
+                index.put(job_id, entry)
+        return Jobs(live, index)
 
     async def live(self) -> list[tuple[int, Job]]:
         """Jobs that are not terminal, in the order in which they were accepted, each with its place in it."""
         found: list[tuple[int, Job]] = []
-        async for kvs in self._pages(self._layout.live, _JOBS_PAGE):
-            found.extend(await asyncio.to_thread(_decoded, kvs, _live))
+        async for kvs in self._jobs_pages(self._layout.live, _JOBS_PAGE):
+            found.extend(await asyncio.to_thread(_decoded, kvs, live_of))
         found.sort(key=lambda each: each[0])
         return found
 
     async def entries(self) -> AsyncGenerator[list[tuple[JobId, Entry]]]:
         """What is known of terminal jobs, in the order in which they ended."""
-        async for kvs in self._pages(self._layout.ended, _ENTRIES_PAGE):
+        async for kvs in self._jobs_pages(self._layout.ended, _ENTRIES_PAGE):
             yield await asyncio.to_thread(_entries, self._layout, kvs)
 
     async def done(self, job_ids: Sequence[JobId]) -> tuple[Job, ...]:
@@ -142,7 +158,7 @@ class Reader:
 
     async def all_done(self) -> AsyncGenerator[list[Job]]:
         """Every terminal job, by id."""
-        async for kvs in self._pages(self._layout.done, _JOBS_PAGE):
+        async for kvs in self._jobs_pages(self._layout.done, _JOBS_PAGE):
             yield await asyncio.to_thread(_decoded, kvs, stored.decode_job)
 
     # --- the rest ------------------------------------------------------------------------------------------------------------
@@ -176,7 +192,8 @@ class Reader:
         return stored.decode_links(blob) if blob else ()
 
     async def _policy(self) -> Identity | None:
-        kvs = (await self._client.range(self._layout.policy, revision=self._revision)).kvs
+        key = self._layout.policy
+        kvs = [kv async for page in self._kept.pages(key, key + b"\x00", limit=1, revision=self._revision) for kv in page]
         if not kvs:
             return None
         value = decode(PolicyValue, kvs[0])
@@ -201,6 +218,9 @@ class Reader:
         return b"".join([kv.value async for kvs in self._pages(folder, _PARTS_PAGE) for kv in kvs])
 
     def _pages(self, folder: bytes, limit: int) -> AsyncGenerator[Sequence[pb.KeyValue]]:
+        return self._kept.pages(folder, end_of(folder), limit=limit, revision=self._revision)
+
+    def _jobs_pages(self, folder: bytes, limit: int) -> AsyncGenerator[Sequence[pb.KeyValue]]:
         return self._client.pages(folder, end_of(folder), limit=limit, revision=self._revision)
 
 
@@ -216,16 +236,18 @@ def _decoded(kvs: Sequence[pb.KeyValue], read: Callable[[bytes], T]) -> list[T]:
     return [_readable(kv, lambda kv: read(kv.value)) for kv in kvs]
 
 
-def _live(value: bytes) -> tuple[int, Job]:
+def live_of(value: bytes) -> tuple[int, Job]:
+    """A job that is not terminal, with its place in the order of acceptance."""
     n, blob = number_of(value)
     return n, stored.decode_job(blob)
 
 
 def _entries(layout: Layout, kvs: Sequence[pb.KeyValue]) -> list[tuple[JobId, Entry]]:
-    return [_readable(kv, partial(_ended, layout)) for kv in kvs]
+    return [_readable(kv, partial(ended_of, layout)) for kv in kvs]
 
 
-def _ended(layout: Layout, kv: pb.KeyValue) -> tuple[JobId, Entry]:
+def ended_of(layout: Layout, kv: pb.KeyValue) -> tuple[JobId, Entry]:
+    """What is known of a terminal job. ValueError or StateError when it is none."""
     ended_us, job_id = layout.ended_of(kv.key)
     value = decode_ended(kv)
     return job_id, Entry(
@@ -239,7 +261,8 @@ def _ended(layout: Layout, kv: pb.KeyValue) -> tuple[JobId, Entry]:
     )
 
 
-def _entry(n: int, job: Job) -> Entry:
+def entry_of(n: int, job: Job) -> Entry:
+    """What is known of a job that is not terminal."""
     return Entry(n=n, tenant=job.spec.tenant, key=job.idempotency_key, payload_digest=job.payload_digest, state=job.state)
 
 

@@ -1,4 +1,4 @@
-"""Signs of life, from threads: the leader's health is written five times a second, its lease is kept, and every member is asked how it is.
+"""Signs of life, from threads: a leader's health is written five times a second, its lease is kept, and every member is asked how it is.
 
 Not on the event loop that decides: one that stood still for seconds is what lost leases in the soak. Decides how often; nothing rests on
 it but how soon another may try to take over. Must not know what is stored.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
@@ -18,7 +19,7 @@ from google.protobuf.message import Message
 from atoll.model.address import Address
 from orchestrator.store.etcd import methods
 from orchestrator.store.etcd.channel import connect_blocking, where_of
-from orchestrator.store.etcd.errors import EtcdDeniedError, EtcdError, EtcdLeaseGoneError, EtcdTokenError, told
+from orchestrator.store.etcd.errors import EtcdDeniedError, EtcdError, EtcdLeaseGoneError, EtcdTokenError, EtcdUnavailableError, told
 from orchestrator.store.etcd.methods import Method, metadata_of
 from orchestrator.store.etcd.operations import Put, Unchanged, transaction
 from orchestrator.store.etcd.pb import etcd_pb2 as pb
@@ -36,8 +37,11 @@ KEEP_ALIVE_S: Final = 1.0
 # An election and a member that hangs take 4 s at most; a shorter lease is lost over them.
 LEASE_TTL_S: Final = 15
 _TRY_S: Final = 2.0
-# A member that hangs must not cost the beats that the others would have taken: after eight that are missing another may take over.
-_BEAT_TRY_S: Final = 0.5
+# A member that hangs must not cost the beats that the others would have taken: after three that are missing another may take over. A beat
+# that was given up because etcd is slow is made all the same.
+_BEAT_TRY_S: Final = 0.25
+# Where none takes any, they refuse at once.
+_AGAIN_S: Final = 0.05
 _LET_IT_BE_KNOWN: Final = (
     "etcd does not tell this user how full it is, so that new jobs are accepted until nothing is: "
     "take etcd 3.5.33, 3.6.14, 3.7.1 or later, or give the user the role root"
@@ -45,13 +49,17 @@ _LET_IT_BE_KNOWN: Final = (
 
 
 class Pulse:
-    """Beats from `start` to `stop`. `value` makes what is written as health from the number of the beat."""
+    """Beats from `start` to `stop`. `value` makes what is written from the number of the beat; `guard`: only while that is unchanged."""
 
-    def __init__(self, target: EtcdTarget, *, key: bytes, value: Callable[[int], bytes], guard: Unchanged) -> None:
+    def __init__(
+        self, target: EtcdTarget, *, key: bytes, value: Callable[[int], bytes], guard: Unchanged | None, beat_s: float = BEAT_S
+    ) -> None:
         self._target = target
         self._key = key
         self._value = value
         self.guard = guard  # replaced by each takeover
+        self._beat_s = beat_s
+        self._answered_s = time.monotonic()
         self._lease = 0
         self._stopping = threading.Event()
         self._unknown_said = threading.Event()
@@ -73,6 +81,11 @@ class Pulse:
             thread.join()
 
     @property
+    def silent_s(self) -> float:
+        """For how long no beat was answered."""
+        return time.monotonic() - self._answered_s
+
+    @property
     def fullness(self) -> list[Fullness]:
         """What members said last, as far as they answer."""
         return list(self._fullness.values())
@@ -88,14 +101,20 @@ class Pulse:
                     if not self._lease:
                         self._lease = _grant(caller)
                     put = Put(self._key, self._value(number), self._lease)
+                    guards = [self.guard] if self.guard is not None else []
                     # Deposed, it changes nothing: the health that is there now is another's.
-                    caller.ask(methods.TXN, transaction([self.guard], [put]), try_s=_BEAT_TRY_S)
+                    if caller.ask(methods.TXN, transaction(guards, [put]), try_s=_BEAT_TRY_S).succeeded:
+                        self._answered_s = time.monotonic()
                 except EtcdLeaseGoneError:
                     self._lease = 0
                     continue
+                except EtcdUnavailableError:
+                    # At once at another member, but not faster than beats are due.
+                    self._stopping.wait(max(self._beat_s - _BEAT_TRY_S, _AGAIN_S))
+                    continue
                 except EtcdError:
                     pass  # the next beat is due soon enough
-                self._stopping.wait(BEAT_S)
+                self._stopping.wait(self._beat_s)
             if self._lease:
                 try:
                     caller.ask(methods.LEASE_REVOKE, pb.LeaseRevokeRequest(ID=self._lease))

@@ -11,7 +11,7 @@ import asyncio
 import gc
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Final
 
 import structlog
@@ -20,6 +20,7 @@ from atoll.model.audit import AuditEvent
 from atoll.model.errors import FieldError, StateError
 from atoll.model.ids import ChangeSeq, JobId, TenantId, Term
 from atoll.model.job import TERMINAL, Job, JobState
+from atoll.model.orchestrators import Introduction, OrchestratorView
 from atoll.wire import stored
 from orchestrator.core.durable import EndedKey, Stored
 from orchestrator.core.jobs import ENDED_KEYS_MAX
@@ -29,16 +30,17 @@ from orchestrator.store.changes import changes_of
 from orchestrator.store.etcd import leading, rows
 from orchestrator.store.etcd.client import PATIENCE_S, EtcdClient
 from orchestrator.store.etcd.copying import write_copy
-from orchestrator.store.etcd.errors import EtcdCompactedError, EtcdDeniedError, EtcdError, EtcdTokenError, EtcdUnavailableError
+from orchestrator.store.etcd.errors import EtcdCompactedError, EtcdError, EtcdUnavailableError
+from orchestrator.store.etcd.history import History
 from orchestrator.store.etcd.index import JobIndex, Plan
-from orchestrator.store.etcd.layout import HealthValue, Layout, LeadershipValue, decode, encode, number_of
-from orchestrator.store.etcd.loading import Reader
+from orchestrator.store.etcd.layout import CommitValue, HealthValue, Layout, LeadershipValue, encode, number_of
+from orchestrator.store.etcd.loading import Head, Reader
 from orchestrator.store.etcd.operations import OPERATIONS_MAX, Delete, end_of
 from orchestrator.store.etcd.pulse import Pulse
 from orchestrator.store.etcd.quota import DEFAULT_QUOTA_BYTES, why_shed
+from orchestrator.store.etcd.roster import Roster
+from orchestrator.store.etcd.standing import Standby
 from orchestrator.store.etcd.target import EtcdTarget
-from orchestrator.store.etcd.watch import Changes as Changed
-from orchestrator.store.etcd.watch import follow
 from orchestrator.store.etcd.writing import Writer
 from orchestrator.store.wall import wall_ms as peoples_wall_ms
 
@@ -47,10 +49,8 @@ _log = structlog.get_logger(__name__)
 # Lines of the audit that are kept here, fewer than `limits.AUDIT_LINES_MAX`: 4 MB, a week of incidents. Who must keep them longer follows
 # `atoll events` into a log.
 AUDIT_LINES_MAX: Final = 20_000
-# What was superseded is history that nobody reads; beyond this much of it, or this long, it is compacted away.
-_HISTORY_BYTES_MAX: Final = 64 * 1024 * 1024
-_HISTORY_S_MAX: Final = 300.0
-_LET_ETCD_COMPACT: Final = "start etcd with --auto-compaction-mode=periodic --auto-compaction-retention=5m: this user may not compact"
+# An election takes 1 to 2 s; whoever stands by, and reaches etcd, has taken over long before.
+OUT_OF_TOUCH_S: Final = 3.0
 # Whoever shares this etcd compacts it too, each fleet every few minutes: a copy that took longer than that is begun anew.
 _COPY_TRIES: Final = 3
 # From so many records on they are encoded in a thread: milliseconds in which streams are served.
@@ -67,6 +67,7 @@ class EtcdStore:
         quota_bytes: int = DEFAULT_QUOTA_BYTES,
         patience_s: float = PATIENCE_S,
         ended_keys_max: int = ENDED_KEYS_MAX,
+        me: Introduction = Introduction(),
         wall_ms: Callable[[], int] = peoples_wall_ms,
     ) -> None:
         self._target = target
@@ -79,6 +80,12 @@ class EtcdStore:
         self._client: EtcdClient | None = None
         self._writer: Writer | None = None
         self._pulse: Pulse | None = None
+        self._me = me
+        self._roster = Roster(self._layout)
+        self._standby: Standby | None = None
+        self._standing_down: asyncio.Task[None] | None = None
+        # Of the health, when this one stood by until nothing came after it.
+        self._silent_revision = 0
         self._index = JobIndex()
         self._term = Term(0)
         self._closed = False
@@ -86,9 +93,7 @@ class EtcdStore:
         self._writing = asyncio.Lock()
         self._deposed = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
-        self._compacting: asyncio.Task[None] | None = None
-        self._compacted_s = 0.0
-        self._copying = 0
+        self._history = History()
 
     # --- leading -------------------------------------------------------------------------------------------------------------
 
@@ -106,28 +111,75 @@ class EtcdStore:
 
     async def _take_over(self) -> Stored:
         self._writer = None
-        if self._client is None:
-            self._client = await EtcdClient.open(self._target, patience_s=self._patience_s)
-        client, layout = self._client, self._layout
-        head = await leading.take_over(client, layout, self._instance)
+        client, layout = await self._connected(), self._layout
+        silent, self._silent_revision = self._silent_revision, 0
+        head = await leading.take_over(client, layout, self._instance, me=self._me, silent=silent)
         writer = Writer(client, layout, head)
         self._beat(writer)
         self._watch(head.leadership)
         commit = await writer.recover()
+        loaded, index = await self._load(client, head, commit, writer.commit_revision)
+        if not await writer.look():
+            raise StoreError("another took over while this one was loading")
+        self._writer, self._index, self._term = writer, index, loaded.term
+        self._stand_down()
+        return loaded
+
+    async def _load(self, client: EtcdClient, head: Head, commit: CommitValue, commit_revision: int) -> tuple[Stored, JobIndex]:
+        """Everything: from what was kept at hand, if that is level with the store, else from etcd."""
         collecting = gc.isenabled()
         # Very many new objects, none of them garbage: looking for some would double the time.
         gc.disable()
         try:
-            loaded, self._index = await Reader(client, layout).stored(
-                head, commit, wall_ms=self._wall_ms(), ended_keys_max=self._ended_keys_max
-            )
+            jobs, nouns = None, None
+            if self._standby is not None and await self._standby.level(commit_revision):
+                nouns = self._standby.mirror
+                jobs = await nouns.jobs()
+            reader = Reader(client, self._layout, nouns=nouns)
+            jobs = jobs or await reader.jobs()
+            return await reader.stored(head, commit, jobs, wall_ms=self._wall_ms(), ended_keys_max=self._ended_keys_max), jobs.index
         finally:
             if collecting:
                 gc.enable()
-        if not await writer.look():
-            raise StoreError("another took over while this one was loading")
-        self._writer, self._term = writer, loaded.term
-        return loaded
+
+    async def _connected(self) -> EtcdClient:
+        if self._client is None:
+            self._client = await EtcdClient.open(self._target, patience_s=self._patience_s)
+        return self._client
+
+    async def stand_by(self) -> None:
+        """See `Store`."""
+        async with self._telling():
+            if self._closed:
+                raise StateError("the store is closed")
+            try:
+                client = await self._connected()
+                if self._layout.fleet not in await client.read([self._layout.fleet]):
+                    return  # nothing is written where no fleet is
+                if self._standby is None:
+                    self._standby = Standby(client, self._target, self._layout, self._instance, self._me)
+                    self._standby.begin()
+                self._silent_revision = await self._standby.until_silent()
+            except EtcdUnavailableError:
+                async with self._writing:
+                    await self._disconnect()
+                raise
+
+    def _stand_down(self) -> None:
+        """What was kept at hand is the core's now. Saying so may take as long as a member that hangs."""
+        if self._standby is not None:
+            standing, self._standby = self._standby, None
+            self._standing_down = asyncio.create_task(standing.end())
+
+    def out_of_touch(self) -> bool:
+        """See `Store`. Where nobody stands by, nobody does: what is known can be told all the while."""
+        return self._pulse is not None and self._pulse.silent_s > OUT_OF_TOUCH_S and self._roster.others
+
+    def orchestrators(self) -> tuple[OrchestratorView, ...]:
+        """See `Store`."""
+        if self._standby is not None:
+            return self._standby.views()
+        return self._roster.views(leader_silent_s=self._pulse.silent_s if self._pulse is not None else 0.0)
 
     def _beat(self, writer: Writer) -> None:
         if self._pulse is not None:
@@ -148,13 +200,10 @@ class EtcdStore:
         self._watching = asyncio.create_task(self._notice_others(mine))
 
     async def _notice_others(self, mine: LeadershipValue) -> None:
-        assert self._client is not None
         try:
-            async with aclosing(follow(self._client, self._layout.leadership)) as updates:
-                async for update in updates:
-                    kvs = [event.kv for event in update.events] if isinstance(update, Changed) else update.kvs
-                    if any(decode(LeadershipValue, kv).instance != mine.instance for kv in kvs):
-                        self._deposed.set()
+            async for leader in self._roster.follow(self._open()):
+                if leader.instance != mine.instance:
+                    self._deposed.set()
         except (EtcdError, StateError) as error:
             # The next commit will say the same.
             _log.warning("leadership_not_watched", error=str(error))
@@ -181,7 +230,7 @@ class EtcdStore:
             outcome = await writer.commit(now_us, wanted)
             if outcome is CommitOutcome.COMMITTED:
                 plan.settle()
-            self._compact_when_due(writer)
+            self._history.compact_when_due(self._open(), writer)
             return outcome
 
     async def sweep(self, *, now_us: int, retention_ms: int, max_ended: int) -> int:
@@ -197,7 +246,7 @@ class EtcdStore:
                 await writer.apply([Delete(self._layout.audit, self._layout.audit_line(last - AUDIT_LINES_MAX + 1))])
             # A fleet that has nothing to do commits nothing, but its leader's heart beats: four hundred thousand revisions a day.
             await writer.look()
-            self._compact_when_due(writer)
+            self._history.compact_when_due(self._open(), writer)
         return went
 
     async def _forget(self, before_us: int, max_ended: int) -> int:
@@ -213,26 +262,6 @@ class EtcdStore:
             for job_id, _ in leaving:
                 index.remove(job_id)
             return len(leaving)
-
-    def _compact_when_due(self, writer: Writer) -> None:
-        now_s = asyncio.get_running_loop().time()
-        due = writer.written_bytes > _HISTORY_BYTES_MAX or now_s - self._compacted_s > _HISTORY_S_MAX
-        if not due or self._copying or (self._compacting is not None and not self._compacting.done()):
-            return
-        writer.written_bytes, self._compacted_s = 0, now_s
-        self._compacting = asyncio.create_task(self._compact(writer.revision))
-
-    async def _compact(self, revision: int) -> None:
-        assert self._client is not None
-        try:
-            await self._client.compact(revision)
-        except EtcdDeniedError as error:
-            if isinstance(error, EtcdTokenError):
-                return
-            # From 3.5.28 and 3.6.9 on etcd may keep this for the role root.
-            _log.warning("history_not_compacted", store=str(self._target), advice=_LET_ETCD_COMPACT)
-        except EtcdError as error:
-            _log.warning("not_compacted", revision=revision, error=str(error))
 
     def why_shed(self) -> str:
         """See `Store`."""
@@ -310,14 +339,14 @@ class EtcdStore:
                     # None is half carried out; and what is compacted from here, from here on, is older.
                     writer = self._led()
                     await writer.look()
-                    self._copying += 1
+                    self._history.hold()
                 try:
                     return await write_copy(self._open(), self._layout, writer.revision, path)
                 except EtcdCompactedError:
                     if not tries:
                         raise
                 finally:
-                    self._copying -= 1
+                    self._history.release()
 
     # --- the end -------------------------------------------------------------------------------------------------------------
 
@@ -330,11 +359,14 @@ class EtcdStore:
             await self._disconnect()
 
     async def _disconnect(self) -> None:
-        for task in (self._watching, self._compacting):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-        self._watching = self._compacting = self._writer = None
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        self._watching = self._writer = None
+        await self._history.close()
+        self._stand_down()
+        if self._standing_down is not None:
+            await asyncio.gather(self._standing_down, return_exceptions=True)
         if self._pulse is not None:
             await asyncio.to_thread(self._pulse.stop)
             self._pulse = None

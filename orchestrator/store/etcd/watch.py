@@ -6,7 +6,8 @@ Decides from where a stream that broke goes on, and when one that says nothing c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -49,35 +50,73 @@ async def follow(client: EtcdClient, key: bytes, end: bytes = b"", *, quiet_s: f
 
     Outages are waited out. Raises EtcdError only for what waiting does not cure: a refused user, a member that does not know the method.
     """
-    revision = 0  # the next that is wanted; 0: of a listing
-    pause_s = _FIRST_PAUSE_S
-    refused = False
     while True:
         try:
-            if not revision:
-                listing = await _list(client, key, end)
-                revision = listing.revision + 1
-                yield listing
+            listing = await _patiently(lambda: _list(client, key, end), client)
+            yield listing
+            async with aclosing(changes(client, key, end, after=listing.revision, quiet_s=quiet_s)) as following:
+                async for change in following:
+                    yield change
+        except EtcdCompactedError:
+            await asyncio.sleep(_FIRST_PAUSE_S)
+
+
+async def changes(client: EtcdClient, key: bytes, end: bytes, *, after: int, quiet_s: float = QUIET_S) -> AsyncGenerator[Changes]:
+    """Every change of the key, or of keys of [key, end), after a revision, once each and in order, for ever.
+
+    EtcdCompactedError when some of them are history that etcd no longer has. Else as `follow`.
+    """
+    revision = after + 1  # the next that is wanted
+    pauses = _Pauses(client)
+    while True:
+        try:
             async for events in _stream(client, key, end, revision, quiet_s):
-                pause_s, refused = _FIRST_PAUSE_S, False
+                pauses.over()
                 if not events:
                     continue
                 # Not from what the server says it has reached: it said so before it sent what came before that.
                 revision = events[-1].kv.mod_revision + 1
                 yield Changes(events)
-        except EtcdCompactedError:
-            revision = 0
-            continue
-        except EtcdDeniedError:
-            if refused:
-                raise
+        except (EtcdDeniedError, EtcdUnavailableError, TimeoutError) as error:
+            pauses.judge(error)
+        await pauses.pause()
+
+
+async def _patiently(ask: Callable[[], Awaitable[Listing]], client: EtcdClient) -> Listing:
+    pauses = _Pauses(client)
+    while True:
+        try:
+            return await ask()
+        except (EtcdDeniedError, EtcdUnavailableError, TimeoutError) as error:
+            pauses.judge(error)
+        await pauses.pause()
+
+
+class _Pauses:
+    """Between tries, longer each time. Tried again is what may pass, and once what was refused."""
+
+    def __init__(self, client: EtcdClient) -> None:
+        self._client = client
+        self._refused = False
+        self._pause_s = _FIRST_PAUSE_S
+
+    def over(self) -> None:
+        """It is answered."""
+        self._refused, self._pause_s = False, _FIRST_PAUSE_S
+
+    def judge(self, error: EtcdDeniedError | EtcdUnavailableError | TimeoutError) -> None:
+        """Raises it if another try makes no sense."""
+        if isinstance(error, EtcdDeniedError):
+            if self._refused:
+                raise error
             # Of a token that is void, as all are once a member was restarted, some versions say only that permission is denied.
-            refused = True
-            client.forget_token()
-        except (EtcdUnavailableError, TimeoutError):
-            pass
-        await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            self._refused = True
+            self._client.forget_token()
+
+    async def pause(self) -> None:
+        """Before the next try."""
+        await asyncio.sleep(self._pause_s)
+        self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
 
 
 async def _list(client: EtcdClient, key: bytes, end: bytes) -> Listing:

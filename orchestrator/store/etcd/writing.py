@@ -49,6 +49,11 @@ class Writer:
         return max(self._commit_revision, self._leadership.mod_revision, self._quiet_revision)
 
     @property
+    def commit_revision(self) -> int:
+        """That of `commit`, when this writer replaced it last."""
+        return self._commit_revision
+
+    @property
     def leadership(self) -> Unchanged:
         """What only this term's writer finds unchanged."""
         return self._leadership
