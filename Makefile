@@ -18,7 +18,7 @@ TIMES ?= 10
 FAULT ?=
 COMPUTING := tests/architecture tests/property tests/simulation tests/unit
 
-.PHONY: help setup test check format protos demo demo-verify bench gpu-check profile soak chaos etcd-soak mutants clean
+.PHONY: help setup test check format protos demo demo-verify bench gpu-check profile soak chaos etcd-soak leader-soak mutants clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ chaos: setup  ## kill and freeze real processes under load, and write docs/relia
 
 etcd-soak: setup  ## kill and freeze three members of etcd for five minutes under the store (MINUTES=5)
 	@$(BIN)/python -m tests.soak.etcd --minutes $(MINUTES)
+
+leader-soak: setup  ## kill the leader of two orchestrators twelve times under 200 submits a second
+	@$(BIN)/python -m tests.soak.leaders
 
 mutants: setup  ## plant known bugs in a copy and see the simulation catch each
 	@$(BIN)/python tests/mutants/hunt.py

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
-import grpc.aio
 import structlog
 
 import agents
 import atoll
-from agents.channel import open_channel
+from agents.channel import Channels
 from agents.clock import AgentClock
 from agents.config import AgentConfig, ConfigError, RaySettings, Reach, TwinSettings
 from agents.core.machine import AgentMachine
@@ -57,7 +56,6 @@ _US_PER_HOUR: Final = 3_600_000_000
 class Surroundings:
     """What several agents of one process share."""
 
-    channel: grpc.aio.Channel
     dial: Dial
     metrics: Metrics
     gpus: Mapping[GpuTypeId, GpuType]
@@ -148,15 +146,15 @@ async def serve(config: AgentConfig, *, stop: asyncio.Event) -> None:
     reach = config.reach
     fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     async with AsyncExitStack() as stack:
-        channel = await open_shared_channel(stack, reach)
+        channels = open_shared_channels(stack, reach)
         metrics = Metrics()
         serve_metrics(stack, reach, metrics)
-        dial = Dial(where=str(reach.orchestrator), token=reach.token, give_up_after_s=reach.give_up_after_s)
+        dial = Dial(channels=channels, token=reach.token, give_up_after_s=reach.give_up_after_s)
         journal: Journal = MemoryJournal()
         if config.state_dir is not None:
             journal = DiskJournal(config.state_dir, config.site_id)
         stack.push_async_callback(journal.close)
-        surroundings = Surroundings(channel=channel, dial=dial, metrics=metrics, gpus=packaged_gpus())
+        surroundings = Surroundings(dial=dial, metrics=metrics, gpus=packaged_gpus())
         runtime, beside = _executing(stack, config, surroundings, fatal)
         await run_site(config.site_id, runtime, journal, surroundings, stop, fatal=fatal, beside=beside, keep_work=not config.end_work)
 
@@ -212,7 +210,6 @@ async def run_site(
     session = AgentSession(
         site_id=site_id,
         boot_id=uuid.uuid4().hex,
-        channel=around.channel,
         dial=around.dial,
         credential=kept.credential,
         driver=driver,
@@ -311,13 +308,13 @@ def _nodes_of_this_host(runtime: Runtime) -> tuple[ProbedNode, ...]:
 # --- what programs share ------------------------------------------------------------------------------------------------------
 
 
-async def open_shared_channel(stack: AsyncExitStack, reach: Reach) -> grpc.aio.Channel:
+def open_shared_channels(stack: AsyncExitStack, reach: Reach) -> Channels:
     try:
-        channel = open_channel(reach.orchestrator, reach.ca_file)
+        channels = Channels(reach.orchestrators, reach.ca_file)
     except OSError as error:
         raise FieldError("ca_file", str(reach.ca_file), f"a file that can be read ({error.strerror})") from error
-    stack.push_async_callback(channel.close, None)
-    return channel
+    stack.push_async_callback(channels.close)
+    return channels
 
 
 def serve_metrics(stack: AsyncExitStack, reach: Reach, metrics: Metrics) -> None:

@@ -34,6 +34,8 @@ _TOKEN_CHARS_MIN: Final = 24
 _RESULTS_HOURS: Final = 24
 # A day of pictures at a few a second is some 100 GB; films are larger.
 _RESULTS_BYTES: Final = 10**12
+# As many as clients take.
+_ORCHESTRATORS_MAX: Final = 16
 _CACHE_BYTES: Final = 200 * 10**9
 _PORTS_FROM: Final = 21_000
 _SEED: Final = 1
@@ -74,9 +76,9 @@ class TwinSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
-    """How to reach the orchestrator, and what is told of oneself. `give_up_after_s` None: dial for ever."""
+    """How to reach the orchestrator, of which there may be several, and what is told of oneself. `give_up_after_s` None: dial for ever."""
 
-    orchestrator: Address = Address(host="127.0.0.1")
+    orchestrators: tuple[Address, ...] = (Address(host="127.0.0.1"),)
     token: str = field(default="", repr=False)
     ca_file: Path | None = None
     give_up_after_s: float | None = None
@@ -251,7 +253,7 @@ def _reach(settings: _Settings, environ: Mapping[str, str]) -> Reach:
     patience = settings.get("give_up_after")
     ca_file = settings.get("ca_file")
     return Reach(
-        orchestrator=parse_address("orchestrator", settings.get("orchestrator", "127.0.0.1")),
+        orchestrators=_orchestrators(str(settings.get("orchestrator", "127.0.0.1"))),
         token=token,
         ca_file=settings.file("ca_file", "") if ca_file else None,
         give_up_after_s=settings.number("give_up_after", 0, 0, 1e9) if patience not in (None, "") else None,
@@ -259,6 +261,13 @@ def _reach(settings: _Settings, environ: Mapping[str, str]) -> Reach:
         log_format=settings.choice("log_format", LogFormat.AUTO, LogFormat),
         log_level=settings.choice("log_level", LogLevel.INFO, LogLevel),
     )
+
+
+def _orchestrators(text: str) -> tuple[Address, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > _ORCHESTRATORS_MAX:
+        raise FieldError("orchestrator", f"{len(parts)} addresses", f"at most {_ORCHESTRATORS_MAX}")
+    return tuple(dict.fromkeys(parse_address("orchestrator", part) for part in parts))
 
 
 class _Settings:

@@ -1,6 +1,6 @@
 """A rehearsal: the twins of all sites of a fleet in one process, against a running orchestrator.
 
-Decides what the twins share: one channel, one set of metrics, one hidden world; and that a site which is not declared, or no longer, costs
+Decides what the twins share: connections, one set of metrics, one hidden world; and that a site which is not declared, or no longer, costs
 the rehearsal its twin and no other. Each is an agent of its own otherwise.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import structlog
 
-from agents.app import Surroundings, fleet_of, links_of, open_shared_channel, packaged_gpus, run_program, run_site, serve_metrics
+from agents.app import Surroundings, fleet_of, links_of, open_shared_channels, packaged_gpus, run_program, run_site, serve_metrics
 from agents.config import RehearseConfig
 from agents.journal import MemoryJournal
 from agents.runtime.twin import TwinRuntime
@@ -46,18 +46,16 @@ async def rehearse(config: RehearseConfig, *, stop: asyncio.Event) -> None:
     fleet = fleet_of(config.fleet, gpus)
     specs = _chosen(config, fleet)
     async with AsyncExitStack() as stack:
-        channel = await open_shared_channel(stack, reach)
+        channels = open_shared_channels(stack, reach)
         metrics = Metrics()
         serve_metrics(stack, reach, metrics)
-        dial = Dial(
-            where=str(reach.orchestrator), token=reach.token, give_up_after_s=reach.give_up_after_s, site_patience_s=SITE_PATIENCE_S
-        )
-        around = Surroundings(channel=channel, dial=dial, metrics=metrics, gpus=gpus)
+        dial = Dial(channels=channels, token=reach.token, give_up_after_s=reach.give_up_after_s, site_patience_s=SITE_PATIENCE_S)
+        around = Surroundings(dial=dial, metrics=metrics, gpus=gpus)
         hidden = HiddenWorld(config.seed, config.sigma, noise_seed=config.noise_seed)
         peers = TwinPeers(fleet.sites, links_of(fleet), here=(spec.site_id for spec in specs))
         runtimes = [(spec, TwinRuntime(spec, gpus=gpus, hidden=hidden, peers=peers)) for spec in specs]
         slots = sum(pool.slots for spec in specs for pool in spec.pools)
-        _log.info("rehearsing", sites=len(specs), gpus=slots, orchestrator=str(reach.orchestrator), seed=config.seed, sigma=config.sigma)
+        _log.info("rehearsing", sites=len(specs), gpus=slots, orchestrator=dial.where, seed=config.seed, sigma=config.sigma)
         twins = [_twin(spec.site_id, run_site(spec.site_id, runtime, MemoryJournal(), around, stop)) for spec, runtime in runtimes]
         agents = [asyncio.create_task(twin) for twin in twins]
         try:

@@ -11,15 +11,16 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 import grpc
 import grpc.aio
 import structlog
 
-from agents.core.outputs import RequestResync, SendEvents, SendReport
+from agents.channel import Channels
 from agents.driver import AgentDriver, Upward
 from agents.journal import Journal, JournalError
+from agents.messages import ANSWERED_KEY, FIELD_KEY, last, raise_status, trailer, up
 from agents.runtime.base import Runtime
 from agents.telemetry import Metrics
 from atoll import __version__
@@ -29,10 +30,11 @@ from atoll.model.limits import LOG_LINES_MAX
 from atoll.model.report import PROTOCOL_VERSION, SiteHello
 from atoll.v1 import site_service_pb2 as pb
 from atoll.v1.site_service_pb2_grpc import SiteServiceStub
+from atoll.whereabouts import LEADER_KEY, Whereabouts
 from atoll.wire.assignments import assignment_from_proto
 from atoll.wire.attempts import attempt_key_from_proto
-from atoll.wire.bounds import LOG_LINE_CHARS, line, part
-from atoll.wire.reports import attempt_events_to_proto, hello_to_proto, report_to_proto, welcome_from_proto
+from atoll.wire.bounds import part
+from atoll.wire.reports import hello_to_proto, welcome_from_proto
 
 _log = structlog.get_logger(__name__)
 
@@ -44,8 +46,6 @@ LOGS_TIMEOUT_S: Final = 10.0
 # Messages that may wait to go up: at one a tenth of a second this is half a minute of not being read.
 QUEUE_MAX: Final = 256
 LOG_REQUESTS_MAX: Final = 16
-# Half of gRPC's 4 MiB: the end of a log is what is asked for.
-_LOG_BYTES_MAX: Final = 2 * 1024 * 1024
 # What a stream reads at its end; the type stubs lack it.
 _EOF: Final[Any] = vars(grpc.aio)["EOF"]
 # Retries: soon after a broken stream, patiently while nobody answers. 36 sites at 8 s are five dials a second.
@@ -53,7 +53,6 @@ FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 8.0
 # Another agent under this name may be our own last life, whose stream takes some seconds to die: three times silent_after.
 NAME_PATIENCE_S: Final = 15.0
-_FIELD_KEY: Final = "atoll-field"
 
 
 class ExitCode(IntEnum):
@@ -80,16 +79,21 @@ class AgentEndedError(AtollError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dial:
-    """How to reach the orchestrator. `give_up_after_s` bounds the time without any session; None: never.
+    """How to reach the orchestrator, of which there may be several. `give_up_after_s` bounds the time without any session; None: never.
 
     `name_patience_s`: how long to wait for a name that another agent holds, `site_patience_s`: for a site to be declared.
     """
 
-    where: str
+    channels: Channels
     token: str = field(default="", repr=False)
     give_up_after_s: float | None = None
     name_patience_s: float = NAME_PATIENCE_S
     site_patience_s: float = 0.0
+
+    @property
+    def where(self) -> str:
+        """The addresses as a person wrote them."""
+        return ",".join(map(str, self.channels.orchestrators))
 
 
 class Link:
@@ -137,7 +141,6 @@ class AgentSession:
         *,
         site_id: SiteId,
         boot_id: str,
-        channel: grpc.aio.Channel,
         dial: Dial,
         credential: str,
         driver: AgentDriver,
@@ -147,8 +150,8 @@ class AgentSession:
     ) -> None:
         self._site_id = site_id
         self._boot_id = boot_id
-        self._stub: Any = SiteServiceStub(channel)
         self._dial = dial
+        self._whereabouts = Whereabouts(dial.channels.orchestrators)
         self._credential = credential
         self._driver = driver
         self._runtime = runtime
@@ -167,6 +170,7 @@ class AgentSession:
         pause_s = FIRST_PAUSE_S
         while True:
             self._welcomed = False
+            fresh = False
             try:
                 await self._serve()
             except AgentEndedError:
@@ -174,9 +178,11 @@ class AgentSession:
                 raise
             except grpc.aio.AioRpcError as error:
                 self._judge(error)
+                fresh = self._turn(error)
                 unknown = error.code() is grpc.StatusCode.NOT_FOUND
                 self._tell_trouble(f"{error.code().name}: {error.details()}", "site_unknown" if unknown else "orchestrator_unreachable")
             except (FieldError, ConnectionError, TimeoutError) as error:
+                fresh = self._whereabouts.unanswered()
                 self._tell_trouble(str(error) or "no answer in time")
             if self._welcomed:
                 pause_s, self._heard_s = FIRST_PAUSE_S, time.monotonic()
@@ -184,7 +190,16 @@ class AgentSession:
             self._check_patience()
             # Full jitter: agents that lost the same orchestrator come back spread over the pause.
             await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+            # Once nobody is left who was not asked since the last pause grew.
+            pause_s = pause_s if fresh else min(pause_s * 2, LONGEST_PAUSE_S)
+
+    def _turn(self, error: grpc.aio.AioRpcError) -> bool:
+        """Who is dialled next; whether that one was not asked yet, in this round."""
+        leader, where = trailer(error, LEADER_KEY), self._whereabouts
+        if leader:
+            return where.told(leader)
+        # Without a word of the orchestrator's own it is gRPC that says so.
+        return where.troubled() if trailer(error, ANSWERED_KEY) else where.unanswered()
 
     def _tell_trouble(self, reason: str, trouble: str = "orchestrator_unreachable") -> None:
         """Once per trouble, not once per try."""
@@ -201,7 +216,7 @@ class AgentSession:
 
     def _judge(self, error: grpc.aio.AioRpcError) -> None:
         """Raise AgentEndedError if dialling again cannot help."""
-        code, field = error.code(), _field_of(error)
+        code, field = error.code(), trailer(error, FIELD_KEY)
         said = f"the orchestrator at {self._dial.where} refuses site {self._site_id}: {error.details()}"
         match code:
             case grpc.StatusCode.UNAUTHENTICATED if self._credential and self._dial.token and not self._welcomed:
@@ -243,7 +258,8 @@ class AgentSession:
     async def _serve(self) -> None:
         """One stream, from hello to its end. Returns or raises what ended it."""
         secret = self._credential or self._dial.token
-        call = self._stub.Connect(metadata=(("authorization", f"Bearer {secret}"),) if secret else ())
+        stub: Any = SiteServiceStub(self._dial.channels.to(self._whereabouts.current))
+        call = stub.Connect(metadata=(("authorization", f"Bearer {secret}"),) if secret else ())
         link = Link()
         writer: asyncio.Task[None] | None = None
         reader: asyncio.Task[None] | None = None
@@ -260,7 +276,7 @@ class AgentSession:
                     ended.result()
         except asyncio.InvalidStateError:
             # Writing to a call that is over: its status says why.
-            await _raise_status(call)
+            await raise_status(call)
         finally:
             self._driver.closed(link)
             self._metrics.connected(self._site_id, yes=False)
@@ -291,7 +307,7 @@ class AgentSession:
         async with asyncio.timeout(WELCOME_TIMEOUT_S):
             first = await call.read()
         if first is _EOF:
-            await _raise_status(call)
+            await raise_status(call)
         if first.WhichOneof("message") != "welcome":
             raise FieldError("message", first.WhichOneof("message"), "a welcome, first")
         welcome = part("welcome", first.welcome, welcome_from_proto)
@@ -306,16 +322,23 @@ class AgentSession:
         except AtollError as error:
             raise AgentEndedError(ExitCode.RUNTIME, str(error)) from error
         self._welcomed, self._trouble = True, ""
+        self._whereabouts.answered()
         self._metrics.connected(self._site_id, yes=True)
         self._metrics.dialled(self._site_id, "welcomed")
-        self._log.info("connected", fleet=welcome.fleet_id, term=welcome.term, time_scale_milli=welcome.time_scale_milli)
+        self._log.info(
+            "connected",
+            at=str(self._whereabouts.current),
+            fleet=welcome.fleet_id,
+            term=welcome.term,
+            time_scale_milli=welcome.time_scale_milli,
+        )
 
     async def _read(self, call: Any, link: Link) -> None:
         """Hand in what comes down. Silence is no end: the keep-alive pings of the channel find a dead peer."""
         while True:
             message = await call.read()
             if message is _EOF:
-                await _raise_status(call)
+                await raise_status(call)
             match message.WhichOneof("message"):
                 case "assignment":
                     self._driver.assigned(link, part("assignment", message.assignment, assignment_from_proto))
@@ -326,7 +349,7 @@ class AgentSession:
 
     async def _write(self, call: Any, link: Link) -> None:
         while True:
-            message = _up(await link.next())
+            message = up(await link.next())
             # Not `wait_for`: before Python 3.12 it can swallow a cancellation, and this task would live on.
             async with asyncio.timeout(WRITE_TIMEOUT_S):
                 await call.write(message)
@@ -347,49 +370,4 @@ class AgentSession:
         except (AtollError, OSError, TimeoutError) as error:
             self._log.warning("logs_failed", attempt=str(key), error=str(error) or "no answer in time")
             found = ()
-        link.send(pb.LogChunk(request=request, lines=_last(found, lines)))
-
-
-def _last(found: tuple[str, ...], lines: int) -> list[str]:
-    """The end of a log that fits into a message."""
-    kept: list[str] = []
-    left = _LOG_BYTES_MAX
-    for text in reversed(found[-lines:]):
-        shown = line(text, LOG_LINE_CHARS)
-        left -= len(shown.encode())
-        if left < 0:
-            break
-        kept.append(shown)
-    kept.reverse()
-    return kept
-
-
-def _up(message: Upward | pb.LogChunk) -> pb.AgentMessage:
-    match message:
-        case SendReport(report=report):
-            return pb.AgentMessage(report=report_to_proto(report))
-        case SendEvents(events=events):
-            return pb.AgentMessage(events=attempt_events_to_proto(events))
-        case RequestResync(generation=generation):
-            return pb.AgentMessage(resync=pb.ResyncRequest(generation=generation))
-        case pb.LogChunk():
-            return pb.AgentMessage(log=message)
-        case _:
-            assert_never(message)
-
-
-async def _raise_status(call: Any) -> None:
-    """Raise what the peer ended the stream with."""
-    code = await call.code()
-    if code is grpc.StatusCode.OK:
-        raise ConnectionError("the orchestrator ended the stream")
-    raise grpc.aio.AioRpcError(
-        code, await call.initial_metadata(), await call.trailing_metadata(), details=await call.details(), debug_error_string=None
-    )
-
-
-def _field_of(error: grpc.aio.AioRpcError) -> str:
-    """Which field of the hello a refusal names, "" if none."""
-    metadata: Any = error.trailing_metadata()
-    found = dict(metadata or ()).get(_FIELD_KEY, "")
-    return found if isinstance(found, str) else ""
+        link.send(pb.LogChunk(request=request, lines=last(found, lines)))

@@ -45,6 +45,11 @@ class FleetClock:
         self._last_us = max(self._last_us, self._start_us + elapsed_us)
         return self._last_us
 
+    def begin_at(self, fleet_time_us: int) -> None:
+        """It is `fleet_time_us` now, whatever was shown before: nobody has lived by that."""
+        self._origin_ns = self._monotonic_ns()
+        self._start_us = self._last_us = fleet_time_us
+
     def not_before(self, fleet_time_us: int) -> None:
         """From now on the time is at least `fleet_time_us`: what a store has seen is past."""
         now_us = self.now_us()

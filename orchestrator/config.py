@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
-from atoll.model.address import Address, parse_address
+from atoll import __version__
+from atoll.model.address import DEFAULT_PORT, Address, parse_address
 from atoll.model.errors import AtollError, FieldError, quoted
+from atoll.model.ids import parse_name
+from atoll.model.orchestrators import Introduction
 from orchestrator.api.auth import Token, is_loopback, operator_token, parse_tokens
 from orchestrator.clock import REAL_TIME_MILLI
 from orchestrator.core.placement.policies import DEFAULT
@@ -65,6 +69,9 @@ class OrchestratorConfig:
 
     listen: Address = Address(host="127.0.0.1")
     data_dir: Path
+    name: str = ""  # "": that of the machine
+    advertise: Address | None = None  # where others reach it; None: where it listens
+    standby: bool = True  # while another leads on the store, wait for one's turn; where that is possible
     metrics: Address | None = Address(host="127.0.0.1", port=_METRICS_PORT)
     time_scale_milli: int = REAL_TIME_MILLI
     tokens: tuple[Token, ...] = field(default=(), repr=False)
@@ -92,6 +99,19 @@ class OrchestratorConfig:
         """Where sites put results."""
         return self.artifacts_url or (self.data_dir / "artifacts").resolve().as_uri()
 
+    @property
+    def stands_by(self) -> bool:
+        """Whether it waits for its turn while another leads."""
+        return self.standby and self.store is not None
+
+    def introduced(self, bound: Address) -> Introduction:
+        """What it says of itself to others, listening at `bound`."""
+        machine = socket.gethostname()
+        everywhere = bound.host in {"0.0.0.0", "::"}  # noqa: S104 - nothing is bound by it
+        where = self.advertise or (replace(bound, host=machine) if everywhere else bound)
+        name = self.name or (machine if bound.port == DEFAULT_PORT else f"{machine}-{bound.port}")
+        return Introduction(name=name, address=str(where), version=__version__)
+
     def check(self) -> OrchestratorConfig:
         """Self, if it is safe to listen so. Raises StartError saying what to do."""
         if not self.tokens and not is_loopback(self.listen.host):
@@ -109,6 +129,9 @@ class OrchestratorConfig:
 SETTINGS: Final = (
     "listen",
     "data_dir",
+    "name",
+    "advertise",
+    "standby",
     "metrics",
     "time_scale",
     "tokens",
@@ -152,10 +175,18 @@ def _read(flags: Mapping[str, object | None], environ: Mapping[str, str]) -> Orc
     if setting("tokens"):
         tokens += _tokens(Path(setting("tokens")))
     store = read_target(lambda name: str(setting(name, "")))
+    standby = _truth("standby", setting("standby", True))
+    if store is None and setting("standby") is not None and standby:
+        raise FieldError(
+            "standby", "true", "false with the embedded store: one that stands by needs a store that it can share, --store etcd://..."
+        )
     metrics = setting("metrics", f"127.0.0.1:{_METRICS_PORT}")
     return OrchestratorConfig(
         listen=parse_address("listen", setting("listen", "127.0.0.1"), lowest_port=0),
         data_dir=_path("data_dir", setting("data_dir", str(default_data_dir(environ)))),
+        name=parse_name("name", setting("name")) if setting("name") else "",
+        advertise=parse_address("advertise", setting("advertise")) if setting("advertise") else None,
+        standby=standby,
         metrics=None if metrics in ("", "off") else parse_address("metrics", metrics, lowest_port=0),
         time_scale_milli=_time_scale(setting("time_scale", 1)),
         tokens=tokens,
@@ -191,6 +222,14 @@ def _number(name: str, value: object, low: float, high: float) -> float:
     if not math.isfinite(number) or not low <= number <= high:
         raise FieldError(name, value, f"a number from {low:g} to {high:g}")
     return number
+
+
+def _truth(name: str, value: object) -> bool:
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    text = str(value).lower()
+    if text not in known:
+        raise FieldError(name, value, "true or false")
+    return known[text]
 
 
 def _time_scale(value: object) -> int:

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from atoll.model.ids import Term
 from orchestrator.clock import FleetClock
 from orchestrator.core.durable import Stored
 from orchestrator.core.events import Event, RequestRef, Stopping, TimerFired, TookOver
@@ -111,6 +112,11 @@ class Driver:
         return self._machine is not None and not self._stopping.is_set()
 
     @property
+    def term(self) -> Term:
+        """Under which it began last; 0: it has not yet."""
+        return self._stored.term if self._stored is not None else Term(0)
+
+    @property
     def clock(self) -> FleetClock:
         """The fleet's time."""
         return self._clock
@@ -149,6 +155,9 @@ class Driver:
 
     def begin(self, stored: Stored) -> None:
         """Build the core from what the store holds. Once, before `run`."""
+        if self._stored is None:
+            # One that stood by for a day must not make the fleet a day older.
+            self._clock.begin_at(stored.fleet_time_us)
         self._clock.not_before(stored.fleet_time_us)
         self._stored = stored
         self._surroundings.load(stored)

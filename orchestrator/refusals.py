@@ -23,6 +23,15 @@ class RefusedError(AtollError):
         self.refusal = refusal
 
 
+class NotLeadingError(AtollError):
+    """This orchestrator stands by: nothing that it is asked for has any effect. `leader`: where the one is that leads, "" if not known."""
+
+    def __init__(self, message: str, leader: str, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.leader = leader
+        self.retry_after_ms = retry_after_ms
+
+
 class CoreFailedError(AtollError):
     """The core raised: our bug. `reference` finds it in the log; the caller learns nothing else."""
 
@@ -49,4 +58,7 @@ SHUTTING_DOWN: Final = unavailable("the orchestrator is shutting down", _LATER_M
 RELOADING: Final = unavailable("the orchestrator is loading its state from the store", _SOON_MS)
 # Whether the commit took effect is unknown: the same idempotency key asked again finds out.
 COMMIT_LOST: Final = unavailable("the store did not confirm the write: ask again with the same idempotency key", _SOON_MS)
+# Where the leader is then is known elsewhere, if anywhere.
+OUT_OF_TOUCH: Final = unavailable("the orchestrator does not reach its store, and another may lead by now", _SOON_MS)
+DEPOSED: Final = unavailable("another orchestrator took over", _SOON_MS)
 OVERLOADED: Final = unavailable("more submits are waiting than can be made durable soon", _SOON_MS)

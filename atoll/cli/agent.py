@@ -22,7 +22,10 @@ _TWIN: Final = "A twin"
 _LOGS: Final = "Logs and metrics"
 
 Orchestrator = Annotated[
-    str | None, typer.Option("--orchestrator", metavar="HOST:PORT", show_default=False, help="Whom to dial (default: 127.0.0.1:7443).")
+    str | None,
+    typer.Option(
+        "--orchestrator", metavar="HOST:PORT", show_default=False, help="Whom to dial, or several with commas (default: 127.0.0.1:7443)."
+    ),
 ]
 Ca = Annotated[str | None, typer.Option("--ca", metavar="FILE", show_default=False, help="Use TLS and trust this authority.")]
 Patience = Annotated[
@@ -79,6 +82,7 @@ def register(root: typer.Typer) -> None:
         epilog=examples(
             """
             atoll agent --site lab-berlin --orchestrator atoll.example.com:7443 --ca ca.pem
+            atoll agent --site lab-berlin --orchestrator 10.0.0.1:7443,10.0.0.2:7443
             atoll agent --site lab-berlin --no-gpus --slots 2
             atoll agent --site aws-apne1 --runtime twin --fleet clusters.yaml
             """
@@ -225,8 +229,6 @@ def _as_a_client(ca: str | None) -> tuple[str, str | None]:
 
     given = session()
     settings = resolve(address=given.address, token=given.token, ca=ca or given.ca, config=given.config)
-    if len(settings.addresses) > 1:
-        raise CliError(f"the address is '{settings.shown_address}': expected one, with --orchestrator", code=Exit.USAGE)
     if settings.ca == SYSTEM_CA:
         raise CliError(f"the authority is '{SYSTEM_CA}': expected a PEM file, with --ca", code=Exit.USAGE)
     return settings.shown_address, settings.ca or None

@@ -22,6 +22,7 @@ from atoll.cli import (
     jobs,
     models,
     orchestrator,
+    orchestrators,
     policies,
     quote,
     sim,
@@ -67,7 +68,11 @@ def root(
     begin({"address": address, "token": token, "ca": ca, "config": config, "output": output})
 
 
-for module in (up, submit, quote, jobs, sites, models, adapters, costs, policies, sim, fleet, events, orchestrator, agent, store, version):
+_MODULES: Final = (
+    up, submit, quote, jobs, sites, models, adapters, costs, policies, sim, fleet, events, orchestrators, orchestrator, agent, store,
+    version,
+)  # fmt: skip
+for module in _MODULES:
     module.register(app)
 copies.add_to(models.app)
 

@@ -47,6 +47,16 @@ def orchestrator(
     data_dir: Annotated[
         str | None, typer.Option("--data-dir", metavar="FOLDER", help="Its store (default: ~/.local/state/atoll/orchestrator).")
     ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="How others call it (default: the machine's name, and its port).")
+    ] = None,
+    advertise: Annotated[
+        str | None, typer.Option("--advertise", metavar="HOST:PORT", help="Where others reach it (default: where it listens).")
+    ] = None,
+    standby: Annotated[
+        bool | None,
+        typer.Option("--standby/--no-standby", show_default=False, help="While another leads: wait (default in etcd), or end."),
+    ] = None,
     metrics: Annotated[
         str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Prometheus metrics (default: 127.0.0.1:7444), 'off': none.")
     ] = None,

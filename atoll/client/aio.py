@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import TypeVar, Unpack
 
 import grpc
 import grpc.aio
 
 from atoll.client import copy_calls, job_calls, operator_calls, transfers
 from atoll.client.adapter_calls import AsyncAdapterVerbs
+from atoll.client.aio_callers import AsyncCaller
 from atoll.client.answers import (
     BackedUp,
     DrainStarted,
@@ -29,10 +30,10 @@ from atoll.client.answers import (
     SitesApplied,
     Submitted,
 )
-from atoll.client.calls import JOBS, OPERATOR, Call, Stream, Stubs, checked
-from atoll.client.channel import metadata, open_aio
-from atoll.client.errors import ClientError, DeadlineError, JobEndedError, UnavailableError, of_rpc, refuse_unreachable
-from atoll.client.patience import BACKUP_TIMEOUT_S, CONNECT_TIMEOUT_S, PROBE_S, TIMEOUT_S, Patience, Resuming
+from atoll.client.calls import JOBS, checked
+from atoll.client.channel import metadata
+from atoll.client.errors import DeadlineError, JobEndedError, UnavailableError
+from atoll.client.patience import BACKUP_TIMEOUT_S, CONNECT_TIMEOUT_S, TIMEOUT_S, Patience, Resuming
 from atoll.client.requests import JobFields, JobRequest, batches
 from atoll.client.settings import Settings, resolve
 from atoll.client.vain import warn_if_in_vain
@@ -42,18 +43,18 @@ from atoll.model.ids import JobId, ModelId, SiteId
 from atoll.model.job import IMAGE_INPUT, TERMINAL, InputRef, Job, JobState
 from atoll.model.learned import Calibration
 from atoll.model.modelspec import ModelSpec
+from atoll.model.orchestrators import OrchestratorView
 from atoll.model.quote import Quote
 from atoll.model.replica import Tier
 from atoll.model.residency import ModelPlaces, PushPlan
 from atoll.model.site import LinkSpec, SiteSpec
 from atoll.model.views import FleetView, SiteView
 from atoll.v1 import job_service_pb2 as job_pb
-from atoll.v1 import operator_service_pb2 as operator_pb
 
 T = TypeVar("T")
 
 
-class AsyncClient(AsyncAdapterVerbs):
+class AsyncClient(AsyncCaller, AsyncAdapterVerbs):
     """Submit jobs and operate the fleet.
 
     Where and who come from the arguments, else from ATOLL_ADDRESS, ATOLL_TOKEN and ATOLL_CA, else from ~/.config/atoll/config.yaml, else
@@ -77,22 +78,14 @@ class AsyncClient(AsyncAdapterVerbs):
         timeout_s: float = TIMEOUT_S,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
-        self.settings = settings or resolve(address=address, token=token, ca=ca, config=config)
-        self._timeout_s = timeout_s
-        self._connect_timeout_s = connect_timeout_s
-        self._channel = open_aio(self.settings)
-        self._stubs = Stubs(self._channel)
-        self._connected = False
+        found = settings or resolve(address=address, token=token, ca=ca, config=config)
+        super().__init__(found, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s)
 
     async def __aenter__(self) -> AsyncClient:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
-
-    async def close(self) -> None:
-        """Give the connection back; calls in flight end."""
-        await self._channel.close(grace=None)
 
     # --- jobs ----------------------------------------------------------------------------------------------------------------
 
@@ -202,13 +195,13 @@ class AsyncClient(AsyncAdapterVerbs):
         """Store a file for jobs to come, under its own name or `name`."""
         safe, digest = transfers.upload_name(source, name), await asyncio.to_thread(transfers.digest_of, source)
         patience = Patience(repeatable=True, deadline_s=time.monotonic() + self._timeout_s)
-        send = await self._method(JOBS, "Upload")
         while True:
+            address, send = await self.method(JOBS, "Upload")
             try:
                 response = await send(transfers.file_messages(source, safe), metadata=metadata(self.settings))
                 return checked("Upload", lambda answer: transfers.uploaded(answer, digest), response)
             except grpc.RpcError as error:
-                await asyncio.sleep(patience.pause_s(self._error(error), time.monotonic()))
+                await asyncio.sleep(patience.pause_s(*self.failed(error, address)))
 
     async def download(self, job_id: str, to: transfers.Target, *, artifact: str | None = None) -> Artifact:
         """Write a file of a result to a path (complete or not at all) or a binary file object. Checked by its digest.
@@ -217,9 +210,9 @@ class AsyncClient(AsyncAdapterVerbs):
         """
         chosen = transfers.choose(await self.get(job_id), artifact)
         resuming = Resuming()
-        receive = await self._method(JOBS, "Download")
         with transfers.Sink(chosen, to) as sink:
             while not sink.complete:
+                address, receive = await self.method(JOBS, "Download")
                 request = job_pb.DownloadRequest(job_id=job_id, artifact=chosen.name, offset=sink.received)
                 try:
                     async for message in receive(request, metadata=metadata(self.settings)):
@@ -229,7 +222,7 @@ class AsyncClient(AsyncAdapterVerbs):
                     if not sink.complete:
                         raise UnavailableError(f"the orchestrator sent {sink.received} of {chosen.bytes} bytes of {chosen.name}")
                 except (grpc.RpcError, UnavailableError) as error:
-                    await asyncio.sleep(resuming.pause_s(self._error(error), time.monotonic()))
+                    await asyncio.sleep(resuming.pause_s(*self.failed(error, address)))
             await asyncio.to_thread(sink.finish)
         return chosen
 
@@ -238,6 +231,10 @@ class AsyncClient(AsyncAdapterVerbs):
     async def fleet(self) -> FleetView:
         """The fleet in one look."""
         return await self.run(operator_calls.fleet())
+
+    async def orchestrators(self) -> tuple[OrchestratorView, ...]:
+        """Who leads, first, and who stands by. Answered by any of them, while nobody leads too."""
+        return await self.run(operator_calls.orchestrators())
 
     async def policy(self) -> PolicyInUse:
         """By which figures places are chosen."""
@@ -332,63 +329,3 @@ class AsyncClient(AsyncAdapterVerbs):
     async def backup(self, path: str) -> BackedUp:
         """Copy the store to a new file on the orchestrator's machine."""
         return await self.run(operator_calls.backup(path), timeout_s=max(self._timeout_s, BACKUP_TIMEOUT_S))
-
-    # --- sending -------------------------------------------------------------------------------------------------------------
-
-    async def run(self, call: Call[T], timeout_s: float | None = None) -> T:
-        """Make a call, and again where that cannot double its effect, until it is answered or its time is over."""
-        send = await self._method(call.service, call.method)
-        patience = Patience(repeatable=call.repeatable, deadline_s=time.monotonic() + (timeout_s or self._timeout_s))
-        headers = metadata(self.settings)
-        while True:
-            try:
-                return call.answer(await send(call.request, timeout=patience.left_s(time.monotonic()), metadata=headers))
-            except grpc.RpcError as error:
-                await asyncio.sleep(patience.pause_s(self._error(error), time.monotonic()))
-
-    async def follow(self, stream: Stream[T], *, after_seq: int = 0, timeout_s: float | None = None) -> AsyncIterator[T]:
-        """The items of a stream, taken up again where it breaks. Raises DeadlineError after `timeout_s`."""
-        receive = await self._method(stream.service, stream.method)
-        resuming = Resuming(after_seq=after_seq)
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            left_s = None if deadline_s is None else max(deadline_s - time.monotonic(), 0.001)
-            messages = receive(stream.request_after(resuming.after_seq), timeout=left_s, metadata=metadata(self.settings))
-            try:
-                async for message in messages:
-                    resuming.advance(stream.position(message))
-                    item = stream.item(message)
-                    if item is not None:
-                        yield item
-                return
-            except grpc.RpcError as error:
-                pause_s = resuming.pause_s(self._error(error), time.monotonic())
-            finally:
-                messages.cancel()
-            await asyncio.sleep(pause_s if left_s is None else min(pause_s, left_s))
-
-    async def _method(self, service: str, method: str) -> Callable[..., Any]:
-        await self._connect()
-        found: Callable[..., Any] = self._stubs.method(service, method)
-        return found
-
-    async def _connect(self) -> None:
-        """Wait for the first connection; UnavailableError says why there is none."""
-        if self._connected:
-            return
-        try:
-            # No wait_for: a cancellation at the wrong moment would be lost in it.
-            async with asyncio.timeout(self._connect_timeout_s):
-                await self._channel.channel_ready()
-        except TimeoutError:
-            probe = self._stubs.method(OPERATOR, "GetFleet")
-            try:
-                await probe(operator_pb.GetFleetRequest(), timeout=PROBE_S)
-            except grpc.RpcError as error:
-                refuse_unreachable(self._error(error), self.settings.shown_address)
-        self._connected = True
-
-    def _error(self, error: Exception) -> ClientError:
-        if isinstance(error, ClientError):
-            return error
-        return of_rpc(error, address=self.settings.shown_address)

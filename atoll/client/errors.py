@@ -94,6 +94,18 @@ class UnavailableError(ClientError):
     """No orchestrator answered, or it asks to come back. What was asked for may have taken effect."""
 
 
+class UnreachableError(UnavailableError):
+    """No orchestrator answered."""
+
+
+class NotLeadingError(UnavailableError):
+    """An orchestrator answered that stands by, and what was asked for had no effect. `leader`: what it says of where the leader is."""
+
+    def __init__(self, message: str, *, leader: str, retry_after_ms: int = 0) -> None:
+        super().__init__(message, retry_after_ms=retry_after_ms)
+        self.leader = leader
+
+
 class DeadlineError(ClientError):
     """It took longer than it was given. What was asked for may still take effect."""
 
@@ -144,7 +156,7 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 def of_status(code: grpc.StatusCode, message: str, trailers: Metadata = ()) -> ClientError:
     """The error of a status and its trailing metadata."""
-    field, retry_after_ms, reference = "", 0, ""
+    field, retry_after_ms, reference, leader = "", 0, "", ""
     details = b""
     for key, value in trailers:
         match key, value:
@@ -154,6 +166,8 @@ def of_status(code: grpc.StatusCode, message: str, trailers: Metadata = ()) -> C
                 retry_after_ms = min(int(value), _RETRY_AFTER_MS_MAX)
             case "atoll-reference", str():
                 reference = value
+            case "atoll-leader", str():
+                leader = value
             case "grpc-status-details-bin", bytes():
                 details = value
             case _:
@@ -162,6 +176,8 @@ def of_status(code: grpc.StatusCode, message: str, trailers: Metadata = ()) -> C
         field, retry_after_ms, reference = _of_details(details)
     known = _CLASSES.get(code, InternalError)
     text = message or f"the orchestrator answered {code.name} without a message"
+    if leader and known is UnavailableError:
+        return NotLeadingError(text, leader=leader, retry_after_ms=retry_after_ms)
     return known(text, field=field, retry_after_ms=retry_after_ms, reference=reference)
 
 
@@ -172,7 +188,7 @@ def of_rpc(error: Any, *, address: str) -> ClientError:
     details = error.details() or ""
     broken = code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED} or _FOREIGN in details.lower()
     if broken and not any(key == _ANSWERED_KEY for key, _ in trailers):
-        unanswered = UnavailableError(f"no orchestrator answers at {address} ({_why(details)})")
+        unanswered = UnreachableError(f"no orchestrator answers at {address} ({_why(details)})")
         # Of use to who looks at a traceback, and to nobody else.
         unanswered.add_note(f"gRPC: {details}")
         return unanswered
@@ -190,7 +206,7 @@ def _why(details: str) -> str:
 def refuse_unreachable(error: ClientError, address: str) -> None:
     """Raise what the first word to an orchestrator ended with, if it means that there is none; any other answer comes from one."""
     if isinstance(error, DeadlineError):
-        raise UnavailableError(f"no orchestrator answers at {address} (no answer in time)") from None
+        raise UnreachableError(f"no orchestrator answers at {address} (no answer in time)") from None
     if isinstance(error, UnavailableError):
         raise error from None
 

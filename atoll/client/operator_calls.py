@@ -14,6 +14,7 @@ from atoll.model.audit import AuditEvent
 from atoll.model.ids import ModelId, SiteId, parse_name
 from atoll.model.learned import Calibration
 from atoll.model.modelspec import ModelSpec
+from atoll.model.orchestrators import OrchestratorView
 from atoll.model.site import LinkSpec, SiteSpec
 from atoll.model.views import FleetView, SiteView
 from atoll.v1 import operator_service_pb2 as pb
@@ -23,6 +24,7 @@ from atoll.wire.audit import audit_event_from_proto
 from atoll.wire.jobs import checked_reason
 from atoll.wire.learned import calibration_from_proto, component_from_text, residuals_from_proto
 from atoll.wire.models import model_spec_from_proto, model_spec_to_proto
+from atoll.wire.orchestrators import orchestrator_view_from_proto
 from atoll.wire.sites import link_spec_from_proto, link_spec_to_proto, site_spec_to_proto
 from atoll.wire.views import drain_plan_from_proto, fleet_view_from_proto, site_view_from_proto
 
@@ -162,6 +164,16 @@ def models_remove(model_id: str, reason: str) -> Call[ModelId]:
 def fleet() -> Call[FleetView]:
     """The fleet in one look."""
     return Call(service=OPERATOR, method="GetFleet", request=pb.GetFleetRequest(), read=fleet_view_from_proto, repeatable=True)
+
+
+def orchestrators() -> Call[tuple[OrchestratorView, ...]]:
+    """Who leads and who stands by."""
+
+    def read(response: pb.ListOrchestratorsResponse) -> tuple[OrchestratorView, ...]:
+        return bounds.each("orchestrators", response.orchestrators, limits.ORCHESTRATORS_MAX, orchestrator_view_from_proto)
+
+    request = pb.ListOrchestratorsRequest()
+    return Call(service=OPERATOR, method="ListOrchestrators", request=request, read=read, repeatable=True)
 
 
 def policy() -> Call[PolicyInUse]:

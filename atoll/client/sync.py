@@ -6,9 +6,9 @@ Decides nothing that `AsyncClient` decides differently.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Final, TypeVar, Unpack
+from typing import Final, TypeVar, Unpack
 
 import grpc
 
@@ -27,10 +27,11 @@ from atoll.client.answers import (
     SitesApplied,
     Submitted,
 )
-from atoll.client.calls import JOBS, OPERATOR, Call, Stream, Stubs, checked
-from atoll.client.channel import metadata, open_sync
-from atoll.client.errors import ClientError, DeadlineError, JobEndedError, UnavailableError, of_rpc, refuse_unreachable
-from atoll.client.patience import BACKUP_TIMEOUT_S, CONNECT_TIMEOUT_S, PROBE_S, TIMEOUT_S, Patience, Resuming
+from atoll.client.callers import Caller
+from atoll.client.calls import JOBS, checked
+from atoll.client.channel import metadata
+from atoll.client.errors import DeadlineError, JobEndedError, UnavailableError
+from atoll.client.patience import BACKUP_TIMEOUT_S, CONNECT_TIMEOUT_S, TIMEOUT_S, Patience, Resuming
 from atoll.client.requests import JobFields, JobRequest, batches
 from atoll.client.settings import Settings, resolve
 from atoll.client.vain import warn_if_in_vain
@@ -40,20 +41,20 @@ from atoll.model.ids import JobId, ModelId, SiteId
 from atoll.model.job import IMAGE_INPUT, TERMINAL, InputRef, Job, JobState
 from atoll.model.learned import Calibration
 from atoll.model.modelspec import ModelSpec
+from atoll.model.orchestrators import OrchestratorView
 from atoll.model.quote import Quote
 from atoll.model.replica import Tier
 from atoll.model.residency import ModelPlaces, PushPlan
 from atoll.model.site import LinkSpec, SiteSpec
 from atoll.model.views import FleetView, SiteView
 from atoll.v1 import job_service_pb2 as job_pb
-from atoll.v1 import operator_service_pb2 as operator_pb
 
 T = TypeVar("T")
 # Answered by every server, with or without a credential; asks nothing of the core.
 _HEALTH: Final = "/grpc.health.v1.Health/Check"
 
 
-class Client(AdapterVerbs):
+class Client(Caller, AdapterVerbs):
     """Submit jobs and operate the fleet.
 
     Where and who come from the arguments, else from ATOLL_ADDRESS, ATOLL_TOKEN and ATOLL_CA, else from ~/.config/atoll/config.yaml, else
@@ -77,22 +78,14 @@ class Client(AdapterVerbs):
         timeout_s: float = TIMEOUT_S,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
-        self.settings = settings or resolve(address=address, token=token, ca=ca, config=config)
-        self._timeout_s = timeout_s
-        self._connect_timeout_s = connect_timeout_s
-        self._channel = open_sync(self.settings)
-        self._stubs = Stubs(self._channel)
-        self._connected = False
+        found = settings or resolve(address=address, token=token, ca=ca, config=config)
+        super().__init__(found, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s)
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-    def close(self) -> None:
-        """Give the connection back; calls in flight end."""
-        self._channel.close()
 
     # --- jobs ----------------------------------------------------------------------------------------------------------------
 
@@ -199,13 +192,13 @@ class Client(AdapterVerbs):
         """Store a file for jobs to come, under its own name or `name`."""
         safe, digest = transfers.upload_name(source, name), transfers.digest_of(source)
         patience = Patience(repeatable=True, deadline_s=time.monotonic() + self._timeout_s)
-        send = self._method(JOBS, "Upload")
         while True:
+            address, send = self.method(JOBS, "Upload")
             try:
                 response = send(transfers.file_messages(source, safe), metadata=metadata(self.settings))
                 return checked("Upload", lambda answer: transfers.uploaded(answer, digest), response)
             except grpc.RpcError as error:
-                time.sleep(patience.pause_s(self._error(error), time.monotonic()))
+                time.sleep(patience.pause_s(*self.failed(error, address)))
 
     def download(self, job_id: str, to: transfers.Target, *, artifact: str | None = None) -> Artifact:
         """Write a file of a result to a path (complete or not at all) or a binary file object. Checked by its digest.
@@ -214,9 +207,9 @@ class Client(AdapterVerbs):
         """
         chosen = transfers.choose(self.get(job_id), artifact)
         resuming = Resuming()
-        receive = self._method(JOBS, "Download")
         with transfers.Sink(chosen, to) as sink:
             while not sink.complete:
+                address, receive = self.method(JOBS, "Download")
                 request = job_pb.DownloadRequest(job_id=job_id, artifact=chosen.name, offset=sink.received)
                 try:
                     for message in receive(request, metadata=metadata(self.settings)):
@@ -226,7 +219,7 @@ class Client(AdapterVerbs):
                     if not sink.complete:
                         raise UnavailableError(f"the orchestrator sent {sink.received} of {chosen.bytes} bytes of {chosen.name}")
                 except (grpc.RpcError, UnavailableError) as error:
-                    time.sleep(resuming.pause_s(self._error(error), time.monotonic()))
+                    time.sleep(resuming.pause_s(*self.failed(error, address)))
             sink.finish()
         return chosen
 
@@ -235,6 +228,10 @@ class Client(AdapterVerbs):
     def fleet(self) -> FleetView:
         """The fleet in one look."""
         return self.run(operator_calls.fleet())
+
+    def orchestrators(self) -> tuple[OrchestratorView, ...]:
+        """Who leads, first, and who stands by. Answered by any of them, while nobody leads too."""
+        return self.run(operator_calls.orchestrators())
 
     def policy(self) -> PolicyInUse:
         """By which figures places are chosen."""
@@ -329,71 +326,3 @@ class Client(AdapterVerbs):
     def backup(self, path: str) -> BackedUp:
         """Copy the store to a new file on the orchestrator's machine."""
         return self.run(operator_calls.backup(path), timeout_s=max(self._timeout_s, BACKUP_TIMEOUT_S))
-
-    # --- sending -------------------------------------------------------------------------------------------------------------
-
-    def run(self, call: Call[T], timeout_s: float | None = None) -> T:
-        """Make a call, and again where that cannot double its effect, until it is answered or its time is over."""
-        send = self._method(call.service, call.method)
-        patience = Patience(repeatable=call.repeatable, deadline_s=time.monotonic() + (timeout_s or self._timeout_s))
-        headers = metadata(self.settings)
-        while True:
-            try:
-                return call.answer(send(call.request, timeout=patience.left_s(time.monotonic()), metadata=headers))
-            except grpc.RpcError as error:
-                time.sleep(patience.pause_s(self._error(error), time.monotonic()))
-
-    def follow(self, stream: Stream[T], *, after_seq: int = 0, timeout_s: float | None = None) -> Iterator[T]:
-        """The items of a stream, taken up again where it breaks. Raises DeadlineError after `timeout_s`."""
-        receive = self._method(stream.service, stream.method)
-        resuming = Resuming(after_seq=after_seq)
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            left_s = None if deadline_s is None else max(deadline_s - time.monotonic(), 0.001)
-            messages = receive(stream.request_after(resuming.after_seq), timeout=left_s, metadata=metadata(self.settings))
-            try:
-                for message in messages:
-                    resuming.advance(stream.position(message))
-                    item = stream.item(message)
-                    if item is not None:
-                        yield item
-                return
-            except grpc.RpcError as error:
-                pause_s = resuming.pause_s(self._error(error), time.monotonic())
-            finally:
-                messages.cancel()
-            time.sleep(pause_s if left_s is None else min(pause_s, left_s))
-
-    def _method(self, service: str, method: str) -> Callable[..., Any]:
-        self._connect()
-        found: Callable[..., Any] = self._stubs.method(service, method)
-        return found
-
-    def _connect(self) -> None:
-        """Wait for the first connection; UnavailableError says why there is none.
-
-        A call that waits until the channel is ready, and not gRPC's own future for that: its polling thread outlives the wait, and
-        complains when the channel is closed meanwhile.
-        """
-        if self._connected:
-            return
-        health = self._channel.unary_unary(_HEALTH, request_serializer=bytes, response_deserializer=bytes)
-        try:
-            health(b"", timeout=self._connect_timeout_s, wait_for_ready=True)
-        except grpc.RpcError as error:
-            # Any other answer, whatever it says, came over a connection.
-            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                self._say_why()
-        self._connected = True
-
-    def _say_why(self) -> None:
-        probe = self._stubs.method(OPERATOR, "GetFleet")
-        try:
-            probe(operator_pb.GetFleetRequest(), timeout=PROBE_S)
-        except grpc.RpcError as error:
-            refuse_unreachable(self._error(error), self.settings.shown_address)
-
-    def _error(self, error: Exception) -> ClientError:
-        if isinstance(error, ClientError):
-            return error
-        return of_rpc(error, address=self.settings.shown_address)

@@ -8,6 +8,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,23 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _OrchestratorRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OrchestratorRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OrchestratorRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ORCHESTRATOR_ROLE_UNSPECIFIED: _OrchestratorRole.ValueType  # 0
+    ORCHESTRATOR_ROLE_LEADER: _OrchestratorRole.ValueType  # 1
+    ORCHESTRATOR_ROLE_STANDBY: _OrchestratorRole.ValueType  # 2
+
+class OrchestratorRole(_OrchestratorRole, metaclass=_OrchestratorRoleEnumTypeWrapper): ...
+
+ORCHESTRATOR_ROLE_UNSPECIFIED: OrchestratorRole.ValueType  # 0
+ORCHESTRATOR_ROLE_LEADER: OrchestratorRole.ValueType  # 1
+ORCHESTRATOR_ROLE_STANDBY: OrchestratorRole.ValueType  # 2
+Global___OrchestratorRole: _TypeAlias = OrchestratorRole  # noqa: Y015
 
 @_typing.final
 class ApplySitesRequest(_message.Message):
@@ -1161,6 +1179,89 @@ class RemoveAdapterResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemoveAdapterResponse: _TypeAlias = RemoveAdapterResponse  # noqa: Y015
+
+@_typing.final
+class ListOrchestratorsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOrchestratorsRequest: _TypeAlias = ListOrchestratorsRequest  # noqa: Y015
+
+@_typing.final
+class OrchestratorView(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    LAST_BEAT_MS_FIELD_NUMBER: _builtins.int
+    LAG_MS_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    address: _builtins.str
+    role: Global___OrchestratorRole.ValueType
+    term: _builtins.int
+    since_ms: _builtins.int
+    """in this role since then, by people's clocks: milliseconds since 1970"""
+    last_beat_ms: _builtins.int
+    """how long ago it last showed a sign of life"""
+    lag_ms: _builtins.int
+    """for how long a standby's records have been behind; absent: it is still loading them"""
+    process: _builtins.str
+    version: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        address: _builtins.str = ...,
+        role: Global___OrchestratorRole.ValueType = ...,
+        term: _builtins.int = ...,
+        since_ms: _builtins.int = ...,
+        last_beat_ms: _builtins.int = ...,
+        lag_ms: _builtins.int | None = ...,
+        process: _builtins.str = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "lag_ms", b"lag_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms", "address", b"address", "lag_ms", b"lag_ms", "last_beat_ms", b"last_beat_ms", "name", b"name", "process", b"process", "role", b"role", "since_ms", b"since_ms", "term", b"term", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__lag_ms: _TypeAlias = _typing.Literal["lag_ms"]  # noqa: Y015
+    _WhichOneofArgType__lag_ms: _TypeAlias = _typing.Literal["_lag_ms", b"_lag_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_ms) -> _WhichOneofReturnType__lag_ms | None: ...
+
+Global___OrchestratorView: _TypeAlias = OrchestratorView  # noqa: Y015
+
+@_typing.final
+class ListOrchestratorsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORCHESTRATORS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def orchestrators(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrchestratorView]: ...
+    def __init__(
+        self,
+        *,
+        orchestrators: _abc.Iterable[Global___OrchestratorView] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["orchestrators", b"orchestrators"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOrchestratorsResponse: _TypeAlias = ListOrchestratorsResponse  # noqa: Y015
 
 @_typing.final
 class GetFleetRequest(_message.Message):

@@ -135,6 +135,11 @@ class OperatorServiceStub:
                 request_serializer=atoll_dot_v1_dot_operator__service__pb2.RemoveAdapterRequest.SerializeToString,
                 response_deserializer=atoll_dot_v1_dot_operator__service__pb2.RemoveAdapterResponse.FromString,
                 _registered_method=True)
+        self.ListOrchestrators = channel.unary_unary(
+                '/atoll.v1.OperatorService/ListOrchestrators',
+                request_serializer=atoll_dot_v1_dot_operator__service__pb2.ListOrchestratorsRequest.SerializeToString,
+                response_deserializer=atoll_dot_v1_dot_operator__service__pb2.ListOrchestratorsResponse.FromString,
+                _registered_method=True)
         self.GetFleet = channel.unary_unary(
                 '/atoll.v1.OperatorService/GetFleet',
                 request_serializer=atoll_dot_v1_dot_operator__service__pb2.GetFleetRequest.SerializeToString,
@@ -298,6 +303,13 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListOrchestrators(self, request, context):
+        """Who leads and who stands by to take over. The one method that an orchestrator answers that stands by.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetFleet(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -445,6 +457,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.RemoveAdapter,
                     request_deserializer=atoll_dot_v1_dot_operator__service__pb2.RemoveAdapterRequest.FromString,
                     response_serializer=atoll_dot_v1_dot_operator__service__pb2.RemoveAdapterResponse.SerializeToString,
+            ),
+            'ListOrchestrators': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOrchestrators,
+                    request_deserializer=atoll_dot_v1_dot_operator__service__pb2.ListOrchestratorsRequest.FromString,
+                    response_serializer=atoll_dot_v1_dot_operator__service__pb2.ListOrchestratorsResponse.SerializeToString,
             ),
             'GetFleet': grpc.unary_unary_rpc_method_handler(
                     servicer.GetFleet,
@@ -1022,6 +1039,33 @@ class OperatorService:
             '/atoll.v1.OperatorService/RemoveAdapter',
             atoll_dot_v1_dot_operator__service__pb2.RemoveAdapterRequest.SerializeToString,
             atoll_dot_v1_dot_operator__service__pb2.RemoveAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOrchestrators(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atoll.v1.OperatorService/ListOrchestrators',
+            atoll_dot_v1_dot_operator__service__pb2.ListOrchestratorsRequest.SerializeToString,
+            atoll_dot_v1_dot_operator__service__pb2.ListOrchestratorsResponse.FromString,
             options,
             channel_credentials,
             insecure,

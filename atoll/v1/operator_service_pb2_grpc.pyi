@@ -55,6 +55,8 @@ class OperatorServiceStub:
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListAdaptersRequest, _operator_service_pb2.ListAdaptersResponse]
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetAdapterRequest, _operator_service_pb2.AdapterView]
     RemoveAdapter: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.RemoveAdapterRequest, _operator_service_pb2.RemoveAdapterResponse]
+    ListOrchestrators: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListOrchestratorsRequest, _operator_service_pb2.ListOrchestratorsResponse]
+    """Who leads and who stands by to take over. The one method that an orchestrator answers that stands by."""
     GetFleet: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetFleetRequest, _operator_service_pb2.FleetView]
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetPolicyRequest, _operator_service_pb2.GetPolicyResponse]
     Events: _grpc.UnaryStreamMultiCallable[_operator_service_pb2.EventsRequest, _types_pb2.AuditEvent]
@@ -92,6 +94,8 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     ListAdapters: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListAdaptersRequest, _operator_service_pb2.ListAdaptersResponse]  # type: ignore[assignment]
     GetAdapter: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetAdapterRequest, _operator_service_pb2.AdapterView]  # type: ignore[assignment]
     RemoveAdapter: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.RemoveAdapterRequest, _operator_service_pb2.RemoveAdapterResponse]  # type: ignore[assignment]
+    ListOrchestrators: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListOrchestratorsRequest, _operator_service_pb2.ListOrchestratorsResponse]  # type: ignore[assignment]
+    """Who leads and who stands by to take over. The one method that an orchestrator answers that stands by."""
     GetFleet: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetFleetRequest, _operator_service_pb2.FleetView]  # type: ignore[assignment]
     GetPolicy: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetPolicyRequest, _operator_service_pb2.GetPolicyResponse]  # type: ignore[assignment]
     Events: _aio.UnaryStreamMultiCallable[_operator_service_pb2.EventsRequest, _types_pb2.AuditEvent]  # type: ignore[assignment]
@@ -246,6 +250,14 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_service_pb2.RemoveAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_service_pb2.RemoveAdapterResponse, _abc.Awaitable[_operator_service_pb2.RemoveAdapterResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListOrchestrators(
+        self,
+        request: _operator_service_pb2.ListOrchestratorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.ListOrchestratorsResponse, _abc.Awaitable[_operator_service_pb2.ListOrchestratorsResponse]]:
+        """Who leads and who stands by to take over. The one method that an orchestrator answers that stands by."""
 
     @_abc_1.abstractmethod
     def GetFleet(

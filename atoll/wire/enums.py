@@ -14,10 +14,12 @@ from atoll.model.audit import Severity
 from atoll.model.errors import FieldError
 from atoll.model.job import JobState, Priority
 from atoll.model.modelspec import DenoiserKind, Modality
+from atoll.model.orchestrators import OrchestratorRole
 from atoll.model.quote import Verdict
 from atoll.model.replica import ReplicaState, Tier
 from atoll.model.shape import Precision
 from atoll.model.site import SiteAdmin, SiteConnection, SiteRuntime
+from atoll.v1 import operator_service_pb2 as operator_pb
 from atoll.v1 import types_pb2 as pb
 
 E = TypeVar("E", bound=Enum)
@@ -39,6 +41,8 @@ TIER_TO: Final = {tier: pb.Tier.Value(f"TIER_{tier.name}") for tier in (Tier.GPU
 VERDICT_TO: Final = {verdict: pb.Verdict.Value(f"VERDICT_{verdict.name}") for verdict in Verdict}
 SEVERITY_TO: Final = {severity: pb.Severity.Value(f"SEVERITY_{severity.name}") for severity in Severity}
 
+ORCHESTRATOR_ROLE_TO: Final = {role: operator_pb.OrchestratorRole.Value(f"ORCHESTRATOR_ROLE_{role.name}") for role in OrchestratorRole}
+
 
 def _from(table: Mapping[E, V]) -> dict[int, E]:
     return {number: member for member, number in table.items()}
@@ -58,6 +62,7 @@ REPLICA_STATE_FROM: Final = _from(REPLICA_STATE_TO)
 TIER_FROM: Final = _from(TIER_TO)
 VERDICT_FROM: Final = _from(VERDICT_TO)
 SEVERITY_FROM: Final = _from(SEVERITY_TO)
+ORCHESTRATOR_ROLE_FROM: Final = _from(ORCHESTRATOR_ROLE_TO)
 
 
 def member(field: str, table: Mapping[int, E], number: int) -> E:

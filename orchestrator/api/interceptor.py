@@ -1,6 +1,7 @@
 """One way in for every call: request id, credential, deadline, and one way out for every error.
 
-Decides what a handler may rely on: a known caller, a request that was decoded, a bounded time. Must not know what methods do.
+Decides what a handler may rely on: a known caller, an orchestrator that leads, a request that was decoded, a bounded time. Must not
+know what methods do.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from google.protobuf.message import DecodeError
 from atoll.model.errors import FieldError
 from orchestrator.api.auth import CALLER, REQUEST_ID, Authenticator
 from orchestrator.api.status import Status, status_of
+from orchestrator.standing import Standing
 from orchestrator.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
@@ -72,8 +74,9 @@ async def _all_checked(requests: AsyncIterator[object]) -> AsyncIterator[object]
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs only
     """The one interceptor of the server."""
 
-    def __init__(self, authenticator: Authenticator, metrics: Metrics) -> None:
+    def __init__(self, authenticator: Authenticator, metrics: Metrics, standing: Standing) -> None:
         self._authenticator = authenticator
+        self._standing = standing
         self._metrics = metrics
 
     async def intercept_service(
@@ -153,6 +156,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in t
         REQUEST_ID.set(request_id)
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
         CALLER.set(self._authenticator.allow(method, metadata.get("authorization")))
+        self._standing.check(method)
 
 
 def _entering(request: Any) -> Any:

@@ -22,6 +22,7 @@ from atoll.wire.audit import audit_event_to_proto
 from atoll.wire.bounds import COUNT_MAX, each, label, number, part
 from atoll.wire.jobs import checked_reason
 from atoll.wire.models import model_spec_from_proto, model_spec_to_proto
+from atoll.wire.orchestrators import orchestrator_view_to_proto
 from atoll.wire.sites import link_spec_from_proto, link_spec_to_proto, site_spec_from_proto
 from atoll.wire.views import drain_plan_to_proto, fleet_view_to_proto, site_view_to_proto
 from orchestrator.api import copies, estimates
@@ -49,6 +50,7 @@ from orchestrator.identity import digest_of, new_secret
 from orchestrator.inbox import Lane
 from orchestrator.readers import ReadModel
 from orchestrator.refusals import RefusedError
+from orchestrator.standing import Standing
 from orchestrator.store.base import Store
 from orchestrator.watchers import AuditWatchers
 
@@ -70,6 +72,7 @@ class OperatorService(OperatorServiceServicer):
         readers: ReadModel,
         store: Store,
         audit: AuditWatchers,
+        standing: Standing,
         gpus: Mapping[GpuTypeId, GpuType],
         credentials: bool,
     ) -> None:
@@ -77,6 +80,7 @@ class OperatorService(OperatorServiceServicer):
         self._readers = readers
         self._store = store
         self._audit = audit
+        self._standing = standing
         self._gpus = gpus
         self._credentials = credentials
 
@@ -244,6 +248,10 @@ class OperatorService(OperatorServiceServicer):
         """The fleet in one look."""
         clock, machine = self._driver.clock, self._driver.machine
         return fleet_view_to_proto(replace(machine.fleet_view(clock.now_us(), clock.time_scale_milli), alarms=machine.alarms()))
+
+    async def ListOrchestrators(self, request: pb.ListOrchestratorsRequest, context: Context) -> pb.ListOrchestratorsResponse:
+        """Who leads and who stands by."""
+        return pb.ListOrchestratorsResponse(orchestrators=[orchestrator_view_to_proto(view) for view in self._standing.views()])
 
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:
         """By which figures places are chosen."""

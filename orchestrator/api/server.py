@@ -61,6 +61,7 @@ class ApiServer:
 
     def __init__(self, gate: Gate) -> None:
         self._server = grpc.aio.server(interceptors=(gate,), options=list(OPTIONS), maximum_concurrent_rpcs=CALLS_MAX)
+        self.answers = False
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined] # the stubs lack it
 
     def bind(self, address: Address, cert: Path | None, key: Path | None) -> Address:
@@ -77,6 +78,7 @@ class ApiServer:
 
     async def start(self, jobs: JobServiceServicer, operators: OperatorServiceServicer, sites: SiteServiceServicer) -> None:
         """Begin to answer."""
+        self.answers = True
         add_JobServiceServicer_to_server(jobs, self._server)
         add_OperatorServiceServicer_to_server(operators, self._server)
         add_SiteServiceServicer_to_server(sites, self._server)

@@ -13,17 +13,21 @@ from typing import Final
 import grpc
 import structlog
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from atoll.catalog.likeness import alike
 from atoll.model.errors import AtollError, ConflictError, FieldError, LimitError, NotFoundError, StateError, quoted
 from orchestrator.core.outputs import Refusal, RefusalCode
-from orchestrator.refusals import CoreFailedError, RefusedError
+from orchestrator.refusals import CoreFailedError, NotLeadingError, RefusedError
 
 _log = structlog.get_logger(__name__)
 
 FIELD_KEY: Final = "atoll-field"
 RETRY_KEY: Final = "atoll-retry-after-ms"
+# Only of an orchestrator that stands by: where the leader is, or that nobody leads at this moment. What was asked for had no effect.
+LEADER_KEY: Final = "atoll-leader"
+NO_LEADER: Final = "none"
 REFERENCE_KEY: Final = "atoll-reference"
 # Read by gRPC's own retries: the pause a server asks for.
 PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
@@ -69,6 +73,7 @@ class Status:
     field: str = ""
     retry_after_ms: int = 0
     reference: str = ""
+    leader: str = ""
 
     def trailers(self) -> tuple[tuple[str, str | bytes], ...]:
         """Trailing metadata: Atoll's own keys, gRPC's push-back, and google.rpc details."""
@@ -84,6 +89,9 @@ class Status:
             pause = duration_pb2.Duration()
             pause.FromMilliseconds(self.retry_after_ms)
             details.append(_packed(error_details_pb2.RetryInfo(retry_delay=pause)))
+        if self.leader:
+            found.append((LEADER_KEY, _ascii(self.leader)))
+            details.append(_packed(error_details_pb2.ErrorInfo(reason="NOT_LEADER", domain="atoll", metadata={"leader": self.leader})))
         if self.reference:
             found.append((REFERENCE_KEY, self.reference))
             details.append(_packed(error_details_pb2.RequestInfo(request_id=self.reference)))
@@ -94,7 +102,7 @@ class Status:
         return tuple(found)
 
 
-def _packed(detail: error_details_pb2.BadRequest | error_details_pb2.RetryInfo | error_details_pb2.RequestInfo) -> any_pb2.Any:
+def _packed(detail: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(detail)
     return packed
@@ -124,6 +132,8 @@ def status_of(error: Exception, request_id: str) -> Status:
     match error:
         case RefusedError(refusal=refusal):
             return refusal_status(refusal)
+        case NotLeadingError(leader=leader, retry_after_ms=retry_after_ms):
+            return Status(code=grpc.StatusCode.UNAVAILABLE, message=str(error), retry_after_ms=retry_after_ms, leader=leader or NO_LEADER)
         case FieldError(field=field):
             return Status(code=grpc.StatusCode.INVALID_ARGUMENT, message=str(error)[:_MESSAGE_CHARS], field=field)
         case NotFoundError():

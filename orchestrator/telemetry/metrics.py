@@ -93,6 +93,7 @@ class Metrics:
         self._breakers = Counter("atoll_breaker_turns", "Pools closed to new work, probed, opened to it again", ["to"], registry=r)
         self._refused = Counter("atoll_submits_refused", "Jobs not accepted because of a bound of the queue", ["bound"], registry=r)
         self._full = Gauge("atoll_store_full", "1: nothing new is accepted because the store is nearly full", registry=r)
+        self._leading = Gauge("atoll_leading", "1: this orchestrator leads; 0: it stands by", registry=r)
         self._shed = Counter("atoll_shed", "Requests turned away because too much was waiting", ["lane"], registry=r)
 
     def called(self, method: str, code: grpc.StatusCode, elapsed_s: float) -> None:
@@ -107,6 +108,10 @@ class Metrics:
     def store_full(self, full: bool) -> None:
         """Whether the store has no room for new jobs."""
         self._full.set(full)
+
+    def leads(self, yes: bool) -> None:
+        """Whether this orchestrator leads."""
+        self._leading.set(yes)
 
     def depths(self, inbox: Mapping[Lane, int], pending_jobs: int) -> None:
         """What waits just now."""

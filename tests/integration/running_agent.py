@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from agents.app import Surroundings, run_site
-from agents.channel import open_channel
+from agents.channel import Channels
 from agents.core.machine import AgentMachine
 from agents.driver import AgentDriver
 from agents.journal import DiskJournal, Journal, MemoryJournal
@@ -61,20 +61,21 @@ def twin_of(spec: SiteSpec, seed: int = 1) -> TwinRuntime:
 
 @asynccontextmanager
 async def agent(
-    address: Address, site_id: str, runtime: Runtime, *, folder: Path | None = None, **dial: Any
+    where: Address | Sequence[Address], site_id: str, runtime: Runtime, *, folder: Path | None = None, **dial: Any
 ) -> AsyncIterator[RunningAgent]:
     """Run an agent until the block ends."""
     journal: Journal = MemoryJournal() if folder is None else DiskJournal(folder, SiteId(site_id))
     stop = asyncio.Event()
-    async with open_channel(address, None) as channel:
-        around = Surroundings(channel=channel, dial=Dial(where=str(address), **dial), metrics=Metrics(), gpus=GPUS)
-        task = asyncio.create_task(run_site(SiteId(site_id), runtime, journal, around, stop))
-        try:
-            yield RunningAgent(task=task, runtime=runtime, stop=stop)
-        finally:
-            stop.set()
-            await asyncio.gather(task, return_exceptions=True)
-            await journal.close()
+    channels = Channels([where] if isinstance(where, Address) else where, None)
+    around = Surroundings(dial=Dial(channels=channels, **dial), metrics=Metrics(), gpus=GPUS)
+    task = asyncio.create_task(run_site(SiteId(site_id), runtime, journal, around, stop))
+    try:
+        yield RunningAgent(task=task, runtime=runtime, stop=stop)
+    finally:
+        stop.set()
+        await asyncio.gather(task, return_exceptions=True)
+        await journal.close()
+        await channels.close()
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -30,9 +30,10 @@ from atoll.wire.attempts import attempt_key_from_proto
 from atoll.wire.models import model_spec_to_proto
 from atoll.wire.reports import attempt_events_to_proto, hello_to_proto, report_to_proto
 from atoll.wire.sites import link_spec_to_proto, site_spec_to_proto
-from orchestrator.app import Catalogue, serve
+from orchestrator.app import serve
 from orchestrator.config import OrchestratorConfig
 from orchestrator.core.placement.policy import Policy
+from orchestrator.parts import Catalogue
 from tests.unit.fleet_of_machines import GB, GPUS, pool
 
 # Longer than anything here takes on a busy machine, shorter than the test's own limit.

@@ -19,8 +19,8 @@ from atoll.v1 import job_service_pb2 as jobs_pb
 from atoll.v1 import operator_service_pb2 as operators_pb
 from atoll.v1 import types_pb2
 from atoll.wire.sites import site_spec_to_proto
-from orchestrator.app import Catalogue
 from orchestrator.core.placement.policy import Policy
+from orchestrator.parts import Catalogue
 from tests.integration.running_agent import agent, is_connected, machine_of, twin_of, until
 from tests.integration.running_orchestrator import Running, orchestrator
 from tests.unit.fleet_of_machines import model, pool, site
@@ -171,7 +171,7 @@ async def test_twins_wait_for_their_sites_to_be_declared_and_go_on_without_one_t
             return next((one.connection for one in listed.sites if one.spec.site_id == name), types_pb2.SITE_CONNECTION_UNSPECIFIED)
 
         async def rehearsed(give_up_after_s: float | None, stop: asyncio.Event) -> None:
-            reach = Reach(orchestrator=running.address, give_up_after_s=give_up_after_s)
+            reach = Reach(orchestrators=(running.address,), give_up_after_s=give_up_after_s)
             await rehearse(RehearseConfig(fleet=FLEET, sites=(late.site_id, never.site_id), reach=reach), stop=stop)
 
         def told(logs: list[Any], event: str) -> set[str]:
@@ -201,7 +201,7 @@ async def test_a_rehearsal_connects_every_site_of_the_reference_fleet(tmp_path: 
         specs = fleet_of(FLEET, gpus).sites
         await _declare(running, *specs)
         stop = asyncio.Event()
-        config = RehearseConfig(fleet=FLEET, reach=Reach(orchestrator=running.address))
+        config = RehearseConfig(fleet=FLEET, reach=Reach(orchestrators=(running.address,)))
         twins = asyncio.create_task(rehearse(config, stop=stop))
         submitted = [await running.submit(simulated=True) for _ in range(20)]
         jobs = await running.ended(*submitted)

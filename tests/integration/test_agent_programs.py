@@ -16,7 +16,7 @@ import pytest
 from agents.session import ExitCode
 from atoll.model.address import Address
 from atoll.v1 import types_pb2
-from orchestrator.app import Catalogue
+from orchestrator.parts import Catalogue
 from tests.integration.running_agent import PATIENCE_S, double, until
 from tests.integration.running_orchestrator import orchestrator
 from tests.integration.test_agent_fleet import quick

@@ -12,7 +12,7 @@ import pytest
 
 from atoll.cli.exits import Exit
 from atoll.model.modelspec import DenoiserKind, ModelSpec
-from orchestrator.app import Catalogue
+from orchestrator.parts import Catalogue
 from tests.integration.command_line import Atoll, answer, command_line
 from tests.integration.running_orchestrator import Running, ScriptedAgent, orchestrator
 from tests.integration.test_orchestrator_jobs import BAD_JOBS

@@ -19,7 +19,7 @@ from atoll.model.job import JobState
 from atoll.model.replica import ReplicaFact, ReplicaState
 from atoll.model.site import LinkSpec
 from orchestrator.api.auth import operator_token
-from orchestrator.app import packaged_catalogue
+from orchestrator.parts import packaged_catalogue
 from tests.integration.command_line import Atoll, answer, command_line
 from tests.integration.running_orchestrator import PATIENCE_S, Running, ScriptedAgent, orchestrator, until
 from tests.unit.fleet_of_machines import GB, SECOND, model, pool, site

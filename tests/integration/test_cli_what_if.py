@@ -26,9 +26,9 @@ from atoll.model.replica import Tier
 from atoll.model.site import LinkSpec, SiteSpec
 from atoll.packaged import load_packaged
 from atoll.physics.hidden import HiddenWorld
-from orchestrator.app import Catalogue
 from orchestrator.core.placement.policy import Policy
 from orchestrator.core.placement.policy_file import write_policy
+from orchestrator.parts import Catalogue
 from sims.whatif.live import Live
 from tests.architecture.sources import REPOSITORY
 from tests.integration.command_line import Atoll, answer, command_line

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +40,7 @@ REAL: Final = ("docs/agents.md", "README.md", "docs/python.md")
 # Pages that need no fleet: where a ```text block comes right after a command, that is what it prints. How many commands each has.
 ALONE: Final = {"docs/costs.md": 7, "docs/placement.md": 1, "docs/simulation.md": 6}
 # What the pages have today, less a little: a page that has lost its commands proves nothing.
-COMMANDS_MIN: Final = {TWINS: 53, REAL: 18, ETCD: 9}
+COMMANDS_MIN: Final = {TWINS: 55, REAL: 18, ETCD: 12}
 PYTHON_MIN: Final = 6
 # Twins run faster than real time, at a rate at which a busy machine does not make them fall silent.
 TIME_SCALE: Final = 3
@@ -47,6 +48,7 @@ TIME_SCALE: Final = 3
 PATIENCE_S: Final = 90.0
 DEFAULT_ADDRESS: Final = "127.0.0.1:7443"
 DEFAULT_ETCD: Final = "127.0.0.1:2379"
+STANDBY_ADDRESS: Final = "127.0.0.1:7543"
 # What a reader types besides our own commands.
 TOOLS: Final = frozenset({"cp", "curl", "etcdctl", "export", "grep", "openssl", "rm", "source"})
 
@@ -93,6 +95,7 @@ class Fleet:
     folder: Path
     address: str
     shown: Shown
+    standby: str
     etcd: str
     etcd_peers: str
     servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -118,7 +121,10 @@ class Fleet:
         return self.shown.readouterr().out
 
     def _here(self, text: str) -> str:
-        return text.replace("/tmp/", f"{self.folder}/").replace(DEFAULT_ADDRESS, self.address).replace(DEFAULT_ETCD, self.etcd)
+        moved = {"/tmp/": f"{self.folder}/", DEFAULT_ADDRESS: self.address, STANDBY_ADDRESS: self.standby, DEFAULT_ETCD: self.etcd}
+        for shown, here in moved.items():
+            text = text.replace(shown, here)
+        return text
 
     def _do(self, block: Block, arguments: list[str], expected: int) -> None:
         arguments = [self.job if argument == "JOB" else argument for argument in arguments]
@@ -147,6 +153,8 @@ class Fleet:
         if arguments[0] == "store":
             return  # whoever needs it waits for it
         ready: Callable[[Client], bool] = answers if arguments[0] == "orchestrator" else all_connected
+        if self.standby in arguments:
+            ready = partial(stands_by, self.standby)
         deadline_s = time.monotonic() + PATIENCE_S
         with Client(connect_timeout_s=1.0) as client:
             while not ready(client):
@@ -180,6 +188,11 @@ def answers(client: Client) -> bool:
     return True
 
 
+def stands_by(address: str, client: Client) -> bool:
+    """Whether the one there does, and has read everything."""
+    return any(view.address == address and view.lag_ms == 0 for view in client.orchestrators())
+
+
 def all_connected(client: Client) -> bool:
     """Whether every site that is declared is there, with GPUs."""
     return all(view.connection is SiteConnection.CONNECTED and view.pools for view in client.sites_list())
@@ -204,7 +217,8 @@ def fleet(short_path: Path, free_ports: Callable[[], int], capsys: Shown, monkey
         monkeypatch.setenv(name, value)
     (short_path / "clusters.yaml").symlink_to(REPOSITORY / "clusters.yaml")
     monkeypatch.chdir(short_path)
-    found = Fleet(short_path, address, capsys, f"127.0.0.1:{free_ports()}", f"127.0.0.1:{free_ports()}")
+    standby, etcd, peers = (f"127.0.0.1:{free_ports()}" for _ in range(3))
+    found = Fleet(short_path, address, capsys, standby, etcd, peers)
     yield found
     found.end()
 

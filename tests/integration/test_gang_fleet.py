@@ -26,8 +26,8 @@ from atoll.model.ids import SlotRef
 from atoll.model.site import SiteSpec
 from atoll.packaged import load_packaged
 from atoll.v1 import types_pb2
-from orchestrator.app import Catalogue
 from orchestrator.core.placement.policy import Policy
+from orchestrator.parts import Catalogue
 from tests.integration.ray_site import build_origin, config_of, free_port_block
 from tests.integration.running_agent import agent
 from tests.integration.running_orchestrator import Running, orchestrator

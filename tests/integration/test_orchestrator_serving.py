@@ -18,8 +18,9 @@ from atoll.v1 import job_service_pb2 as jobs_pb
 from atoll.v1 import operator_service_pb2 as pb
 from atoll.v1.operator_service_pb2_grpc import OperatorServiceStub
 from orchestrator.api import interceptor
-from orchestrator.app import Catalogue, packaged_catalogue, serve
+from orchestrator.app import serve
 from orchestrator.config import ExitCode
+from orchestrator.parts import Catalogue, packaged_catalogue
 from orchestrator.readers import ReadModel
 from tests.integration.running_orchestrator import PATIENCE_S, QUICK, Running, ScriptedAgent, config, orchestrator, trailers, until
 from tests.unit.fleet_of_machines import GPUS, model, site

@@ -29,8 +29,8 @@ from atoll.model.modelspec import ModelSpec
 from atoll.model.replica import Tier
 from atoll.model.site import LinkSpec, SiteConnection, SiteSpec
 from atoll.packaged import load_packaged
-from orchestrator.app import Catalogue
 from orchestrator.core.placement.policy import Policy
+from orchestrator.parts import Catalogue
 from tests.integration.ray_site import build_origin, free_port_block
 from tests.integration.running_orchestrator import orchestrator
 from tests.integration.test_agent_programs import AGENT, end, start

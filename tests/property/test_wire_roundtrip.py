@@ -18,12 +18,13 @@ from atoll.model.audit import AuditEvent
 from atoll.model.errors import FieldError
 from atoll.model.job import Job, JobSpec
 from atoll.model.modelspec import ModelSpec
+from atoll.model.orchestrators import OrchestratorView
 from atoll.model.quote import PlaceView, Quote
 from atoll.model.report import AttemptEvent, SiteHello, SiteReport, SlotFacts, Welcome
 from atoll.model.residency import ModelPlaces, Pin, Push, PushPlan
 from atoll.model.site import LinkSpec, SiteRecord, SiteSpec
 from atoll.model.views import DrainPlan, FleetView, SiteView
-from atoll.wire import adapters, assignments, attempts, audit, jobs, models, quotes, reports, residency, sites, stored, views
+from atoll.wire import adapters, assignments, attempts, audit, jobs, models, orchestrators, quotes, reports, residency, sites, stored, views
 from atoll.wire.recording import RecordingError, TaggedCodec
 from tests.property.wire_strategies import messages, nouns
 
@@ -49,6 +50,7 @@ WIRE: list[tuple[type, ToProto, FromProto]] = [
     (DrainPlan, views.drain_plan_to_proto, views.drain_plan_from_proto),
     (PushPlan, residency.push_plan_to_proto, residency.push_plan_from_proto),
     (ModelPlaces, residency.places_to_proto, residency.places_from_proto),
+    (OrchestratorView, orchestrators.orchestrator_view_to_proto, orchestrators.orchestrator_view_from_proto),
     (FleetView, views.fleet_view_to_proto, views.fleet_view_from_proto),
     (Quote, quotes.quote_to_proto, quotes.quote_from_proto),
     (PlaceView, quotes.place_to_proto, quotes.place_from_proto),

@@ -16,7 +16,7 @@ FLEET = str(Path(__file__).resolve().parents[2] / "clusters.yaml")
 
 def test_defaults_are_a_real_site_on_this_machine() -> None:
     config = load_agent_config({"site": "here"}, {"HOME": "/home/somebody"})
-    assert (config.kind, str(config.reach.orchestrator)) == (SiteRuntime.RAY, "127.0.0.1:7443")
+    assert (config.kind, list(map(str, config.reach.orchestrators))) == (SiteRuntime.RAY, ["127.0.0.1:7443"])
     assert config.state_dir == Path("/home/somebody/.local/state/atoll/agents/here")
     assert isinstance(config.runtime, RaySettings)
     assert config.runtime.cache_dir == Path("/home/somebody/.cache/atoll/weights")
@@ -27,9 +27,11 @@ def test_defaults_are_a_real_site_on_this_machine() -> None:
 def test_flags_come_before_the_environment() -> None:
     environ = {"ATOLL_AGENT_SITE": "from-environment", "ATOLL_AGENT_ORCHESTRATOR": "far:1", "ATOLL_AGENT_SLOTS": "3"}
     config = load_agent_config({"site": "from-flag", "orchestrator": None}, environ)
-    assert (config.site_id, str(config.reach.orchestrator)) == ("from-flag", "far:1")
+    assert (config.site_id, list(map(str, config.reach.orchestrators))) == ("from-flag", ["far:1"])
     assert isinstance(config.runtime, RaySettings)
     assert config.runtime.slots == 3
+    several = load_agent_config({"site": "a", "orchestrator": "one, two:9,one"}, {}).reach.orchestrators
+    assert list(map(str, several)) == ["one:7443", "two:9"]
 
 
 def test_a_twin_names_its_fleet_file() -> None:

@@ -66,7 +66,7 @@ class Touchy(Machine):
 class Bench:
     """One driver with everything around it."""
 
-    def __init__(self, path: Path, build: Callable[[Stored], Machine] | None = None) -> None:
+    def __init__(self, path: Path, build: Callable[[Stored], Machine] | None = None, clock: FleetClock | None = None) -> None:
         self.store = MoodyStore(path / "store.sqlite")
         self.readers = ReadModel()
         self.watchers = JobWatchers()
@@ -80,7 +80,7 @@ class Bench:
             self.terms.append(stored.term)
             return build(stored) if build else new_machine(stored, Policy(), GPUS)
 
-        self.driver = Driver(store=self.store, clock=FleetClock(), build=made, surroundings=self.surrounding, metrics=metrics)
+        self.driver = Driver(store=self.store, clock=clock or FleetClock(), build=made, surroundings=self.surrounding, metrics=metrics)
 
     async def submit(self, *job_ids: str, key: str = "") -> Reply:
         """Hand in jobs."""
@@ -288,3 +288,19 @@ def test_fleet_time_is_moved_forward_by_what_the_store_has_seen() -> None:
     clock.not_before(1)
     assert clock.now_us() == 42_000_000
     assert clock.sleep_s(43_000_000) == 1.0
+
+
+async def test_the_fleet_is_no_older_for_whoever_stood_by_for_a_day(tmp_path: Path) -> None:
+    now_ns = 0
+    clock = FleetClock(monotonic_ns=lambda: now_ns)
+    one = Bench(tmp_path, clock=clock)
+    now_ns = 86_400 * 10**9
+    assert clock.now_us() == 86_400 * 10**6
+    stored = await one.store.take_over()
+    one.driver.begin(stored)
+    assert clock.now_us() == stored.fleet_time_us == 0
+    # A core that is loaded again goes on by the same clock.
+    now_ns += 5 * 10**9
+    one.driver.begin(stored)
+    assert clock.now_us() == 5 * 10**6
+    await one.store.close()
