@@ -261,13 +261,16 @@ class Evicted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stopped:
-    """An attempt of a lower priority that was stopped for a job: `lost_us` of its work has to be done again."""
+    """An attempt of a lower priority that was stopped for a job: `lost_us` of its work has to be done again. `node_id` and `index` are the
+    slot that it had, the first of a gang's; "" and 0 in what was written down before they were kept."""
 
     job_id: JobId
     ordinal: Ordinal
     site_id: SiteId
     pool_id: PoolId
     lost_us: int
+    node_id: NodeId = NodeId("")
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -971,11 +971,16 @@ class Stopped(_message.Message):
     SITE_ID_FIELD_NUMBER: _builtins.int
     POOL_ID_FIELD_NUMBER: _builtins.int
     LOST_US_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     ordinal: _builtins.int
     site_id: _builtins.str
     pool_id: _builtins.str
     lost_us: _builtins.int
+    node_id: _builtins.str
+    """the slot that it had, the first of a gang's"""
+    index: _builtins.int
     def __init__(
         self,
         *,
@@ -984,10 +989,12 @@ class Stopped(_message.Message):
         site_id: _builtins.str = ...,
         pool_id: _builtins.str = ...,
         lost_us: _builtins.int = ...,
+        node_id: _builtins.str = ...,
+        index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "lost_us", b"lost_us", "ordinal", b"ordinal", "pool_id", b"pool_id", "site_id", b"site_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "job_id", b"job_id", "lost_us", b"lost_us", "node_id", b"node_id", "ordinal", b"ordinal", "pool_id", b"pool_id", "site_id", b"site_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -112,7 +112,13 @@ def evicted_from_proto(msg: pb.Evicted) -> Evicted:
 
 def _stopped_to_proto(stopped: Stopped) -> pb.Stopped:
     return pb.Stopped(
-        job_id=stopped.job_id, ordinal=stopped.ordinal, site_id=stopped.site_id, pool_id=stopped.pool_id, lost_us=stopped.lost_us
+        job_id=stopped.job_id,
+        ordinal=stopped.ordinal,
+        site_id=stopped.site_id,
+        pool_id=stopped.pool_id,
+        lost_us=stopped.lost_us,
+        node_id=stopped.node_id,
+        index=stopped.index,
     )
 
 
@@ -123,6 +129,8 @@ def _stopped_from_proto(msg: pb.Stopped) -> Stopped:
         site_id=SiteId(parse_name("site_id", msg.site_id)),
         pool_id=PoolId(parse_name("pool_id", msg.pool_id)),
         lost_us=bounds.instant("lost_us", msg.lost_us),
+        node_id=NodeId(bounds.optional_name("node_id", msg.node_id)),
+        index=bounds.number("index", msg.index, 0, limits.GPUS_PER_NODE_MAX - 1),
     )
 
 

@@ -164,9 +164,10 @@ def release(ctx: Context, site: Site, live: LiveAttempt, *, ran: bool = False) -
         return
     column, members = found
     clear_fetch(ctx, column, members[0], live)
+    emptied = live.on_stop is FailureKind.PREEMPTED and live.gives_way_to is not None and live.gives_way_to in ctx.queue
     for slot in members:
         _vacate(ctx, column, slot, live, ran=ran)
-        ctx.queue.wake_for_slot(column.index, offered=not slot.claimed_until_us)
+        ctx.queue.wake_for_slot(column.index, offered=not slot.claimed_until_us and not emptied)
 
 
 def _vacate(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran: bool) -> None:
@@ -192,7 +193,7 @@ def _vacate(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran:
     ctx.columns.slot_changed(column, slot, was_free)
     bettered.slot_free(ctx, column, slot, took_loads=took_loads)
     if live.gives_way_to is not None and not slot.attempts:
-        ctx.queue.favour(live.gives_way_to, stopped=live.on_stop is FailureKind.PREEMPTED)
+        ctx.queue.favour(live.gives_way_to, column.index, stopped=live.on_stop is FailureKind.PREEMPTED)
 
 
 def _busy_without(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, ran: bool) -> int:

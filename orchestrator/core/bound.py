@@ -58,11 +58,19 @@ class Bound:
         self.not_behind(live)
         if not there:
             del self.by_pool[where]
+        self._give_no_way(live)
+
+    def _give_no_way(self, live: LiveAttempt) -> None:
         if live.gives_way_to is not None:
             giving = self.giving_way[live.gives_way_to]
             del giving[live.key]
             if not giving:
                 del self.giving_way[live.gives_way_to]
+
+    def stay(self, live: LiveAttempt) -> None:
+        """The slot of an attempt goes to nobody in particular."""
+        self._give_no_way(live)
+        live.gives_way_to = None
 
     def give_way(self, live: LiveAttempt, job_id: JobId) -> None:
         """The slot of an attempt goes to this job next."""

@@ -20,7 +20,7 @@ from orchestrator.core.placement.choose import Board
 from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column, is_free
 from orchestrator.core.placement.estimate import Estimate
-from orchestrator.core.placement.nearness import Fetch, fetch_us, source_at
+from orchestrator.core.placement.nearness import HERE, Arrival, Fetch, arrival, source_at
 from orchestrator.core.placement.rows import COLD, FORBIDDEN_US, READY, Dyn, Fix, Out, Source, State
 from orchestrator.core.placement.supposing import Cost
 from orchestrator.core.queue import JobClass
@@ -50,7 +50,8 @@ RoomOf = Callable[[Column], Room | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A block, when it should be whole, for how long the gang holds it then, and what beginning there costs (as the terms reckon)."""
+    """A block, when it should be whole, for how long the gang holds it then, and what beginning there costs (as the terms reckon).
+    `arrives`: when its weights are on the node, `load_us`: what loading takes then."""
 
     column: Column
     row: int
@@ -58,6 +59,9 @@ class Place:
     slots: tuple[Slot, ...]
     begins_us: int
     hold_us: int
+    arrives: Arrival
+    load_us: int
+    execution_us: int
     cost: Cost
     drains: bool  # its slots come free one after the other
 
@@ -117,13 +121,11 @@ def place_of(ctx: Context, key: ClassKey, board: Board, column: Column, slots: t
     is_ready = holds(key, slots)
     row = (READY if is_ready else COLD) * board.pools + column.index
     ready_row = READY * board.pools + column.index
-    source, coming_us = Source.DISK, 0
+    arrives = HERE
     if not is_ready:
-        dyn, fix = ctx.columns.dyn[column.index], estimate.fix[row]
-        alone_us, flows, copy_us = int(fix[Fix.FETCH]), int(dyn[Dyn.FLOWS]), int(fix[Fix.COPY]) * (int(dyn[Dyn.COPIES]) + 1)
-        fetch = Fetch(alone_us * (flows + 1), copy_us, min(copy_us, alone_us * max(flows, 1)))
-        near = ctx.columns.where.near(column, key.model_id)
-        source, coming_us = fetch_us(source_at(column, key.model_id, slots[0].node_index, near), fetch, ctx.now_us)
+        way = source_at(column, key.model_id, slots[0].node_index, ctx.columns.where.near(column, key.model_id))
+        arrives = arrival(way, fetch_of(ctx, estimate, column), ctx.now_us)
+    coming_us, execution_us = arrives.begins_us(0), int(estimate.execution_us[row])
     load_us = max(int(estimate.fix[row, Fix.SERIAL] - estimate.fix[ready_row, Fix.SERIAL]), 0)
     wait_us = begins_us - ctx.now_us
     return Place(
@@ -132,10 +134,20 @@ def place_of(ctx: Context, key: ClassKey, board: Board, column: Column, slots: t
         is_ready=is_ready,
         slots=slots,
         begins_us=begins_us,
-        hold_us=max(coming_us - wait_us, 0) + load_us + int(estimate.execution_us[row]),
-        cost=supposing.after(ctx.scorer, key, board, row, wait_us=wait_us, fetch_us=coming_us, source=source),
+        hold_us=max(coming_us - wait_us, 0) + load_us + execution_us,
+        arrives=arrives,
+        load_us=load_us,
+        execution_us=execution_us,
+        cost=supposing.after(ctx.scorer, key, board, row, wait_us=wait_us, fetch_us=coming_us, source=arrives.source),
         drains=drains(slots),
     )
+
+
+def fetch_of(ctx: Context, estimate: Estimate, column: Column) -> Fetch:
+    """How long weights take to a pool's nodes, as its links are now."""
+    dyn, fix = ctx.columns.dyn[column.index], estimate.fix[COLD * len(ctx.columns.columns) + column.index]
+    alone_us, flows, copy_us = int(fix[Fix.FETCH]), int(dyn[Dyn.FLOWS]), int(fix[Fix.COPY]) * (int(dyn[Dyn.COPIES]) + 1)
+    return Fetch(alone_us * (flows + 1), copy_us, min(copy_us, alone_us * max(flows, 1)))
 
 
 def drains(slots: tuple[Slot, ...]) -> bool:

@@ -27,6 +27,7 @@ from orchestrator.core.placement.classes import ClassKey
 from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.rows import COLD, OVERDUE_US, READY, Out, State
 from orchestrator.core.placement.supposing import Cost, cost_of
+from orchestrator.core.preemption import Waiter
 from orchestrator.core.queue import JobClass
 from orchestrator.core.state import Slot
 
@@ -63,12 +64,15 @@ def _claim_next(ctx: Context, waiting: JobClass, board: Board) -> None:
     places = claiming.places(ctx, waiting, board, lambda column: yielding.room(ctx, waiting, board, column))
     if not places:
         return
-    wait_us = min(place.begins_us for place in places) - ctx.now_us
-    best, best_clearing = places[0], None
+    done_us = min(_loaded_us(ctx, place) for place in places)
+    best: Place = places[0]
+    best_clearing: preempting.Clearing | None = None
     for place in places:
-        found = _clearing(ctx, key, board, place, wait_us)
+        found = _clearing(ctx, key, board, place, done_us - place.load_us)
         if found is not None and (best_clearing is None or found.worth > best_clearing.worth):
             best, best_clearing = place, found
+    if best_clearing is not None and best_clearing.is_early:
+        best_clearing = None
     if best_clearing is not None:
         best = replace(best, begins_us=ctx.now_us + best_clearing.stop_us)
     _claim(ctx, waiting, board, best, moves=0)
@@ -89,8 +93,8 @@ def _reconsider(ctx: Context, waiting: JobClass, board: Board) -> None:
         if closed or not claiming.takes(ctx, board.estimate, place):
             drop(ctx, kept, "its pool takes no work now" if closed else "what is in its memory must stay there", waking=False)
             continue
-        clearing = _clearing(ctx, waiting.key, board, place, place.begins_us - ctx.now_us)
-        if clearing is not None:
+        clearing = _clearing(ctx, waiting.key, board, place, _loaded_us(ctx, place) - place.load_us)
+        if clearing is not None and not clearing.is_early:
             preempting.clear(ctx, place.column, clearing, waiting.nth(position), waiting.key)
     held = ctx.state.claims.get(worst)
     # Of several claims one for a block that drains is there so that there be more blocks: it is not given for what comes free as a whole.
@@ -114,11 +118,23 @@ def _is_much_better(ctx: Context, cost: Cost, own: Cost) -> bool:
     return own.total_us - cost.total_us > enough_us
 
 
+def _loaded_us(ctx: Context, place: Place) -> int:
+    """When the gang is loaded there if nothing is stopped."""
+    return place.arrives.begins_us(place.begins_us - ctx.now_us) + place.load_us
+
+
 def _clearing(ctx: Context, key: ClassKey, board: Board, place: Place, wait_us: int) -> preempting.Clearing | None:
+    """What emptying a block takes, if it pays for a gang that would else begin after so long, or there to be loaded as soon."""
     if wait_us < ctx.policy.preempt_gain_min_ms * 1_000 or _awaits_flight(board):
         return None
-    need_bytes = board.estimate.memory_bytes
-    return preempting.clearing(ctx, place.column, place.slots, key, wait_us=wait_us, hold_us=place.hold_us, need_bytes=need_bytes)
+    waiter = Waiter(
+        rank=key.rank,
+        weight_milli=ctx.policy.weight_milli(key.priority),
+        wait_us=wait_us,
+        hold_us=place.load_us + place.execution_us,
+        arrives=place.arrives,
+    )
+    return preempting.clearing(ctx, place.column, place.slots, key, waiter, board.estimate.memory_bytes)
 
 
 def _claim(ctx: Context, waiting: JobClass, board: Board, place: Place, *, moves: int) -> None:

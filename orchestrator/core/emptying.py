@@ -15,17 +15,26 @@ from atoll.model.placement import STOPPED_MAX, Stopped
 from orchestrator.core import attempts, claiming
 from orchestrator.core.context import Context, put_attempt
 from orchestrator.core.placement.choose import Board
+from orchestrator.core.placement.column import Column
 from orchestrator.core.placement.supposing import cost_of
 from orchestrator.core.queue import JobClass
-from orchestrator.core.state import LiveAttempt
+from orchestrator.core.state import LiveAttempt, Slot
 
 _US_PER_MS: Final = 1_000
 
 
 def stopped(ctx: Context, live: LiveAttempt, job_id: JobId, lost_us: int) -> None:
     """An attempt is stopped for a job: that is told with the next decision about the job, or with the one that has just been made."""
-    entry, pool_id = ctx.state.jobs[job_id], live.attempt.slot.pool_id
-    one = Stopped(job_id=live.key.job_id, ordinal=live.key.ordinal, site_id=live.attempt.site_id, pool_id=pool_id, lost_us=lost_us)
+    entry, slot = ctx.state.jobs[job_id], live.attempt.slot
+    one = Stopped(
+        job_id=live.key.job_id,
+        ordinal=live.key.ordinal,
+        site_id=live.attempt.site_id,
+        pool_id=slot.pool_id,
+        lost_us=lost_us,
+        node_id=slot.node_id,
+        index=slot.index,
+    )
     if job_id in ctx.queue:
         entry.stopped = (*entry.stopped, one)[-STOPPED_MAX:]
         return
@@ -36,6 +45,12 @@ def stopped(ctx: Context, live: LiveAttempt, job_id: JobId, lost_us: int) -> Non
     bound.attempt = replace(last, explanation=told)
     put_attempt(entry, bound.attempt)
     ctx.save_job(entry)
+
+
+def was_emptied(ctx: Context, job_id: JobId, column: Column, slot: Slot) -> bool:
+    """Whether a slot was emptied for a job that waits since it was last bound: it went to somebody else then, and would again."""
+    here = (*column.place, slot.ref.node_id, slot.index)
+    return any((one.site_id, one.pool_id, one.node_id, one.index) == here for one in ctx.state.jobs[job_id].stopped)
 
 
 def passes_by(ctx: Context, waiting: JobClass, board: Board, row: int | None, position: int) -> int:

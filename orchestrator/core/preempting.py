@@ -16,9 +16,10 @@ from atoll.model.attempt import AttemptState, FailureKind
 from atoll.model.ids import AttemptKey, JobId
 from atoll.model.job import PRIORITY_RANK, JobSpec
 from atoll.model.words import duration
-from orchestrator.core import attempts, claiming, emptying
+from orchestrator.core import attempts, emptying
 from orchestrator.core.context import Context
 from orchestrator.core.fairness import WEIGHT_MILLI, normalised_us
+from orchestrator.core.openings import Openings, arrival_in
 from orchestrator.core.outputs import AttemptPreempted
 from orchestrator.core.placement.choose import Board
 from orchestrator.core.placement.classes import ClassKey
@@ -44,48 +45,56 @@ _BEHIND: Final = frozenset({AttemptState.LEASED, AttemptState.FETCHING, AttemptS
 
 def make_room(ctx: Context, waiting: JobClass, board: Board, row: int) -> None:
     """The first jobs of a class are about to wait for a slot of this row's pool: empty slots for them if it pays. Of a cold row any slot of
-    the pool would do, each with the way of the weights to its own node; else one that holds their model."""
-    key, column, wait_us = waiting.key, board.column(row), board.wait_us(row)
-    if wait_us < ctx.policy.preempt_gain_min_ms * 1_000 or key.gang_size != 1:
+    the pool would do, each with the way of the weights to its own node; else one that holds their model. What comes to the best slot
+    later than they are looked at again is waited for: until then the work there may as well go on."""
+    key, column = waiting.key, board.column(row)
+    if board.wait_us(row) < ctx.policy.preempt_gain_min_ms * 1_000 or key.gang_size != 1:
         return
-    reloads = Reloads(ctx, column, ReplicaKey(key.model_id, key.gang_size), board.estimate.memory_bytes)
-    hold_us, weight_milli = board.delay_us(row) - wait_us, ctx.policy.weight_milli(key.priority)
-    waiter = Waiter(rank=key.rank, weight_milli=weight_milli, wait_us=wait_us, hold_us=hold_us)
-    offers = _offers(ctx, waiting, board, row, waiter, reloads)
+    offers = _offers(ctx, waiting, board, row)
     for position in range(min(len(waiting.members), _ROOM_MAX)):
         job_id = waiting.nth(position)
         if _is_emptied_for(ctx, job_id) or len(ctx.state.jobs[job_id].stopped) >= _STOPPED_MAX:
             continue
-        place = best_of([offer.worth if offer.kept_for in (None, job_id) else None for offer in offers])
+        place = best_of([offer.worth if _is_for(ctx, column, offer, job_id) else None for offer in offers])
         if place is None:
             continue
         offer = offers.pop(place)
-        slot, works = offer.slot, offer.works
-        stopped_us = ctx.now_us + max(work.stop_us for work in works)
-        for attempt_key, work in zip(list(slot.attempts), works, strict=True):
-            live = column.site.attempts[attempt_key]
-            ctx.bound.give_way(live, job_id)
-            _stop(ctx, column, live, work, job_id, key)
-            _ends_at(ctx, column, live, stopped_us)
-            live.ends_us = stopped_us
-        slot.busy_until_us = stopped_us + offer.hold_us
-        ctx.columns.slot_changed(column, slot, was_free=False)
+        if not _is_early(ctx, offer.waiter):
+            _empty(ctx, column, offer, job_id, key)
+
+
+def _empty(ctx: Context, column: Column, offer: _Offer, job_id: JobId, key: ClassKey) -> None:
+    """Stop the work of a slot for a job; no other is kept for it from now on."""
+    for live in list(ctx.bound.giving_way.get(job_id, {}).values()):
+        ctx.bound.stay(live)
+        where = attempts.find_slots(ctx, ctx.state.sites[live.attempt.site_id], live)
+        if where is not None:
+            ctx.columns.slot_changed(where[0], where[1][0], was_free=False)
+    slot, stop_us = offer.slot, max(work.stop_us for work in offer.works)
+    for attempt_key, work in zip(list(slot.attempts), offer.works, strict=True):
+        live = column.site.attempts[attempt_key]
+        ctx.bound.give_way(live, job_id)
+        _stop(ctx, column, live, work, job_id, key)
+        _ends_at(ctx, column, live, ctx.now_us + stop_us)
+        live.ends_us = ctx.now_us + stop_us
+    slot.busy_until_us = ctx.now_us + offer.waiter.begins_us(stop_us) + offer.waiter.hold_us
+    ctx.columns.slot_changed(column, slot, was_free=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clearing:
-    """All the work of a block, every piece of which may be stopped for a gang; what that is worth, and how long it takes."""
+    """All the work of a block, every piece of which may be stopped for a gang; what that is worth, and how long it takes. `is_early`: the
+    gang's weights come later than it is looked at again."""
 
     lives: tuple[tuple[LiveAttempt, Work], ...]
     worth: int
     stop_us: int
+    is_early: bool
 
 
-def clearing(
-    ctx: Context, column: Column, slots: Sequence[Slot], key: ClassKey, *, wait_us: int, hold_us: int, need_bytes: int
-) -> Clearing | None:
-    """What emptying these slots would take for a gang that otherwise begins after `wait_us` and then holds them for `hold_us`, and so much
-    of each one's memory; None if some of the work must not be stopped, or it does not pay."""
+def clearing(ctx: Context, column: Column, slots: Sequence[Slot], key: ClassKey, waiter: Waiter, need_bytes: int) -> Clearing | None:
+    """What emptying these slots would take for a gang that needs so much of each one's memory; None if some of the work must not be
+    stopped, or it does not pay."""
     seen: set[AttemptKey] = set()
     taken: list[Slot] = []
     lines: list[list[Work]] = []
@@ -97,7 +106,6 @@ def clearing(
             lines.append(works)
             taken.append(slot)
             seen.update(slot.attempts)
-    waiter = Waiter(rank=key.rank, weight_milli=ctx.policy.weight_milli(key.priority), wait_us=wait_us, hold_us=hold_us)
     if worth_of_all(waiter, lines, _rules(ctx)) is None:
         return None
     reloads = Reloads(ctx, column, ReplicaKey(key.model_id, key.gang_size), need_bytes)
@@ -107,7 +115,8 @@ def clearing(
         return None
     attempts_of = ((slot.attempts, works) for slot, works in zip(taken, lines, strict=True))
     lives = {key: (column.site.attempts[key], work) for keys, works in attempts_of for key, work in zip(keys, works, strict=True)}
-    return Clearing(lives=tuple(lives.values()), worth=worth, stop_us=max(work.stop_us for line in lines for work in line))
+    stop_us = max(work.stop_us for line in lines for work in line)
+    return Clearing(lives=tuple(lives.values()), worth=worth, stop_us=stop_us, is_early=_is_early(ctx, waiter))
 
 
 def clear(ctx: Context, column: Column, found: Clearing, job_id: JobId, key: ClassKey) -> None:
@@ -158,8 +167,8 @@ def bound(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, wait_u
     if any(PRIORITY_RANK[column.site.attempts[key].spec.priority] <= rank for key in ahead):
         return
     works = _works(ctx, column, slot, ahead)
-    weight_milli = ctx.policy.weight_milli(live.spec.priority)
-    waiter = Waiter(rank=rank, weight_milli=weight_milli, wait_us=wait_us, hold_us=live.exec_us)
+    weight_milli, arrives = ctx.policy.weight_milli(live.spec.priority), arrival_in(ctx, column, slot, live.replica)
+    waiter = Waiter(rank=rank, weight_milli=weight_milli, wait_us=wait_us, hold_us=live.exec_us, arrives=arrives)
     if works is None or worth_of(waiter, works, _rules(ctx)) is None:
         return
     works = _with_loads(column, slot, works, Reloads(ctx, column, live.replica, need_bytes))
@@ -167,7 +176,7 @@ def bound(ctx: Context, column: Column, slot: Slot, live: LiveAttempt, *, wait_u
         return
     for attempt_key, work in zip(ahead, works, strict=True):
         _stop(ctx, column, column.site.attempts[attempt_key], work, live.key.job_id, live.spec)
-    slot.busy_until_us = ctx.now_us + max(work.stop_us for work in works) + live.exec_us
+    slot.busy_until_us = ctx.now_us + waiter.begins_us(max(work.stop_us for work in works)) + live.exec_us
     ctx.columns.slot_changed(column, slot, was_free=False)
 
 
@@ -183,13 +192,13 @@ def _rules(ctx: Context) -> Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Offer:
-    """A slot that it pays to empty, the work that would be stopped, what that is worth, and for how long the job would hold it. `kept_for`:
-    the job whose it is anyway when that work has ended."""
+    """A slot that it pays to empty, the work that would be stopped, what that is worth, and how a job of the class stands to it.
+    `kept_for`: the job whose it is anyway when that work has ended."""
 
     slot: Slot
     works: list[Work]
     worth: int
-    hold_us: int
+    waiter: Waiter
     kept_for: JobId | None
 
 
@@ -198,11 +207,21 @@ def _is_emptied_for(ctx: Context, job_id: JobId) -> bool:
     return any(live.on_stop is FailureKind.PREEMPTED for live in ctx.bound.giving_way.get(job_id, {}).values())
 
 
-def _offers(ctx: Context, waiting: JobClass, board: Board, row: int, waiter: Waiter, reloads: Reloads) -> list[_Offer]:
+def _is_for(ctx: Context, column: Column, offer: _Offer, job_id: JobId) -> bool:
+    """Whether a slot may be emptied for this very job."""
+    return offer.kept_for in (None, job_id) and not emptying.was_emptied(ctx, job_id, column, offer.slot)
+
+
+def _is_early(ctx: Context, waiter: Waiter) -> bool:
+    """Whether the weights are on their way for longer than until the next look."""
+    return waiter.arrives.there_us > ctx.policy.recheck_max_ms * 1_000
+
+
+def _offers(ctx: Context, waiting: JobClass, board: Board, row: int) -> list[_Offer]:
     """Slots of the pool that would help a class and hold only work of a lower priority which may be stopped, where that pays."""
     found: dict[tuple[int, int], _Offer | None] = {}
-    at_nodes: dict[int, Waiter | None] = {}
-    key, column, cold = waiting.key, board.column(row), board.is_cold(row)
+    key, column, replica = waiting.key, board.column(row), ReplicaKey(waiting.key.model_id, waiting.key.gang_size)
+    openings, reloads = Openings(ctx, key, board, row), Reloads(ctx, column, replica, board.estimate.memory_bytes)
     jobs = {waiting.nth(position) for position in range(min(len(waiting.members), _ROOM_MAX))}
     below = ctx.bound.below(column.site.site_id, column.pool.pool_id, key.rank)
     for live in islice(below, _LOOKED_AT_MAX):
@@ -212,32 +231,22 @@ def _offers(ctx: Context, waiting: JobClass, board: Board, row: int, waiter: Wai
         slot = where[1][0]
         if any(member.claimed_until_us for member in where[1]):
             continue  # what is emptied there is a gang's
-        if (slot.node_index, slot.index) in found or not (cold or ReplicaKey(key.model_id, key.gang_size) in slot.replicas):
+        if (slot.node_index, slot.index) in found or not (openings.is_cold or replica in slot.replicas):
             continue
-        if cold and slot.node_index not in at_nodes:
-            at_nodes[slot.node_index] = _at_node(ctx, waiting, board, column, slot, waiter)
-        there = at_nodes[slot.node_index] if cold else waiter
-        found[(slot.node_index, slot.index)] = _offer(ctx, column, slot, there, reloads, jobs) if there is not None else None
+        found[(slot.node_index, slot.index)] = _offer(ctx, column, slot, openings, reloads, jobs)
     return [offer for offer in found.values() if offer is not None]
 
 
-def _at_node(ctx: Context, waiting: JobClass, board: Board, column: Column, slot: Slot, waiter: Waiter) -> Waiter | None:
-    """What an empty slot of this node would be to who has to load: the weights have their own way to each node, and what they take longer
-    than to the node for which the job waits is not won. None where they come with a flight to another node of the site: until that
-    has landed the slot is of no use."""
-    if claiming.awaits_flight(ctx, waiting.key, column, (slot,)):
-        return None
-    hold_us = claiming.place_of(ctx, waiting.key, board, column, (slot,), begins_us=ctx.now_us).hold_us
-    return replace(waiter, wait_us=waiter.wait_us - max(hold_us - waiter.hold_us, 0), hold_us=hold_us)
-
-
-def _offer(ctx: Context, column: Column, slot: Slot, waiter: Waiter, reloads: Reloads, jobs: Collection[JobId]) -> _Offer | None:
+def _offer(ctx: Context, column: Column, slot: Slot, openings: Openings, reloads: Reloads, jobs: Collection[JobId]) -> _Offer | None:
     works = _works(ctx, column, slot, slot.attempts, jobs)
-    if works is None or worth_of(waiter, works, _rules(ctx)) is None:
+    if works is None:
+        return None
+    waiter = openings.waiter(slot)
+    if worth_of(waiter, works, _rules(ctx)) is None:
         return None
     works = _with_loads(column, slot, works, reloads)
     worth, kept_for = worth_of(waiter, works, _rules(ctx)), column.site.attempts[slot.attempts[0]].gives_way_to
-    return None if worth is None else _Offer(slot=slot, works=works, worth=worth, hold_us=waiter.hold_us, kept_for=kept_for)
+    return None if worth is None else _Offer(slot=slot, works=works, worth=worth, waiter=waiter, kept_for=kept_for)
 
 
 def _works(ctx: Context, column: Column, slot: Slot, keys: list[AttemptKey], jobs: Collection[JobId] = ()) -> list[Work] | None:

@@ -9,15 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.core.placement.nearness import HERE, Arrival
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiter:
-    """A job that waits: it could begin after `wait_us` if nothing is stopped, and then holds the slot for `hold_us`."""
+    """A job that waits, as it stands to a slot: it could begin after `wait_us` if nothing is stopped, and holds the slot for `hold_us` from
+    when it begins. Its weights have to be there too (`arrives`): it does not begin before, however empty the slot is."""
 
     rank: int
     weight_milli: int
     wait_us: int
     hold_us: int
+    arrives: Arrival = HERE
+
+    def begins_us(self, free_us: int) -> int:
+        """When it begins if the slot is free after this time."""
+        return self.arrives.begins_us(free_us)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,16 +73,18 @@ def worth_of(waiter: Waiter, works: Sequence[Work], rules: Rules) -> int | None:
 
 def worth_of_all(waiter: Waiter, slots: Sequence[Sequence[Work]], rules: Rules) -> int | None:
     """What emptying all of these slots for one job is worth: it wins once, whoever is stopped loses each. Work that several of them share
-    is told once."""
+    is told once. Nothing is won where the weights come no sooner."""
     works = [work for slot in slots for work in slot]
     if not works or any(not _may_stop(waiter, work, rules) for work in works):
         return None
     longest_us = max(sum(work.remaining_us for work in slot) for slot in slots)
-    gain_us = min(waiter.wait_us, longest_us) - max(work.stop_us for work in works)
+    stop_us = max(work.stop_us for work in works)
+    begins_us = waiter.begins_us(stop_us)
+    gain_us = min(waiter.wait_us, waiter.begins_us(longest_us)) - begins_us
     if gain_us < max(rules.gain_min_us, 1):
         return None
-    won = gain_us * waiter.weight_milli
-    lost = sum(((work.lost_us + work.reload_us) * work.gpus + waiter.hold_us) * work.weight_milli for work in works)
+    won, taken_us = gain_us * waiter.weight_milli, begins_us - stop_us + waiter.hold_us
+    lost = sum(((work.lost_us + work.reload_us) * work.gpus + taken_us) * work.weight_milli for work in works)
     return won - lost if won * 1_000 > lost * (1_000 + rules.margin_milli) else None
 
 

@@ -228,10 +228,13 @@ class Queue:
         elif known.favour is Favour.NONE and known not in self._ready[key.rank]:
             self._ready[key.rank].enter(known)
 
-    def favour(self, job_id: JobId, *, stopped: bool) -> None:
-        """A slot is empty that was kept for this job, `stopped`: by stopping others. Its class goes before its turn, if it still waits."""
+    def favour(self, job_id: JobId, pool: int, *, stopped: bool) -> None:
+        """A slot of this pool is empty that was kept for this job, `stopped`: by stopping others, so it counts as taken. Its class goes
+        before its turn, if it still waits."""
         known, _ = self._jobs.get(job_id, (None, None))
         if known is not None:
+            if stopped:
+                self.count_turn(known, pool)
             self.wake(known.key, Favour.HELD if stopped or not self.is_aged(known) else Favour.AGED)
 
     def bound(self, known: JobClass) -> None:
@@ -246,7 +249,8 @@ class Queue:
     def wake_for_slot(self, pool: int, *, offered: bool = True) -> None:
         """A slot of this pool came free: wake the first few that wait for it, in order; before them, if its turn has come, an aged one.
         Whoever waits for another pool may take it too: where fewer wait for this one, and before those of a lower priority, the first who
-        rest elsewhere are woken. A slot that is not `offered` is claimed for a gang: it may be lent, but is nobody's turn."""
+        rest elsewhere are woken. A slot that is not `offered` is claimed for a gang, or was emptied for a job: it may be lent, or left to
+        others, but is nobody's turn."""
         elder, left = self.resting.elder(pool), _WOKEN_PER_SLOT
         if elder is not None and offered:
             turn = min(self._turns.get(pool, 0) + 1, self._every)
@@ -272,8 +276,8 @@ class Queue:
         return self.shares.now_us - known.oldest[1] >= self.ageing_us
 
     def count_turn(self, known: JobClass, pool: int) -> None:
-        """Slots of this pool went to a gang that had claimed them: to an aged one as its due; else they count among those of which aged
-        jobs are due a share."""
+        """Slots of this pool went to who had claimed them, or for whom they were emptied: to the aged as their due; else they count among
+        those of which aged jobs are due a share."""
         if self.resting.elder(pool) is not None:
             self._turns[pool] = 0 if self.is_aged(known) else min(self._turns.get(pool, 0) + known.key.gang_size, self._every)
 

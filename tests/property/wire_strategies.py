@@ -146,6 +146,7 @@ BY_FIELD: dict[tuple[type, str], Strategy] = {
     (placement.Candidate, "terms_us"): tuples(st.integers(bounds.INT64_MIN, bounds.INT64_MAX)),
     (placement.Candidate, "wait_us"): st.integers(bounds.INT64_MIN, bounds.INT64_MAX),
     (placement.Claim, "first"): st.integers(0, limits.GPUS_PER_NODE_MAX - 1),
+    (placement.Stopped, "index"): st.integers(0, limits.GPUS_PER_NODE_MAX - 1),
     (placement.Claim, "slots"): st.sampled_from(limits.GANG_SIZES),
     (placement.Evicted, "price_us"): st.integers(bounds.INT64_MIN, bounds.INT64_MAX),
     (views.DrainMove, "action"): st.sampled_from(["wait", "move", "stop_at_deadline"]),

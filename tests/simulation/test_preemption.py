@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -15,7 +17,7 @@ from sims.play.player import Player
 from sims.play.scenario import Beginning, Scenario
 from sims.traces.job import TraceJob
 from tests.simulation.played import AsPredicted, Rows, three_sites
-from tests.unit.fleet_of_machines import SECOND, model, pool, site
+from tests.unit.fleet_of_machines import GB, SECOND, model, pool, site
 
 # Seconds weigh nearly the same, so that what a victim loses decides.
 ALIKE = Policy(priority_weight_milli={Priority.URGENT: 300, Priority.NORMAL: 250, Priority.BATCH: 200}, learning=False)
@@ -63,3 +65,34 @@ def test_work_is_stopped_where_it_pays_after_the_load_that_follows(after_s: int,
         assert stopped.state is AttemptState.STOPPED
         assert stopped.failure is not None and stopped.failure.kind is FailureKind.PREEMPTED
         assert ("to load its model again" in stopped.failure.message) == again.cold == (size_gb == 60)
+
+
+def _of_all_priorities(count: int, *, seed: int) -> Iterator[TraceJob]:
+    """More than four GPUs can do at once: long batch work, and shorter work of higher priorities, of models that few nodes have."""
+    chance, at_us = random.Random(seed), 0
+    for _ in range(count):
+        at_us += round(chance.expovariate(1 / 8) * SECOND)
+        priority = chance.choices((Priority.BATCH, Priority.NORMAL, Priority.URGENT), (5, 3, 2))[0]
+        yield TraceJob(
+            arrival_us=at_us,
+            model_id=ModelId(f"{chance.choice(('sd', 'sd', 'flux', 'wan'))}--{min(int(chance.expovariate(0.7)), 5)}"),
+            tenant=TenantId(f"t{chance.randrange(5)}"),
+            steps=chance.randrange(100, 400) if priority is Priority.BATCH else chance.randrange(5, 40),
+            priority=priority,
+        )
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_what_is_stopped_for_a_job_makes_room_for_that_job(seed: int) -> None:
+    """Four nodes of a GPU each, to which the weights have ways of their own, all slow; and much of the batch work is aged. Of what was
+    stopped a third went to others where all nodes of a pool were taken for equally near."""
+    slow = replace(site("here", pool("p", nodes=4, gpus=1)), origin_bytes_per_s=GB // 2, lan_bytes_per_s=GB // 4)
+    scenario = replace(three_sites(policy=Policy(learning=False, ageing_ms=120_000)), sites=(slow,), links=())
+    run = Watched(scenario, list(_of_all_priorities(70, seed=seed)))
+    assert run.play().states == {"succeeded": 70}
+    attempts = [attempt for job in run.jobs.values() for attempt in job.attempts]
+    stopped = [(one, attempt.slot) for attempt in attempts if attempt.explanation is not None for one in attempt.explanation.stopped]
+    in_vain = [one for one, slot in stopped if (one.node_id, one.index) != (slot.node_id, slot.index)]
+    assert len(stopped) > 10 and len(in_vain) <= 1
+    fates = [attempt.failure.kind for attempt in attempts if attempt.failure is not None]
+    assert fates.count(FailureKind.PREEMPTED) == len(stopped), "all are told"

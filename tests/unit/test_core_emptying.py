@@ -8,6 +8,7 @@ from atoll.model.job import Job, JobState
 from atoll.model.shape import Shape
 from orchestrator.core import events
 from orchestrator.core.machine import restore
+from orchestrator.core.placement.policy import Policy
 from tests.unit.fleet_of_machines import BATCH, GPUS, SECOND, URGENT, Fleet, model, pool, site, spec
 
 LONG = Shape(width=1024, height=1024, steps=1_000)
@@ -56,6 +57,27 @@ def test_nobody_is_stopped_for_a_job_that_then_goes_to_a_place_that_is_no_better
     assert all((one.site_id, one.pool_id) == ("a", "p") for one in told) and max(one.lost_us for one in told) > 10 * SECOND
     context = fleet.machine.context
     assert not context.state.jobs[urgent.job_id].stopped, "it is told once"
+
+
+def test_a_slot_that_is_emptied_for_a_job_is_not_given_to_who_is_aged_but_the_next_is() -> None:
+    """Work was stopped for it, and would be lost for nothing. What comes free by itself is all due to the batch work here, which waits for
+    longer than any priority is meant to cost."""
+    policy = Policy(ageing_ms=1_000, aged_every=1)
+    fleet = Fleet(site("a", pool("p", gpus=1)), models=(model("m"), model("x", 5), model("y", 5)), policy=policy)
+    fleet.warm("a", "p-0", 0, "m")
+    fleet.agents[SiteId("a")].disk = {"m", "x", "y"}
+    fleet.report("a")
+    fleet.submit(*(spec(prompt=f"batch {number}", priority=BATCH, shape=LONG) for number in range(4)))
+    (slot,) = fleet.machine.context.columns.columns[0].pool.nodes[0].slots
+    fleet.running("a", slot.attempts[0], steps=100)
+    fleet.wait(2, reporting=("a",))
+    fleet.submit(spec("x", prompt="urgent", priority=URGENT))
+    for key in _stopping(fleet):
+        fleet.end_attempt("a", key, AttemptState.STOPPED)
+    fleet.submit(spec("y", prompt="urgent too", priority=URGENT))
+    assert [fleet.jobs[key.job_id].spec.prompt for key in slot.attempts] == ["urgent"]
+    fleet.end_attempt("a", slot.attempts[0])
+    assert {fleet.jobs[key.job_id].spec.priority for key in slot.attempts} == {BATCH}
 
 
 def test_each_of_several_jobs_waits_for_the_slot_that_is_emptied_for_it() -> None:

@@ -15,7 +15,9 @@ from atoll.model.report import AttemptProgress
 from atoll.model.shape import Shape
 from orchestrator.core import events
 from orchestrator.core.outputs import AttemptPreempted
+from orchestrator.core.placement.nearness import Arrival
 from orchestrator.core.placement.policy import Policy
+from orchestrator.core.placement.rows import Source
 from orchestrator.core.preemption import Rules, Waiter, Work, best_of, worth_of
 from tests.unit.fleet_of_machines import BATCH, SECOND, URGENT, Fleet, model, pool, site, spec
 
@@ -37,6 +39,21 @@ def test_loading_again_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "there_s", "fetch_s", "won_s", "taken_s"),
+    [
+        (Source.FETCHING, 20, 0, 40, 24),  # a second until it stops, then idle for 19: the 19 and 5 are taken from the other
+        (Source.ORIGIN, 0, 20, 39, 25),  # it begins to come when the slot is free
+        (Source.SITE_FETCHING, 20, 10, 30, 34),
+    ],
+)
+def test_weights_that_come_by_hand(source: Source, there_s: int, fetch_s: int, won_s: int, taken_s: int) -> None:
+    """Without stopping anybody it would begin in a minute: here at the end of the work, or elsewhere."""
+    waiter = replace(WAITER, arrives=Arrival(source, there_s * SECOND, fetch_s * SECOND))
+    assert worth_of(waiter, [WORK], RULES) == won_s * SECOND * 5_000 - (40 + taken_s) * SECOND * 200
+    assert worth_of(replace(waiter, arrives=Arrival(source, 59 * SECOND, fetch_s * SECOND)), [WORK], RULES) is None, "a second at most"
+
+
+@pytest.mark.parametrize(
     ("waiter", "work", "why"),
     [
         ({}, {"rank": 0}, "equal priority"),
@@ -50,7 +67,7 @@ def test_loading_again_by_hand() -> None:
     ],
 )
 def test_what_is_not_stopped(waiter: dict[str, int], work: dict[str, int], why: str) -> None:
-    assert worth_of(replace(WAITER, **waiter), [replace(WORK, **work)], RULES) is None, why
+    assert worth_of(replace(WAITER, **waiter), [replace(WORK, **work)], RULES) is None, why  # type: ignore[arg-type]  # figures only
 
 
 def test_all_attempts_of_a_slot_must_be_lower_and_all_are_paid_for() -> None:
@@ -73,9 +90,11 @@ _WORK = st.builds(
     rank=st.integers(0, 2), weight_milli=st.integers(1, 10_000), exec_us=st.integers(1, 10**9), remaining_us=st.integers(0, 10**9),
     lost_us=st.integers(0, 10**9), stop_us=st.integers(0, 10**8), preempted=st.integers(0, 3), reload_us=st.integers(0, 10**9),
 )  # fmt: skip
+_ARRIVAL = st.builds(Arrival, st.sampled_from(Source), st.integers(0, 10**10), st.integers(0, 10**10))
 _WAITER = st.builds(
-    Waiter, rank=st.integers(0, 2), weight_milli=st.integers(1, 10_000), wait_us=st.integers(0, 10**10), hold_us=st.integers(0, 10**9)
-)
+    Waiter, rank=st.integers(0, 2), weight_milli=st.integers(1, 10_000), wait_us=st.integers(0, 10**10), hold_us=st.integers(0, 10**9),
+    arrives=_ARRIVAL,
+)  # fmt: skip
 
 
 @given(_WAITER, st.lists(st.lists(_WORK, min_size=1, max_size=3), max_size=6))
@@ -83,7 +102,8 @@ def test_whoever_is_stopped_is_lower_and_more_is_won_than_lost(waiter: Waiter, s
     place = best_of([worth_of(waiter, works, RULES) for works in slots])
     if place is None:
         return
-    won = min(waiter.wait_us, sum(work.remaining_us for work in slots[place])) * waiter.weight_milli
+    without_us = min(waiter.wait_us, waiter.begins_us(sum(work.remaining_us for work in slots[place])))
+    won = (without_us - waiter.begins_us(0)) * waiter.weight_milli
     lost = sum((work.lost_us + work.reload_us + waiter.hold_us) * work.weight_milli for work in slots[place])
     assert won * 4 > lost * 5
     for work in slots[place]:

@@ -333,7 +333,7 @@ def test_whose_slot_was_made_empty_is_not_held() -> None:
     line = Line()
     job_id = line.submit("t")
     line.rest_all()
-    line.queue.favour(job_id, stopped=True)
+    line.queue.favour(job_id, 0, stopped=True)
     line.queue.hold(job_id, line.now_us - 1, line.now_us + SECOND)
     assert line.take() == job_id
 

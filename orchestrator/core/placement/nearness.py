@@ -29,6 +29,22 @@ class Way(NamedTuple):
     until_us: int
 
 
+class Arrival(NamedTuple):
+    """When weights are on a node, from now on: `there_us` passes at least, whoever has a slot there, and `fetch_us` after that, or after a
+    slot is free, whichever is later. What is under way comes by itself; a fetch, or a copy, begins for who has a slot."""
+
+    source: Source
+    there_us: int
+    fetch_us: int
+
+    def begins_us(self, free_us: int) -> int:
+        """When a job begins in a slot that is free after this time: slot and weights are there."""
+        return min(max(free_us, self.there_us) + self.fetch_us, FETCH_MAX_US)
+
+
+HERE: Final = Arrival(Source.DISK, 0, 0)
+
+
 class Fetch(NamedTuple):
     """Of one pool, how long a fetch from outside of the site takes as the links are now, how long a copy within it, and what follows where
     another node's fetch has landed."""
@@ -56,16 +72,16 @@ def source_at(column: Column, model_id: ModelId, node_index: int, near: Near) ->
     return source_beside(near)
 
 
-def fetch_us(way: Way, fetch: Fetch, now_us: int) -> tuple[Source, int]:
-    """How long until the weights are there, as the tables reckon (`kernel`), and from where that is."""
+def arrival(way: Way, fetch: Fetch, now_us: int) -> Arrival:
+    """When the weights come that way."""
     match way.source:
         case Source.HOST | Source.DISK:
-            return way.source, 0
+            return Arrival(way.source, 0, 0)
         case Source.FETCHING:
-            return way.source, max(way.until_us - now_us, 0)
+            return Arrival(way.source, max(way.until_us - now_us, 0), 0)
         case Source.SITE if fetch.copy_us < fetch.outside_us:
-            return way.source, fetch.copy_us
+            return Arrival(way.source, 0, fetch.copy_us)
         case Source.SITE_FETCHING if way.until_us > now_us:
-            return way.source, min(way.until_us - now_us + fetch.landed_us, FETCH_MAX_US)
+            return Arrival(way.source, way.until_us - now_us, fetch.landed_us)
         case _:
-            return Source.ORIGIN, fetch.outside_us
+            return Arrival(Source.ORIGIN, 0, fetch.outside_us)
