@@ -1,9 +1,13 @@
-"""Shares: who of the tenants goes first, by what each has had in normalised GPU-seconds over its weight.
+"""Shares: who of the tenants goes first, by what each has had in normalised GPU-seconds of execution over its weight.
 
 Start-time fair queueing. Each tenant has a virtual time; a job that is bound moves it on by the predicted execution, normalised by
 the speed of the GPU, over the tenant's weight; the tenant with the least virtual time goes first. When the attempt ends, the
 difference to the actual is added, or kept as a credit against the next charges: virtual times never fall, which is what lets every
 order built on them be lazy.
+
+Fetches and loads are charged to nobody, although a job holds its slot for them: where models are loaded, and when they leave, the fleet
+decides, and whoever comes next finds them there. So what slots are held for may differ from the weights where one tenant's models have to
+be loaded and another's have not. Charging for all of that would keep the former from slots twice: who has to load goes later anyway.
 
 A tenant that was idle begins where those are that are being served: it gets no credit for the past. One that used capacity nobody
 else could use is not held back for longer than `_MEMORY_US`, or a few of the largest jobs, one whose jobs were impossible for a while
