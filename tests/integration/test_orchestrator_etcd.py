@@ -118,7 +118,12 @@ async def test_without_room_new_jobs_are_refused_and_operators_are_served(backen
 
         async def submit_for_ever() -> None:
             while True:
-                await running.submit()
+                try:
+                    await running.submit()
+                except grpc.aio.AioRpcError as error:
+                    # A member that has just taken in all of the ballast may be late with a commit.
+                    if "did not confirm the write" not in (error.details() or ""):
+                        raise
 
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await asyncio.wait_for(submit_for_ever(), PATIENCE_S)

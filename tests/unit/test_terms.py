@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.model.ids import AdapterId, SiteId
@@ -111,6 +111,7 @@ def test_what_only_a_load_needs_is_0_where_the_model_is_resident(name: str, give
     assert not term.still(given_)[~given_.cold].any()
 
 
+@settings(deadline=None)
 @given(inputs())
 def test_a_term_that_is_left_out_is_0_and_touches_no_other(given_: Inputs) -> None:
     whole = still(given_, ALL_TERMS)
